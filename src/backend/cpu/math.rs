@@ -1,0 +1,661 @@
+//! Elementary functions for inner loops, and the conversions of the half types.
+//!
+//! The f32 versions have no branches, tables of floats or calls, so a loop over them vectorises (inside
+//! [`dispatch`](super::simd::dispatch)). Polynomials were fitted for this file (weighted least squares on Chebyshev nodes,
+//! reweighted towards the minimax solution, in 40 digits); reductions are the textbook ones (Cody & Waite, *Software Manual
+//! for the Elementary Functions*; Muller, *Elementary Functions*). Bounds are tested in `math_tests.rs` over all exponents.
+//! The f64 versions are the scalar functions of std and libm: f64 serves checks, not training.
+
+use std::f64::consts as c64;
+use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
+
+/// A type that kernels compute in: f32 or f64. Half types are stored, never computed in.
+///
+/// All methods are `#[inline(always)]` and meant for loops inside [`dispatch`](super::simd::dispatch).
+pub trait Real:
+    Copy
+    + Send
+    + Sync
+    + PartialOrd
+    + Default
+    + std::fmt::Debug
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+    + AddAssign
+    + SubAssign
+    + MulAssign
+    + 'static
+{
+    const ZERO: Self;
+    const ONE: Self;
+    const HALF: Self;
+    const INFINITY: Self;
+    const NEG_INFINITY: Self;
+    const NAN: Self;
+
+    fn from_f64(x: f64) -> Self;
+    fn to_f64(self) -> f64;
+    /// `self * a + b`, rounded once at every feature level: where the instruction is missing (x86 before 2013) it is a
+    /// library call, slow but with the same bits.
+    fn mul_add(self, a: Self, b: Self) -> Self;
+    fn abs(self) -> Self;
+    fn sqrt(self) -> Self;
+    fn floor(self) -> Self;
+    fn ceil(self) -> Self;
+    fn trunc(self) -> Self;
+    /// Nearest integer, ties to even.
+    fn round_ties_even(self) -> Self;
+    fn copysign(self, sign: Self) -> Self;
+    fn exp(self) -> Self;
+    fn expm1(self) -> Self;
+    fn ln(self) -> Self;
+    fn ln_1p(self) -> Self;
+    fn sin(self) -> Self;
+    fn cos(self) -> Self;
+    fn tanh(self) -> Self;
+    fn erf(self) -> Self;
+    /// Φ(x), the standard normal distribution function, with full relative accuracy in the left tail.
+    fn normal_cdf(self) -> Self;
+    /// φ(x) = Φ′(x).
+    fn normal_pdf(self) -> Self;
+    /// `self` to a real power; the scalar std function, so it does not vectorise.
+    fn powf(self, p: Self) -> Self;
+
+    /// `self` to an integer power: exact products for the small powers that models use, else through a wider or scalar `pow`.
+    fn powi(self, n: i32) -> Self;
+
+    #[inline(always)]
+    fn recip(self) -> Self {
+        Self::ONE / self
+    }
+
+    #[inline(always)]
+    #[allow(clippy::eq_op, reason = "the definition of NaN, and it vectorises")]
+    fn is_nan(self) -> bool {
+        self != self
+    }
+
+    #[inline(always)]
+    fn is_finite(self) -> bool {
+        self.abs() < Self::INFINITY
+    }
+
+    /// The larger one; NaN when either is, as torch.maximum (`f32::max` would drop it).
+    #[inline(always)]
+    fn max_nan(self, other: Self) -> Self {
+        if self > other || self.is_nan() { self } else { other }
+    }
+
+    /// The smaller one; NaN when either is.
+    #[inline(always)]
+    fn min_nan(self, other: Self) -> Self {
+        if self < other || self.is_nan() { self } else { other }
+    }
+
+    /// 1 / (1 + e⁻ˣ), computed from e^-|x| so that neither side overflows and the left tail keeps its relative accuracy.
+    #[inline(always)]
+    fn sigmoid(self) -> Self {
+        let e = (-self.abs()).exp();
+        let q = e / (Self::ONE + e);
+        // e/(1+e) = e - e·q on the left and 1 - q on the right: the rounding of q then counts for little.
+        if self < Self::ZERO { (-e).mul_add(q, e) } else { Self::ONE - q }
+    }
+
+    /// ln(1 + eˣ) without overflow. max(x, 0) comes from the NaN-keeping [`max_nan`](Self::max_nan).
+    #[inline(always)]
+    fn softplus(self) -> Self {
+        self.max_nan(Self::ZERO) + (-self.abs()).exp().ln_1p()
+    }
+}
+
+/// Evaluates a polynomial by Horner's rule, lowest coefficient first: independent vectors overlap, so its chain costs nothing.
+macro_rules! poly {
+    ($x:expr, $c:expr) => { $c };
+    ($x:expr, $c:expr, $($rest:expr),+) => { poly!($x, $($rest),+).mul_add($x, $c) };
+}
+
+/// The first 16 bits of ln 2: its product with an exponent is exact.
+const LN2_HI: f32 = 0.693_145_75;
+/// ln 2 - LN2_HI.
+const LN2_LO: f32 = 1.428_606_8e-6;
+/// 1.5 · 2²³: adding it rounds to an integer (ties to even) and leaves that integer in the low mantissa bits.
+const ROUND_F32: f32 = 12_582_912.0;
+
+/// 2ⁿ for -126 ≤ n ≤ 127.
+#[inline(always)]
+fn pow2_f32(n: i32) -> f32 {
+    f32::from_bits(((n + 127) << 23) as u32)
+}
+
+/// x = n ln 2 + r with |r| ≤ ln 2 / 2: Cody & Waite's reduction, whose first step is exact. |x| must be below 105 or so.
+#[inline(always)]
+fn reduce_exp_f32(x: f32) -> (i32, f32) {
+    let t = x.mul_add(std::f32::consts::LOG2_E, ROUND_F32);
+    let n = t - ROUND_F32;
+    let r = n.mul_add(-LN2_HI, x);
+    let r = n.mul_add(-LN2_LO, r);
+    ((t.to_bits() as i32).wrapping_sub(ROUND_F32.to_bits() as i32), r)
+}
+
+/// (eʳ - 1 - r) / r² on the reduced interval; error 2⁻³² relative to eʳ - 1.
+#[inline(always)]
+fn exp_tail_f32(r: f32) -> f32 {
+    poly!(r, 0.5, 0.166_666_67, 0.041_666_348, 0.008_333_287, 0.001_394_163_6, 0.000_199_058_43)
+}
+
+/// e^(x - lo): `lo` is a small correction (|lo| ≪ 1) that is taken in after the reduction, where it loses nothing.
+#[inline(always)]
+fn exp_corrected_f32(x: f32, lo: f32) -> f32 {
+    // Beyond these e^x is 0 or infinite; the comparisons let NaN through, which then survives the arithmetic.
+    let x = if x > 89.0 { 89.0 } else { x };
+    let x = if x < -104.0 { -104.0 } else { x };
+    let (n, r) = reduce_exp_f32(x);
+    let r = r - lo;
+    let p = (r * r).mul_add(exp_tail_f32(r), r) + 1.0;
+    // Two factors reach the whole range: subnormal results are rounded once, by the second product.
+    let half = n >> 1;
+    p * pow2_f32(half) * pow2_f32(n.wrapping_sub(half))
+}
+
+/// eˣ.
+#[inline(always)]
+pub(crate) fn exp_f32(x: f32) -> f32 {
+    exp_corrected_f32(x, 0.0)
+}
+
+/// eˣ - 1, as 2ⁿ(eʳ - 1) + (2ⁿ - 1).
+#[inline(always)]
+pub(crate) fn expm1_f32(x: f32) -> f32 {
+    let y = if x > 89.0 { 89.0 } else { x };
+    let y = if y < -18.0 { -18.0 } else { y };
+    let (n, r) = reduce_exp_f32(y);
+    let p = (r * r).mul_add(exp_tail_f32(r), r);
+    // Computed at half scale, since n reaches 128.
+    let half = pow2_f32(n.wrapping_sub(1));
+    let y = p.mul_add(half, half - 0.5) * 2.0;
+    // Here eˣ - 1 rounds to x, and the half scale would have dropped bits of subnormals and the sign of zero.
+    if x.abs() < 2.9e-8 { x } else { y }
+}
+
+/// ln(m · (1 + f)) core: e ln 2 + ln(1 + f) for f in [√½ - 1, √2 - 1], after Cephes' logf in form: f - f²/2 + f³ P(f).
+#[inline(always)]
+fn ln_core_f32(e: f32, f: f32) -> f32 {
+    let p = poly!(
+        f,
+        0.333_333_1,
+        -0.249_999_87,
+        0.200_022_37,
+        -0.166_692_5,
+        0.142_184_26,
+        -0.123_842_88,
+        0.118_748_27,
+        -0.117_908_05,
+        0.069_119_826
+    );
+    let f2 = f * f;
+    let tail = (f2 * f).mul_add(p, e * LN2_LO);
+    let tail = f2.mul_add(-0.5, tail);
+    e.mul_add(LN2_HI, f + tail)
+}
+
+/// Splits a positive normal number into (e, m) with x = 2ᵉ m and √½ ≤ m < √2.
+#[inline(always)]
+fn split_f32(x: f32) -> (i32, f32) {
+    // Adding the distance from √½ to 1 moves the mantissas above √2 to the next exponent.
+    const SQRT_HALF: u32 = 0x3f35_04f3;
+    let shifted = x.to_bits().wrapping_sub(SQRT_HALF);
+    let e = (shifted as i32) >> 23;
+    (e, f32::from_bits((shifted & 0x007f_ffff).wrapping_add(SQRT_HALF)))
+}
+
+/// ln x.
+#[inline(always)]
+pub(crate) fn ln_f32(x: f32) -> f32 {
+    let subnormal = x < f32::MIN_POSITIVE;
+    let scaled = if subnormal { x * 8_388_608.0 } else { x };
+    let (e, m) = split_f32(scaled);
+    let e = if subnormal { e - 23 } else { e };
+    let y = ln_core_f32(e as f32, m - 1.0);
+    let y = if x == f32::INFINITY { x } else { y };
+    let y = if x == 0.0 { f32::NEG_INFINITY } else { y };
+    // Also true for NaN.
+    if x >= 0.0 { y } else { f32::NAN }
+}
+
+/// ln(1 + x): the rounding error of 1 + x is added back to the reduced argument, where it still counts.
+#[inline(always)]
+pub(crate) fn ln_1p_f32(x: f32) -> f32 {
+    let u = 1.0 + x;
+    // Knuth's two-sum residue; the order of subtraction follows the larger operand.
+    let lost = if x.abs() < 1.0 { x - (u - 1.0) } else { 1.0 - (u - x) };
+    let (e, m) = split_f32(u);
+    // 2⁻ᵉ; beyond 2⁶⁴ what was lost is nothing, and the exponent must stay in range.
+    let scale = pow2_f32(if e < 64 { -e } else { -64 });
+    let f = lost.mul_add(scale, m - 1.0);
+    let y = ln_core_f32(e as f32, f);
+    let y = if x == f32::INFINITY { x } else { y };
+    let y = if x == -1.0 { f32::NEG_INFINITY } else { y };
+    // ln(1 + x) rounds to x here; it also keeps -0 and subnormals.
+    let y = if x.abs() < 2.9e-8 { x } else { y };
+    if x >= -1.0 { y } else { f32::NAN }
+}
+
+/// tanh x: an odd polynomial near zero, 1 - 2 / (e²ˣ + 1) beyond, where that form no longer cancels.
+#[inline(always)]
+pub(crate) fn tanh_f32(x: f32) -> f32 {
+    let a = x.abs();
+    let a2 = a * a;
+    let p = poly!(a2, -0.333_333_3, 0.133_332_1, -0.053_947_2, 0.021_702_932, -0.008_182_587, 0.002_147_462);
+    let small = (a2 * a).mul_add(p, a);
+    let large = 1.0 - 2.0 / (exp_f32(a + a) + 1.0);
+    let y = if a < 0.625 { small } else { large };
+    y.copysign(x)
+}
+
+/// erf x: an odd polynomial near zero, 1 - exp(Q(|x|)) beyond, Q being a fit of ln erfc.
+#[inline(always)]
+pub(crate) fn erf_f32(x: f32) -> f32 {
+    let a = x.abs();
+    let a2 = a * a;
+    let p = poly!(
+        a2,
+        0.128_379_17,
+        -0.376_126_35,
+        0.112_837_03,
+        -0.026_859_796,
+        0.005_201_953_5,
+        -0.000_815_255_6,
+        8.409_641e-5
+    );
+    let small = p.mul_add(a, a);
+    // erf is 1 to the last bit from 3.92 on; the fit ends a little later.
+    let b = if a > 3.95 { 3.95 } else { a };
+    let q = poly!(
+        b,
+        0.000_170_639_16,
+        -1.129_495_6,
+        -0.633_385_8,
+        -0.108_237_624,
+        0.025_092_172,
+        -0.004_160_797,
+        0.000_432_362_02,
+        -2.091_500_8e-5
+    );
+    let large = 1.0 - exp_f32(q);
+    let y = if a < 0.92 { small } else { large };
+    y.copysign(x)
+}
+
+/// e^(-x²/2), with the rounding error of the square taken in: without that the tail loses x² ulps.
+#[inline(always)]
+fn gauss_f32(x: f32) -> f32 {
+    // Beyond 20 the result is 0; the bound keeps the square and its residue finite.
+    let a = x.abs();
+    let a = if a > 20.0 { 20.0 } else { a };
+    let h = a * a * 0.5;
+    let lost = (a * 0.5).mul_add(a, -h);
+    exp_corrected_f32(-h, lost)
+}
+
+/// Φ(x): ½ + x P(x²) near zero; beyond, the left tail e^(-x²/2) t Q(t) with t = 1 / (1 + |x|/2) (the form of Abramowitz &
+/// Stegun 7.1.26 with a longer fit, relative error 2⁻²⁸), or one minus that on the right.
+#[inline(always)]
+pub(crate) fn normal_cdf_f32(x: f32) -> f32 {
+    let x2 = x * x;
+    let p = poly!(x2, 0.398_942_3, -0.066_490_375, 0.009_973_538, -0.001_187_246, 0.000_115_249_93, -9.217_998e-6, 5.199_410_7e-7);
+    let small = x.mul_add(p, 0.5);
+
+    let a = x.abs();
+    let a = if a > 20.0 { 20.0 } else { a };
+    let d = a.mul_add(0.5, 1.0);
+    let t = 1.0 / d;
+    // One Newton step with the residue of d: the tail is more than proportional to t.
+    let lost = a.mul_add(0.5, 1.0 - d);
+    let t = t.mul_add((-t).mul_add(lost, (-t).mul_add(d, 1.0)), t);
+    let q = poly!(
+        t - 0.375,
+        0.295_960_8,
+        0.310_291_4,
+        0.110_034_585,
+        -0.126_363_02,
+        -0.080_316_626,
+        0.125_240_94,
+        0.033_578_2,
+        -0.155_333_43,
+        0.036_944_736,
+        0.121_535_66
+    );
+    let tail = gauss_f32(x) * (t * q);
+    let large = if x > 0.0 { 1.0 - tail } else { tail };
+    if a < 1.0 { small } else { large }
+}
+
+/// φ(x) = e^(-x²/2) / √2π.
+#[inline(always)]
+pub(crate) fn normal_pdf_f32(x: f32) -> f32 {
+    gauss_f32(x) * 0.398_942_28
+}
+
+/// The first 256 bits of 2/π.
+const TWO_OVER_PI: [u64; 4] = [0xa2f9_836e_4e44_1529, 0xfc27_57d1_f534_ddc0, 0xdb62_9599_3c43_9041, 0xfe51_63ab_debb_c561];
+
+/// `TURN[k]` is 2ᵏ · 2/π modulo 4 in two parts: 29 leading bits, so that a 24-bit integer times it is exact in f64, and the
+/// next 53. This is Payne & Hanek's reduction for the one case of f32, computed by the compiler.
+static TURN: [[f64; 2]; 128] = {
+    const fn bits(from: i32, count: i32) -> u64 {
+        let mut v = 0;
+        let mut i = from;
+        while i < from + count {
+            // Negative positions stand before the binary point, where 2/π has no bits.
+            let bit = if i < 0 { 0 } else { (TWO_OVER_PI[(i / 64) as usize] >> (63 - i % 64)) & 1 };
+            v = (v << 1) | bit;
+            i += 1;
+        }
+        v
+    }
+    let mut table = [[0.0; 2]; 128];
+    let mut k = 0;
+    while k < 128 {
+        // Bit 0 weighs ½; after the shift by k, bits from k - 2 weigh less than 4.
+        table[k][0] = bits(k as i32 - 2, 29) as f64 / (1u64 << 27) as f64;
+        table[k][1] = bits(k as i32 + 27, 53) as f64 / (1u64 << 40) as f64 / (1u64 << 40) as f64;
+        k += 1;
+    }
+    table
+};
+
+/// x = (quadrant + r) · π/2: the quadrant modulo 4 and r · π/2 with |r| ≤ 0.57, in f64, exact enough for every finite f32.
+#[inline(always)]
+fn reduce_turn_f32(x: f32) -> (u64, f64) {
+    const ROUND: f64 = 6_755_399_441_055_744.0; // 1.5 · 2⁵², as ROUND_F32
+    let a = x.abs();
+    // |x| = m · 2ᵏ with m < 2²⁴; numbers below 2²⁴ stay what they are, with k = 0.
+    let big = a >= 16_777_216.0;
+    let k = if big { (a.to_bits() >> 23).wrapping_sub(150) } else { 0 } & 127;
+    let m = f32::from_bits(if big { (a.to_bits() & 0x007f_ffff) | 0x4b00_0000 } else { a.to_bits() }) as f64;
+    let [hi, lo] = TURN[k as usize];
+    // For k = 0 and a fractional m the product still fits: 24 + 29 bits.
+    let turns = m * hi;
+    let rounded = turns + ROUND;
+    let r = m.mul_add(lo, turns - (rounded - ROUND));
+    (rounded.to_bits(), r * c64::FRAC_PI_2)
+}
+
+/// sin and cos of a reduced angle by Taylor's series in f64, where its error (3e-11 at 0.9) is far below an f32 ulp.
+#[inline(always)]
+fn sin_cos_poly(r: f64) -> (f64, f64) {
+    let r2 = r * r;
+    let s = poly!(r2, 1.0, -1.0 / 6.0, 1.0 / 120.0, -1.0 / 5040.0, 1.0 / 362_880.0, -1.0 / 39_916_800.0) * r;
+    let c = poly!(r2, 1.0, -0.5, 1.0 / 24.0, -1.0 / 720.0, 1.0 / 40_320.0, -1.0 / 3_628_800.0, 1.0 / 479_001_600.0);
+    (s, c)
+}
+
+/// sin x, right for every finite f32.
+#[inline(always)]
+pub(crate) fn sin_f32(x: f32) -> f32 {
+    let (q, r) = reduce_turn_f32(x);
+    let (s, c) = sin_cos_poly(r);
+    let y = if q & 1 == 0 { s } else { c };
+    let y = if q & 2 == 0 { y } else { -y };
+    let y = if x < 0.0 { -y } else { y } as f32;
+    // Keeps -0, and subnormals, for which the product with π/2 in f64 is harmless but pointless.
+    let y = if x.abs() < 1e-5 { x } else { y };
+    if x.abs() < f32::INFINITY { y } else { f32::NAN }
+}
+
+/// cos x, right for every finite f32.
+#[inline(always)]
+pub(crate) fn cos_f32(x: f32) -> f32 {
+    let (q, r) = reduce_turn_f32(x);
+    let (s, c) = sin_cos_poly(r);
+    let y = if q & 1 == 0 { c } else { s };
+    let y = if (q.wrapping_add(1)) & 2 == 0 { y } else { -y } as f32;
+    if x.abs() < f32::INFINITY { y } else { f32::NAN }
+}
+
+macro_rules! real_common {
+    ($t:ident) => {
+        const ZERO: Self = 0.0;
+        const ONE: Self = 1.0;
+        const HALF: Self = 0.5;
+        const INFINITY: Self = $t::INFINITY;
+        const NEG_INFINITY: Self = $t::NEG_INFINITY;
+        const NAN: Self = $t::NAN;
+
+        #[inline(always)]
+        fn mul_add(self, a: Self, b: Self) -> Self {
+            $t::mul_add(self, a, b)
+        }
+        #[inline(always)]
+        fn abs(self) -> Self {
+            $t::abs(self)
+        }
+        #[inline(always)]
+        fn sqrt(self) -> Self {
+            $t::sqrt(self)
+        }
+        #[inline(always)]
+        fn floor(self) -> Self {
+            $t::floor(self)
+        }
+        #[inline(always)]
+        fn ceil(self) -> Self {
+            $t::ceil(self)
+        }
+        #[inline(always)]
+        fn trunc(self) -> Self {
+            $t::trunc(self)
+        }
+        #[inline(always)]
+        fn round_ties_even(self) -> Self {
+            $t::round_ties_even(self)
+        }
+        #[inline(always)]
+        fn copysign(self, sign: Self) -> Self {
+            $t::copysign(self, sign)
+        }
+        #[inline(always)]
+        fn powf(self, p: Self) -> Self {
+            $t::powf(self, p)
+        }
+    };
+}
+
+impl Real for f32 {
+    real_common!(f32);
+
+    #[inline(always)]
+    fn from_f64(x: f64) -> Self {
+        x as f32
+    }
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        self as f64
+    }
+    #[inline(always)]
+    fn exp(self) -> Self {
+        exp_f32(self)
+    }
+    #[inline(always)]
+    fn expm1(self) -> Self {
+        expm1_f32(self)
+    }
+    #[inline(always)]
+    fn ln(self) -> Self {
+        ln_f32(self)
+    }
+    #[inline(always)]
+    fn ln_1p(self) -> Self {
+        ln_1p_f32(self)
+    }
+    #[inline(always)]
+    fn sin(self) -> Self {
+        sin_f32(self)
+    }
+    #[inline(always)]
+    fn cos(self) -> Self {
+        cos_f32(self)
+    }
+    #[inline(always)]
+    fn tanh(self) -> Self {
+        tanh_f32(self)
+    }
+    #[inline(always)]
+    fn erf(self) -> Self {
+        erf_f32(self)
+    }
+    #[inline(always)]
+    fn normal_cdf(self) -> Self {
+        normal_cdf_f32(self)
+    }
+    #[inline(always)]
+    fn normal_pdf(self) -> Self {
+        normal_pdf_f32(self)
+    }
+    #[inline(always)]
+    fn powi(self, n: i32) -> Self {
+        match n {
+            -1 => 1.0 / self,
+            0 => 1.0,
+            1 => self,
+            2 => self * self,
+            // In f64 the product is exact or nearly so, and rounded once.
+            -16..=16 => (self as f64).powi(n) as f32,
+            _ => (self as f64).powf(n as f64) as f32,
+        }
+    }
+}
+
+impl Real for f64 {
+    real_common!(f64);
+
+    #[inline(always)]
+    fn from_f64(x: f64) -> Self {
+        x
+    }
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        self
+    }
+    #[inline(always)]
+    fn exp(self) -> Self {
+        f64::exp(self)
+    }
+    #[inline(always)]
+    fn expm1(self) -> Self {
+        f64::exp_m1(self)
+    }
+    #[inline(always)]
+    fn ln(self) -> Self {
+        f64::ln(self)
+    }
+    #[inline(always)]
+    fn ln_1p(self) -> Self {
+        f64::ln_1p(self)
+    }
+    #[inline(always)]
+    fn sin(self) -> Self {
+        f64::sin(self)
+    }
+    #[inline(always)]
+    fn cos(self) -> Self {
+        f64::cos(self)
+    }
+    #[inline(always)]
+    fn tanh(self) -> Self {
+        f64::tanh(self)
+    }
+    #[inline(always)]
+    fn erf(self) -> Self {
+        libm::erf(self)
+    }
+    /// ½ erfc(-x/√2), corrected to first order for the rounding of the argument, which the tail magnifies by x².
+    #[inline(always)]
+    fn normal_cdf(self) -> Self {
+        // 1/√2 - FRAC_1_SQRT_2.
+        const LO: f64 = -4.833_646_656_726_457e-17;
+        let t = self * -c64::FRAC_1_SQRT_2;
+        let lost = self.mul_add(-c64::FRAC_1_SQRT_2, -t) - self * LO;
+        let y = 0.5 * libm::erfc(t);
+        let slope = -0.5 * c64::FRAC_2_SQRT_PI * (-t * t).exp();
+        let corrected = lost.mul_add(slope, y);
+        // At ±∞ the correction is ∞ · 0.
+        if self.abs() < 40.0 { corrected } else { y }
+    }
+    /// The square's rounding error is taken in, as in the f32 version.
+    #[inline(always)]
+    fn normal_pdf(self) -> Self {
+        let a = self.abs();
+        let a = if a > 60.0 { 60.0 } else { a };
+        let h = a * a * 0.5;
+        let lost = (a * 0.5).mul_add(a, -h);
+        let e = (-h).exp();
+        // 1/√2π
+        (-lost).mul_add(e, e) * 0.398_942_280_401_432_7
+    }
+    #[inline(always)]
+    fn powi(self, n: i32) -> Self {
+        match n {
+            -1 => 1.0 / self,
+            0 => 1.0,
+            1 => self,
+            2 => self * self,
+            3 => self * self * self,
+            // i32 is exact in f64, and pow is rounded once where repeated products are not.
+            _ => self.powf(n as f64),
+        }
+    }
+}
+
+/// Bits of a bf16 to f32: exact.
+#[inline(always)]
+pub(crate) fn bf16_to_f32(h: u16) -> f32 {
+    let bits = (h as u32) << 16;
+    // A signalling NaN becomes quiet, as in the half crate and in hardware.
+    let nan = bits & 0x7fff_ffff > 0x7f80_0000;
+    f32::from_bits(if nan { bits | 0x0040_0000 } else { bits })
+}
+
+/// f32 to the bits of the nearest bf16, ties to even; NaN stays NaN (quiet).
+#[inline(always)]
+pub(crate) fn f32_to_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    let nan = bits & 0x7fff_ffff > 0x7f80_0000;
+    (if nan { (bits >> 16) | 0x0040 } else { rounded }) as u16
+}
+
+/// Bits of an f16 to f32: exact. Exponents are rebiased in integers; subnormals are normalised by a float subtraction
+/// (Giesen's note *Half to float done quick*).
+#[inline(always)]
+pub(crate) fn f16_to_f32(h: u16) -> f32 {
+    let sign = ((h as u32) & 0x8000) << 16;
+    let o = ((h as u32) & 0x7fff) << 13;
+    let normal = o + (112 << 23);
+    let subnormal = (f32::from_bits(o + (113 << 23)) - f32::from_bits(113 << 23)).to_bits();
+    let special = o | if o > 0x7c00 << 13 { 0x7fc0_0000 } else { 0x7f80_0000 };
+    let bits = if o < 0x0400 << 13 { subnormal } else { normal };
+    let bits = if o >= 0x7c00 << 13 { special } else { bits };
+    f32::from_bits(bits | sign)
+}
+
+/// f32 to the bits of the nearest f16, ties to even: subnormals rounded by the float adder, overflow to infinity, NaN quiet.
+#[inline(always)]
+pub(crate) fn f32_to_f16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let a = bits & 0x7fff_ffff;
+    // Adding ½ aligns the last bit of the sum with the last bit of an f16 subnormal, 2⁻²⁴.
+    let subnormal = (f32::from_bits(a) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
+    let normal = a.wrapping_add(0xfff + ((a >> 13) & 1)).wrapping_sub(112 << 23) >> 13;
+    let h = if a < 113 << 23 { subnormal } else { normal };
+    let h = if a >= 0x4780_0000 { 0x7c00 } else { h };
+    let h = if a > 0x7f80_0000 { 0x7e00 | ((a >> 13) & 0x3ff) } else { h };
+    (h | ((bits >> 16) & 0x8000)) as u16
+}
+
+#[cfg(test)]
+#[path = "math_tests.rs"]
+mod tests;

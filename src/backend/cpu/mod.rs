@@ -1,0 +1,19 @@
+//! The CPU backend: recycled buffers, SIMD loops, GEMM.
+//!
+//! Work is split at boundaries that depend on the problem alone, never on the number of threads, so results are
+//! bitwise the same on any pool.
+
+mod buffer;
+pub(crate) mod map;
+pub(crate) mod math;
+pub(crate) mod reduce;
+pub(crate) mod simd;
+mod view;
+
+pub use buffer::{MemoryStats, memory_stats, poison_fresh_memory, release_cached_memory};
+pub use map::Compute;
+pub use math::Real;
+pub use view::{Contiguous, In, Out};
+
+pub(crate) use buffer::Buffer;
+pub(crate) use view::copy_strided;

@@ -1,0 +1,208 @@
+//! The crate's one error type.
+//!
+//! Layer L0. A message reads `op: what differs: both operands: hint (at file:line)`, so that a user can act on it
+//! without a debugger. Errors are values on every path that data can reach: shapes, dtypes, sizes that overflow,
+//! files and devices never panic.
+
+use std::fmt;
+use std::panic::Location;
+
+/// Result with the crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, coarsely. Use the predicates of [`Error`] (`is_shape`, …) to branch on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// Extents, ranks or axes do not fit together.
+    Shape,
+    /// A dtype that the op does not take, or operands of different dtypes.
+    Dtype,
+    /// An index (token id, class, axis position) outside its range.
+    Index,
+    /// Any other argument outside its documented range.
+    Argument,
+    /// An allocation failed or its size overflows the address space.
+    OutOfMemory,
+    /// The device, its driver or a library it needs is missing.
+    DeviceUnavailable,
+    /// A watched tensor did not take part in the result.
+    Disconnected,
+    /// A tape was used against its rules (consumed, mixed with another, captured by a checkpoint).
+    Tape,
+    /// Reading or writing a file failed.
+    Io,
+    /// A file's content is damaged or not of the expected format.
+    CorruptFile,
+    /// A gradient check found a wrong derivative.
+    GradCheck,
+}
+
+/// Why an operation could not be done.
+///
+/// Opaque on purpose: match with the predicates, show with `{}`.
+///
+/// ```
+/// use cotangent::Tensor;
+/// let a = Tensor::from_slice(&[0f32; 12], [4, 3])?;
+/// let b = Tensor::from_slice(&[0f32; 10], [5, 2])?;
+/// let e = a.matmul(&b).unwrap_err();
+/// assert!(e.is_shape());
+/// assert!(e.to_string().starts_with("matmul: inner extents differ: lhs [4, 3], rhs [5, 2] (3 vs 5)"));
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    kind: ErrorKind,
+    op: Option<&'static str>,
+    message: String,
+    at: Option<&'static Location<'static>>,
+    names: Vec<String>,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $make:ident, $is:ident => $kind:ident;)*) => {
+        impl Error {
+            $(
+                #[doc = concat!("An error of kind [`ErrorKind::", stringify!($kind), "`].")]
+                pub fn $make(message: impl Into<String>) -> Self {
+                    Self::new(ErrorKind::$kind, message)
+                }
+                $(#[$doc])*
+                pub fn $is(&self) -> bool {
+                    self.0.kind == ErrorKind::$kind
+                }
+            )*
+        }
+    };
+}
+
+kinds! {
+    /// Extents, ranks or axes did not fit together.
+    shape, is_shape => Shape;
+    /// A dtype was not accepted.
+    dtype, is_dtype => Dtype;
+    /// An index was out of range.
+    index, is_index => Index;
+    /// Another argument was out of its documented range.
+    argument, is_argument => Argument;
+    /// An allocation failed.
+    out_of_memory, is_out_of_memory => OutOfMemory;
+    /// A device, driver or library is missing.
+    device_unavailable, is_device_unavailable => DeviceUnavailable;
+    /// A watched tensor did not take part in the result; [`Error::names`] lists them.
+    disconnected, is_disconnected => Disconnected;
+    /// A tape was used against its rules.
+    tape, is_tape => Tape;
+    /// Reading or writing failed.
+    io, is_io => Io;
+    /// A file is damaged or of another format.
+    corrupt_file, is_corrupt_file => CorruptFile;
+    /// A gradient check failed.
+    gradcheck, is_gradcheck => GradCheck;
+}
+
+impl Error {
+    /// An error of the given kind.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self(Box::new(Inner { kind, op: None, message: message.into(), at: None, names: Vec::new(), source: None }))
+    }
+
+    /// The coarse kind.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// Name of the op that refused, when one did.
+    pub fn op(&self) -> Option<&'static str> {
+        self.0.op
+    }
+
+    /// Source line of the caller that led here, when known.
+    pub fn location(&self) -> Option<&'static Location<'static>> {
+        self.0.at
+    }
+
+    /// Names the error is about (parameters that received no gradient).
+    pub fn names(&self) -> &[String] {
+        &self.0.names
+    }
+
+    /// Adds the names the error is about.
+    #[must_use]
+    pub fn with_names(mut self, names: Vec<String>) -> Self {
+        self.0.names = names;
+        self
+    }
+
+    /// Adds the cause.
+    #[must_use]
+    pub fn with_source(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        self.0.source = Some(Box::new(source));
+        self
+    }
+
+    /// Names the op and the caller's line, unless an inner op has already done so.
+    #[must_use]
+    pub fn in_op(mut self, op: &'static str, at: &'static Location<'static>) -> Self {
+        if self.0.op.is_none() {
+            self.0.op = Some(op);
+        }
+        if self.0.at.is_none() {
+            self.0.at = Some(at);
+        }
+        self
+    }
+
+    /// Replaces the op's name (a composite reports its own name, not that of the part which refused).
+    #[must_use]
+    pub(crate) fn rename_op(mut self, op: &'static str) -> Self {
+        self.0.op = Some(op);
+        self
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(op) = self.0.op {
+            write!(f, "{op}: ")?;
+        }
+        f.write_str(&self.0.message)?;
+        if let Some(at) = self.0.at {
+            write!(f, " (at {}:{})", at.file(), at.line())?;
+        }
+        if let Some(source) = &self.0.source {
+            write!(f, ": {source}")?;
+        }
+        Ok(())
+    }
+}
+
+// `fn main() -> Result<()>` prints Debug: show the message, not the fields.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {self}", self.0.kind)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source.as_deref().map(|e| e as &(dyn std::error::Error + 'static))
+    }
+}
+
+impl From<std::io::Error> for Error {
+    fn from(e: std::io::Error) -> Self {
+        Error::io("input/output failed").with_source(e)
+    }
+}
+
+/// `return Err(Error::kind(format!(…)))`.
+macro_rules! bail {
+    ($kind:ident, $($arg:tt)*) => {
+        return Err($crate::Error::$kind(format!($($arg)*)))
+    };
+}
+pub(crate) use bail;

@@ -1,0 +1,69 @@
+//! The sweep as users call it: gradients by tape.
+
+use crate::error::{Error, Result};
+use crate::ops::ACCUMULATE;
+use crate::tape::{Gradients, Sweep, Tape, sweep};
+use crate::tensor::Tensor;
+use std::panic::Location;
+
+impl Tape {
+    /// Gradients of a scalar with respect to every watched tensor. Consumes the tape and frees what it saved on the way.
+    ///
+    /// # Errors
+    /// Shape error when `y` is not a scalar; tape error when this tape does not track it.
+    #[track_caller]
+    pub fn backward(self, y: &Tensor) -> Result<Gradients> {
+        let at = Location::caller();
+        if y.numel() != 1 {
+            return Err(Error::shape(format!("the result has shape {}; give a cotangent for it with `backward_from`", y.shape())).in_op("backward", at));
+        }
+        let seed = Tensor::ones_like(y)?;
+        self.backward_from(&[(y, seed)])
+    }
+
+    /// [`Tape::backward`] from any values, with a cotangent for each.
+    ///
+    /// # Errors
+    /// Shape or dtype error when a cotangent does not fit its value; tape error when this tape does not track one.
+    #[track_caller]
+    pub fn backward_from(self, y: &[(&Tensor, Tensor)]) -> Result<Gradients> {
+        let at = Location::caller();
+        let run = || {
+            let wanted = self.leaves();
+            let seeds = self.seeds(y)?;
+            let names = wanted.iter().map(|&id| (id, self.inner.name_of(id))).collect();
+            let by_id = sweep(&self.inner, Sweep { seeds, wanted: &wanted, floor: 0, consume: true, record: false }, ACCUMULATE)?;
+            Ok(Gradients { tape: std::sync::Arc::as_ptr(&self.inner).addr(), by_id, names })
+        };
+        run().map_err(|e: Error| e.in_op("backward", at))
+    }
+
+    /// Cotangents of `wrt` (watched tensors or values computed from them), given those of some results; `None` where
+    /// nothing connects them. Keeps the tape, so it can be called again; with `create_graph` the derivative is recorded
+    /// on the tape and can itself be differentiated.
+    ///
+    /// # Errors
+    /// As [`Tape::backward_from`].
+    #[track_caller]
+    pub fn cotangents(&self, y: &[(&Tensor, Tensor)], wrt: &[&Tensor], create_graph: bool) -> Result<Vec<Option<Tensor>>> {
+        let at = Location::caller();
+        let run = || {
+            let wanted: Vec<usize> = wrt.iter().map(|t| self.id_of(t)).collect::<Result<_>>()?;
+            let seeds = self.seeds(y)?;
+            let found = sweep(&self.inner, Sweep { seeds, wanted: &wanted, floor: 0, consume: false, record: create_graph }, ACCUMULATE)?;
+            Ok(wanted.iter().map(|id| found.get(id).cloned()).collect())
+        };
+        run().map_err(|e: Error| e.in_op("backward", at))
+    }
+
+    fn seeds(&self, y: &[(&Tensor, Tensor)]) -> Result<Vec<(usize, Tensor)>> {
+        y.iter()
+            .map(|(y, bar)| {
+                if y.shape() != bar.shape() {
+                    return Err(Error::shape(format!("the cotangent has shape {}, its value {}", bar.shape(), y.shape())));
+                }
+                Ok((self.id_of(y)?, bar.clone()))
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,289 @@
+//! The op contract. Layer L4a: it knows tensors and the tape, and names no op.
+//!
+//! Every op is described once ([`Describe`]: name, mathematics, definition, samples) and implemented in one of three
+//! ways: a kernel ([`Op`]), a change of layout ([`View`]), or a composition of other ops ([`Composite`]). No method
+//! has a default: an op without its derivative, its definition or its samples does not compile. Your own ops use the
+//! same contract and are checked by the same suite; see `examples/custom_op.rs`.
+
+use crate::array::Array;
+use crate::backend::{Device, Storage, cpu};
+use crate::dtype::DType;
+use crate::error::{Result, bail};
+use crate::layout::Layout;
+use crate::shape::Shape;
+use crate::tape::{self, Pull, PullContext};
+use crate::tensor::Tensor;
+use crate::testing::{Gen, Nd, Sample, Scalar};
+use smallvec::SmallVec;
+use std::fmt::Debug;
+use std::panic::Location;
+use std::sync::Arc;
+
+pub use crate::tape::{Cotangents, InputCotangents, Saved};
+
+/// Outputs of an op, in order.
+pub type Outputs = SmallVec<[Tensor; 2]>;
+
+/// Shape and dtype of an operand, without data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// Extents.
+    pub shape: Shape,
+    /// Element type.
+    pub dtype: DType,
+}
+
+impl Spec {
+    /// A spec from its parts.
+    pub fn new(shape: impl Into<Shape>, dtype: DType) -> Self {
+        Spec { shape: shape.into(), dtype }
+    }
+}
+
+/// What an op computes, in words: a row of docs/ops.md. No field may be empty.
+#[derive(Clone, Copy, Debug)]
+pub struct Math {
+    /// The value.
+    pub forward: &'static str,
+    /// The derivative rule.
+    pub vjp: &'static str,
+    /// What happens at kinks, ties, limits and outside the domain.
+    pub kinks: &'static str,
+    /// Bytes moved and arithmetic done.
+    pub cost: &'static str,
+    /// Where the definition comes from.
+    pub references: &'static str,
+}
+
+impl Math {
+    /// Whether every field says something; checked at compile time for registered ops.
+    pub const fn is_complete(&self) -> bool {
+        !self.forward.is_empty() && !self.vjp.is_empty() && !self.kinks.is_empty() && !self.cost.is_empty() && !self.references.is_empty()
+    }
+}
+
+/// What every op says about itself, however it is implemented.
+pub trait Describe: Clone + Debug + Send + Sync + 'static {
+    /// Error prefix, profiler range, bench id, row of docs/ops.md.
+    const NAME: &'static str;
+    /// The mathematics in words.
+    const MATH: Math;
+
+    /// The op as textbook loops over any scalar: values, dual numbers (exact derivatives) and error bounds all run
+    /// through this one text, and every kernel is checked against it. Inputs satisfy what the op's shape rule demands.
+    fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>>;
+
+    /// Inputs that exercise the op: sizes, values, every option; inputs it must refuse; inputs worth timing.
+    fn samples(g: &mut Gen) -> Vec<Sample<Self>>;
+}
+
+/// An op with kernels of its own.
+pub trait Op: Describe {
+    /// How many outputs at the end are internal: saved for the derivative, never tracked.
+    const AUX: usize;
+
+    /// Shape and dtype of every output, or why the inputs do not fit.
+    fn infer(&self, x: &[Spec]) -> Result<SmallVec<[Spec; 2]>>;
+
+    /// The CPU kernel: writes every element of every output.
+    fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()>;
+
+    /// Keeps what the wanted derivatives need, and no more. `y` includes the internal outputs.
+    fn save(&self, x: &[&Tensor], y: &[Tensor], want: &[bool]) -> Saved;
+
+    /// Cotangents of the wanted inputs from those of the outputs, in tensor ops. `None` means zero.
+    /// A cotangent may have the shape an input was broadcast to: the sweep sums it.
+    fn vjp(&self, saved: &Saved, y_bar: &Cotangents, want: &[bool]) -> Result<InputCotangents>;
+}
+
+/// An op that only changes the layout: no data moves on any device.
+pub trait View: Describe {
+    /// The output's layout over the input's storage, or why the input does not fit.
+    fn layout(&self, x: &Layout) -> Result<Layout>;
+
+    /// The input's cotangent, given the input's shape.
+    fn vjp(&self, x: &Spec, y_bar: &Tensor) -> Result<Tensor>;
+}
+
+/// An op made of other ops; its derivative is theirs.
+pub trait Composite: Describe {
+    /// The composition.
+    fn compose(&self, x: &[&Tensor]) -> Result<Outputs>;
+}
+
+/// Runs an [`Op`] and records it when an input is tracked. Returns all but the internal outputs.
+///
+/// # Errors
+/// What the op refuses; device error for operands on different devices; tape error for operands of different tapes.
+#[track_caller]
+pub fn apply<O: Op>(op: O, x: &[&Tensor]) -> Result<Outputs> {
+    let at = Location::caller();
+    apply_at(op, x, at).map_err(|e| e.in_op(O::NAME, at))
+}
+
+/// [`apply`] for an op with one output.
+///
+/// # Errors
+/// As [`apply`].
+#[track_caller]
+pub fn apply1<O: Op>(op: O, x: &[&Tensor]) -> Result<Tensor> {
+    let at = Location::caller();
+    let mut y = apply_at(op, x, at).map_err(|e| e.in_op(O::NAME, at))?;
+    Ok(y.swap_remove(0))
+}
+
+fn apply_at<O: Op>(op: O, x: &[&Tensor], at: &'static Location<'static>) -> Result<Outputs> {
+    let device = common_device(x)?;
+    let specs: SmallVec<[Spec; 4]> = x.iter().map(|t| Spec { shape: t.shape().clone(), dtype: t.dtype() }).collect();
+    let out_specs = op.infer(&specs)?;
+    let mut storages: SmallVec<[Storage; 2]> = SmallVec::new();
+    for s in &out_specs {
+        storages.push(Storage::alloc(device, s.dtype, s.shape.checked_numel()?)?);
+    }
+    match device {
+        Device::Cpu => {
+            let mut ins: SmallVec<[cpu::In<'_>; 4]> = SmallVec::new();
+            for t in x {
+                ins.push(t.array.cpu()?);
+            }
+            let mut outs: SmallVec<[cpu::Out<'_>; 2]> = SmallVec::new();
+            for (s, spec) in storages.iter_mut().zip(&out_specs) {
+                match s {
+                    Storage::Cpu(b) => outs.push(cpu::Out::new(b, &spec.shape)),
+                }
+            }
+            op.cpu(&ins, &mut outs)?;
+        }
+    }
+    let mut y: Outputs = storages
+        .into_iter()
+        .zip(out_specs)
+        .map(|(s, spec)| Tensor::from_array(Array::from_storage(s, spec.dtype, spec.shape)))
+        .collect();
+    let visible = y.len() - O::AUX;
+    if let Some(tape) = tape::common_tape(x)?
+        && tape.is_recording()?
+    {
+        let want: SmallVec<[bool; 4]> = x.iter().map(|t| t.is_tracked()).collect();
+        let differentiable = y[..visible].iter().any(|t| t.dtype().is_float());
+        if differentiable {
+            // An op may save its own outputs: attach them to their node first.
+            let id = tape::reserve(&tape, O::NAME, at, x, &mut y[..visible]);
+            let saved = op.save(x, &y, &want);
+            tape::fulfil(&tape, id, saved, Arc::new(RecordedOp(op)));
+        }
+    }
+    y.truncate(visible);
+    Ok(y)
+}
+
+struct RecordedOp<O>(O);
+
+impl<O: Op> Pull for RecordedOp<O> {
+    fn pull(&self, ctx: &PullContext<'_>, y_bar: &Cotangents, want: &[bool]) -> Result<InputCotangents> {
+        self.0.vjp(&ctx.saved, y_bar, want)
+    }
+}
+
+/// Runs a [`View`] and records it when the input is tracked.
+///
+/// # Errors
+/// What the view refuses.
+#[track_caller]
+pub fn apply_view<V: View>(view: V, x: &Tensor) -> Result<Tensor> {
+    let at = Location::caller();
+    let run = || {
+        let mut y = Tensor::from_array(x.array.with_layout(view.layout(x.layout())?)?);
+        if let Some(tape) = tape::common_tape(&[x])?
+            && tape.is_recording()?
+        {
+            let spec = Spec { shape: x.shape().clone(), dtype: x.dtype() };
+            tape::record(&tape, V::NAME, at, &[x], std::slice::from_mut(&mut y), Saved::none(), Arc::new(RecordedView(view, spec)));
+        }
+        Ok(y)
+    };
+    run().map_err(|e: crate::Error| e.in_op(V::NAME, at))
+}
+
+struct RecordedView<V>(V, Spec);
+
+impl<V: View> Pull for RecordedView<V> {
+    fn pull(&self, _: &PullContext<'_>, y_bar: &Cotangents, want: &[bool]) -> Result<InputCotangents> {
+        let bar = if want[0] { Some(self.0.vjp(&self.1, y_bar.only()?)?) } else { None };
+        Ok(SmallVec::from_iter([bar]))
+    }
+}
+
+/// Runs a [`Composite`]; errors carry its own name.
+///
+/// # Errors
+/// What its parts refuse.
+#[track_caller]
+pub fn compose<C: Composite>(op: C, x: &[&Tensor]) -> Result<Outputs> {
+    let at = Location::caller();
+    op.compose(x).map_err(|e| e.rename_op(C::NAME).in_op(C::NAME, at))
+}
+
+/// [`compose`] for an op with one output.
+///
+/// # Errors
+/// As [`compose`].
+#[track_caller]
+pub fn compose1<C: Composite>(op: C, x: &[&Tensor]) -> Result<Tensor> {
+    let at = Location::caller();
+    let mut y = op.compose(x).map_err(|e| e.rename_op(C::NAME).in_op(C::NAME, at))?;
+    Ok(y.swap_remove(0))
+}
+
+fn common_device(x: &[&Tensor]) -> Result<Device> {
+    let Some(first) = x.first() else { return Ok(Device::Cpu) };
+    let device = first.device();
+    if let Some(other) = x.iter().find(|t| t.device() != device) {
+        bail!(device_unavailable, "operands are on different devices: {device} and {}; move one with to_device()", other.device());
+    }
+    Ok(device)
+}
+
+/// Checks shared by shape rules.
+pub mod expect {
+    use super::{Result, Spec, bail};
+    use crate::dtype::DType;
+
+    /// The operands' common float dtype.
+    ///
+    /// # Errors
+    /// Dtype error when one is no float or they differ.
+    pub fn same_float(x: &[Spec]) -> Result<DType> {
+        let Some(first) = x.first() else { bail!(argument, "at least one tensor is needed") };
+        for s in x {
+            if !s.dtype.is_float() {
+                bail!(dtype, "expected float operands, found {}: cast it first", s.dtype);
+            }
+        }
+        same_dtype(x)?;
+        Ok(first.dtype)
+    }
+
+    /// The operands' common dtype.
+    ///
+    /// # Errors
+    /// Dtype error when they differ.
+    pub fn same_dtype(x: &[Spec]) -> Result<DType> {
+        let Some(first) = x.first() else { bail!(argument, "at least one tensor is needed") };
+        if let Some(s) = x.iter().find(|s| s.dtype != first.dtype) {
+            bail!(dtype, "operands have different dtypes: {} and {}; cast one", first.dtype, s.dtype);
+        }
+        Ok(first.dtype)
+    }
+
+    /// An index dtype (`i64`, `u32` or `u8`).
+    ///
+    /// # Errors
+    /// Dtype error for floats.
+    pub fn index(x: &Spec) -> Result<()> {
+        if x.dtype.is_float() {
+            bail!(dtype, "expected integer indices (i64, u32 or u8), found {}", x.dtype);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,77 @@
+//! One op, one file. Layer L4b. The registry below is the only list.
+
+pub mod binary;
+mod create;
+pub mod elementwise;
+mod second_order;
+pub mod sum;
+pub mod views;
+
+pub use second_order::{differentiate, differentiate_vjp};
+
+use crate::backend::cpu::map;
+use crate::dtype::with_float;
+use crate::error::Result;
+use crate::shape::Shape;
+use crate::tape::Accumulate;
+use crate::tensor::Tensor;
+use crate::testing::OpEntry;
+
+/// How the sweep adds cotangents.
+pub(crate) const ACCUMULATE: Accumulate = Accumulate { add: add_cotangents, reduce_to };
+
+fn add_cotangents(mut acc: Tensor, bar: &Tensor) -> Result<Tensor> {
+    // In place when nothing else can see the first one and the sum is not being recorded.
+    if acc.is_tracked() || bar.is_tracked() || !acc.array.is_unique() {
+        return acc.add(bar);
+    }
+    with_float!(acc.dtype(), T => {
+        let x = bar.array.cpu()?.contiguous::<T>()?;
+        acc.array.update(|y: &mut [T]| map::update(y, &x, #[inline(always)] |y, x| {
+            use crate::backend::cpu::Compute;
+            T::store(y.load() + x.load())
+        }))?;
+    });
+    Ok(acc)
+}
+
+/// Sums over the axes along which `shape` was broadcast to the shape of `x`.
+pub(crate) fn reduce_to(x: &Tensor, shape: &Shape) -> Result<Tensor> {
+    let lead = x.rank() - shape.rank();
+    let axes: Vec<usize> = (0..x.rank()).filter(|&i| i < lead || shape[i - lead] != x.shape()[i]).collect();
+    x.sum_keep(&axes[..])?.reshape(shape)
+}
+
+macro_rules! registry {
+    ($(unary: [$($u:ty),* $(,)?])? $(binary: [$($b:ty),* $(,)?])? $(kernels: [$($o:ty),* $(,)?])? $(views: [$($v:ty),* $(,)?])? $(composites: [$($c:ty),* $(,)?])?) => {
+        /// Every op of the crate, with its checks and benches.
+        pub fn registry() -> Vec<OpEntry> {
+            vec![
+                $($(OpEntry::unary::<$u>(), OpEntry::op::<elementwise::MapVjp<$u>>(),)*)?
+                $($(OpEntry::op::<binary::Zip<$b>>(),)*)?
+                $($(OpEntry::op::<$o>(),)*)?
+                $($(OpEntry::view::<$v>(),)*)?
+                $($(OpEntry::composite::<$c>(),)*)?
+            ]
+        }
+    };
+}
+
+registry! {
+    unary: [
+        elementwise::Exp,
+        elementwise::Square,
+    ]
+    binary: [
+        binary::Add,
+        binary::Mul,
+    ]
+    kernels: [
+        sum::Sum,
+        views::Contiguous,
+    ]
+    views: [
+        views::Expand,
+        views::Reshape,
+    ]
+}

@@ -1,0 +1,133 @@
+//! Sum over axes.
+
+use crate::backend::cpu::{self, reduce};
+use crate::dtype::with_float;
+use crate::error::{ErrorKind, Result};
+use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};
+use crate::shape::Axes;
+use crate::tensor::Tensor;
+use crate::testing::{Gen, Nd, Sample, Scalar};
+use smallvec::{SmallVec, smallvec};
+
+/// `Σ x` over axes; see [`Tensor::sum`].
+#[derive(Clone, Debug)]
+pub struct Sum {
+    /// Axes to sum over.
+    pub axes: Axes,
+    /// Keep them with extent 1.
+    pub keep: bool,
+    /// Shape of the operand, for the derivative; `None` until the op has run.
+    pub of: crate::Shape,
+}
+
+impl Describe for Sum {
+    const NAME: &'static str = "sum";
+    const MATH: Math = Math {
+        forward: "y = Σ x over the given axes; 0 over an empty axis",
+        vjp: "x̄ = ȳ repeated along the axes (a view)",
+        kinks: "linear",
+        cost: "reads x, writes y; saves nothing",
+        references: "blocked pairwise summation: Higham, Accuracy and Stability of Numerical Algorithms, §4.2",
+    };
+
+    fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
+        vec![reduce_define(&x[0], &self.axes, self.keep, S::sum)]
+    }
+
+    fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
+        reduction_samples(g, |axes, keep, of| Sum { axes, keep, of: of.clone() })
+    }
+}
+
+/// The definition of any reduction: `f` on the elements of each group, in row-major order.
+pub(crate) fn reduce_define<S: Scalar>(x: &Nd<S>, axes: &Axes, keep: bool, f: impl Fn(&[S]) -> S) -> Nd<S> {
+    let Ok(axes) = axes.resolve(x.shape.rank()) else { return x.clone() };
+    let kept = x.shape.reduced(&axes, true);
+    let mut groups: Vec<Vec<S>> = vec![Vec::new(); kept.numel()];
+    let strides = crate::layout::contiguous_strides(&kept);
+    let mut at = Nd::from_fn(&x.shape, |i| S::lit(i.iter().zip(&strides).enumerate().map(|(k, (i, s))| if axes.contains(&k) { 0 } else { i * s }).sum::<usize>() as f64));
+    for (slot, &v) in at.data.iter_mut().zip(&x.data) {
+        groups[slot.re() as usize].push(v);
+    }
+    Nd::new(x.shape.reduced(&axes, keep), groups.iter().map(|g| f(g)).collect())
+}
+
+/// Every kind of axis set on a rank-3 operand, empty axes, scalars, long rows and long columns.
+pub(crate) fn reduction_samples<R: Clone>(g: &mut Gen, op: impl Fn(Axes, bool, &crate::Shape) -> R) -> Vec<Sample<R>> {
+    let shape = g.shape(3);
+    let mut out = Vec::new();
+    let sets: [Axes; 8] =
+        [(..).into(), (-1).into(), 0.into(), 1.into(), [0, 1].into(), [1, 2].into(), [0, 2].into(), [2, 0, 1].into()];
+    for axes in sets {
+        for keep in [false, true] {
+            out.push(Sample::check(op(axes.clone(), keep, &shape), [g.normal(&shape)]));
+        }
+    }
+    let none = Axes::from(&[] as &[i32]);
+    out.push(Sample::check(op(none, false, &shape), [g.normal(&shape)]).note("no axis: nothing is reduced"));
+    out.push(Sample::check(op((..).into(), false, &().into()), [g.normal(())]).note("scalar"));
+    out.push(Sample::check(op((-1).into(), false, &[0, 3].into()), [g.normal([0, 3])]).note("B16: no rows"));
+    out.push(Sample::check(op(0.into(), false, &[1, 70].into()), [g.normal([1, 70])]));
+    out.push(Sample::check(op(0.into(), false, &[131, 5].into()), [g.normal([131, 5])]).note("more rows than one group"));
+    out.push(Sample::value(op((-1).into(), false, &[2, 40_000].into()), [g.normal_with([2, 40_000], 1.0, 1.0)]).note("row longer than a parallel piece"));
+    out.push(Sample::reject(op(3.into(), false, &[2, 3].into()), [g.normal([2, 3])], ErrorKind::Shape).note("C14: axis out of range"));
+    out.push(Sample::reject(op([1, -1].into(), false, &[2, 3].into()), [g.normal([2, 3])], ErrorKind::Shape));
+    out.push(Sample::bench(op((-1).into(), false, &[4096, 1024].into()), [g.normal([4096, 1024])]));
+    out.push(Sample::bench(op(0.into(), false, &[4096, 1024].into()), [g.normal([4096, 1024])]));
+    out
+}
+
+impl Op for Sum {
+    const AUX: usize = 0;
+
+    fn infer(&self, x: &[Spec]) -> Result<SmallVec<[Spec; 2]>> {
+        let dtype = expect::same_float(x)?;
+        let axes = self.axes.resolve(x[0].shape.rank())?;
+        Ok(smallvec![Spec { shape: x[0].shape.reduced(&axes, self.keep), dtype }])
+    }
+
+    fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
+        let axes = self.axes.resolve(x[0].shape().rank())?;
+        with_float!(x[0].dtype(), T => reduce::sum(&x[0], &axes, y[0].slice::<T>(), #[inline(always)] |v| v, #[inline(always)] |v| v))
+    }
+
+    fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
+        Saved::none()
+    }
+
+    fn vjp(&self, _: &Saved, y_bar: &Cotangents, _: &[bool]) -> Result<InputCotangents> {
+        Ok(smallvec![Some(spread(y_bar.only()?, &self.axes, &self.of)?)])
+    }
+}
+
+/// The cotangent of a reduction, repeated along the reduced axes of `shape`.
+pub(crate) fn spread(g: &Tensor, axes: &Axes, shape: &crate::Shape) -> Result<Tensor> {
+    let axes = axes.resolve(shape.rank())?;
+    g.reshape(shape.reduced(&axes, true))?.expand(shape)
+}
+
+impl Tensor {
+    /// Sum over axes, which disappear: `x.sum(..)`, `x.sum(-1)`, `x.sum([0, 2])`.
+    ///
+    /// # Gradient
+    /// `ȳ` repeated along the axes; saves nothing.
+    ///
+    /// # Numerics
+    /// Half types accumulate in f32. Blocked pairwise summation in an order fixed by the shape.
+    ///
+    /// # Errors
+    /// Shape error when an axis does not exist; dtype error for integers.
+    #[track_caller]
+    pub fn sum(&self, axes: impl Into<Axes>) -> Result<Tensor> {
+        apply1(Sum { axes: axes.into(), keep: false, of: self.shape().clone() }, &[self])
+    }
+
+    /// [`Tensor::sum`] that keeps the axes with extent 1.
+    ///
+    /// # Errors
+    /// As [`Tensor::sum`].
+    #[track_caller]
+    pub fn sum_keep(&self, axes: impl Into<Axes>) -> Result<Tensor> {
+        apply1(Sum { axes: axes.into(), keep: true, of: self.shape().clone() }, &[self])
+    }
+}

@@ -1,0 +1,191 @@
+//! Changes of layout: no element moves. (And `contiguous`, which moves them so that the next reader need not.)
+
+use crate::backend::cpu;
+use crate::dtype::with_dtype;
+use crate::error::{Error, ErrorKind, Result};
+use crate::layout::Layout;
+use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, View, apply_view, apply1};
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+use crate::testing::{Gen, Nd, Sample, Scalar};
+use smallvec::{SmallVec, smallvec};
+
+/// A new shape for the same elements; see [`Tensor::reshape`].
+#[derive(Clone, Debug)]
+pub struct Reshape(pub Shape);
+
+impl Describe for Reshape {
+    const NAME: &'static str = "reshape";
+    const MATH: Math = Math {
+        forward: "the same elements in row-major order under another shape",
+        vjp: "x̄ = ȳ reshaped back",
+        kinks: "linear",
+        cost: "none when the layout allows a view, else one copy",
+        references: "numpy.reshape",
+    };
+
+    fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
+        vec![x[0].reshape(&self.0)]
+    }
+
+    fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
+        let (a, b) = (g.extent(), g.extent());
+        vec![
+            Sample::check(Reshape([b, a].into()), [g.normal([a, b])]),
+            Sample::check(Reshape([a * b].into()), [g.normal([a, b])]),
+            Sample::check(Reshape([1, a, 1, b].into()), [g.normal([a, b])]),
+            Sample::check(Reshape(().into()), [g.normal([1, 1])]),
+            Sample::check(Reshape([3, 0].into()), [g.normal([0, 2])]).note("zero_reshape"),
+            Sample::reject(Reshape([5].into()), [g.normal([2, 3])], ErrorKind::Shape),
+        ]
+    }
+}
+
+impl View for Reshape {
+    fn layout(&self, x: &Layout) -> Result<Layout> {
+        let fits = self.0.checked_numel()? == x.numel();
+        fits.then(|| x.reshape(&self.0)).ok_or_else(|| {
+            Error::shape(format!("cannot reshape {} ({} elements) to {} ({} elements)", x.shape(), x.numel(), self.0, self.0.numel()))
+        })?
+        .ok_or_else(|| Error::shape("this layout needs a copy first: call contiguous()"))
+    }
+
+    fn vjp(&self, x: &Spec, y_bar: &Tensor) -> Result<Tensor> {
+        y_bar.reshape(&x.shape)
+    }
+}
+
+/// Repetition along axes of extent 1; see [`Tensor::expand`].
+#[derive(Clone, Debug)]
+pub struct Expand(pub Shape);
+
+impl Describe for Expand {
+    const NAME: &'static str = "expand";
+    const MATH: Math = Math {
+        forward: "x repeated along new leading axes and axes of extent 1",
+        vjp: "x̄ = ȳ summed over the repeated axes",
+        kinks: "linear",
+        cost: "none: a view with stride 0",
+        references: "numpy.broadcast_to",
+    };
+
+    fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
+        vec![Nd::from_fn(&self.0, |i| x[0].broadcast_at(i))]
+    }
+
+    fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
+        let (a, b) = (g.extent(), g.extent());
+        vec![
+            Sample::check(Expand([a, b].into()), [g.normal([a, 1])]),
+            Sample::check(Expand([2, a, b].into()), [g.normal([a, b])]),
+            Sample::check(Expand([2, 3].into()), [g.normal(())]),
+            Sample::check(Expand([0, 3].into()), [g.normal([1, 3])]),
+            Sample::reject(Expand([4].into()), [g.normal([3])], ErrorKind::Shape),
+            Sample::reject(Expand([3].into()), [g.normal([1, 3])], ErrorKind::Shape),
+        ]
+    }
+}
+
+impl View for Expand {
+    fn layout(&self, x: &Layout) -> Result<Layout> {
+        self.0.checked_numel()?;
+        x.expand(&self.0)
+    }
+
+    fn vjp(&self, _: &Spec, y_bar: &Tensor) -> Result<Tensor> {
+        // The sweep sums over what was broadcast.
+        Ok(y_bar.clone())
+    }
+}
+
+/// A row-major copy; see [`Tensor::contiguous`].
+#[derive(Clone, Debug)]
+pub struct Contiguous;
+
+impl Describe for Contiguous {
+    const NAME: &'static str = "contiguous";
+    const MATH: Math = Math {
+        forward: "y = x, stored in row-major order",
+        vjp: "x̄ = ȳ",
+        kinks: "linear",
+        cost: "one copy, none when x is already contiguous",
+        references: "torch.Tensor.contiguous",
+    };
+
+    fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
+        vec![x[0].clone()]
+    }
+
+    fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
+        let shape = g.shape(3);
+        vec![
+            Sample::check(Contiguous, [g.normal(shape)]),
+            Sample::check(Contiguous, [g.normal([65, 67])]).note("larger than a tile, no multiple of one"),
+            Sample::check(Contiguous, [g.normal([0, 4])]),
+            Sample::bench(Contiguous, [g.normal([2048, 2048])]),
+        ]
+    }
+}
+
+impl Op for Contiguous {
+    const AUX: usize = 0;
+
+    fn infer(&self, x: &[Spec]) -> Result<SmallVec<[Spec; 2]>> {
+        Ok(smallvec![x[0].clone()])
+    }
+
+    fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
+        with_dtype!(x[0].dtype(), T => cpu::copy_strided(x[0].storage::<T>(), x[0].layout(), y[0].slice::<T>()));
+        Ok(())
+    }
+
+    fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
+        Saved::none()
+    }
+
+    fn vjp(&self, _: &Saved, y_bar: &Cotangents, _: &[bool]) -> Result<InputCotangents> {
+        Ok(smallvec![Some(y_bar.only()?.clone())])
+    }
+}
+
+impl Tensor {
+    /// The same elements in row-major order under another shape. A view where the layout allows one, else a copy.
+    ///
+    /// # Gradient
+    /// `ȳ` reshaped back.
+    ///
+    /// # Errors
+    /// Shape error when the element counts differ.
+    #[track_caller]
+    pub fn reshape(&self, shape: impl Into<Shape>) -> Result<Tensor> {
+        let shape = shape.into();
+        if shape.checked_numel().is_ok_and(|n| n == self.numel()) && self.layout().reshape(&shape).is_none() {
+            return apply_view(Reshape(shape), &self.contiguous()?);
+        }
+        apply_view(Reshape(shape), self)
+    }
+
+    /// Repeats the tensor along axes of extent 1 and new leading axes, without copying.
+    ///
+    /// # Gradient
+    /// `ȳ` summed over the repeated axes.
+    ///
+    /// # Errors
+    /// Shape error when an extent other than 1 would change.
+    #[track_caller]
+    pub fn expand(&self, shape: impl Into<Shape>) -> Result<Tensor> {
+        apply_view(Expand(shape.into()), self)
+    }
+
+    /// The same values stored in row-major order; free when they already are.
+    ///
+    /// # Gradient
+    /// `ȳ`.
+    ///
+    /// # Errors
+    /// Out of memory.
+    #[track_caller]
+    pub fn contiguous(&self) -> Result<Tensor> {
+        if self.is_contiguous() { Ok(self.clone()) } else { apply1(Contiguous, &[self]) }
+    }
+}

@@ -1,0 +1,17 @@
+//! Checking ops: definitions over any scalar, samples, and the suite that runs them.
+//!
+//! Public, because your own ops and models deserve the same checks as ours.
+
+mod entry;
+mod nd;
+mod sample;
+mod scalar;
+mod suite;
+
+pub use entry::{BenchCase, Implementation, OpEntry};
+pub use nd::Nd;
+pub use sample::{Gen, Input, Purpose, Sample, lift};
+pub use scalar::{Ball, Dual, Scalar};
+pub use suite::{Config, Report};
+
+use crate::op::Describe;
