@@ -1,4 +1,4 @@
-//! Elementary functions for inner loops, and the conversions of the half types.
+//! Elementary functions for inner loops.
 //!
 //! The f32 versions have no branches, tables of floats or calls, so a loop over them vectorises (inside
 //! [`dispatch`](super::simd::dispatch)). Polynomials were fitted for this file (weighted least squares on Chebyshev nodes,
@@ -6,8 +6,13 @@
 //! for the Elementary Functions*; Muller, *Elementary Functions*). Bounds are tested in `math_tests.rs` over all exponents.
 //! The f64 versions are the scalar functions of std and libm: f64 serves checks, not training.
 
+#[path = "math_half.rs"]
+mod half_types;
+
 use std::f64::consts as c64;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
+
+pub(crate) use half_types::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 
 /// A type that kernels compute in: f32 or f64. Half types are stored, never computed in.
 ///
@@ -130,13 +135,14 @@ fn pow2_f32(n: i32) -> f32 {
     f32::from_bits(((n + 127) << 23) as u32)
 }
 
-/// x = n ln 2 + r with |r| ≤ ln 2 / 2: Cody & Waite's reduction, whose first step is exact. |x| must be below 105 or so.
+/// x - lost = n ln 2 + r with |r| ≤ ln 2 / 2: Cody & Waite's reduction, whose first step is exact; `lost` is a rounding
+/// error of x, taken in where it still counts. |x| must be below 106.
 #[inline(always)]
-fn reduce_exp_f32(x: f32) -> (i32, f32) {
+fn reduce_exp_f32(x: f32, lost: f32) -> (i32, f32) {
     let t = x.mul_add(std::f32::consts::LOG2_E, ROUND_F32);
     let n = t - ROUND_F32;
     let r = n.mul_add(-LN2_HI, x);
-    let r = n.mul_add(-LN2_LO, r);
+    let r = r - n.mul_add(LN2_LO, lost);
     ((t.to_bits() as i32).wrapping_sub(ROUND_F32.to_bits() as i32), r)
 }
 
@@ -146,16 +152,10 @@ fn exp_tail_f32(r: f32) -> f32 {
     poly!(r, 0.5, 0.166_666_67, 0.041_666_348, 0.008_333_287, 0.001_394_163_6, 0.000_199_058_43)
 }
 
-/// e^(x - lo): `lo` is a small correction (|lo| ≪ 1) that is taken in after the reduction, where it loses nothing.
+/// p · 2ⁿ for p near 1 and -151 ≤ n ≤ 129. Two factors reach the whole range: subnormal results are rounded once, by the
+/// second product.
 #[inline(always)]
-fn exp_corrected_f32(x: f32, lo: f32) -> f32 {
-    // Beyond these e^x is 0 or infinite; the comparisons let NaN through, which then survives the arithmetic.
-    let x = if x > 89.0 { 89.0 } else { x };
-    let x = if x < -104.0 { -104.0 } else { x };
-    let (n, r) = reduce_exp_f32(x);
-    let r = r - lo;
-    let p = (r * r).mul_add(exp_tail_f32(r), r) + 1.0;
-    // Two factors reach the whole range: subnormal results are rounded once, by the second product.
+fn scale_f32(p: f32, n: i32) -> f32 {
     let half = n >> 1;
     p * pow2_f32(half) * pow2_f32(n.wrapping_sub(half))
 }
@@ -163,7 +163,12 @@ fn exp_corrected_f32(x: f32, lo: f32) -> f32 {
 /// eˣ.
 #[inline(always)]
 pub(crate) fn exp_f32(x: f32) -> f32 {
-    exp_corrected_f32(x, 0.0)
+    // Beyond these e^x is 0 or infinite; the comparisons let NaN through, which then survives the arithmetic.
+    let x = if x > 89.0 { 89.0 } else { x };
+    let x = if x < -104.0 { -104.0 } else { x };
+    let (n, r) = reduce_exp_f32(x, 0.0);
+    let p = (r * r).mul_add(exp_tail_f32(r), r) + 1.0;
+    scale_f32(p, n)
 }
 
 /// eˣ - 1, as 2ⁿ(eʳ - 1) + (2ⁿ - 1).
@@ -171,7 +176,7 @@ pub(crate) fn exp_f32(x: f32) -> f32 {
 pub(crate) fn expm1_f32(x: f32) -> f32 {
     let y = if x > 89.0 { 89.0 } else { x };
     let y = if y < -18.0 { -18.0 } else { y };
-    let (n, r) = reduce_exp_f32(y);
+    let (n, r) = reduce_exp_f32(y, 0.0);
     let p = (r * r).mul_add(exp_tail_f32(r), r);
     // Computed at half scale, since n reaches 128.
     let half = pow2_f32(n.wrapping_sub(1));
@@ -248,7 +253,7 @@ pub(crate) fn ln_1p_f32(x: f32) -> f32 {
 pub(crate) fn tanh_f32(x: f32) -> f32 {
     let a = x.abs();
     let a2 = a * a;
-    let p = poly!(a2, -0.333_333_3, 0.133_332_1, -0.053_947_2, 0.021_702_932, -0.008_182_587, 0.002_147_462);
+    let p = poly!(a2, -0.333_333_3, 0.133_332_1, -0.053_947_2, 0.021_702_932, -0.008_182_586, 0.002_147_462);
     let small = (a2 * a).mul_add(p, a);
     let large = 1.0 - 2.0 / (exp_f32(a + a) + 1.0);
     let y = if a < 0.625 { small } else { large };
@@ -268,7 +273,7 @@ pub(crate) fn erf_f32(x: f32) -> f32 {
         -0.026_859_796,
         0.005_201_953_5,
         -0.000_815_255_6,
-        8.409_641e-5
+        8.409_640_6e-5
     );
     let small = p.mul_add(a, a);
     // erf is 1 to the last bit from 3.92 on; the fit ends a little later.
@@ -280,7 +285,7 @@ pub(crate) fn erf_f32(x: f32) -> f32 {
         -0.633_385_8,
         -0.108_237_624,
         0.025_092_172,
-        -0.004_160_797,
+        -0.004_160_796_8,
         0.000_432_362_02,
         -2.091_500_8e-5
     );
@@ -289,15 +294,16 @@ pub(crate) fn erf_f32(x: f32) -> f32 {
     y.copysign(x)
 }
 
-/// e^(-x²/2), with the rounding error of the square taken in: without that the tail loses x² ulps.
+/// (n, p) with e^(-x²/2) = 2ⁿ (1 + p). The rounding error of the square is taken in: without it the tail loses x² ulps.
 #[inline(always)]
-fn gauss_f32(x: f32) -> f32 {
-    // Beyond 20 the result is 0; the bound keeps the square and its residue finite.
+fn gauss_f32(x: f32) -> (i32, f32) {
+    // From 14.5 on the result is 0; the bound keeps the exponent in range, and NaN passes.
     let a = x.abs();
-    let a = if a > 20.0 { 20.0 } else { a };
+    let a = if a > 14.5 { 14.5 } else { a };
     let h = a * a * 0.5;
     let lost = (a * 0.5).mul_add(a, -h);
-    exp_corrected_f32(-h, lost)
+    let (n, r) = reduce_exp_f32(-h, lost);
+    (n, (r * r).mul_add(exp_tail_f32(r), r))
 }
 
 /// Φ(x): ½ + x P(x²) near zero; beyond, the left tail e^(-x²/2) t Q(t) with t = 1 / (1 + |x|/2) (the form of Abramowitz &
@@ -312,9 +318,10 @@ pub(crate) fn normal_cdf_f32(x: f32) -> f32 {
     let a = if a > 20.0 { 20.0 } else { a };
     let d = a.mul_add(0.5, 1.0);
     let t = 1.0 / d;
-    // One Newton step with the residue of d: the tail is more than proportional to t.
+    // Relative error of t, and how much of it t Q(t) feels (between 1.1 and 1.6): taken out again below.
     let lost = a.mul_add(0.5, 1.0 - d);
-    let t = t.mul_add((-t).mul_add(lost, (-t).mul_add(d, 1.0)), t);
+    let error = (-t).mul_add(lost, (-t).mul_add(d, 1.0));
+    let error = error * t.mul_add(0.9, 1.0);
     let q = poly!(
         t - 0.375,
         0.295_960_8,
@@ -328,15 +335,19 @@ pub(crate) fn normal_cdf_f32(x: f32) -> f32 {
         0.036_944_736,
         0.121_535_66
     );
-    let tail = gauss_f32(x) * (t * q);
+    let (n, p) = gauss_f32(x);
+    let tq = t * q;
+    let tail = scale_f32(tq.mul_add(p + error, tq), n);
     let large = if x > 0.0 { 1.0 - tail } else { tail };
-    if a < 1.0 { small } else { large }
+    if a < 0.96 { small } else { large }
 }
 
 /// φ(x) = e^(-x²/2) / √2π.
 #[inline(always)]
 pub(crate) fn normal_pdf_f32(x: f32) -> f32 {
-    gauss_f32(x) * 0.398_942_28
+    const C: f32 = 0.398_942_3;
+    let (n, p) = gauss_f32(x);
+    scale_f32(C.mul_add(p, C), n)
 }
 
 /// The first 256 bits of 2/π.
@@ -608,52 +619,6 @@ impl Real for f64 {
             _ => self.powf(n as f64),
         }
     }
-}
-
-/// Bits of a bf16 to f32: exact.
-#[inline(always)]
-pub(crate) fn bf16_to_f32(h: u16) -> f32 {
-    let bits = (h as u32) << 16;
-    // A signalling NaN becomes quiet, as in the half crate and in hardware.
-    let nan = bits & 0x7fff_ffff > 0x7f80_0000;
-    f32::from_bits(if nan { bits | 0x0040_0000 } else { bits })
-}
-
-/// f32 to the bits of the nearest bf16, ties to even; NaN stays NaN (quiet).
-#[inline(always)]
-pub(crate) fn f32_to_bf16(x: f32) -> u16 {
-    let bits = x.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-    let nan = bits & 0x7fff_ffff > 0x7f80_0000;
-    (if nan { (bits >> 16) | 0x0040 } else { rounded }) as u16
-}
-
-/// Bits of an f16 to f32: exact. Exponents are rebiased in integers; subnormals are normalised by a float subtraction
-/// (Giesen's note *Half to float done quick*).
-#[inline(always)]
-pub(crate) fn f16_to_f32(h: u16) -> f32 {
-    let sign = ((h as u32) & 0x8000) << 16;
-    let o = ((h as u32) & 0x7fff) << 13;
-    let normal = o + (112 << 23);
-    let subnormal = (f32::from_bits(o + (113 << 23)) - f32::from_bits(113 << 23)).to_bits();
-    let special = o | if o > 0x7c00 << 13 { 0x7fc0_0000 } else { 0x7f80_0000 };
-    let bits = if o < 0x0400 << 13 { subnormal } else { normal };
-    let bits = if o >= 0x7c00 << 13 { special } else { bits };
-    f32::from_bits(bits | sign)
-}
-
-/// f32 to the bits of the nearest f16, ties to even: subnormals rounded by the float adder, overflow to infinity, NaN quiet.
-#[inline(always)]
-pub(crate) fn f32_to_f16(x: f32) -> u16 {
-    let bits = x.to_bits();
-    let a = bits & 0x7fff_ffff;
-    // Adding ½ aligns the last bit of the sum with the last bit of an f16 subnormal, 2⁻²⁴.
-    let subnormal = (f32::from_bits(a) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
-    let normal = a.wrapping_add(0xfff + ((a >> 13) & 1)).wrapping_sub(112 << 23) >> 13;
-    let h = if a < 113 << 23 { subnormal } else { normal };
-    let h = if a >= 0x4780_0000 { 0x7c00 } else { h };
-    let h = if a > 0x7f80_0000 { 0x7e00 | ((a >> 13) & 0x3ff) } else { h };
-    (h | ((bits >> 16) & 0x8000)) as u16
 }
 
 #[cfg(test)]

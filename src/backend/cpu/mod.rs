@@ -4,6 +4,7 @@
 //! bitwise the same on any pool.
 
 mod buffer;
+pub(crate) mod gemm;
 pub(crate) mod map;
 pub(crate) mod math;
 pub(crate) mod reduce;
