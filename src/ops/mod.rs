@@ -3,7 +3,9 @@
 pub mod binary;
 mod create;
 pub mod elementwise;
+pub mod log_softmax;
 mod second_order;
+pub mod softmax;
 pub mod sum;
 pub mod views;
 
@@ -67,6 +69,10 @@ registry! {
         binary::Mul,
     ]
     kernels: [
+        log_softmax::LogSoftmax,
+        log_softmax::LogSoftmaxVjp,
+        softmax::Softmax,
+        softmax::SoftmaxVjp,
         sum::Sum,
         views::Contiguous,
     ]

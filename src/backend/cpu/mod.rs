@@ -8,6 +8,7 @@ pub(crate) mod gemm;
 pub(crate) mod map;
 pub(crate) mod math;
 pub(crate) mod reduce;
+pub(crate) mod rows;
 pub(crate) mod simd;
 mod view;
 
