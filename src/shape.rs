@@ -244,6 +244,16 @@ impl Axes {
     /// # Errors
     /// Shape error when an axis is out of range or named twice.
     pub fn resolve(&self, rank: usize) -> Result<Dims> {
+        let mut out = self.ordered(rank)?;
+        out.sort_unstable();
+        Ok(out)
+    }
+
+    /// Axis indices below `rank` in the order in which they were given.
+    ///
+    /// # Errors
+    /// Shape error when an axis is out of range or named twice.
+    pub fn ordered(&self, rank: usize) -> Result<Dims> {
         match self {
             Axes::All => Ok((0..rank).collect()),
             Axes::List(list) => {
@@ -255,7 +265,6 @@ impl Axes {
                     }
                     out.push(i);
                 }
-                out.sort_unstable();
                 Ok(out)
             }
         }

@@ -167,7 +167,7 @@ impl Op for LogSoftmaxVjp {
 fn composed(x: &Tensor, g: &Tensor, axis: Axis) -> Result<Tensor> {
     let p = x.softmax(axis)?;
     let total = g.sum_keep(axis)?;
-    let minus = Tensor::full((), -1.0, total.dtype(), total.device())?;
+    let minus = Tensor::full_on((), -1.0, total.dtype(), total.device())?;
     g.mul(&p.sum_keep(axis)?)?.add(&p.mul(&total.mul(&minus)?)?)
 }
 

@@ -1,12 +1,21 @@
 //! One op, one file. Layer L4b. The registry below is the only list.
 
 pub mod binary;
+pub mod concat;
 mod create;
 pub mod elementwise;
+pub mod flip;
 pub mod log_softmax;
+pub mod pad;
+pub mod permute;
+pub mod repeat;
 mod second_order;
+pub mod slice;
 pub mod softmax;
+pub mod split;
+pub mod squeeze;
 pub mod sum;
+pub mod triangle;
 pub mod views;
 
 pub use second_order::{differentiate, differentiate_vjp};
@@ -69,15 +78,37 @@ registry! {
         binary::Mul,
     ]
     kernels: [
+        concat::Concat,
+        flip::Flip,
+        flip::Roll,
         log_softmax::LogSoftmax,
         log_softmax::LogSoftmaxVjp,
+        pad::Pad,
+        slice::SliceVjp,
         softmax::Softmax,
         softmax::SoftmaxVjp,
         sum::Sum,
+        triangle::Tril,
+        triangle::Triu,
         views::Contiguous,
     ]
     views: [
+        permute::Permute,
+        permute::Transpose,
+        slice::Slice,
+        squeeze::Squeeze,
+        squeeze::SqueezeAll,
+        squeeze::Unsqueeze,
         views::Expand,
         views::Reshape,
+    ]
+    composites: [
+        concat::Stack,
+        repeat::Repeat,
+        repeat::RepeatInterleave,
+        slice::Select,
+        split::Chunk,
+        split::Split,
+        views::Flatten,
     ]
 }

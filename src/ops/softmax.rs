@@ -220,7 +220,7 @@ impl Op for SoftmaxVjp {
             differentiate(std::slice::from_ref(y), &[true], std::slice::from_ref(z), move |y| {
                 let p = y[0].mul(&g)?;
                 let s = p.sum_keep(axis)?;
-                let minus = Tensor::full((), -1.0, s.dtype(), s.device())?;
+                let minus = Tensor::full_on((), -1.0, s.dtype(), s.device())?;
                 Ok(Outputs::from_iter([p.add(&y[0].mul(&s.mul(&minus)?)?)?]))
             })?
             .swap_remove(0)

@@ -4,8 +4,8 @@ use crate::backend::cpu;
 use crate::dtype::with_dtype;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::Layout;
-use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, View, apply_view, apply1};
-use crate::shape::Shape;
+use crate::op::{Composite, Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, View, apply_view, apply1, compose1};
+use crate::shape::{Axis, Shape};
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Nd, Sample, Scalar};
 use smallvec::{SmallVec, smallvec};
@@ -98,6 +98,68 @@ impl View for Expand {
     }
 }
 
+/// Neighbouring axes joined; see [`Tensor::flatten`].
+#[derive(Clone, Debug)]
+pub struct Flatten {
+    /// First of the axes.
+    pub from: Axis,
+    /// Last of the axes.
+    pub to: Axis,
+}
+
+impl Flatten {
+    fn shape(&self, x: &Shape) -> Result<Shape> {
+        if x.rank() == 0 {
+            // As PyTorch: a scalar counts as having one axis.
+            self.from.resolve(1)?;
+            self.to.resolve(1)?;
+            return Ok([1].into());
+        }
+        let (from, to) = (self.from.resolve(x.rank())?, self.to.resolve(x.rank())?);
+        if from > to {
+            return Err(Error::shape(format!("the first axis, {from}, comes after the last, {to}, in {x}")));
+        }
+        let joined = x[from..=to].iter().product();
+        Ok(x[..from].iter().copied().chain([joined]).chain(x[to + 1..].iter().copied()).collect())
+    }
+}
+
+impl Describe for Flatten {
+    const NAME: &'static str = "flatten";
+    const MATH: Math = Math {
+        forward: "the same elements with neighbouring axes joined into one",
+        vjp: "x̄ = ȳ reshaped back",
+        kinks: "linear",
+        cost: "none when the layout allows a view, else one copy",
+        references: "torch.flatten",
+    };
+
+    fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
+        self.shape(&x[0].shape).map_or_else(|_| Vec::new(), |s| vec![x[0].reshape(s)])
+    }
+
+    fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
+        let shape = g.shape(3);
+        let of = |a: i32, b: i32| Flatten { from: a.into(), to: b.into() };
+        vec![
+            Sample::check(of(0, -1), [g.normal(&shape)]),
+            Sample::check(of(1, 2), [g.normal(&shape)]),
+            Sample::check(of(0, 1), [g.normal(&shape)]),
+            Sample::check(of(1, 1), [g.normal(&shape)]),
+            Sample::check(of(0, -1), [g.normal(())]).note("scalar"),
+            Sample::check(of(0, 1), [g.normal([2, 0, 3])]).note("no elements"),
+            Sample::reject(of(1, 0), [g.normal(&shape)], ErrorKind::Shape),
+            Sample::reject(of(0, 3), [g.normal(&shape)], ErrorKind::Shape),
+        ]
+    }
+}
+
+impl Composite for Flatten {
+    fn compose(&self, x: &[&Tensor]) -> Result<Outputs> {
+        Ok(smallvec![x[0].reshape(self.shape(x[0].shape())?)?])
+    }
+}
+
 /// A row-major copy; see [`Tensor::contiguous`].
 #[derive(Clone, Debug)]
 pub struct Contiguous;
@@ -175,6 +237,30 @@ impl Tensor {
     #[track_caller]
     pub fn expand(&self, shape: impl Into<Shape>) -> Result<Tensor> {
         apply_view(Expand(shape.into()), self)
+    }
+
+    /// [`Tensor::expand`] to the shape of another tensor.
+    ///
+    /// # Gradient
+    /// `ȳ` summed over the repeated axes; nothing to `other`.
+    ///
+    /// # Errors
+    /// As [`Tensor::expand`].
+    #[track_caller]
+    pub fn expand_as(&self, other: &Tensor) -> Result<Tensor> {
+        apply_view(Expand(other.shape().clone()), self)
+    }
+
+    /// Joins the axes from `from` to `to`, both included: `x.flatten(1, -1)`. A view where the layout allows one.
+    ///
+    /// # Gradient
+    /// `ȳ` reshaped back; saves nothing.
+    ///
+    /// # Errors
+    /// Shape error when an axis does not exist, or `from` comes after `to`.
+    #[track_caller]
+    pub fn flatten(&self, from: impl Into<Axis>, to: impl Into<Axis>) -> Result<Tensor> {
+        compose1(Flatten { from: from.into(), to: to.into() }, &[self])
     }
 
     /// The same values stored in row-major order; free when they already are.

@@ -63,6 +63,24 @@ pub(crate) fn unary<T: Element, O: Element>(x: &In<'_>, y: &mut [O], f: impl Fn(
     Ok(())
 }
 
+/// Calls `body` with the number of each row of a row-major output and the row itself.
+pub(crate) fn rows<O: Send>(y: &mut [O], len: usize, body: impl Fn(usize, &mut [O]) + Sync) {
+    if y.is_empty() {
+        return;
+    }
+    let group = (PIECE / len).max(1);
+    let task = |(g, out): (usize, &mut [O])| {
+        for (r, row) in out.chunks_mut(len).enumerate() {
+            body(g * group + r, row);
+        }
+    };
+    if y.len() < SERIAL {
+        y.chunks_mut(group * len).enumerate().for_each(task);
+    } else {
+        y.par_chunks_mut(group * len).enumerate().for_each(task);
+    }
+}
+
 /// Calls `body` for pieces of the innermost axis of a row-major output: the piece, and for each operand the storage
 /// index of its first element and its stride along the piece (0 or 1 after [`Operand::prepare`]).
 pub(crate) fn for_rows<O: Send, const N: usize>(

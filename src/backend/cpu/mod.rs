@@ -5,9 +5,11 @@
 
 mod buffer;
 pub(crate) mod gemm;
+pub(crate) mod index;
 pub(crate) mod map;
 pub(crate) mod math;
 pub(crate) mod reduce;
+pub(crate) mod remap;
 pub(crate) mod rows;
 pub(crate) mod simd;
 mod view;

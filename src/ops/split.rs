@@ -1,0 +1,173 @@
+//! A tensor cut into parts along an axis: views, no element moves.
+
+use crate::error::{ErrorKind, Result, bail};
+use crate::op::{Composite, Describe, Math, Outputs, compose};
+use crate::shape::Axis;
+use crate::tensor::Tensor;
+use crate::testing::{Gen, Nd, Sample, Scalar};
+use smallvec::SmallVec;
+
+/// Parts of given sizes; see [`Tensor::split`].
+#[derive(Clone, Debug)]
+pub struct Split {
+    /// Extents of the parts.
+    pub sizes: SmallVec<[usize; 4]>,
+    /// The axis.
+    pub axis: Axis,
+}
+
+fn cut<S: Scalar>(x: &Nd<S>, sizes: &[usize], axis: usize) -> Vec<Nd<S>> {
+    let mut start = 0;
+    let part = |&n: &usize| {
+        let y = Nd::from_fn(x.shape.with_dim(axis, n), |i| {
+            let mut at = i.to_vec();
+            at[axis] += start;
+            x.at(&at)
+        });
+        start += n;
+        y
+    };
+    sizes.iter().map(part).collect()
+}
+
+impl Describe for Split {
+    const NAME: &'static str = "split";
+    const MATH: Math = Math {
+        forward: "y₁, y₂, … = consecutive stretches of x along an axis",
+        vjp: "x̄ = ȳ₁, ȳ₂, … one after the other, zero where a part was not used",
+        kinks: "linear",
+        cost: "none: views; the derivative writes x̄ for every part",
+        references: "torch.split",
+    };
+
+    fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
+        let Ok(axis) = self.axis.resolve(x[0].shape.rank()) else { return Vec::new() };
+        cut(&x[0], &self.sizes, axis)
+    }
+
+    fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
+        let b = g.extent();
+        let of = |sizes: &[usize], axis: i32| Split { sizes: sizes.into(), axis: axis.into() };
+        vec![
+            Sample::check(of(&[1, 3, 2], 0), [g.normal([6, b])]),
+            Sample::check(of(&[1, 3, 2], 1), [g.normal([b, 6, 2])]),
+            Sample::check(of(&[2, 2, 2], -1), [g.normal([b, 6])]).note("queries, keys, values"),
+            Sample::check(of(&[4], 0), [g.normal([4])]).note("one part"),
+            Sample::check(of(&[0, 3, 0], 0), [g.normal([3, 2])]).note("parts without elements"),
+            Sample::reject(of(&[1, 2], 0), [g.normal([4, 2])], ErrorKind::Shape),
+            Sample::reject(of(&[3, usize::MAX, 2], 0), [g.normal([4, 2])], ErrorKind::Shape),
+            Sample::reject(of(&[1, 2], 2), [g.normal([3, 2])], ErrorKind::Shape),
+            Sample::reject(of(&[], 0), [g.normal([0, 2])], ErrorKind::Argument),
+            Sample::bench(of(&[768, 768, 768], -1), [g.normal([4096, 2304])]),
+        ]
+    }
+}
+
+impl Composite for Split {
+    fn compose(&self, x: &[&Tensor]) -> Result<Outputs> {
+        let axis = x[0].shape().axis(self.axis)?;
+        let extent = x[0].shape()[axis];
+        if self.sizes.is_empty() {
+            bail!(argument, "the list of sizes is empty");
+        }
+        if self.sizes.iter().try_fold(0usize, |a, &b| a.checked_add(b)) != Some(extent) {
+            bail!(shape, "sizes {:?} do not add up to the extent {extent} of axis {axis} of {}", self.sizes, x[0].shape());
+        }
+        let mut start = 0;
+        let part = |&n: &usize| {
+            let y = x[0].narrow(axis, start, n);
+            start += n;
+            y
+        };
+        self.sizes.iter().map(part).collect()
+    }
+}
+
+/// A number of equal parts; see [`Tensor::chunk`].
+#[derive(Clone, Debug)]
+pub struct Chunk {
+    /// At most how many parts.
+    pub parts: usize,
+    /// The axis.
+    pub axis: Axis,
+}
+
+impl Chunk {
+    fn sizes(&self, extent: usize) -> Vec<usize> {
+        let size = extent.div_ceil(self.parts.max(1)).max(1);
+        if extent == 0 {
+            return vec![0; self.parts];
+        }
+        (0..extent).step_by(size).map(|at| size.min(extent - at)).collect()
+    }
+}
+
+impl Describe for Chunk {
+    const NAME: &'static str = "chunk";
+    const MATH: Math = Math {
+        forward: "y₁, y₂, … = stretches of ⌈n / parts⌉ positions of x along an axis; the last may be shorter",
+        vjp: "x̄ = ȳ₁, ȳ₂, … one after the other, zero where a part was not used",
+        kinks: "linear",
+        cost: "none: views; the derivative writes x̄ for every part",
+        references: "torch.chunk",
+    };
+
+    fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
+        let Ok(axis) = self.axis.resolve(x[0].shape.rank()) else { return Vec::new() };
+        cut(&x[0], &self.sizes(x[0].shape[axis]), axis)
+    }
+
+    fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
+        let b = g.extent();
+        let of = |parts: usize, axis: i32| Chunk { parts, axis: axis.into() };
+        vec![
+            Sample::check(of(2, 0), [g.normal([4, b])]),
+            Sample::check(of(3, -1), [g.normal([b, 6])]).note("queries, keys, values"),
+            Sample::check(of(3, 0), [g.normal([7])]).note("as PyTorch: 3, 3, 1"),
+            Sample::check(of(4, 0), [g.normal([5])]).note("as PyTorch: 2, 2, 1"),
+            Sample::check(of(1, 0), [g.normal([3, b])]),
+            Sample::check(of(9, 0), [g.normal([3])]).note("more parts than positions"),
+            Sample::check(of(2, 0), [g.normal([0, 2])]).note("no elements"),
+            Sample::reject(of(0, 0), [g.normal([3])], ErrorKind::Argument),
+            Sample::reject(of(2, 1), [g.normal([3])], ErrorKind::Shape),
+        ]
+    }
+}
+
+impl Composite for Chunk {
+    fn compose(&self, x: &[&Tensor]) -> Result<Outputs> {
+        let axis = x[0].shape().axis(self.axis)?;
+        if self.parts == 0 {
+            bail!(argument, "the number of parts must be at least 1");
+        }
+        Split { sizes: self.sizes(x[0].shape()[axis]).into(), axis: axis.into() }.compose(x)
+    }
+}
+
+impl Tensor {
+    /// Consecutive parts of the given sizes along an axis: `x.split(&[d, d_kv, d_kv], -1)`. Views; no element moves.
+    ///
+    /// # Gradient
+    /// Each part's `ȳ` at its place; saves nothing.
+    ///
+    /// # Errors
+    /// Shape error when the sizes do not add up to the extent, or the axis does not exist; argument error for an empty list.
+    #[track_caller]
+    pub fn split(&self, sizes: &[usize], axis: impl Into<Axis>) -> Result<Vec<Tensor>> {
+        Ok(compose(Split { sizes: sizes.into(), axis: axis.into() }, &[self])?.into_vec())
+    }
+
+    /// Equal parts along an axis: `x.chunk(3, -1)`. Views; no element moves.
+    ///
+    /// As in PyTorch each part has `⌈extent / parts⌉` positions, the last perhaps fewer, and there may be fewer parts.
+    ///
+    /// # Gradient
+    /// Each part's `ȳ` at its place; saves nothing.
+    ///
+    /// # Errors
+    /// Argument error for no parts; shape error when the axis does not exist.
+    #[track_caller]
+    pub fn chunk(&self, parts: usize, axis: impl Into<Axis>) -> Result<Vec<Tensor>> {
+        Ok(compose(Chunk { parts, axis: axis.into() }, &[self])?.into_vec())
+    }
+}
