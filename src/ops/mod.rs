@@ -26,7 +26,7 @@ use crate::error::Result;
 use crate::shape::Shape;
 use crate::tape::Accumulate;
 use crate::tensor::Tensor;
-use crate::testing::OpEntry;
+use crate::testing::{Config, OpEntry, Report};
 
 /// How the sweep adds cotangents.
 pub(crate) const ACCUMULATE: Accumulate = Accumulate { add: add_cotangents, reduce_to };
@@ -51,6 +51,20 @@ pub(crate) fn reduce_to(x: &Tensor, shape: &Shape) -> Result<Tensor> {
     let lead = x.rank() - shape.rank();
     let axes: Vec<usize> = (0..x.rank()).filter(|&i| i < lead || shape[i - lead] != x.shape()[i]).collect();
     x.sum_keep(&axes[..])?.reshape(shape)
+}
+
+/// Checks one op of the registry again: what a failure of the suite asks to run.
+///
+/// ```
+/// let report = cotangent::ops::replay("exp", 0, 3);
+/// assert!(report.failures.is_empty());
+/// ```
+pub fn replay(name: &str, seed: u64, limit: usize) -> Report {
+    let mut report = Report::default();
+    for entry in registry().iter().filter(|e| e.name == name) {
+        entry.check(&Config { seed, limit, quick: false }, &mut report);
+    }
+    report
 }
 
 macro_rules! registry {

@@ -1,6 +1,6 @@
 //! One row of the registry: an op with everything that can be done to it without knowing its type.
 
-use super::suite::{self, Config, Report};
+use super::suite::{self, AnySample, Config, Report, Traits};
 use super::{Gen, Purpose};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -30,8 +30,7 @@ pub struct OpEntry {
     pub implementation: Implementation,
     /// Whether it maps each element of one operand on its own: then all 65 536 half values can be tried.
     pub unary: bool,
-    check: fn(&Config, &mut Report),
-    bench: fn(DType) -> Vec<BenchCase>,
+    samples: fn(&mut Gen) -> Vec<AnySample>,
 }
 
 /// A timed case: call `run` once per iteration.
@@ -47,39 +46,42 @@ pub struct BenchCase {
 }
 
 impl OpEntry {
-    const fn new<O: Describe>(implementation: Implementation, unary: bool, check: fn(&Config, &mut Report), bench: fn(DType) -> Vec<BenchCase>) -> Self {
+    const fn new<O: Describe>(implementation: Implementation, unary: bool, samples: fn(&mut Gen) -> Vec<AnySample>) -> Self {
         const { assert!(O::MATH.is_complete(), "an op's mathematics has an empty field") };
-        OpEntry { name: O::NAME, math: O::MATH, implementation, unary, check, bench }
+        OpEntry { name: O::NAME, math: O::MATH, implementation, unary, samples }
     }
 
     /// An op with kernels.
     pub const fn op<O: Op>() -> Self {
-        Self::new::<O>(Implementation::Kernel, false, |c, r| suite::check::<O>(call_op::<O>, c, r), |d| bench::<O>(call_op::<O>, d))
+        Self::new::<O>(Implementation::Kernel, false, |g| suite::samples::<O>(call_op::<O>, g))
     }
 
     /// An elementwise op of one operand.
     pub const fn unary<U: Unary>() -> Self {
-        Self::new::<Map<U>>(Implementation::Kernel, true, |c, r| suite::check::<Map<U>>(call_op::<Map<U>>, c, r), |d| bench::<Map<U>>(call_op::<Map<U>>, d))
+        Self::new::<Map<U>>(Implementation::Kernel, true, |g| suite::samples::<Map<U>>(call_op::<Map<U>>, g))
     }
 
     /// A change of layout.
     pub const fn view<V: View>() -> Self {
-        Self::new::<V>(Implementation::View, false, |c, r| suite::check::<V>(call_view::<V>, c, r), |d| bench::<V>(call_view::<V>, d))
+        Self::new::<V>(Implementation::View, false, |g| suite::samples::<V>(call_view::<V>, g))
     }
 
     /// A composition.
     pub const fn composite<C: Composite>() -> Self {
-        Self::new::<C>(Implementation::Composite, false, |c, r| suite::check::<C>(call_composite::<C>, c, r), |d| bench::<C>(call_composite::<C>, d))
+        Self::new::<C>(Implementation::Composite, false, |g| suite::samples::<C>(call_composite::<C>, g))
     }
 
     /// Runs every check on the op's samples.
     pub fn check(&self, config: &Config, report: &mut Report) {
-        (self.check)(config, report);
+        let samples = (self.samples)(&mut Gen::new(config.seed, config.limit));
+        let traits = Traits { unary: self.unary, composite: self.implementation == Implementation::Composite };
+        suite::check(&samples, traits, config, report);
     }
 
     /// The op's bench samples in a dtype.
     pub fn bench(&self, dtype: DType) -> Vec<BenchCase> {
-        (self.bench)(dtype)
+        let samples = (self.samples)(&mut Gen::new(0, 8));
+        samples.into_iter().filter(|s| s.purpose == Purpose::Bench).filter_map(|s| super::timing::bench_case(s, dtype).ok()).collect()
     }
 }
 
@@ -101,10 +103,4 @@ fn call_view<V: View>(v: &V, x: &[&Tensor]) -> Result<Outputs> {
 
 fn call_composite<C: Composite>(c: &C, x: &[&Tensor]) -> Result<Outputs> {
     op::compose(c.clone(), x)
-}
-
-fn bench<O: Describe>(call: suite::Call<O>, dtype: DType) -> Vec<BenchCase> {
-    let mut g = Gen::new(0, 8);
-    let samples = O::samples(&mut g).into_iter().filter(|s| s.purpose == Purpose::Bench);
-    samples.filter_map(|s| suite::bench_case(call, s, dtype).ok()).collect()
 }

@@ -7,11 +7,12 @@ mod nd;
 mod sample;
 mod scalar;
 mod suite;
+mod timing;
 
 pub use entry::{BenchCase, Implementation, OpEntry};
 pub use nd::Nd;
 pub use sample::{Gen, Input, Purpose, Sample, lift};
 pub use scalar::{Ball, Dual, Scalar};
-pub use suite::{Config, Report};
+pub use suite::{Arrangement, Check, Config, Report};
 
 use crate::op::Describe;

@@ -1,0 +1,128 @@
+//! The layouts under which operands are given: each op must read all of them.
+
+use crate::dtype::{DType, Element, with_dtype};
+use crate::error::Result;
+use crate::layout::{Layout, contiguous_strides};
+use crate::shape::{Dims, Shape};
+use crate::tensor::Tensor;
+
+/// How a tensor lies in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Arrangement {
+    /// Row-major from the storage's start.
+    Contiguous,
+    /// Axes stored in another order (a single axis: every second element).
+    Transposed,
+    /// A slice inside a larger storage whose other elements are NaN (integers: the largest value).
+    Offset,
+    /// One axis repeated with stride 0.
+    Expanded,
+    /// Row-major, but one element past an aligned address.
+    Misaligned,
+}
+
+impl Arrangement {
+    /// Every arrangement.
+    pub const ALL: [Arrangement; 5] =
+        [Arrangement::Contiguous, Arrangement::Transposed, Arrangement::Offset, Arrangement::Expanded, Arrangement::Misaligned];
+
+    /// Short name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Arrangement::Contiguous => "contiguous",
+            Arrangement::Transposed => "transposed",
+            Arrangement::Offset => "offset",
+            Arrangement::Expanded => "expanded",
+            Arrangement::Misaligned => "misaligned",
+        }
+    }
+
+    /// Whether the arranged tensor has the given values ([`Arrangement::Expanded`] repeats some of them).
+    pub(super) const fn keeps_values(self) -> bool {
+        !matches!(self, Arrangement::Expanded)
+    }
+}
+
+/// A tensor of these values (rounded to the dtype) under an arrangement, or `None` when the shape has no such layout.
+/// `turn` varies the choice of axes.
+pub(super) fn arrange(values: &[f64], shape: &Shape, dtype: DType, how: Arrangement, turn: usize) -> Result<Option<Tensor>> {
+    let (rank, n) = (shape.rank(), shape.numel());
+    let mut strides = contiguous_strides(shape);
+    let (mut offset, mut len) = (0, n);
+    match how {
+        Arrangement::Contiguous => {}
+        _ if n == 0 => return Ok(None),
+        Arrangement::Misaligned => {
+            offset = 1;
+            len = n + 1;
+        }
+        Arrangement::Transposed if rank == 0 => return Ok(None),
+        Arrangement::Transposed if rank == 1 => {
+            strides[0] = 2;
+            len = 2 * n;
+        }
+        Arrangement::Transposed => {
+            let mut order: Vec<usize> = (0..rank).collect();
+            if turn.is_multiple_of(2) { order.reverse() } else { order.swap(rank - 1, rank - 2) }
+            let mut step = 1;
+            for &axis in order.iter().rev() {
+                strides[axis] = step;
+                step *= shape[axis];
+            }
+        }
+        Arrangement::Offset => {
+            let before = |i: usize| if i + 1 == rank { 2 } else { 1 };
+            let padded: Dims = shape.iter().enumerate().map(|(i, d)| d + before(i) + 2).collect();
+            strides = contiguous_strides(&padded);
+            offset = (0..rank).map(|i| before(i) * strides[i]).sum();
+            len = padded.iter().product();
+            if rank == 0 {
+                (offset, len) = (2, 4);
+            }
+        }
+        Arrangement::Expanded => {
+            let axes: Vec<usize> = (0..rank).filter(|&i| shape[i] > 1).collect();
+            if axes.is_empty() {
+                return Ok(None);
+            }
+            let axis = axes[turn % axes.len()];
+            strides = contiguous_strides(&shape.with_dim(axis, 1));
+            strides[axis] = 0;
+            len = n / shape[axis];
+        }
+    }
+    let layout = Layout::from_parts(shape.clone(), strides, offset)?;
+    with_dtype!(dtype, T => {
+        let gap = if dtype.is_float() { <T as Element>::from_f64(f64::NAN) } else { <T as Element>::from_f64(dtype.max_value()) };
+        let mut storage: Vec<T> = vec![gap; len];
+        // Backwards, so that the first of several values at one place stays.
+        for (at, &v) in layout.indices().collect::<Vec<_>>().into_iter().zip(values).rev() {
+            storage[at] = <T as Element>::from_f64(v);
+        }
+        let whole = Tensor::from_slice(&storage, [len])?;
+        Ok(Some(Tensor::from_array(whole.array.with_layout(layout)?)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arranged_tensors_read_back() -> Result<()> {
+        for shape in [vec![], vec![1], vec![5], vec![2, 3], vec![3, 1, 4], vec![2, 2, 3, 2]] {
+            let shape = Shape::from(shape);
+            let values: Vec<f64> = (0..shape.numel()).map(|i| i as f64).collect();
+            for how in Arrangement::ALL {
+                for turn in 0..3 {
+                    let Some(t) = arrange(&values, &shape, DType::F32, how, turn)? else { continue };
+                    assert_eq!(t.shape(), &shape);
+                    let got = t.to_f64_vec()?;
+                    assert!(got.iter().all(|v| v.is_finite()), "{how:?} of {shape} shows a neighbour");
+                    assert_eq!(got == values, how.keeps_values(), "{how:?} of {shape}");
+                }
+            }
+        }
+        Ok(())
+    }
+}
