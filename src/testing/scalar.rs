@@ -211,6 +211,10 @@ impl<T: Scalar> Neg for Dual<T> {
 }
 
 impl<T: Scalar> Scalar for Dual<T> {
+    fn sum(x: &[Self]) -> Self {
+        let part = |f: fn(&Self) -> T| T::sum(&x.iter().map(f).collect::<Vec<_>>());
+        Dual { v: part(|t| t.v), d: part(|t| t.d) }
+    }
     fn lit(x: f64) -> Self {
         Dual { v: T::lit(x), d: T::zero() }
     }
@@ -323,6 +327,14 @@ impl Neg for Ball {
 }
 
 impl Scalar for Ball {
+    /// A bound for every pairwise order: each term takes part in log₂ n additions, whatever it is added to.
+    fn sum(x: &[Self]) -> Self {
+        let terms = x.iter().filter(|t| t.v != 0.0).count();
+        let depth = f64::from(terms.max(1).next_power_of_two().trailing_zeros());
+        let pairwise = |f: &dyn Fn(&Self) -> f64| <f64 as Scalar>::sum(&x.iter().map(f).collect::<Vec<_>>());
+        let (v, e, size) = (pairwise(&|t| t.v), pairwise(&|t| t.e), pairwise(&|t| t.v.abs()));
+        Ball { v, e: e + scaled(depth, size) }
+    }
     fn lit(x: f64) -> Self {
         Ball { v: x, e: 0.0 }
     }
