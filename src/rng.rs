@@ -316,7 +316,7 @@ impl Key {
 
 /// Words below this are kept: `keep` · 2³², rounded. The cast saturates, and makes NaN 0.
 #[inline]
-fn bernoulli_threshold(keep: f64) -> u64 {
+pub(crate) fn bernoulli_threshold(keep: f64) -> u64 {
     (keep * 4_294_967_296.0).round_ties_even() as u64
 }
 

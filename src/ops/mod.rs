@@ -3,12 +3,17 @@
 pub mod binary;
 pub mod concat;
 mod create;
+pub mod cross_entropy;
+pub mod dropout;
 pub mod elementwise;
 pub mod flip;
 pub mod log_softmax;
+pub mod loss;
+pub mod nll_loss;
 pub mod pad;
 pub mod permute;
 pub mod repeat;
+pub mod rope;
 mod second_order;
 pub mod slice;
 pub mod softmax;
@@ -18,6 +23,10 @@ pub mod sum;
 pub mod triangle;
 pub mod views;
 
+pub use cross_entropy::CrossEntropy;
+pub use loss::Reduction;
+pub use nll_loss::NegativeLogLikelihood;
+pub use rope::{RopePositions, RopeStyle, Rotary};
 pub use second_order::{differentiate, differentiate_vjp};
 
 use crate::backend::cpu::map;
@@ -93,11 +102,17 @@ registry! {
     ]
     kernels: [
         concat::Concat,
+        cross_entropy::CrossEntropyLoss,
+        cross_entropy::CrossEntropyVjp,
+        dropout::Dropout,
         flip::Flip,
         flip::Roll,
         log_softmax::LogSoftmax,
         log_softmax::LogSoftmaxVjp,
+        nll_loss::NllLoss,
+        nll_loss::NllLossVjp,
         pad::Pad,
+        rope::Rope,
         slice::SliceVjp,
         softmax::Softmax,
         softmax::SoftmaxVjp,

@@ -20,4 +20,4 @@ pub use math::Real;
 pub use view::{Contiguous, In, Out};
 
 pub(crate) use buffer::Buffer;
-pub(crate) use view::copy_strided;
+pub(crate) use view::{SERIAL, copy_strided};

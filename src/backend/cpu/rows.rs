@@ -2,6 +2,7 @@
 //! so memory is read once. Rows are handed out in groups that depend on the row length alone.
 
 use super::map::Compute;
+use super::math::Real;
 use super::simd;
 use super::view::{Contiguous, In, SERIAL, copy_strided};
 use super::Buffer;
@@ -92,4 +93,21 @@ pub(crate) fn load<T: Compute>(x: &[T], y: &mut [T::Acc]) {
     for (y, &x) in y.iter_mut().zip(x) {
         *y = x.load();
     }
+}
+
+/// Largest element, NaN when there is one, −∞ when empty: [`simd::max`] without widening the row first.
+#[inline(always)]
+pub(crate) fn max<T: Compute>(x: &[T]) -> T::Acc {
+    const LANES: usize = 32;
+    let mut acc = [T::Acc::NEG_INFINITY; LANES];
+    let (body, tail) = x.as_chunks::<LANES>();
+    for chunk in body {
+        for i in 0..LANES {
+            acc[i] = acc[i].max_nan(chunk[i].load());
+        }
+    }
+    for (a, &x) in acc.iter_mut().zip(tail) {
+        *a = a.max_nan(x.load());
+    }
+    simd::max(&acc)
 }

@@ -1,0 +1,529 @@
+//! Cross-entropy of logits with class targets, fused: neither probabilities nor their logarithms are ever stored.
+
+use super::differentiate_vjp;
+use super::log_softmax::log_softmax_line;
+use super::loss::{Classes, Reduction, check_classes};
+use super::softmax::{largest, softmax_line};
+use crate::backend::cpu::{self, Buffer, Compute, Contiguous, Real, rows, simd};
+use crate::dtype::{DType, Element, with_float};
+use crate::error::{ErrorKind, Result, bail};
+use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, apply1};
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+use crate::testing::{Gen, Input, Nd, Purpose, Sample, Scalar};
+use rayon::prelude::*;
+use smallvec::{SmallVec, smallvec};
+
+/// Options of [`Tensor::cross_entropy_with`].
+#[derive(Clone, Debug)]
+pub struct CrossEntropy {
+    /// Targets of this value do not count: loss 0, gradient 0. By default −100, as in PyTorch.
+    pub ignore_index: Option<i64>,
+    /// Share of the target distribution that is spread evenly over all classes, 0 to 1.
+    pub label_smoothing: f64,
+    /// What becomes of the losses.
+    pub reduction: Reduction,
+    /// One weight per class. A constant: it gets no gradient.
+    pub weights: Option<Tensor>,
+}
+
+impl Default for CrossEntropy {
+    fn default() -> Self {
+        CrossEntropy { ignore_index: Some(-100), label_smoothing: 0.0, reduction: Reduction::Mean, weights: None }
+    }
+}
+
+/// Cross-entropy; see [`Tensor::cross_entropy`]. Inputs: logits, targets, then the class weights if there are any.
+#[derive(Clone, Debug)]
+pub struct CrossEntropyLoss {
+    /// Targets of this value do not count.
+    pub ignore_index: Option<i64>,
+    /// Share of the target distribution that is spread evenly.
+    pub label_smoothing: f64,
+    /// What becomes of the losses.
+    pub reduction: Reduction,
+    /// Whether class weights are given.
+    pub weighted: bool,
+}
+
+/// The derivative kernel of [`CrossEntropyLoss`]. Inputs: logits, targets, the weights if there are any, ȳ, and the saved
+/// maximum and sum of every row if `stats`.
+#[derive(Clone, Debug)]
+pub struct CrossEntropyVjp {
+    /// The op it belongs to.
+    pub of: CrossEntropyLoss,
+    /// Whether every row's maximum and sum of exponentials are given; otherwise they are computed again, to the same bits.
+    pub stats: bool,
+}
+
+/// The target distribution of one row: `on` at the target, plus `spread · w` at every class.
+struct TargetRow<A> {
+    on: A,
+    spread: A,
+    total: A,
+}
+
+impl CrossEntropyLoss {
+    fn check(&self, x: &[Spec]) -> Result<()> {
+        if !(0.0..=1.0).contains(&self.label_smoothing) {
+            bail!(argument, "label_smoothing must be between 0 and 1, found {}", self.label_smoothing);
+        }
+        check_classes(&x[0], &x[1], self.weighted.then(|| &x[2]))
+    }
+
+    /// `q` of a row with target weight `w_y`, for `classes` classes of total weight `sum_w`.
+    fn row<S: Copy + std::ops::Mul<Output = S> + std::ops::Add<Output = S>>(&self, lit: impl Fn(f64) -> S, w_y: S, sum_w: S, classes: usize) -> TargetRow<S> {
+        let on = lit(1.0 - self.label_smoothing) * w_y;
+        let spread = lit(self.label_smoothing / classes as f64);
+        TargetRow { on, spread, total: if self.label_smoothing == 0.0 { on } else { on + spread * sum_w } }
+    }
+
+    /// The target distributions of all rows as one constant tensor, with the mean's divisor taken in.
+    fn distribution(&self, x: &Tensor, targets: &Tensor, weights: Option<&Tensor>) -> Result<Tensor> {
+        let classes = x.shape()[x.rank() - 1];
+        let targets = Classes::read(&targets.array.cpu()?, classes, self.ignore_index)?;
+        let w = weights.map(Tensor::to_f64_vec).transpose()?;
+        let scale = self.reduction.scale(targets.weight(w.as_ref().map(|w| |t: usize| w[t])));
+        let mut q = vec![0.0; x.numel()];
+        for (q, t) in q.chunks_mut(classes.max(1)).zip(&targets.of) {
+            let Some(t) = *t else { continue };
+            for (j, q) in q.iter_mut().enumerate() {
+                let w = w.as_ref().map_or(1.0, |w| w[j]);
+                let on = if j == t { 1.0 - self.label_smoothing } else { 0.0 };
+                *q = -scale * w * (on + self.label_smoothing / classes as f64);
+            }
+        }
+        with_float!(x.dtype(), T => {
+            let q: Vec<T> = q.into_iter().map(<T as Element>::from_f64).collect();
+            Tensor::from_slice(&q, x.shape())
+        })
+    }
+}
+
+impl Describe for CrossEntropyLoss {
+    const NAME: &'static str = "cross_entropy";
+    const MATH: Math = Math {
+        forward: "lossᵢ = −Σⱼ qᵢⱼ log softmax(xᵢ)ⱼ with qᵢⱼ = (1−s) w_y [j = yᵢ] + (s/C) wⱼ; 0 for ignored targets; then mean (Σ loss / Σ w_y), sum or none",
+        vjp: "x̄ᵢⱼ = (softmax(xᵢ)ⱼ Σₖ qᵢₖ − qᵢⱼ) · l̄ᵢ, where l̄ is ȳ, divided by Σ w_y for the mean; zeros for ignored targets",
+        kinks: "smooth; a row of −∞ only counts 0; all targets ignored: the mean is 0 with zero gradient",
+        cost: "one pass over the logits forward, one pass and one write backward; saves logits, targets, and two numbers per row",
+        references: "torch.nn.functional.cross_entropy; Szegedy et al., arXiv:1512.00567 §7 (smoothing)",
+    };
+
+    fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
+        let classes = x[0].shape[x[0].shape.rank() - 1];
+        let targets = Classes::define(&x[1], self.ignore_index);
+        let w = self.weighted.then(|| &x[2]);
+        let weight = |j: usize| w.map_or(S::one(), |w| w.data[j]);
+        let losses = x[0].data.chunks(classes.max(1)).zip(&targets.of).map(|(row, t)| {
+            let Some(t) = *t else { return S::zero() };
+            let lp = log_softmax_line(row);
+            let hard = -(lp[t] * weight(t));
+            if self.label_smoothing == 0.0 {
+                return hard;
+            }
+            let spread: Vec<S> = lp.iter().enumerate().map(|(j, &l)| l * weight(j)).collect();
+            hard * S::lit(1.0 - self.label_smoothing) - S::sum(&spread) * S::lit(self.label_smoothing / classes as f64)
+        });
+        let mut losses: Vec<S> = losses.collect();
+        losses.resize(targets.of.len(), S::zero());
+        let divisor = targets.weight(w.map(|w| |t: usize| w.data[t].re()));
+        vec![self.reduction.define(Nd::new(&x[1].shape, losses), divisor)]
+    }
+
+    fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
+        let inf = f64::INFINITY;
+        let plain = CrossEntropyLoss { ignore_index: Some(-100), label_smoothing: 0.0, reduction: Reduction::Mean, weighted: false };
+        let ints = |shape: &[usize], v: &[i64]| Input::ints(DType::I64, shape, v);
+        let mut out = Vec::new();
+        // Every option with every other one, with and without ignored targets.
+        for reduction in [Reduction::Mean, Reduction::Sum, Reduction::None] {
+            for label_smoothing in [0.0, 0.1] {
+                for weighted in [false, true] {
+                    for targets in [[0, 4, 2, 2], [-1, 4, -1, 1]] {
+                        let op = CrossEntropyLoss { ignore_index: Some(-1), label_smoothing, reduction, weighted };
+                        let mut x = vec![g.normal_with([4, 5], 2.0, 0.0), ints(&[4], &targets)];
+                        if weighted {
+                            x.push(g.uniform([5], 0.2, 2.0));
+                        }
+                        out.push(Sample::check(op, x).no_grad(if weighted { &[2] } else { &[] }).note("C2, C5, C6, C8: every pair of options; half of the targets ignored"));
+                    }
+                }
+            }
+        }
+        for (reduction, weighted) in [(Reduction::Mean, false), (Reduction::Mean, true), (Reduction::Sum, false), (Reduction::None, true)] {
+            let op = CrossEntropyLoss { reduction, weighted, label_smoothing: 0.1, ..plain.clone() };
+            let mut x = vec![g.normal([2, 3]), ints(&[2], &[-100, -100])];
+            if weighted {
+                x.push(g.uniform([3], 0.5, 1.5));
+            }
+            out.push(Sample::check(op, x).no_grad(if weighted { &[2] } else { &[] }).note("C7: all targets ignored: 0, with zero gradient"));
+        }
+        for c in [1, 2, 3, 31, 32, 33, 65] {
+            out.push(Sample::check(plain.clone(), [g.normal([3, c]), g.below(DType::I64, [3], c)]).note("vocabularies of 1 and around the vector width"));
+        }
+        out.push(Sample::check(plain.clone(), [g.normal([2, 3, 4]), g.below(DType::U32, [2, 3], 4)]).note("[batch, time, classes]; u32 targets"));
+        out.push(Sample::check(plain.clone(), [g.normal([4]), g.below(DType::U8, (), 4)]).note("one row without a batch axis; u8 target"));
+        // p(y) of 0.9 to 0.9999 with two classes: the logit is ln(p / (1 − p)).
+        let confident: Vec<f64> = [0.9, 0.99, 0.999, 0.9999].iter().flat_map(|p: &f64| [(p / (1.0 - p)).ln(), 0.0]).collect();
+        out.push(Sample::check(plain.clone(), [Input::values([4, 2], confident), ints(&[4], &[0, 0, 0, 0])]).note("C1: confident predictions"));
+        for offset in [-100.0, 100.0, 1e4] {
+            out.push(Sample::check(plain.clone(), [g.normal_with([3, 5], 2.0, offset), ints(&[3], &[1, 0, 4])]).note("C4, A11: |logit| > 90, common offset"));
+        }
+        out.push(Sample::value(plain.clone(), [Input::values([2, 3], [1e30, -1e30, 0.0, 500.0, 499.0, -500.0]), ints(&[2], &[0, 1])]).note("huge logits"));
+        let masked = Input::values([3, 3], [-inf, 1.0, 2.0, -inf, -inf, -inf, 0.1, 0.2, 0.3]);
+        for reduction in [Reduction::Mean, Reduction::None] {
+            let op = CrossEntropyLoss { reduction, ..plain.clone() };
+            out.push(Sample::check(op, [masked.clone(), ints(&[3], &[1, 0, 2])]).at_kink().note("C13: masked classes, and a fully masked row"));
+        }
+        out.push(Sample::value(plain.clone(), [Input::values([2, 2], [f64::NAN, 1.0, inf, 0.0]), ints(&[2], &[-100, -100])]).note("NaN in ignored rows stays out"));
+        for reduction in [Reduction::Sum, Reduction::Mean, Reduction::None] {
+            let op = CrossEntropyLoss { reduction, ..plain.clone() };
+            out.push(Sample::check(op, [g.normal([0, 5]), ints(&[0], &[])]).note("B16: no rows"));
+        }
+        out.push(Sample::value(plain.clone(), [g.normal([70, 1000]), g.below(DType::I64, [70], 1000)]).note("several tasks"));
+        out.push(Sample::value(plain.clone(), [g.normal([2, 151_936]), ints(&[2], &[151_935, 0])]).note("the vocabulary of Qwen2"));
+        for (t, note) in [(5, "target out of range: an error, never silent"), (-1, "negative target that is not ignored")] {
+            out.push(Sample::reject(plain.clone(), [g.normal([2, 5]), ints(&[2], &[0, t])], ErrorKind::Index).note(note));
+        }
+        out.push(Sample::reject(CrossEntropyLoss { ignore_index: None, ..plain.clone() }, [g.normal([1, 5]), ints(&[1], &[-100])], ErrorKind::Index));
+        out.push(Sample::reject(plain.clone(), [g.normal([2, 0]), ints(&[2], &[0, 0])], ErrorKind::Index).note("no classes"));
+        out.push(Sample::reject(plain.clone(), [g.normal([2, 5]), ints(&[3], &[0, 1, 2])], ErrorKind::Shape));
+        out.push(Sample::reject(plain.clone(), [g.normal([2, 5]), g.normal([2])], ErrorKind::Dtype).note("float targets"));
+        out.push(Sample::reject(CrossEntropyLoss { label_smoothing: 1.5, ..plain.clone() }, [g.normal([2, 5]), ints(&[2], &[0, 1])], ErrorKind::Argument));
+        out.push(Sample::reject(CrossEntropyLoss { weighted: true, ..plain.clone() }, [g.normal([2, 5]), ints(&[2], &[0, 1]), g.normal([4])], ErrorKind::Shape));
+        out.push(Sample::bench(plain, [g.normal([1024, 50_257]), g.below(DType::I64, [1024], 50_257)]));
+        out
+    }
+}
+
+impl Op for CrossEntropyLoss {
+    /// Largest logit and sum of the shifted exponentials of every row.
+    const AUX: usize = 1;
+
+    fn infer(&self, x: &[Spec]) -> Result<SmallVec<[Spec; 2]>> {
+        self.check(x)?;
+        let stats = Spec::new([x[1].shape.checked_numel()?, 2], if x[0].dtype == DType::F64 { DType::F64 } else { DType::F32 });
+        Ok(smallvec![Spec::new(self.reduction.shape(&x[1].shape), x[0].dtype), stats])
+    }
+
+    fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
+        let classes = last(x[0].shape());
+        let targets = Classes::read(&x[1], classes, self.ignore_index)?;
+        with_float!(x[0].dtype(), T => {
+            type A = <T as Compute>::Acc;
+            let [y, stats] = y else { bail!(argument, "cross_entropy has two outputs") };
+            let stats = stats.slice::<A>();
+            let w = if self.weighted { Some(x[2].contiguous::<T>()?) } else { None };
+            let w = w.as_deref();
+            let divisor = targets.weight(w.map(|w| |t: usize| Element::to_f64(w[t])));
+            let mut losses = Buffer::alloc(A::DTYPE, targets.of.len())?;
+            let losses = losses.slice_mut::<A>();
+            if classes == 0 {
+                // Every target is ignored here.
+                stats.fill(A::ZERO);
+                losses.fill(A::ZERO);
+            } else {
+                let x = x[0].contiguous::<T>()?;
+                let rows = rows::rows_per_task(classes);
+                let sum_w = sum_weights::<T>(w, classes);
+                let task = |(((x, t), stats), losses): (((&[T], &[Option<usize>]), &mut [A]), &mut [A])| simd::dispatch(#[inline(always)] || {
+                    for (((x, t), s), loss) in x.chunks_exact(classes).zip(t).zip(stats.chunks_exact_mut(2)).zip(losses) {
+                        let Some(t) = *t else {
+                            [s[0], s[1], *loss] = [A::NEG_INFINITY, A::ZERO, A::ZERO];
+                            continue;
+                        };
+                        let (m, sum) = row_stats(x);
+                        [s[0], s[1]] = [m, sum];
+                        *loss = if m == A::NEG_INFINITY { A::ZERO } else { self.row_loss(x, t, w, sum_w, m, sum) };
+                    }
+                });
+                let t = &targets.of[..];
+                if x.len() < cpu::SERIAL {
+                    x.chunks(rows * classes).zip(t.chunks(rows)).zip(stats.chunks_mut(2 * rows)).zip(losses.chunks_mut(rows)).for_each(task);
+                } else {
+                    x.par_chunks(rows * classes).zip(t.par_chunks(rows)).zip(stats.par_chunks_mut(2 * rows)).zip(losses.par_chunks_mut(rows)).for_each(task);
+                }
+            }
+            self.reduction.store(losses, divisor, y.slice::<T>());
+            Ok(())
+        })
+    }
+
+    fn save(&self, x: &[&Tensor], y: &[Tensor], _: &[bool]) -> Saved {
+        Saved::of([Some(x[0]), Some(x[1]), if self.weighted { Some(x[2]) } else { None }, y.get(1)])
+    }
+
+    fn vjp(&self, saved: &Saved, y_bar: &Cotangents, want: &[bool]) -> Result<InputCotangents> {
+        refuse_weights(self.weighted && want[2])?;
+        let mut inputs: SmallVec<[&Tensor; 5]> = smallvec![saved.get(0)?, saved.get(1)?];
+        if self.weighted {
+            inputs.push(saved.get(2)?);
+        }
+        inputs.push(y_bar.only()?);
+        inputs.push(saved.get(3)?);
+        let x_bar = apply1(CrossEntropyVjp { of: self.clone(), stats: true }, &inputs)?;
+        let mut bars: InputCotangents = smallvec![Some(x_bar), None];
+        bars.extend(self.weighted.then_some(None));
+        Ok(bars)
+    }
+}
+
+/// Class weights are constants by contract: their gradient is refused, not dropped.
+pub(crate) fn refuse_weights(wanted: bool) -> Result<()> {
+    if wanted {
+        bail!(argument, "class weights are constants and have no derivative: detach() them");
+    }
+    Ok(())
+}
+
+fn last(shape: &Shape) -> usize {
+    shape.last().copied().unwrap_or(0)
+}
+
+fn sum_weights<T: Compute>(w: Option<&[T]>, classes: usize) -> T::Acc {
+    w.map_or(<T::Acc as Real>::from_f64(classes as f64), |w| simd::dispatch(#[inline(always)] || simd::sum_by(w, #[inline(always)] |acc: T::Acc, w: T| acc + w.load())))
+}
+
+/// Largest element m and Σ exp(x − m).
+#[inline(always)]
+fn row_stats<T: Compute>(x: &[T]) -> (T::Acc, T::Acc) {
+    let m = rows::max(x);
+    if m == T::Acc::NEG_INFINITY {
+        return (m, T::Acc::ZERO);
+    }
+    (m, simd::sum_by(x, #[inline(always)] |acc: T::Acc, v: T| acc + (v.load() - m).exp()))
+}
+
+impl CrossEntropyLoss {
+    #[inline(always)]
+    fn row_loss<T: Compute>(&self, x: &[T], t: usize, w: Option<&[T]>, sum_w: T::Acc, m: T::Acc, sum: T::Acc) -> T::Acc {
+        let w_y = w.map_or(T::Acc::ONE, |w| w[t].load());
+        // ln Σ − (x − m) keeps what (m + ln Σ) − x would lose at a large common offset.
+        let log = sum.ln();
+        let hard = log - (x[t].load() - m);
+        if self.label_smoothing == 0.0 {
+            return w_y * hard;
+        }
+        let q = self.row(<T::Acc as Real>::from_f64, w_y, sum_w, x.len());
+        let shifted = match w {
+            None => simd::sum_by(x, #[inline(always)] |acc: T::Acc, v: T| acc + (v.load() - m)),
+            Some(w) => simd::dot_by(x, w, #[inline(always)] |acc: T::Acc, v: T, w: T| (v.load() - m).mul_add(w.load(), acc)),
+        };
+        q.on * hard + q.spread * (sum_w * log - shifted)
+    }
+}
+
+impl CrossEntropyVjp {
+    /// Position of ȳ among the inputs.
+    fn g(&self) -> usize {
+        2 + usize::from(self.of.weighted)
+    }
+}
+
+impl Describe for CrossEntropyVjp {
+    const NAME: &'static str = "cross_entropy_vjp";
+    const MATH: Math = Math {
+        forward: "x̄ᵢⱼ = (softmax(xᵢ)ⱼ Σₖ qᵢₖ − qᵢⱼ) · l̄ᵢ; the difference is taken before any rounding to the logits' type",
+        vjp: "through the composition −Σ q · log_softmax(x)",
+        kinks: "zeros for ignored targets and for rows of −∞ only",
+        cost: "one pass over the logits, one write",
+        references: "chain rule",
+    };
+
+    fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
+        let classes = last(&x[0].shape);
+        let targets = Classes::define(&x[1], self.of.ignore_index);
+        let w = self.of.weighted.then(|| &x[2]);
+        let weight = |j: usize| w.map_or(S::one(), |w| w.data[j]);
+        let g = &x[self.g()];
+        let scale = S::lit(self.of.reduction.scale(targets.weight(w.map(|w| |t: usize| w.data[t].re()))));
+        let sum_w = S::sum(&(0..classes).map(weight).collect::<Vec<_>>());
+        let mut data = Vec::new();
+        for (i, row) in x[0].data.chunks(classes.max(1)).enumerate() {
+            let Some(t) = targets.of[i].filter(|_| largest(row) != f64::NEG_INFINITY) else {
+                data.extend(row.iter().map(|_| S::zero()));
+                continue;
+            };
+            let q = self.of.row(S::lit, weight(t), sum_w, classes);
+            let r = g.data[if g.data.len() == 1 { 0 } else { i }] * scale;
+            for (j, p) in softmax_line(row).into_iter().enumerate() {
+                let qj = q.spread * weight(j);
+                let qj = if j == t { qj + q.on } else { qj };
+                data.push((p * q.total - qj) * r);
+            }
+        }
+        vec![Nd::new(&x[0].shape, data)]
+    }
+
+    fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
+        let mut out = Vec::new();
+        for s in CrossEntropyLoss::samples(g).into_iter().filter(|s| matches!(s.purpose, Purpose::Check | Purpose::Value)) {
+            let bar = if s.op.reduction == Reduction::None { g.normal(s.inputs[1].shape()) } else { g.normal(()) };
+            let mut s = s.map(|of| CrossEntropyVjp { of, stats: false });
+            s.inputs.push(bar);
+            out.push(s);
+        }
+        let of = CrossEntropyLoss { ignore_index: None, label_smoothing: 0.1, reduction: Reduction::None, weighted: false };
+        let op = CrossEntropyVjp { of, stats: false };
+        let t = Input::ints(DType::I64, [3], &[2, 0, 1]);
+        out.push(Sample::check(op.clone(), [g.normal([3, 4]), t.clone(), Input::values([3], [0.0, 1.5, 0.0])]).note("C2: zeros among the cotangents"));
+        out.push(Sample::reject(op, [g.normal([3, 4]), t, g.normal([2])], ErrorKind::Shape));
+        out
+    }
+}
+
+impl Op for CrossEntropyVjp {
+    const AUX: usize = 0;
+
+    fn infer(&self, x: &[Spec]) -> Result<SmallVec<[Spec; 2]>> {
+        self.of.check(x)?;
+        let g = &x[self.g()];
+        let want = self.of.reduction.shape(&x[1].shape);
+        if g.shape != want || g.dtype != x[0].dtype {
+            bail!(shape, "the cotangent must be {want} of {}: found {} of {}", x[0].dtype, g.shape, g.dtype);
+        }
+        Ok(smallvec![x[0].clone()])
+    }
+
+    fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
+        let classes = last(x[0].shape());
+        let targets = Classes::read(&x[1], classes, self.of.ignore_index)?;
+        with_float!(x[0].dtype(), T => {
+            type A = <T as Compute>::Acc;
+            let w = if self.of.weighted { Some(x[2].contiguous::<T>()?) } else { None };
+            let w = w.as_deref();
+            let stats: Option<Contiguous<'_, A>> = if self.stats { Some(x[self.g() + 1].contiguous()?) } else { None };
+            let scale = <A as Real>::from_f64(self.of.reduction.scale(targets.weight(w.map(|w| |t: usize| Element::to_f64(w[t])))));
+            let (logits, g) = (x[0].contiguous::<T>()?, x[self.g()].contiguous::<T>()?);
+            let each = self.of.reduction == Reduction::None;
+            let sum_w = sum_weights::<T>(w, classes);
+            rows::for_tasks(classes, y[0].slice::<T>(), |first, y| {
+                simd::dispatch(#[inline(always)] || {
+                    for (k, y) in y.chunks_exact_mut(classes).enumerate() {
+                        let i = first + k;
+                        let row = &logits[i * classes..(i + 1) * classes];
+                        let (m, sum) = match (targets.of[i], &stats) {
+                            (None, _) => (A::NEG_INFINITY, A::ZERO),
+                            (_, Some(s)) => (s[2 * i], s[2 * i + 1]),
+                            _ => row_stats(row),
+                        };
+                        let Some(t) = targets.of[i].filter(|_| m != A::NEG_INFINITY) else {
+                            y.fill(T::store(A::ZERO));
+                            continue;
+                        };
+                        let r = g[if each { i } else { 0 }].load() * scale;
+                        self.of.row_vjp(row, t, w, sum_w, [m, sum, r], y);
+                    }
+                });
+                Ok(())
+            })
+        })
+    }
+
+    fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
+        Saved::list((0..=self.g()).map(|i| Some(x[i].clone())))
+    }
+
+    fn vjp(&self, saved: &Saved, y_bar: &Cotangents, want: &[bool]) -> Result<InputCotangents> {
+        refuse_weights(self.of.weighted && want[2])?;
+        let (x, targets, g) = (saved.get(0)?, saved.get(1)?, saved.get(self.g())?);
+        let weights = if self.of.weighted { Some(saved.get(2)?) } else { None };
+        // The targets enter as a constant distribution, so that the composition is a product.
+        let q = self.of.distribution(x, targets, weights)?;
+        let each = self.of.reduction == Reduction::None;
+        let wanted = [want[0], want[self.g()]];
+        let found = differentiate_vjp(std::slice::from_ref(x), std::slice::from_ref(g), &[y_bar.get(0).cloned()], &wanted, move |x| {
+            let product = x[0].log_softmax(-1)?.mul(&q)?;
+            Ok(Outputs::from_iter([if each { product.sum(-1)? } else { product.sum(..)? }]))
+        })?;
+        let mut bars = InputCotangents::from_elem(None, want.len());
+        for (at, bar) in [0, self.g()].into_iter().zip(found) {
+            bars[at] = bar;
+        }
+        Ok(bars)
+    }
+}
+
+impl CrossEntropyLoss {
+    #[inline(always)]
+    fn row_vjp<T: Compute>(&self, x: &[T], t: usize, w: Option<&[T]>, sum_w: T::Acc, [m, sum, r]: [T::Acc; 3], y: &mut [T]) {
+        let w_y = w.map_or(T::Acc::ONE, |w| w[t].load());
+        let q = self.row(<T::Acc as Real>::from_f64, w_y, sum_w, x.len());
+        let a = q.total / sum * r;
+        let b = q.spread * r;
+        match w {
+            Some(w) if self.label_smoothing != 0.0 => {
+                for ((y, &x), &w) in y.iter_mut().zip(x).zip(w) {
+                    *y = T::store((x.load() - m).exp().mul_add(a, -(b * w.load())));
+                }
+            }
+            _ => {
+                for (y, &x) in y.iter_mut().zip(x) {
+                    *y = T::store((x.load() - m).exp().mul_add(a, -b));
+                }
+            }
+        }
+        // At the target the probability and q nearly cancel: their difference is taken in full precision, before scaling.
+        let p = (x[t].load() - m).exp() / sum;
+        y[t] = T::store(p.mul_add(q.total, -(q.spread * w_y + q.on)) * r);
+    }
+}
+
+impl Tensor {
+    /// Mean cross-entropy of these logits `[.., C]` with integer targets `[..]`; targets of −100 are ignored.
+    ///
+    /// ```
+    /// use cotangent::{Tensor, grad};
+    /// let logits = Tensor::from_slice(&[0f64, 0.0, 0.0, 0.0], [2, 2])?;
+    /// let targets = Tensor::from_slice(&[1i64, -100], [2])?;
+    /// let loss = logits.cross_entropy(&targets)?;
+    /// assert!((loss.item()? - 2f64.ln()).abs() < 1e-15);
+    /// let g = grad(&logits, |x| x.cross_entropy(&targets))?;
+    /// assert_eq!(g.to_vec::<f64>()?, [0.5, -0.5, 0.0, 0.0]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    ///
+    /// # Gradient
+    /// `(softmax − q)·l̄` by one fused kernel; saves the logits, the targets, and two numbers per row. Rows of ignored targets
+    /// get exactly 0.
+    ///
+    /// # Numerics
+    /// Probabilities are never stored: at the target, `p − 1` is formed in f32 before the rounding to a half type, so confident
+    /// predictions keep their gradient. If every target is ignored the mean is 0 with zero gradient, where PyTorch gives NaN.
+    /// A row of −∞ only counts 0.
+    ///
+    /// # Errors
+    /// Index error for a target outside `0..C`; shape error unless there is one target per row; dtype error unless the logits
+    /// are floats and the targets integers.
+    #[track_caller]
+    pub fn cross_entropy(&self, targets: &Tensor) -> Result<Tensor> {
+        self.cross_entropy_with(targets, &CrossEntropy::default())
+    }
+
+    /// [`Tensor::cross_entropy`] with options.
+    ///
+    /// ```
+    /// use cotangent::ops::{CrossEntropy, Reduction};
+    /// # use cotangent::Tensor;
+    /// let logits = Tensor::from_slice(&[0f32, 1.0, 2.0, 0.5], [2, 2])?;
+    /// let targets = Tensor::from_slice(&[1i64, 0], [2])?;
+    /// let options = CrossEntropy { label_smoothing: 0.1, reduction: Reduction::None, ..Default::default() };
+    /// assert_eq!(logits.cross_entropy_with(&targets, &options)?.shape(), &[2]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    ///
+    /// # Gradient
+    /// As [`Tensor::cross_entropy`]; class weights are constants, and a sweep that wants their gradient is an error.
+    ///
+    /// # Errors
+    /// As [`Tensor::cross_entropy`]; argument error for `label_smoothing` outside 0 to 1; shape error unless there is one weight
+    /// per class.
+    #[track_caller]
+    pub fn cross_entropy_with(&self, targets: &Tensor, options: &CrossEntropy) -> Result<Tensor> {
+        let &CrossEntropy { ignore_index, label_smoothing, reduction, ref weights } = options;
+        let op = CrossEntropyLoss { ignore_index, label_smoothing, reduction, weighted: weights.is_some() };
+        let x: SmallVec<[&Tensor; 3]> = [Some(self), Some(targets), weights.as_ref()].into_iter().flatten().collect();
+        apply1(op, &x)
+    }
+}

@@ -1,0 +1,118 @@
+//! What the losses share: reductions, and class targets.
+
+use crate::backend::cpu::{self, Compute, Real, simd};
+use crate::dtype::{Element, with_dtype};
+use crate::error::{Result, bail};
+use crate::op::{Spec, expect};
+use crate::shape::Shape;
+use crate::testing::{Nd, Scalar};
+
+/// How the losses of a batch become the result.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reduction {
+    /// Their mean: the sum, divided by the number of elements, of targets that are not ignored, or by their weights' sum.
+    #[default]
+    Mean,
+    /// Their sum.
+    Sum,
+    /// No reduction: one loss per element or target.
+    None,
+}
+
+impl Reduction {
+    /// Shape of the result for losses of the given shape.
+    pub(crate) fn shape(self, of: &Shape) -> Shape {
+        if self == Reduction::None { of.clone() } else { Shape::scalar() }
+    }
+
+    /// Writes the result. A mean of nothing is 0.
+    pub(crate) fn store<T: Compute>(self, losses: &[T::Acc], weight: f64, y: &mut [T]) {
+        if self == Reduction::None {
+            y.iter_mut().zip(losses).for_each(|(y, &l)| *y = T::store(l));
+            return;
+        }
+        let sum = simd::dispatch(#[inline(always)] || simd::sum(losses));
+        let sum = match self {
+            Reduction::Mean if weight == 0.0 => T::Acc::ZERO,
+            Reduction::Mean => sum / <T::Acc as Real>::from_f64(weight),
+            _ => sum,
+        };
+        y[0] = T::store(sum);
+    }
+
+    /// The same, by the textbook.
+    pub(crate) fn define<S: Scalar>(self, losses: Nd<S>, weight: f64) -> Nd<S> {
+        match self {
+            Reduction::None => losses,
+            Reduction::Sum => Nd::scalar(S::sum(&losses.data)),
+            Reduction::Mean if weight == 0.0 => Nd::scalar(S::zero()),
+            Reduction::Mean => Nd::scalar(S::sum(&losses.data) / S::lit(weight)),
+        }
+    }
+
+    /// What the cotangent of each loss is multiplied with.
+    pub(crate) fn scale(self, weight: f64) -> f64 {
+        match self {
+            Reduction::Mean if weight == 0.0 => 0.0,
+            Reduction::Mean => 1.0 / weight,
+            _ => 1.0,
+        }
+    }
+}
+
+/// Class targets, read from an integer operand. `None`: ignored.
+pub(crate) struct Classes {
+    pub(crate) of: Vec<Option<usize>>,
+}
+
+impl Classes {
+    /// Reads and checks the targets of a kernel.
+    pub(crate) fn read(x: &cpu::In<'_>, classes: usize, ignore: Option<i64>) -> Result<Self> {
+        let mut of = Vec::with_capacity(x.shape().numel());
+        with_dtype!(x.dtype(), T => {
+            for (at, &t) in x.contiguous::<T>()?.iter().enumerate() {
+                // Exact for every index that can be in range, and for the usual ignored values.
+                let t = Element::to_f64(t);
+                of.push(if ignore.is_some_and(|i| i as f64 == t) {
+                    None
+                } else if t >= 0.0 && t < classes as f64 {
+                    Some(t as usize)
+                } else {
+                    bail!(index, "target {t} at position {at} is outside 0..{classes}; set ignore_index to skip such targets")
+                });
+            }
+        });
+        Ok(Classes { of })
+    }
+
+    /// Reads the targets of a definition.
+    pub(crate) fn define<S: Scalar>(x: &Nd<S>, ignore: Option<i64>) -> Self {
+        Classes { of: x.indices().into_iter().map(|t| if ignore == Some(t) { None } else { usize::try_from(t).ok() }).collect() }
+    }
+
+    /// What a mean divides by: the number of targets that count, or the sum of their weights.
+    pub(crate) fn weight(&self, weights: Option<impl Fn(usize) -> f64>) -> f64 {
+        let counted = self.of.iter().flatten();
+        match weights {
+            None => counted.count() as f64,
+            Some(w) => f64::sum(&counted.map(|&t| w(t)).collect::<Vec<_>>()),
+        }
+    }
+}
+
+/// Checks `[.., classes]` scores, integer targets of the leading shape, and weights `[classes]`.
+pub(crate) fn check_classes(x: &Spec, targets: &Spec, weights: Option<&Spec>) -> Result<()> {
+    expect::same_float(std::slice::from_ref(x))?;
+    expect::index(targets)?;
+    let Some((classes, lead)) = x.shape.split_last() else { bail!(shape, "scores need an axis of classes, found a scalar") };
+    if &targets.shape[..] != lead {
+        bail!(shape, "there must be one target per row of scores: scores {}, targets {} (expected {lead:?})", x.shape, targets.shape);
+    }
+    if let Some(w) = weights {
+        expect::same_dtype(&[x.clone(), w.clone()])?;
+        if w.shape[..] != [*classes] {
+            bail!(shape, "there must be one weight per class: weights {}, scores {} ({classes} classes)", w.shape, x.shape);
+        }
+    }
+    Ok(())
+}
