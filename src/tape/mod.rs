@@ -379,6 +379,14 @@ pub struct Gradients {
     pub(crate) names: HashMap<usize, String>,
 }
 
+impl std::fmt::Debug for Gradients {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut found: Vec<&usize> = self.by_id.keys().collect();
+        found.sort_unstable();
+        f.debug_map().entries(found.into_iter().map(|id| (self.names.get(id), self.by_id[id].shape()))).finish()
+    }
+}
+
 impl Gradients {
     /// The gradient of a watched tensor, of its shape and dtype.
     ///
