@@ -78,6 +78,13 @@ impl OpEntry {
         suite::check(&samples, traits, config, report);
     }
 
+    /// Runs only the samples that the op must refuse.
+    pub fn check_rejections(&self, config: &Config, report: &mut Report) {
+        let mut samples = (self.samples)(&mut Gen::new(config.seed, config.limit));
+        samples.retain(|s| matches!(s.purpose, Purpose::Reject(_)));
+        suite::check(&samples, Traits { unary: false, composite: false }, config, report);
+    }
+
     /// The op's bench samples in a dtype.
     pub fn bench(&self, dtype: DType) -> Vec<BenchCase> {
         let samples = (self.samples)(&mut Gen::new(0, 8));

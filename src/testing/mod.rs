@@ -3,6 +3,7 @@
 //! Public, because your own ops and models deserve the same checks as ours.
 
 mod entry;
+mod gradcheck;
 mod nd;
 mod sample;
 mod scalar;
@@ -10,6 +11,7 @@ mod suite;
 mod timing;
 
 pub use entry::{BenchCase, Implementation, OpEntry};
+pub use gradcheck::{GradCheck, GradCheckReport, InputVerdict, gradcheck, gradgradcheck};
 pub use nd::Nd;
 pub use sample::{Gen, Input, Purpose, Sample, lift};
 pub use scalar::{Ball, Dual, Scalar};

@@ -11,6 +11,7 @@ mod report;
 mod tolerance;
 mod value;
 
+pub(crate) use higher::difference_quotient;
 pub use layouts::Arrangement;
 pub use report::{Check, Report};
 

@@ -1,0 +1,68 @@
+//! The public gradient checks.
+
+use cotangent::testing::{GradCheck, gradcheck, gradgradcheck};
+use cotangent::{Result, Tensor};
+
+fn x() -> Tensor {
+    Tensor::from_slice(&[0.3f64, -1.2, 0.7, 2.0, -0.4, 1.1], [2, 3]).unwrap()
+}
+
+fn f(x: &[Tensor]) -> Result<Tensor> {
+    x[0].mul(&x[1])?.exp()?.sum(-1)?.square()
+}
+
+fn bias() -> Tensor {
+    Tensor::from_slice(&[0.5f64, -0.25, 0.125], [3]).unwrap()
+}
+
+#[test]
+fn right_functions_pass() -> Result<()> {
+    let r = gradcheck(f, &[x(), bias()])?;
+    assert_eq!((r.inputs.len(), r.compared), (2, 9));
+    gradgradcheck(f, &[x(), bias()])?;
+    let few = GradCheck { elements: 2, ..GradCheck::default() }.run(f, &[x(), bias()])?;
+    assert_eq!(few.compared, 6);
+    Ok(())
+}
+
+#[test]
+fn lost_and_scaled_gradients_are_caught_with_their_place() {
+    let e = gradcheck(|t| t[0].mul(&t[1].detach()), &[x(), bias()]).unwrap_err();
+    assert!(e.is_gradcheck() && e.names() == ["input 1"], "{e}");
+    assert!(e.to_string().contains("does not connect"), "{e}");
+    // Half of the gradient of one element only.
+    let weights = Tensor::from_slice(&[0f64, 0., 0., 0., 1., 0.], [2, 3]).unwrap();
+    let named = [("w".to_string(), x())];
+    let wrong = |t: &[Tensor]| t[0].add(&t[0].detach().mul(&weights)?);
+    let e = GradCheck::default().run_named(wrong, &named).unwrap_err();
+    assert!(e.names() == ["w"] && e.to_string().contains("[1, 1]"), "{e}");
+}
+
+#[test]
+fn a_wrong_second_derivative_is_caught() {
+    // The first gradient is right (x² through x·x with a detached factor counted twice), the second is not.
+    let f = |t: &[Tensor]| -> Result<Tensor> {
+        let d = t[0].detach();
+        let linear = d.mul(&t[0])?;
+        linear.add(&linear)?.add(&d.mul(&d)?.mul(&Tensor::from_slice(&[-1f64], [1])?)?)
+    };
+    assert!(gradcheck(f, &[x()]).is_ok());
+    assert!(gradgradcheck(f, &[x()]).unwrap_err().is_gradcheck());
+}
+
+#[test]
+fn unsuitable_inputs_are_refused() {
+    let single = Tensor::from_slice(&[1f32], [1]).unwrap();
+    let e = gradcheck(|t| t[0].square(), &[single]).unwrap_err();
+    assert!(e.is_dtype() && e.to_string().contains("f64"), "{e}");
+    let calls = std::cell::Cell::new(0.0);
+    let e = gradcheck(
+        |t| {
+            calls.set(calls.get() + 1.0);
+            t[0].mul(&Tensor::from_slice(&[calls.get()], [1])?)
+        },
+        &[x()],
+    )
+    .unwrap_err();
+    assert!(e.is_argument(), "{e}");
+}
