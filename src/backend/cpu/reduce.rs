@@ -141,3 +141,64 @@ fn columns<T: Compute>(x: &[T], inner: usize, y: &mut [T], pre: &(impl Fn(T::Acc
         *y = T::store(post(*s));
     }
 }
+
+/// Largest absolute value; NaN when an element is NaN. 0 for an empty operand.
+pub(crate) fn max_abs<T: Compute>(x: &In<'_>) -> Result<f64> {
+    let x = x.contiguous::<T>()?;
+    let piece = |x: &[T]| {
+        let m = simd::dispatch(
+            #[inline(always)]
+            || {
+                // A NaN anywhere makes the sum of x·0 NaN; the maximum alone would drop it.
+                let mut lanes = [T::Acc::from_f64(0.0); 16];
+                let mut bad = [T::Acc::from_f64(0.0); 16];
+                let chunks = x.chunks_exact(16);
+                for &v in chunks.remainder() {
+                    let v = v.load();
+                    bad[0] += v * T::Acc::from_f64(0.0);
+                    lanes[0] = if v.abs() > lanes[0] { v.abs() } else { lanes[0] };
+                }
+                for c in chunks {
+                    for i in 0..16 {
+                        let v = c[i].load();
+                        bad[i] += v * T::Acc::from_f64(0.0);
+                        lanes[i] = if v.abs() > lanes[i] { v.abs() } else { lanes[i] };
+                    }
+                }
+                let (mut m, mut nan) = (0f64, false);
+                for i in 0..16 {
+                    m = m.max(lanes[i].to_f64());
+                    nan |= bad[i].is_nan() && lanes[i].is_finite();
+                }
+                if nan { f64::NAN } else { m }
+            },
+        );
+        m
+    };
+    let parts: Vec<f64> = if x.len() < SERIAL { vec![piece(&x)] } else { x.par_chunks(SERIAL).map(piece).collect() };
+    // f64::max drops NaN, so look for it.
+    Ok(if parts.iter().any(|m| m.is_nan()) { f64::NAN } else { parts.into_iter().fold(0.0, f64::max) })
+}
+
+/// `Σ (x / scale)²` in `f64`.
+pub(crate) fn scaled_square_sum<T: Compute>(x: &In<'_>, scale: f64) -> Result<f64> {
+    let x = x.contiguous::<T>()?;
+    let inverse = 1.0 / scale;
+    let piece = |x: &[T]| {
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                simd::sum_by(
+                    x,
+                    #[inline(always)]
+                    |acc: f64, v: T| {
+                        let v = v.load().to_f64() * inverse;
+                        acc + v * v
+                    },
+                )
+            },
+        )
+    };
+    let parts: Vec<f64> = if x.len() < SERIAL { vec![piece(&x)] } else { x.par_chunks(SERIAL).map(piece).collect() };
+    Ok(simd::sum(&parts))
+}

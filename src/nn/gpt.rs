@@ -1,0 +1,209 @@
+//! GPT: embeddings, pre-norm blocks, a head tied to the token embedding. The model that `train_gpt` trains.
+
+use super::attention::{CausalSelfAttention, drop_out};
+use super::layers::{Activation, Embedding, LayerNorm, Linear, must_divide};
+use crate::dtype::DType;
+use crate::error::{Error, Result, bail};
+use crate::rng::Key;
+use crate::tensor::Tensor;
+
+/// Sizes and options of a [`Gpt`]. The default is nanoGPT's configuration for a CPU.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GptConfig {
+    /// Number of tokens.
+    pub vocabulary: usize,
+    /// Longest sequence.
+    pub context: usize,
+    /// Number of blocks.
+    pub layers: usize,
+    /// Attention heads per block; divides the width.
+    pub heads: usize,
+    /// Width of the residual stream.
+    pub width: usize,
+    /// Whether linear layers and norms have a bias.
+    pub bias: bool,
+    /// Dropout probability in training.
+    pub dropout: f64,
+    /// Nonlinearity of the MLPs.
+    pub activation: Activation,
+}
+
+impl Default for GptConfig {
+    fn default() -> Self {
+        GptConfig { vocabulary: 65, context: 64, layers: 4, heads: 4, width: 128, bias: false, dropout: 0.0, activation: Activation::Gelu }
+    }
+}
+
+/// The feed-forward half of a block.
+#[derive(Clone, Debug)]
+pub struct Mlp {
+    /// `[4·width, width]`.
+    pub c_fc: Linear,
+    /// `[width, 4·width]`.
+    pub c_proj: Linear,
+    /// Between the two.
+    pub activation: Activation,
+    /// Dropout probability of the output in training.
+    pub dropout: f64,
+}
+crate::module!(Mlp { c_fc, c_proj } skip { activation, dropout });
+
+impl Mlp {
+    /// `[.., width]` to the same shape. With a key, dropout is active.
+    ///
+    /// # Errors
+    /// Shape error when the last axis is not the width.
+    #[track_caller]
+    pub fn forward(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
+        let h = self.activation.apply(&self.c_fc.forward(x)?)?;
+        drop_out(&self.c_proj.forward(&h)?, self.dropout, key)
+    }
+}
+
+/// A pre-norm transformer block: attention and MLP, each around a residual connection.
+#[derive(Clone, Debug)]
+pub struct Block {
+    /// Before attention.
+    pub ln_1: LayerNorm,
+    /// Mixes positions.
+    pub attn: CausalSelfAttention,
+    /// Before the MLP.
+    pub ln_2: LayerNorm,
+    /// Mixes channels.
+    pub mlp: Mlp,
+}
+crate::module!(Block { ln_1, attn, ln_2, mlp });
+
+impl Block {
+    /// `[batch, time, width]` to the same shape. With a key, dropout is active.
+    ///
+    /// # Errors
+    /// Shape error when the input does not fit the weights.
+    #[track_caller]
+    pub fn forward(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
+        let x = x.add(&self.attn.forward(&self.ln_1.forward(x)?, key.map(|k| k.fold(0)))?)?;
+        x.add(&self.mlp.forward(&self.ln_2.forward(&x)?, key.map(|k| k.fold(1)))?)
+    }
+}
+
+/// Embeddings, blocks and the final norm.
+#[derive(Clone, Debug)]
+pub struct Transformer {
+    /// Token embedding; also the output head.
+    pub wte: Embedding,
+    /// Position embedding.
+    pub wpe: Embedding,
+    /// Blocks.
+    pub h: Vec<Block>,
+    /// Final norm.
+    pub ln_f: LayerNorm,
+}
+crate::module!(Transformer { wte, wpe, h, ln_f });
+
+/// A decoder-only language model.
+///
+/// ```
+/// use cotangent::{nn::{Gpt, GptConfig}, value_and_grad, Key, ModuleExt, Tensor, F32};
+/// let config = GptConfig { vocabulary: 11, context: 8, layers: 2, heads: 2, width: 16, ..GptConfig::default() };
+/// let gpt = Gpt::new(&config, F32, Key::new(1))?;
+/// let tokens = Tensor::from_slice(&[1i64, 2, 3, 4, 5, 6, 7, 8], [1, 8])?;
+/// let targets = Tensor::from_slice(&[2i64, 3, 4, 5, 6, 7, 8, 9], [1, 8])?;
+/// let (loss, grads) = value_and_grad(&gpt, |m| m.loss(&tokens, &targets, None))?;
+/// assert!((loss.item()? - 11f64.ln()).abs() < 0.2); // nothing learned yet: uniform over 11 tokens
+/// assert_eq!(grads.named().len(), gpt.names().len());
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Gpt {
+    /// The parameters.
+    pub transformer: Transformer,
+    /// Sizes and options.
+    pub config: GptConfig,
+}
+crate::module!(Gpt { transformer } skip { config });
+
+impl Gpt {
+    /// GPT-2's initialisation: normal with σ = 0.02, residual projections divided by √(2·layers), norms one.
+    ///
+    /// # Errors
+    /// Argument error for a size of zero or heads that do not divide the width; out of memory.
+    pub fn new(config: &GptConfig, dtype: DType, key: Key) -> Result<Self> {
+        let c = config;
+        for (what, n) in [("vocabulary", c.vocabulary), ("context", c.context), ("layers", c.layers), ("heads", c.heads), ("width", c.width)] {
+            if n == 0 {
+                bail!(argument, "{what} must be at least 1");
+            }
+        }
+        if !(0.0..1.0).contains(&c.dropout) {
+            bail!(argument, "dropout must be in [0, 1), found {}", c.dropout);
+        }
+        must_divide("width", c.width, "heads", c.heads)?;
+        let sizes = c.width.checked_mul(4 * c.width).and_then(|n| n.checked_mul(c.layers));
+        if sizes.is_none_or(|n| n > isize::MAX as usize / 16) {
+            return Err(Error::out_of_memory(format!("{} layers of width {} exceed the address space", c.layers, c.width)));
+        }
+        let std = 0.02;
+        let residual = std / (2.0 * c.layers as f64).sqrt();
+        let linear = |i, o, std, k| Linear::normal(i, o, c.bias, std, dtype, k);
+        let mut h = Vec::new();
+        for l in 0..c.layers {
+            let k = key.fold(2).fold(l as u64);
+            h.push(Block {
+                ln_1: LayerNorm::new(c.width, c.bias, dtype)?,
+                attn: CausalSelfAttention {
+                    c_attn: linear(c.width, 3 * c.width, std, k.fold(0))?,
+                    c_proj: linear(c.width, c.width, residual, k.fold(1))?,
+                    heads: c.heads,
+                    dropout: c.dropout,
+                },
+                ln_2: LayerNorm::new(c.width, c.bias, dtype)?,
+                mlp: Mlp {
+                    c_fc: linear(c.width, 4 * c.width, std, k.fold(2))?,
+                    c_proj: linear(4 * c.width, c.width, residual, k.fold(3))?,
+                    activation: c.activation,
+                    dropout: c.dropout,
+                },
+            });
+        }
+        Ok(Gpt {
+            transformer: Transformer {
+                wte: Embedding::normal(c.vocabulary, c.width, std, dtype, key.fold(0))?,
+                wpe: Embedding::normal(c.context, c.width, std, dtype, key.fold(1))?,
+                h,
+                ln_f: LayerNorm::new(c.width, c.bias, dtype)?,
+            },
+            config: c.clone(),
+        })
+    }
+
+    /// Token ids `[batch, time]` to logits `[batch, time, vocabulary]`. With a key, dropout is active.
+    ///
+    /// # Errors
+    /// Shape error for a rank other than 2 or a sequence longer than the context; index error for an id outside the
+    /// vocabulary.
+    #[track_caller]
+    pub fn forward(&self, tokens: &Tensor, key: Option<Key>) -> Result<Tensor> {
+        let &[_, time] = tokens.shape().dims() else {
+            bail!(shape, "gpt: tokens must have shape [batch, time], found {}", tokens.shape());
+        };
+        if time > self.config.context {
+            bail!(shape, "gpt: {time} tokens exceed the context of {}", self.config.context);
+        }
+        let t = &self.transformer;
+        let positions = t.wpe.weight.narrow(0, 0, time)?;
+        let mut x = drop_out(&t.wte.forward(tokens)?.add(&positions)?, self.config.dropout, key.map(|k| k.fold(u64::MAX)))?;
+        for (i, block) in t.h.iter().enumerate() {
+            x = block.forward(&x, key.map(|k| k.fold(i as u64)))?;
+        }
+        t.ln_f.forward(&x)?.linear(&t.wte.weight, None)
+    }
+
+    /// Mean cross-entropy of the next tokens `targets [batch, time]`.
+    ///
+    /// # Errors
+    /// As [`Gpt::forward`], also for a target outside the vocabulary.
+    #[track_caller]
+    pub fn loss(&self, tokens: &Tensor, targets: &Tensor, key: Option<Key>) -> Result<Tensor> {
+        self.forward(tokens, key)?.cross_entropy(targets)
+    }
+}

@@ -1,0 +1,152 @@
+//! The small layers: linear, embedding, layer norm, and the choice of an activation.
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::module::Param;
+use crate::rng::Key;
+use crate::tensor::Tensor;
+
+/// `y = x · weightᵀ + bias`, with `weight` of shape `[out, in]`.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    /// `[out, in]`.
+    pub weight: Param,
+    /// `[out]`.
+    pub bias: Option<Param>,
+}
+crate::module!(Linear { weight, bias });
+
+impl Linear {
+    /// Normal weights of standard deviation `std`, zero bias.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn normal(inputs: usize, outputs: usize, bias: bool, std: f64, dtype: DType, key: Key) -> Result<Self> {
+        Ok(Linear {
+            weight: Tensor::randn([outputs, inputs], dtype, key)?.mul_scalar(std)?.into(),
+            bias: if bias { Some(zeros(outputs, dtype)?) } else { None },
+        })
+    }
+
+    /// PyTorch's default: weights and bias uniform in ±1/√in.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn new(inputs: usize, outputs: usize, bias: bool, dtype: DType, key: Key) -> Result<Self> {
+        let bound = if inputs == 0 { 0.0 } else { 1.0 / (inputs as f64).sqrt() };
+        Ok(Linear {
+            weight: Tensor::rand_uniform([outputs, inputs], -bound, bound, dtype, key.fold(0))?.into(),
+            bias: if bias { Some(Tensor::rand_uniform([outputs], -bound, bound, dtype, key.fold(1))?.into()) } else { None },
+        })
+    }
+
+    /// `[.., in]` to `[.., out]`.
+    ///
+    /// # Errors
+    /// Shape error when the last axis is not `in`.
+    #[track_caller]
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        x.linear(&self.weight, self.bias.as_deref())
+    }
+}
+
+/// A table of vectors, looked up by token id.
+#[derive(Clone, Debug)]
+pub struct Embedding {
+    /// `[vocabulary, width]`.
+    pub weight: Param,
+}
+crate::module!(Embedding { weight });
+
+impl Embedding {
+    /// Normal vectors of standard deviation `std`.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn normal(vocabulary: usize, width: usize, std: f64, dtype: DType, key: Key) -> Result<Self> {
+        Ok(Embedding { weight: Tensor::randn([vocabulary, width], dtype, key)?.mul_scalar(std)?.into() })
+    }
+
+    /// Ids of any shape to vectors: `[..]` to `[.., width]`.
+    ///
+    /// # Errors
+    /// Index error for an id outside the vocabulary.
+    #[track_caller]
+    pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        self.weight.embedding(ids, None)
+    }
+}
+
+/// Layer normalisation over the last axis, with a weight and perhaps a bias.
+#[derive(Clone, Debug)]
+pub struct LayerNorm {
+    /// `[width]`.
+    pub weight: Param,
+    /// `[width]`.
+    pub bias: Option<Param>,
+    /// Added to the variance.
+    pub eps: f64,
+}
+crate::module!(LayerNorm { weight, bias } skip { eps });
+
+impl LayerNorm {
+    /// Weight one, bias zero, eps 1e-5.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn new(width: usize, bias: bool, dtype: DType) -> Result<Self> {
+        let weight = Tensor::ones([width], dtype)?.into();
+        Ok(LayerNorm { weight, bias: if bias { Some(zeros(width, dtype)?) } else { None }, eps: 1e-5 })
+    }
+
+    /// Normalises the last axis.
+    ///
+    /// # Errors
+    /// Shape error when the last axis is not `width`.
+    #[track_caller]
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        x.layer_norm(1, Some(&self.weight), self.bias.as_deref(), self.eps)
+    }
+}
+
+fn zeros(n: usize, dtype: DType) -> Result<Param> {
+    Ok(Tensor::zeros([n], dtype)?.into())
+}
+
+/// The nonlinearity of an MLP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Activation {
+    /// Exact GELU (by erf), as nanoGPT uses it.
+    #[default]
+    Gelu,
+    /// The tanh approximation, as GPT-2's own weights expect it.
+    GeluTanh,
+    /// max(x, 0).
+    Relu,
+    /// x · sigmoid(x).
+    Silu,
+}
+
+impl Activation {
+    /// Applies it to every element.
+    ///
+    /// # Errors
+    /// Dtype error for integers.
+    #[track_caller]
+    pub fn apply(self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Activation::Gelu => x.gelu(),
+            Activation::GeluTanh => x.gelu_tanh(),
+            Activation::Relu => x.relu(),
+            Activation::Silu => x.silu(),
+        }
+    }
+}
+
+/// An argument that must divide another.
+pub(crate) fn must_divide(what: &str, n: usize, by_what: &str, by: usize) -> Result<usize> {
+    if by == 0 || !n.is_multiple_of(by) {
+        return Err(Error::argument(format!("{what} ({n}) must be a multiple of {by_what} ({by})")));
+    }
+    Ok(n / by)
+}

@@ -1,0 +1,155 @@
+//! Adam with decoupled weight decay.
+
+use super::for_each_param;
+use crate::backend::cpu::optim::{AdamStep, adam_update};
+use crate::dtype::DType;
+use crate::error::{Error, Result, bail};
+use crate::functional::Grads;
+use crate::module::Module;
+use crate::tensor::Tensor;
+use std::collections::HashMap;
+
+/// AdamW (Loshchilov & Hutter 2019), in PyTorch's order of operations:
+/// `p ← p·(1 − lr·wd)`, `m ← β₁m + (1−β₁)g`, `v ← β₂v + (1−β₂)g²`, `p ← p − lr/(1−β₁ᵗ) · m / (√v/√(1−β₂ᵗ) + ε)`.
+///
+/// The bias corrections are computed in `f64`. One pass over parameter, gradient and both moments.
+///
+/// ```
+/// use cotangent::{optim::AdamW, value_and_grad, Tensor};
+/// let mut w = Tensor::from_slice(&[5f32], [1])?;
+/// let mut adam = AdamW { lr: 0.1, ..AdamW::default() };
+/// for _ in 0..300 {
+///     let (_, g) = value_and_grad(&w, |w| w.square()?.sum(..))?;
+///     adam.step(&mut w, &g)?;
+/// }
+/// assert!(w.item()?.abs() < 1e-2);
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct AdamW {
+    /// Learning rate; set it from a schedule before each step.
+    pub lr: f64,
+    /// Decay rates of the moments.
+    pub betas: (f64, f64),
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Which parameters decay, by name and tensor. Default: all of rank 2 and more (no norms, no biases).
+    pub decays: fn(&str, &Tensor) -> bool,
+    /// Divide by the largest second moment seen so far (Reddi et al. 2018).
+    pub amsgrad: bool,
+    state: HashMap<String, Moments>,
+    steps: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Moments {
+    first: Tensor,
+    second: Tensor,
+    largest: Option<Tensor>,
+}
+
+impl Default for AdamW {
+    fn default() -> Self {
+        AdamW {
+            lr: 1e-3,
+            betas: (0.9, 0.999),
+            eps: 1e-8,
+            weight_decay: 0.01,
+            decays: |_, t| t.rank() >= 2,
+            amsgrad: false,
+            state: HashMap::new(),
+            steps: 0,
+        }
+    }
+}
+
+impl AdamW {
+    /// Number of steps taken.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// First and second moment of a parameter, once it has been stepped.
+    pub fn moments(&self, name: &str) -> Option<(&Tensor, &Tensor)> {
+        self.state.get(name).map(|m| (&m.first, &m.second))
+    }
+
+    /// One step on every trainable parameter of the model.
+    ///
+    /// # Errors
+    /// Argument error for rates outside their range or gradients of another model; dtype error for half-precision
+    /// parameters (keep them in f32 and cast inside the gradient function). The model is unchanged when the arguments
+    /// are refused.
+    #[track_caller]
+    pub fn step<M: Module + Clone>(&mut self, model: &mut M, grads: &Grads<M>) -> Result<()> {
+        let at = std::panic::Location::caller();
+        self.run(model, grads).map_err(|e| e.in_op("adamw", at))
+    }
+
+    fn run<M: Module + Clone>(&mut self, model: &mut M, grads: &Grads<M>) -> Result<()> {
+        let (b1, b2) = self.betas;
+        if !(0.0..1.0).contains(&b1) || !(0.0..1.0).contains(&b2) || self.eps.is_nan() || self.eps < 0.0 || !self.lr.is_finite() {
+            bail!(argument, "betas must be in [0, 1), eps not negative and lr finite; found betas {:?}, eps {}, lr {}", self.betas, self.eps, self.lr);
+        }
+        // Refuse before anything changes.
+        for_each_param(model, grads, |name, p, _| {
+            if p.dtype().is_half() {
+                bail!(dtype, "`{name}` is {}: keep f32 parameters and cast them inside the gradient function", p.dtype());
+            }
+            match self.state.get(name) {
+                Some(m) if m.first.shape() != p.shape() || m.first.dtype() != p.dtype() => {
+                    Err(Error::shape(format!("`{name}` is {} {}, its moments are {} {}", p.dtype(), p.shape(), m.first.dtype(), m.first.shape())))
+                }
+                _ => Ok(()),
+            }
+        })?;
+        self.steps += 1;
+        #[allow(clippy::cast_precision_loss)] // reason: step counts stay far below 2⁵³
+        let t = self.steps as f64;
+        for_each_param(model, grads, |name, p, g| {
+            if !self.state.contains_key(name) {
+                let zero = || Tensor::zeros(p.shape(), p.dtype());
+                let moments = Moments { first: zero()?, second: zero()?, largest: if self.amsgrad { Some(zero()?) } else { None } };
+                self.state.insert(name.to_owned(), moments);
+            }
+            let Some(m) = self.state.get_mut(name) else { bail!(argument, "the state of `{name}` is gone") };
+            let decay = if (self.decays)(name, p) { self.weight_decay } else { 0.0 };
+            let step = AdamStep {
+                shrink: 1.0 - self.lr * decay,
+                rate: self.lr / (1.0 - b1.powf(t)),
+                root: (1.0 - b2.powf(t)).sqrt(),
+                b1,
+                b2,
+                eps: self.eps,
+            };
+            match p.dtype() {
+                DType::F64 => update::<f64>(p, g, m, step),
+                _ => update::<f32>(p, g, m, step),
+            }
+        })
+    }
+}
+
+fn update<T: crate::backend::cpu::Compute<Acc = T>>(p: &mut Tensor, g: &Tensor, m: &mut Moments, step: AdamStep) -> Result<()>
+where
+    T: crate::backend::cpu::Real,
+{
+    let g = g.array.cpu()?.contiguous::<T>()?;
+    // Three nested closures: each opens one tensor for writing.
+    let Moments { first, second, largest } = m;
+    let mut result = Ok(());
+    p.update(|p: &mut [T]| {
+        result = first.update(|m: &mut [T]| {
+            let inner = second.update(|v: &mut [T]| match largest {
+                None => adam_update(p, &g, m, v, None, step),
+                Some(l) => {
+                    let _ = l.update(|l: &mut [T]| adam_update(p, &g, m, v, Some(l), step));
+                }
+            });
+            debug_assert!(inner.is_ok(), "moments have the parameter's dtype");
+        });
+    })?;
+    result
+}

@@ -1,0 +1,44 @@
+//! Optimizers, schedules and clipping, over parameter trees. Layer L6.
+
+mod adamw;
+mod clip;
+mod schedule;
+mod sgd;
+
+pub use adamw::AdamW;
+pub use clip::Clipped;
+pub use schedule::{Schedule, WarmupCosine};
+pub use sgd::Sgd;
+
+use crate::error::{Result, bail};
+use crate::functional::Grads;
+use crate::module::{Module, try_walk};
+use crate::tensor::Tensor;
+
+/// Calls `f(name, parameter, gradient)` for every trainable parameter.
+///
+/// # Errors
+/// Shape or dtype error when a gradient does not fit its parameter; whatever `f` returns.
+fn for_each_param<M: Module + Clone>(model: &mut M, grads: &Grads<M>, mut f: impl FnMut(&str, &mut Tensor, &Tensor) -> Result<()>) -> Result<()> {
+    let named = grads.named();
+    let mut it = named.iter();
+    try_walk(model, |name, leaf| {
+        if !leaf.is_trainable() {
+            return Ok(());
+        }
+        let Some((_, g)) = it.next().filter(|(n, _)| n == name) else {
+            bail!(argument, "the gradients have no `{name}`: they belong to another model, or its frozen parameters changed");
+        };
+        if g.shape() != leaf.tensor.shape() || g.dtype() != leaf.tensor.dtype() {
+            bail!(
+                shape,
+                "the gradient of `{name}` is {} {}, the parameter {} {}",
+                g.dtype(),
+                g.shape(),
+                leaf.tensor.dtype(),
+                leaf.tensor.shape()
+            );
+        }
+        f(name, leaf.tensor, g)
+    })
+}
