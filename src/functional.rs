@@ -336,7 +336,7 @@ where
         for (row, leaf) in rows.iter().zip(&scope.leaves) {
             let shape: crate::Shape = y.shape().iter().chain(leaf.shape().iter()).copied().collect();
             stacked.push(Some(if n == 0 {
-                Tensor::full(shape, 0.0, leaf.dtype(), leaf.device())?
+                Tensor::full_on(shape, 0.0, leaf.dtype(), leaf.device())?
             } else {
                 Tensor::stack(&row.iter().collect::<Vec<_>>(), 0)?.reshape(shape)?
             }));
