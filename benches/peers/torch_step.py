@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""Training steps of the GPT configurations that benches/step.rs times, in PyTorch.
+
+    THREADS=2 MODE=eager|compile python3 benches/peers/torch_step.py [config ...]
+
+Prints one line per configuration: name, mode, threads, median ms per step, peak memory of the process in MiB.
+Configurations: nanogpt (4 layers, width 128, 4 heads, T 64, B 12, vocabulary 65, no bias, erf GELU) and
+gptbaby (6 layers, width 384, 6 heads, T 256, B 8, vocabulary 65, biases, tanh GELU).
+"""
+import os
+import resource
+import sys
+import time
+
+THREADS = int(os.environ.get("THREADS", "2"))
+os.environ["OMP_NUM_THREADS"] = str(THREADS)
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+torch.set_num_threads(THREADS)
+torch.manual_seed(0)
+MODE = os.environ.get("MODE", "eager")
+CONFIGS = {
+    "nanogpt": dict(layers=4, width=128, heads=4, time=64, batch=12, vocab=65, bias=False, tanh=False),
+    "gptbaby": dict(layers=6, width=384, heads=6, time=256, batch=8, vocab=65, bias=True, tanh=True),
+}
+
+
+class Block(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        w, b = c["width"], c["bias"]
+        self.heads, self.tanh = c["heads"], c["tanh"]
+        self.ln_1, self.ln_2 = nn.LayerNorm(w, bias=b), nn.LayerNorm(w, bias=b)
+        self.c_attn, self.proj = nn.Linear(w, 3 * w, bias=b), nn.Linear(w, w, bias=b)
+        self.c_fc, self.c_proj = nn.Linear(w, 4 * w, bias=b), nn.Linear(4 * w, w, bias=b)
+
+    def forward(self, x):
+        n, t, w = x.shape
+        q, k, v = (z.view(n, t, self.heads, w // self.heads).transpose(1, 2) for z in self.c_attn(self.ln_1(x)).split(w, 2))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.proj(y.transpose(1, 2).reshape(n, t, w))
+        return x + self.c_proj(F.gelu(self.c_fc(self.ln_2(x)), approximate="tanh" if self.tanh else "none"))
+
+
+class Gpt(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(c["vocab"], c["width"]), nn.Embedding(c["time"], c["width"])
+        self.h = nn.ModuleList(Block(c) for _ in range(c["layers"]))
+        self.ln_f = nn.LayerNorm(c["width"], bias=c["bias"])
+        for p in self.parameters():
+            if p.dim() >= 2:
+                nn.init.normal_(p, std=0.02)
+
+    def forward(self, tokens, targets):
+        x = self.wte(tokens) + self.wpe.weight[: tokens.shape[1]]
+        for block in self.h:
+            x = block(x)
+        logits = self.ln_f(x) @ self.wte.weight.t()
+        return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))
+
+
+def main():
+    for name in sys.argv[1:] or CONFIGS:
+        c = CONFIGS[name]
+        model = Gpt(c)
+        decay = [p for p in model.parameters() if p.dim() >= 2]
+        rest = [p for p in model.parameters() if p.dim() < 2]
+        groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+        adam = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), fused=True)
+        loss_of = torch.compile(model) if MODE == "compile" else model
+        tokens = torch.randint(0, c["vocab"], (c["batch"], c["time"]))
+        targets = torch.randint(0, c["vocab"], (c["batch"], c["time"]))
+
+        def step():
+            adam.zero_grad(set_to_none=True)
+            loss = loss_of(tokens, targets)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            adam.step()
+            return loss.item()
+
+        for _ in range(5):
+            step()
+        times = []
+        start = time.perf_counter()
+        while time.perf_counter() - start < float(os.environ.get("SECONDS_EACH", "8")) or len(times) < 5:
+            t = time.perf_counter()
+            step()
+            times.append(time.perf_counter() - t)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(f"{name},torch-{MODE},{THREADS},{sorted(times)[len(times) // 2] * 1e3:.2f},{peak:.0f}", flush=True)
+
+
+main()
