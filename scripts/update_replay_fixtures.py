@@ -41,7 +41,7 @@ def main():
     write(target / "init.safetensors", read(source / "init.safetensors"))
     dtype, shape, raw = read(source / "batches.safetensors")["train_tokens"]
     assert dtype == "I32"
-    write(target / "batches.safetensors", {"train_tokens": ("U8", shape, bytes(array("i", raw)))})
+    write(target / "batches.safetensors", {"train_tokens": ("U8", shape, bytes(array("i", raw).tolist()))})
     expected = read(source / "expected.safetensors")
     keep = ["loss_f64", "grad_norm_f64"] + [f"final_f64.transformer.{n}" for n in FINAL]
     write(target / "expected.safetensors", {n: expected[n] for n in keep})
