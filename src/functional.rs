@@ -8,6 +8,7 @@ use crate::module::{Module, ModuleExt, try_walk, walk};
 use crate::ops::ACCUMULATE;
 use crate::tape::{Isolated, Sweep, Tape, common_tape, sweep};
 use crate::tensor::Tensor;
+use crate::testing::{GradCheck, GradCheckReport};
 use std::ops::Deref;
 use std::panic::Location;
 use std::sync::Arc;
@@ -344,6 +345,46 @@ where
         scope.grads(stacked)
     };
     run().map_err(|e: Error| e.in_op("jacobian", location))
+}
+
+/// Checks the gradient of a function of a model (or any tree) against finite differences, parameter by parameter.
+///
+/// The function may return any shape; it is checked with a random cotangent. Parameters must be `f64`: cast the model
+/// first (`model.cast(F64)?`).
+///
+/// # Errors
+/// Gradient-check error that lists every parameter whose gradient is wrong or missing; dtype error unless `f64`; what
+/// `f` returns.
+///
+/// ```
+/// use cotangent::{gradcheck_module, nn::Linear, Key, Tensor, F64};
+/// let layer = Linear::new(3, 2, true, F64, Key::new(1))?;
+/// let x = Tensor::randn([4, 3], F64, Key::new(2))?;
+/// let report = gradcheck_module(&layer, |l| l.forward(&x)?.tanh())?;
+/// assert_eq!(report.inputs[0].name, "weight");
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+#[track_caller]
+pub fn gradcheck_module<M, F>(at: &M, f: F) -> Result<GradCheckReport>
+where
+    M: Module + Clone,
+    F: Fn(&M) -> Result<Tensor>,
+{
+    GradCheck::default().run_named(
+        |x| {
+            let mut it = x.iter();
+            let mut tree = at.clone();
+            walk(&mut tree, |_, leaf| {
+                if leaf.is_trainable()
+                    && let Some(t) = it.next()
+                {
+                    *leaf.tensor = t.clone();
+                }
+            });
+            f(&tree)
+        },
+        &at.trainable(),
+    )
 }
 
 /// A tree whose trainable tensors are nodes of a tape of its own, or of the tape that already tracks one of them (then
