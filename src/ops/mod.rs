@@ -10,6 +10,7 @@ pub mod flip;
 pub mod log_softmax;
 pub mod loss;
 pub mod nll_loss;
+pub mod norm;
 pub mod pad;
 pub mod permute;
 pub mod repeat;
@@ -111,6 +112,10 @@ registry! {
         log_softmax::LogSoftmaxVjp,
         nll_loss::NllLoss,
         nll_loss::NllLossVjp,
+        norm::LayerNorm,
+        norm::NormVjp<true>,
+        norm::NormVjp<false>,
+        norm::RmsNorm,
         pad::Pad,
         rope::Rope,
         slice::SliceVjp,
