@@ -1,6 +1,5 @@
 //! Rows of a table picked by token ids.
 
-use super::index_select::sum_in_order;
 use crate::backend::cpu::{self, index};
 use crate::dtype::{DType, I64, U8, U32, with_dtype, with_float};
 use crate::error::{ErrorKind, Result, bail};
@@ -174,7 +173,7 @@ impl Describe for EmbeddingVjp {
         for v in 0..self.rows {
             for c in 0..width {
                 let terms: Vec<S> = (0..ids.len()).filter(|&k| ids[k] as usize == v && self.padding != Some(v)).map(|k| x[0].data[k * width + c]).collect();
-                out.push(sum_in_order(&terms));
+                out.push(S::sum(&terms));
             }
         }
         vec![Nd::new([self.rows, width], out)]

@@ -121,18 +121,18 @@ impl Describe for ScatterAdd {
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
         let Ok(axis) = self.0.resolve(x[0].shape.rank()) else { return Vec::new() };
-        // In row-major order of the index, and so for each element in the order of k, as documented.
-        let mut y = x[0].clone();
-        let strides = crate::layout::contiguous_strides(&y.shape);
+        // The terms of each element, then their sum.
+        let mut terms: Vec<Vec<S>> = x[0].data.iter().map(|&v| vec![v]).collect();
+        let strides = crate::layout::contiguous_strides(&x[0].shape);
         let index = Nd::from_fn(&x[1].shape, |i| {
             let mut at = i.to_vec();
             at[axis] = x[1].at(i).re() as usize;
             S::lit(at.iter().zip(&strides).map(|(i, s)| i * s).sum::<usize>() as f64)
         });
         for (at, &s) in index.indices().into_iter().zip(&x[2].data) {
-            y.data[at as usize] = y.data[at as usize] + s;
+            terms[at as usize].push(s);
         }
-        vec![y]
+        vec![Nd::new(&x[0].shape, terms.iter().map(|t| S::sum(t)).collect())]
     }
 
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {

@@ -98,13 +98,6 @@ impl Op for IndexSelect {
     }
 }
 
-/// A sum in the order that is promised: as the indices come, 64 terms at a time, and those sums pairwise. Spelled out
-/// because an error bound holds for one order only: where terms cancel, another order may err more.
-pub(crate) fn sum_in_order<S: Scalar>(terms: &[S]) -> S {
-    let groups: Vec<S> = terms.chunks(64).map(|group| group.iter().fold(S::zero(), |a, &b| a + b)).collect();
-    S::sum(&groups)
-}
-
 /// The derivative of [`IndexSelect`]: adds ȳ into zeros at the indices.
 #[derive(Clone, Debug)]
 pub struct IndexSelectVjp {
@@ -136,7 +129,7 @@ impl Describe for IndexSelectVjp {
                     x[0].at(&at)
                 })
                 .collect();
-            sum_in_order(&terms)
+            S::sum(&terms)
         })]
     }
 
