@@ -6,13 +6,17 @@ mod create;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod elementwise;
+pub mod embedding;
 pub mod flip;
+pub mod gather;
+pub mod index_select;
 pub mod log_softmax;
 pub mod loss;
 pub mod nll_loss;
 pub mod norm;
 pub mod pad;
 pub mod permute;
+mod random;
 pub mod repeat;
 pub mod rope;
 mod second_order;
@@ -106,8 +110,15 @@ registry! {
         cross_entropy::CrossEntropyLoss,
         cross_entropy::CrossEntropyVjp,
         dropout::Dropout,
+        embedding::Embedding,
+        embedding::EmbeddingVjp,
+        embedding::OneHot,
         flip::Flip,
         flip::Roll,
+        gather::Gather,
+        gather::ScatterAdd,
+        index_select::IndexSelect,
+        index_select::IndexSelectVjp,
         log_softmax::LogSoftmax,
         log_softmax::LogSoftmaxVjp,
         nll_loss::NllLoss,
