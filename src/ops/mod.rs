@@ -1,6 +1,7 @@
 //! One op, one file. Layer L4b. The registry below is the only list.
 
 pub mod binary;
+pub mod cast;
 pub mod concat;
 mod create;
 pub mod cross_entropy;
@@ -98,14 +99,43 @@ macro_rules! registry {
 
 registry! {
     unary: [
+        elementwise::Abs,
+        elementwise::Ceil,
+        elementwise::Clamp,
+        elementwise::Cos,
+        elementwise::Elu,
+        elementwise::Erf,
         elementwise::Exp,
+        elementwise::Expm1,
+        elementwise::Floor,
+        elementwise::Gelu,
+        elementwise::GeluTanh,
+        elementwise::LeakyRelu,
+        elementwise::Log,
+        elementwise::Log1p,
+        elementwise::Neg,
+        elementwise::NormalCdf,
+        elementwise::Powf,
+        elementwise::Powi,
+        elementwise::Recip,
+        elementwise::Relu,
+        elementwise::Round,
+        elementwise::Rsqrt,
+        elementwise::Sigmoid,
+        elementwise::Sign,
+        elementwise::Silu,
+        elementwise::Sin,
+        elementwise::Softplus,
+        elementwise::Sqrt,
         elementwise::Square,
+        elementwise::Tanh,
     ]
     binary: [
         binary::Add,
         binary::Mul,
     ]
     kernels: [
+        cast::Cast,
         concat::Concat,
         cross_entropy::CrossEntropyLoss,
         cross_entropy::CrossEntropyVjp,
