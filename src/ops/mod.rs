@@ -14,6 +14,8 @@ pub mod pad;
 pub mod permute;
 pub mod repeat;
 pub mod rope;
+pub mod linear;
+pub mod matmul;
 mod second_order;
 pub mod slice;
 pub mod softmax;
@@ -116,6 +118,8 @@ registry! {
         slice::SliceVjp,
         softmax::Softmax,
         softmax::SoftmaxVjp,
+        linear::Linear,
+        matmul::MatMul,
         sum::Sum,
         triangle::Tril,
         triangle::Triu,
@@ -139,5 +143,7 @@ registry! {
         split::Chunk,
         split::Split,
         views::Flatten,
+        matmul::Dot,
+        matmul::Outer,
     ]
 }
