@@ -73,7 +73,7 @@ impl Op for Linear {
     fn infer(&self, x: &[Spec]) -> Result<SmallVec<[Spec; 2]>> {
         let dtype = expect::same_float(x)?;
         let (xs, ws) = (&x[0].shape, &x[1].shape);
-        let Some((&k, lead)) = xs.split_last() else { bail!(shape, "x is a scalar; expected x [.., in], weight [out, in]") };
+        let Some((&k, lead)) = xs.split_last() else { bail!(shape, "x {xs} has no axis to map: weight {ws}; expected x [.., in], weight [out, in]") };
         if ws.rank() != 2 || ws[1] != k {
             bail!(shape, "inner extents differ: x {xs}, weight {ws}; expected x [.., in], weight [out, in]");
         }

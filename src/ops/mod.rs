@@ -7,6 +7,7 @@ pub mod cross_entropy;
 pub mod dropout;
 pub mod elementwise;
 pub mod flip;
+pub mod linear;
 pub mod log_softmax;
 pub mod loss;
 pub mod nll_loss;
@@ -16,6 +17,8 @@ pub mod repeat;
 pub mod rope;
 pub mod linear;
 pub mod matmul;
+pub mod sdpa;
+mod sdpa_samples;
 mod second_order;
 pub mod slice;
 pub mod softmax;
@@ -109,17 +112,19 @@ registry! {
         dropout::Dropout,
         flip::Flip,
         flip::Roll,
+        linear::Linear,
         log_softmax::LogSoftmax,
         log_softmax::LogSoftmaxVjp,
         nll_loss::NllLoss,
         nll_loss::NllLossVjp,
         pad::Pad,
         rope::Rope,
+        matmul::MatMul,
+        sdpa::SdpaOp,
+        sdpa::SdpaVjp,
         slice::SliceVjp,
         softmax::Softmax,
         softmax::SoftmaxVjp,
-        linear::Linear,
-        matmul::MatMul,
         sum::Sum,
         triangle::Tril,
         triangle::Triu,
@@ -137,13 +142,13 @@ registry! {
     ]
     composites: [
         concat::Stack,
+        matmul::Dot,
+        matmul::Outer,
         repeat::Repeat,
         repeat::RepeatInterleave,
         slice::Select,
         split::Chunk,
         split::Split,
         views::Flatten,
-        matmul::Dot,
-        matmul::Outer,
     ]
 }

@@ -3,6 +3,7 @@
 //! Work is split at boundaries that depend on the problem alone, never on the number of threads, so results are
 //! bitwise the same on any pool.
 
+pub(crate) mod attention;
 mod buffer;
 pub(crate) mod gemm;
 pub(crate) mod index;
