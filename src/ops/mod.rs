@@ -10,13 +10,12 @@ pub mod flip;
 pub mod linear;
 pub mod log_softmax;
 pub mod loss;
+pub mod matmul;
 pub mod nll_loss;
 pub mod pad;
 pub mod permute;
 pub mod repeat;
 pub mod rope;
-pub mod linear;
-pub mod matmul;
 pub mod sdpa;
 mod sdpa_samples;
 mod second_order;
@@ -115,11 +114,11 @@ registry! {
         linear::Linear,
         log_softmax::LogSoftmax,
         log_softmax::LogSoftmaxVjp,
+        matmul::MatMul,
         nll_loss::NllLoss,
         nll_loss::NllLossVjp,
         pad::Pad,
         rope::Rope,
-        matmul::MatMul,
         sdpa::SdpaOp,
         sdpa::SdpaVjp,
         slice::SliceVjp,
