@@ -11,8 +11,10 @@ pub mod embedding;
 pub mod flip;
 pub mod gather;
 pub mod index_select;
+pub mod linear;
 pub mod log_softmax;
 pub mod loss;
+pub mod matmul;
 pub mod nll_loss;
 pub mod norm;
 pub mod pad;
@@ -20,6 +22,8 @@ pub mod permute;
 mod random;
 pub mod repeat;
 pub mod rope;
+pub mod sdpa;
+mod sdpa_samples;
 mod second_order;
 pub mod slice;
 pub mod softmax;
@@ -149,8 +153,10 @@ registry! {
         gather::ScatterAdd,
         index_select::IndexSelect,
         index_select::IndexSelectVjp,
+        linear::Linear,
         log_softmax::LogSoftmax,
         log_softmax::LogSoftmaxVjp,
+        matmul::MatMul,
         nll_loss::NllLoss,
         nll_loss::NllLossVjp,
         norm::LayerNorm,
@@ -159,6 +165,8 @@ registry! {
         norm::RmsNorm,
         pad::Pad,
         rope::Rope,
+        sdpa::SdpaOp,
+        sdpa::SdpaVjp,
         slice::SliceVjp,
         softmax::Softmax,
         softmax::SoftmaxVjp,
@@ -179,6 +187,8 @@ registry! {
     ]
     composites: [
         concat::Stack,
+        matmul::Dot,
+        matmul::Outer,
         repeat::Repeat,
         repeat::RepeatInterleave,
         slice::Select,
