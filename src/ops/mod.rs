@@ -1,20 +1,26 @@
 //! One op, one file. Layer L4b. The registry below is the only list.
 
 pub mod binary;
+pub mod compare;
 pub mod concat;
 mod create;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod elementwise;
 pub mod flip;
+pub mod group;
 pub mod log_softmax;
+pub mod logical;
 pub mod loss;
+pub mod mean;
 pub mod nll_loss;
+mod operators;
 pub mod pad;
 pub mod permute;
 pub mod repeat;
 pub mod rope;
 mod second_order;
+pub mod select;
 pub mod slice;
 pub mod softmax;
 pub mod split;
@@ -93,26 +99,60 @@ macro_rules! registry {
 
 registry! {
     unary: [
+        elementwise::AddScalar,
+        elementwise::DivScalar,
         elementwise::Exp,
+        elementwise::MulScalar,
+        elementwise::RdivScalar,
+        elementwise::RsubScalar,
         elementwise::Square,
+        elementwise::SubScalar,
     ]
     binary: [
         binary::Add,
+        binary::Div,
+        binary::Maximum,
+        binary::Minimum,
         binary::Mul,
+        binary::NegMul,
+        binary::Pow,
+        binary::Sub,
     ]
     kernels: [
+        binary::ExtremumVjp,
+        compare::Compare,
+        compare::CompareScalar,
         concat::Concat,
         cross_entropy::CrossEntropyLoss,
         cross_entropy::CrossEntropyVjp,
         dropout::Dropout,
         flip::Flip,
         flip::Roll,
+        group::Reduce<group::LogSumExp>,
+        group::Reduce<group::Max>,
+        group::Reduce<group::Min>,
+        group::Reduce<group::Norm>,
+        group::Reduce<group::Prod>,
+        group::Reduce<group::Std>,
+        group::Reduce<group::Var>,
+        group::ReduceVjp<group::LogSumExp>,
+        group::ReduceVjp<group::Max>,
+        group::ReduceVjp<group::Min>,
+        group::ReduceVjp<group::Norm>,
+        group::ReduceVjp<group::Prod>,
+        group::ReduceVjp<group::Std>,
+        group::ReduceVjp<group::Var>,
         log_softmax::LogSoftmax,
         log_softmax::LogSoftmaxVjp,
+        logical::Logical,
+        logical::LogicalNot,
+        mean::Mean,
         nll_loss::NllLoss,
         nll_loss::NllLossVjp,
         pad::Pad,
         rope::Rope,
+        select::MaskedFill,
+        select::WhereSelect,
         slice::SliceVjp,
         softmax::Softmax,
         softmax::SoftmaxVjp,

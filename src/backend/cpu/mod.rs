@@ -8,6 +8,7 @@ pub(crate) mod gemm;
 pub(crate) mod index;
 pub(crate) mod map;
 pub(crate) mod math;
+pub(crate) mod moments;
 pub(crate) mod reduce;
 pub(crate) mod remap;
 pub(crate) mod rows;
