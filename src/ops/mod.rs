@@ -1,10 +1,12 @@
 //! One op, one file. Layer L4b. The registry below is the only list.
 
+pub mod any_all;
 pub mod binary;
 pub mod compare;
 pub mod concat;
 mod create;
 pub mod cross_entropy;
+pub mod cumsum;
 pub mod dropout;
 pub mod elementwise;
 pub mod flip;
@@ -119,12 +121,14 @@ registry! {
         binary::Sub,
     ]
     kernels: [
+        any_all::AnyAll,
         binary::ExtremumVjp,
         compare::Compare,
         compare::CompareScalar,
         concat::Concat,
         cross_entropy::CrossEntropyLoss,
         cross_entropy::CrossEntropyVjp,
+        cumsum::Cumsum,
         dropout::Dropout,
         flip::Flip,
         flip::Roll,

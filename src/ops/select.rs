@@ -70,7 +70,7 @@ impl Op for WhereSelect {
 
     fn vjp(&self, saved: &Saved, y_bar: &Cotangents, want: &[bool]) -> Result<InputCotangents> {
         let (mask, g) = (saved.get(0)?, y_bar.only()?);
-        let zero = Tensor::full((), 0.0, g.dtype(), g.device())?;
+        let zero = Tensor::full_on((), 0.0, g.dtype(), g.device())?;
         let a_bar = if want[1] { Some(mask.where_select(g, &zero)?) } else { None };
         let b_bar = if want[2] { Some(mask.where_select(&zero, g)?) } else { None };
         Ok(smallvec![None, a_bar, b_bar])

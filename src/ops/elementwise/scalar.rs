@@ -46,7 +46,7 @@ macro_rules! affine {
             }
             fn derivative(&self, saved: &Tensor) -> Result<Tensor> {
                 let $k = self.0;
-                Tensor::full(saved.shape(), $slope, saved.dtype(), saved.device())
+                Tensor::full_on(saved.shape(), $slope, saved.dtype(), saved.device())
             }
             fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
                 scalar_samples(g, $op)

@@ -212,7 +212,7 @@ impl<G: Group> Op for ReduceVjp<G> {
         let x_bar = if want[0] { self.of.curve(&Curve { op: self, x, g: saved.get(1)?, z })? } else { None };
         let g_bar = if want[1] {
             let axes = self.axes.resolve(x.rank())?;
-            let ones = Tensor::full(x.shape().reduced(&axes, true), 1.0, x.dtype(), x.device())?;
+            let ones = Tensor::full_on(x.shape().reduced(&axes, true), 1.0, x.dtype(), x.device())?;
             let slope = apply1(self.clone(), &[x, &ones])?;
             Some(z.mul(&slope)?.sum_keep(self.axes.clone())?)
         } else {

@@ -56,7 +56,7 @@ impl Group for Prod {
         let composition = |v: &[Tensor]| {
             let one = v[0].ones_like()?;
             let others = mask.where_select(&one, &v[0].expand(&all)?)?.prod_keep(&shifted[..])?;
-            let zero = Tensor::full((), 0.0, v[0].dtype(), v[0].device())?;
+            let zero = Tensor::full_on((), 0.0, v[0].dtype(), v[0].device())?;
             let placed = mask.where_select(&others, &zero)?.sum(0)?;
             Ok(Outputs::from_iter([placed.mul(&v[1])?]))
         };
