@@ -1,10 +1,13 @@
 //! One op, one file. Layer L4b. The registry below is the only list.
 
+pub mod any_all;
 pub mod binary;
 pub mod cast;
+pub mod compare;
 pub mod concat;
 mod create;
 pub mod cross_entropy;
+pub mod cumsum;
 pub mod dropout;
 pub mod elementwise;
 pub mod embedding;
@@ -12,11 +15,16 @@ pub mod flip;
 pub mod gather;
 pub mod index_select;
 pub mod linear;
+pub mod group;
 pub mod log_softmax;
+pub mod logical;
 pub mod loss;
 pub mod matmul;
 pub mod nll_loss;
 pub mod norm;
+pub mod mean;
+pub mod nll_loss;
+mod operators;
 pub mod pad;
 pub mod permute;
 mod random;
@@ -25,6 +33,7 @@ pub mod rope;
 pub mod sdpa;
 mod sdpa_samples;
 mod second_order;
+pub mod select;
 pub mod slice;
 pub mod softmax;
 pub mod split;
@@ -133,16 +142,35 @@ registry! {
         elementwise::Sqrt,
         elementwise::Square,
         elementwise::Tanh,
+        elementwise::AddScalar,
+        elementwise::DivScalar,
+        elementwise::Exp,
+        elementwise::MulScalar,
+        elementwise::RdivScalar,
+        elementwise::RsubScalar,
+        elementwise::Square,
+        elementwise::SubScalar,
     ]
     binary: [
         binary::Add,
+        binary::Div,
+        binary::Maximum,
+        binary::Minimum,
         binary::Mul,
+        binary::NegMul,
+        binary::Pow,
+        binary::Sub,
     ]
     kernels: [
         cast::Cast,
+        any_all::AnyAll,
+        binary::ExtremumVjp,
+        compare::Compare,
+        compare::CompareScalar,
         concat::Concat,
         cross_entropy::CrossEntropyLoss,
         cross_entropy::CrossEntropyVjp,
+        cumsum::Cumsum,
         dropout::Dropout,
         embedding::Embedding,
         embedding::EmbeddingVjp,
@@ -157,6 +185,25 @@ registry! {
         log_softmax::LogSoftmax,
         log_softmax::LogSoftmaxVjp,
         matmul::MatMul,
+        group::Reduce<group::LogSumExp>,
+        group::Reduce<group::Max>,
+        group::Reduce<group::Min>,
+        group::Reduce<group::Norm>,
+        group::Reduce<group::Prod>,
+        group::Reduce<group::Std>,
+        group::Reduce<group::Var>,
+        group::ReduceVjp<group::LogSumExp>,
+        group::ReduceVjp<group::Max>,
+        group::ReduceVjp<group::Min>,
+        group::ReduceVjp<group::Norm>,
+        group::ReduceVjp<group::Prod>,
+        group::ReduceVjp<group::Std>,
+        group::ReduceVjp<group::Var>,
+        log_softmax::LogSoftmax,
+        log_softmax::LogSoftmaxVjp,
+        logical::Logical,
+        logical::LogicalNot,
+        mean::Mean,
         nll_loss::NllLoss,
         nll_loss::NllLossVjp,
         norm::LayerNorm,
@@ -167,6 +214,8 @@ registry! {
         rope::Rope,
         sdpa::SdpaOp,
         sdpa::SdpaVjp,
+        select::MaskedFill,
+        select::WhereSelect,
         slice::SliceVjp,
         softmax::Softmax,
         softmax::SoftmaxVjp,

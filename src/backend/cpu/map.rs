@@ -291,6 +291,58 @@ fn widened<const N: usize, T: Compute>(a: &[T], b: &[T], y: &mut [T], block: Blo
         block(&wide_a[..n], &wide_b[..n], &mut wide_y[..n]);
         narrow(&wide_y[..n], y);
     }
+/// `y[k] = f(a(k), b(k), c(k))`.
+#[inline(always)]
+fn run<A, B, C, O>(y: &mut [O], a: impl Fn(usize) -> A, b: impl Fn(usize) -> B, c: impl Fn(usize) -> C, f: impl Fn(A, B, C) -> O) {
+    for (k, y) in y.iter_mut().enumerate() {
+        *y = f(a(k), b(k), c(k));
+    }
+}
+
+/// `y[i] = f(a[i], b[i], c[i])` with all operands broadcast to `shape`.
+pub(crate) fn ternary<A: Element, B: Element, C: Element, O: Element>(
+    a: &In<'_>,
+    b: &In<'_>,
+    c: &In<'_>,
+    shape: &crate::Shape,
+    y: &mut [O],
+    f: impl Fn(A, B, C) -> O + Sync,
+) -> Result<()> {
+    let (a, b, c) = (Operand::<A>::prepare(a, shape)?, Operand::<B>::prepare(b, shape)?, Operand::<C>::prepare(c, shape)?);
+    let (xa, xb, xc) = (a.data(), b.data(), c.data());
+    for_rows(shape, [&a.layout, &b.layout, &c.layout], y, |y, [i, j, k], [sa, sb, sc]| {
+        let n = y.len();
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                // One loop per pattern of repeated operands: each then vectorises.
+                macro_rules! pattern {
+                    (@$x:ident $at:ident 1) => {{
+                        let x = &$x[$at..$at + n];
+                        move |k: usize| x[k]
+                    }};
+                    (@$x:ident $at:ident 0) => {{
+                        let x = $x[$at];
+                        move |_: usize| x
+                    }};
+                    ($sa:tt $sb:tt $sc:tt) => {
+                        run(y, pattern!(@xa i $sa), pattern!(@xb j $sb), pattern!(@xc k $sc), &f)
+                    };
+                }
+                match (sa, sb, sc) {
+                    (1, 1, 1) => pattern!(1 1 1),
+                    (1, 1, 0) => pattern!(1 1 0),
+                    (1, 0, 1) => pattern!(1 0 1),
+                    (1, 0, 0) => pattern!(1 0 0),
+                    (0, 1, 1) => pattern!(0 1 1),
+                    (0, 1, 0) => pattern!(0 1 0),
+                    (0, 0, 1) => pattern!(0 0 1),
+                    _ => run(y, |t| xa[i + t * sa], |t| xb[j + t * sb], |t| xc[k + t * sc], &f),
+                }
+            },
+        );
+    });
+    Ok(())
 }
 
 /// `y[i] = f(y[i], x[i])` for equal lengths.

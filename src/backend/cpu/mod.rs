@@ -10,6 +10,8 @@ pub(crate) mod index;
 pub(crate) mod map;
 pub(crate) mod math;
 pub(crate) mod matmul;
+pub(crate) mod moments;
+pub(crate) mod order;
 pub(crate) mod reduce;
 pub(crate) mod remap;
 pub(crate) mod rows;
