@@ -45,7 +45,7 @@ impl Describe for Concat {
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let shape = g.shape(3);
         let mut out = Vec::new();
-        let mut of = |g: &mut Gen, base: &[usize], axis: i32, sizes: &[usize]| {
+        let of = |g: &mut Gen, base: &[usize], axis: i32, sizes: &[usize]| {
             let at = if axis < 0 { base.len() as i32 + axis } else { axis } as usize;
             let parts: Vec<Input> = sizes
                 .iter()

@@ -1,20 +1,39 @@
 //! One op, one file. Layer L4b. The registry below is the only list.
 
+pub mod any_all;
 pub mod binary;
+pub mod cast;
+pub mod compare;
 pub mod concat;
 mod create;
 pub mod cross_entropy;
+pub mod cumsum;
 pub mod dropout;
 pub mod elementwise;
+pub mod embedding;
 pub mod flip;
+pub mod gather;
+pub mod index_select;
+pub mod linear;
+pub mod group;
 pub mod log_softmax;
+pub mod logical;
 pub mod loss;
+pub mod matmul;
 pub mod nll_loss;
+pub mod norm;
+pub mod mean;
+pub mod nll_loss;
+mod operators;
 pub mod pad;
 pub mod permute;
+mod random;
 pub mod repeat;
 pub mod rope;
+pub mod sdpa;
+mod sdpa_samples;
 mod second_order;
+pub mod select;
 pub mod slice;
 pub mod softmax;
 pub mod split;
@@ -93,26 +112,110 @@ macro_rules! registry {
 
 registry! {
     unary: [
+        elementwise::Abs,
+        elementwise::Ceil,
+        elementwise::Clamp,
+        elementwise::Cos,
+        elementwise::Elu,
+        elementwise::Erf,
         elementwise::Exp,
+        elementwise::Expm1,
+        elementwise::Floor,
+        elementwise::Gelu,
+        elementwise::GeluTanh,
+        elementwise::LeakyRelu,
+        elementwise::Log,
+        elementwise::Log1p,
+        elementwise::Neg,
+        elementwise::NormalCdf,
+        elementwise::Powf,
+        elementwise::Powi,
+        elementwise::Recip,
+        elementwise::Relu,
+        elementwise::Round,
+        elementwise::Rsqrt,
+        elementwise::Sigmoid,
+        elementwise::Sign,
+        elementwise::Silu,
+        elementwise::Sin,
+        elementwise::Softplus,
+        elementwise::Sqrt,
         elementwise::Square,
+        elementwise::Tanh,
+        elementwise::AddScalar,
+        elementwise::DivScalar,
+        elementwise::Exp,
+        elementwise::MulScalar,
+        elementwise::RdivScalar,
+        elementwise::RsubScalar,
+        elementwise::Square,
+        elementwise::SubScalar,
     ]
     binary: [
         binary::Add,
+        binary::Div,
+        binary::Maximum,
+        binary::Minimum,
         binary::Mul,
+        binary::NegMul,
+        binary::Pow,
+        binary::Sub,
     ]
     kernels: [
+        cast::Cast,
+        any_all::AnyAll,
+        binary::ExtremumVjp,
+        compare::Compare,
+        compare::CompareScalar,
         concat::Concat,
         cross_entropy::CrossEntropyLoss,
         cross_entropy::CrossEntropyVjp,
+        cumsum::Cumsum,
         dropout::Dropout,
+        embedding::Embedding,
+        embedding::EmbeddingVjp,
+        embedding::OneHot,
         flip::Flip,
         flip::Roll,
+        gather::Gather,
+        gather::ScatterAdd,
+        index_select::IndexSelect,
+        index_select::IndexSelectVjp,
+        linear::Linear,
         log_softmax::LogSoftmax,
         log_softmax::LogSoftmaxVjp,
+        matmul::MatMul,
+        group::Reduce<group::LogSumExp>,
+        group::Reduce<group::Max>,
+        group::Reduce<group::Min>,
+        group::Reduce<group::Norm>,
+        group::Reduce<group::Prod>,
+        group::Reduce<group::Std>,
+        group::Reduce<group::Var>,
+        group::ReduceVjp<group::LogSumExp>,
+        group::ReduceVjp<group::Max>,
+        group::ReduceVjp<group::Min>,
+        group::ReduceVjp<group::Norm>,
+        group::ReduceVjp<group::Prod>,
+        group::ReduceVjp<group::Std>,
+        group::ReduceVjp<group::Var>,
+        log_softmax::LogSoftmax,
+        log_softmax::LogSoftmaxVjp,
+        logical::Logical,
+        logical::LogicalNot,
+        mean::Mean,
         nll_loss::NllLoss,
         nll_loss::NllLossVjp,
+        norm::LayerNorm,
+        norm::NormVjp<true>,
+        norm::NormVjp<false>,
+        norm::RmsNorm,
         pad::Pad,
         rope::Rope,
+        sdpa::SdpaOp,
+        sdpa::SdpaVjp,
+        select::MaskedFill,
+        select::WhereSelect,
         slice::SliceVjp,
         softmax::Softmax,
         softmax::SoftmaxVjp,
@@ -133,6 +236,8 @@ registry! {
     ]
     composites: [
         concat::Stack,
+        matmul::Dot,
+        matmul::Outer,
         repeat::Repeat,
         repeat::RepeatInterleave,
         slice::Select,

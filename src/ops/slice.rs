@@ -197,12 +197,11 @@ impl Describe for SliceVjp {
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
         let Ok((axis, start, len)) = self.slice.resolve(&self.of) else { return Vec::new() };
         vec![Nd::from_fn(&self.of, |i| {
-            for k in 0..len {
-                if i[axis] == start + k * self.slice.step {
-                    let mut at = i.to_vec();
-                    at[axis] = k;
-                    return x[0].at(&at);
-                }
+            let k = i[axis].wrapping_sub(start) / self.slice.step;
+            if i[axis] >= start && (i[axis] - start) % self.slice.step == 0 && k < len {
+                let mut at = i.to_vec();
+                at[axis] = k;
+                return x[0].at(&at);
             }
             S::zero()
         })]

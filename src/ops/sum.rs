@@ -6,7 +6,7 @@ use crate::error::{ErrorKind, Result};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};
 use crate::shape::Axes;
 use crate::tensor::Tensor;
-use crate::testing::{Gen, Nd, Sample, Scalar};
+use crate::testing::{Gen, Input, Nd, Sample, Scalar};
 use smallvec::{SmallVec, smallvec};
 
 /// `Σ x` over axes; see [`Tensor::sum`].
@@ -54,22 +54,35 @@ pub(crate) fn reduce_define<S: Scalar>(x: &Nd<S>, axes: &Axes, keep: bool, f: im
 
 /// Every kind of axis set on a rank-3 operand, empty axes, scalars, long rows and long columns.
 pub(crate) fn reduction_samples<R: Clone>(g: &mut Gen, op: impl Fn(Axes, bool, &crate::Shape) -> R) -> Vec<Sample<R>> {
+    reduction_samples_of(g, |g, s| g.normal(s), op)
+}
+
+/// [`reduction_samples`] on operands from a given distribution.
+pub(crate) fn reduction_samples_of<R: Clone>(
+    g: &mut Gen,
+    input: impl Fn(&mut Gen, &crate::Shape) -> Input,
+    op: impl Fn(Axes, bool, &crate::Shape) -> R,
+) -> Vec<Sample<R>> {
+    let input = |g: &mut Gen, shape: &[usize]| input(g, &shape.into());
     let shape = g.shape(3);
     let mut out = Vec::new();
     let sets: [Axes; 8] =
         [(..).into(), (-1).into(), 0.into(), 1.into(), [0, 1].into(), [1, 2].into(), [0, 2].into(), [2, 0, 1].into()];
     for axes in sets {
         for keep in [false, true] {
-            out.push(Sample::check(op(axes.clone(), keep, &shape), [g.normal(&shape)]));
+            out.push(Sample::check(op(axes.clone(), keep, &shape), [input(g, &shape)]));
         }
     }
     let none = Axes::from(&[] as &[i32]);
-    out.push(Sample::check(op(none, false, &shape), [g.normal(&shape)]).note("no axis: nothing is reduced"));
-    out.push(Sample::check(op((..).into(), false, &().into()), [g.normal(())]).note("scalar"));
-    out.push(Sample::check(op((-1).into(), false, &[0, 3].into()), [g.normal([0, 3])]).note("B16: no rows"));
-    out.push(Sample::check(op(0.into(), false, &[1, 70].into()), [g.normal([1, 70])]));
-    out.push(Sample::check(op(0.into(), false, &[131, 5].into()), [g.normal([131, 5])]).note("more rows than one group"));
-    out.push(Sample::value(op((-1).into(), false, &[2, 40_000].into()), [g.normal_with([2, 40_000], 1.0, 1.0)]).note("row longer than a parallel piece"));
+    out.push(Sample::check(op(none, false, &shape), [input(g, &shape)]).note("no axis: nothing is reduced"));
+    out.push(Sample::check(op((..).into(), false, &().into()), [input(g, &[])]).note("scalar"));
+    out.push(Sample::check(op((-1).into(), false, &[0, 3].into()), [input(g, &[0, 3])]).note("B16: no rows"));
+    out.push(Sample::check(op(0.into(), false, &[1, 70].into()), [input(g, &[1, 70])]));
+    out.push(Sample::check(op(0.into(), false, &[131, 5].into()), [input(g, &[131, 5])]).note("more rows than one group"));
+    out.push(Sample::value(op((-1).into(), false, &[2, 40_000].into()), [input(g, &[2, 40_000])]).note("row longer than a parallel piece"));
+    out.push(Sample::value(op(0.into(), false, &[300, 270].into()), [input(g, &[300, 270])]).note("columns wider than a strip, in several parallel pieces"));
+    out.push(Sample::value(op(1.into(), false, &[40, 30, 20].into()), [input(g, &[40, 30, 20])]).note("many blocks of columns"));
+    out.push(Sample::value(op(0.into(), true, &[40_001, 3].into()), [input(g, &[40_001, 3])]).note("narrow and long columns"));
     out.push(Sample::reject(op(3.into(), false, &[2, 3].into()), [g.normal([2, 3])], ErrorKind::Shape).note("C14: axis out of range"));
     out.push(Sample::reject(op([1, -1].into(), false, &[2, 3].into()), [g.normal([2, 3])], ErrorKind::Shape));
     out.push(Sample::bench(op((-1).into(), false, &[4096, 1024].into()), [g.normal([4096, 1024])]));

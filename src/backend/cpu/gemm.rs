@@ -288,6 +288,23 @@ pub(crate) fn gemm<T: GemmFloat>(alpha: T, a: Mat<T>, b: Mat<T>, beta: T, c: &mu
     }
 }
 
+/// [`gemm`] on the calling thread alone: for kernels that share out work at a higher level.
+///
+/// # Panics
+/// When the sizes do not fit each other or C.
+#[track_caller]
+pub(crate) fn gemm_here<T: GemmFloat>(alpha: T, a: Mat<T>, b: Mat<T>, beta: T, c: &mut [T], c_row_stride: usize) {
+    assert_eq!(a.cols, b.rows, "inner sizes of a matrix product differ");
+    let (m, n, k) = (a.rows, b.cols, a.cols);
+    check_c(m, n, c_row_stride, c.len());
+    if k == 0 {
+        scale(beta, c, m, n, c_row_stride);
+    } else if m > 0 && n > 0 {
+        // SAFETY: `check_c` found the window inside c, which we hold exclusively.
+        unsafe { tile(alpha, a, b, beta, c.as_mut_ptr(), c_row_stride, Parallelism::None) };
+    }
+}
+
 /// Equal matrices in one slice, one at each offset; an offset may occur many times (a broadcast batch).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Batch<'a, T> {

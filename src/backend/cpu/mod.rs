@@ -3,12 +3,16 @@
 //! Work is split at boundaries that depend on the problem alone, never on the number of threads, so results are
 //! bitwise the same on any pool.
 
+pub(crate) mod attention;
 mod buffer;
 pub(crate) mod gemm;
 pub(crate) mod index;
 pub(crate) mod map;
 pub(crate) mod math;
 pub(crate) mod optim;
+pub(crate) mod matmul;
+pub(crate) mod moments;
+pub(crate) mod order;
 pub(crate) mod reduce;
 pub(crate) mod remap;
 pub(crate) mod rows;

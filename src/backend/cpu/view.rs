@@ -176,7 +176,7 @@ pub(crate) fn copy_strided<T: Element>(src: &[T], layout: &Layout, dst: &mut [T]
     let step = strides[rank - 1];
     let row = |start: usize, out: &mut [T]| {
         if step == 1 {
-            out.copy_from_slice(&src[start..start + inner]);
+            out.copy_from_slice(&src[start..start + out.len()]);
         } else if step == 0 {
             out.fill(src[start]);
         } else {
@@ -185,6 +185,16 @@ pub(crate) fn copy_strided<T: Element>(src: &[T], layout: &Layout, dst: &mut [T]
             }
         }
     };
+    if inner >= 2 * SERIAL {
+        // Long rows: their pieces in parallel.
+        let mut walk = OuterWalk::new(&dims[..rank - 1], &strides[..rank - 1], offset, 0);
+        for out in dst.chunks_mut(inner) {
+            let at = walk.at;
+            out.par_chunks_mut(SERIAL).enumerate().for_each(|(p, out)| row(at + p * SERIAL * step, out));
+            walk.step();
+        }
+        return;
+    }
     let per_task = (SERIAL / inner).max(1);
     let body = |(task, out): (usize, &mut [T])| {
         let mut walk = OuterWalk::new(&dims[..rank - 1], &strides[..rank - 1], offset, task * per_task);

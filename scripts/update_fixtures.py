@@ -1,0 +1,59 @@
+#!/usr/bin/env python3
+"""Copies the op fixtures that the tests need into tests/fixtures/ops.
+
+usage: scripts/update_fixtures.py FOLDER
+
+FOLDER holds one safetensors file per op (PyTorch's numbers in float64, attributes in the metadata).
+Cases with a tensor of more than 64 K elements are left out, so that the repository stays small;
+COTANGENT_FIXTURES=FOLDER replays all of them.
+"""
+import json
+import pathlib
+import struct
+import sys
+
+LIMIT = 64 * 1024
+
+
+def copy(source: pathlib.Path, target: pathlib.Path) -> None:
+    data = source.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    metadata = header.pop("__metadata__")
+    cases = json.loads(metadata["cases"])
+
+    def elements(entry):
+        n = 1
+        for extent in entry["shape"]:
+            n *= extent
+        return n
+
+    def case_of(name):
+        return name.rsplit(".", 2)[0]
+
+    large = {case_of(name) for name, entry in header.items() if elements(entry) > LIMIT}
+    metadata["cases"] = json.dumps({k: v for k, v in cases.items() if k not in large}, sort_keys=True)
+    kept, body = {}, b""
+    for name, entry in sorted(header.items()):
+        if case_of(name) in large:
+            continue
+        start, end = entry["data_offsets"]
+        kept[name] = dict(entry, data_offsets=[len(body), len(body) + end - start])
+        body += data[8 + length + start : 8 + length + end]
+    text = json.dumps({"__metadata__": dict(sorted(metadata.items())), **kept}).encode()
+    text += b" " * (-len(text) % 8)
+    target.write_bytes(struct.pack("<Q", len(text)) + text + body)
+    print(f"{target.name}: {len(cases) - len(large)} of {len(cases)} cases, {target.stat().st_size} bytes")
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    target = pathlib.Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "ops"
+    target.mkdir(parents=True, exist_ok=True)
+    for source in sorted(pathlib.Path(sys.argv[1]).glob("*.safetensors")):
+        copy(source, target / source.name)
+
+
+if __name__ == "__main__":
+    main()

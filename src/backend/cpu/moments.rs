@@ -1,0 +1,325 @@
+//! Reductions whose parts are more than one number: variance, log-sum-exp, norm, extrema with their ties, products.
+
+use super::map::Compute;
+use super::math::Real;
+use super::reduce::{Reduction, STRIP};
+use super::simd;
+use std::marker::PhantomData;
+
+/// Count, mean and sum of squared deviations, by the corrected two-pass algorithm within a part and the pairwise update
+/// between parts (Chan, Golub & LeVeque, *Algorithms for Computing the Sample Variance*, 1983).
+pub(crate) struct Moments<T>(pub(crate) PhantomData<T>);
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MomentsPart<A> {
+    pub(crate) n: f64,
+    pub(crate) mean: A,
+    pub(crate) squares: A,
+}
+
+impl<T: Compute> Reduction<T> for Moments<T> {
+    type Part = MomentsPart<T::Acc>;
+    #[inline(always)]
+    fn row(&self, x: &[T]) -> Self::Part {
+        let n = x.len() as f64;
+        let mean = simd::sum_by(x, #[inline(always)] |acc: T::Acc, v: T| acc + v.load()) / T::Acc::from_f64(n);
+        let squares = simd::sum_by(
+            x,
+            #[inline(always)]
+            |acc: T::Acc, v: T| {
+                let d = v.load() - mean;
+                d.mul_add(d, acc)
+            },
+        );
+        MomentsPart { n, mean, squares }
+    }
+    #[inline(always)]
+    fn columns<'a>(&self, rows: impl Iterator<Item = &'a [T]> + Clone, parts: &mut [Self::Part]) {
+        let (mut mean, mut squares) = ([T::Acc::ZERO; STRIP], [T::Acc::ZERO; STRIP]);
+        let w = parts.len();
+        let mut n = 0.0;
+        for row in rows.clone() {
+            n += 1.0;
+            for (m, &v) in mean[..w].iter_mut().zip(row) {
+                *m += v.load();
+            }
+        }
+        let count = T::Acc::from_f64(n);
+        mean[..w].iter_mut().for_each(|m| *m = *m / count);
+        for row in rows {
+            for ((s, &m), &v) in squares[..w].iter_mut().zip(&mean[..w]).zip(row) {
+                let d = v.load() - m;
+                *s = d.mul_add(d, *s);
+            }
+        }
+        for ((p, &mean), &squares) in parts.iter_mut().zip(&mean).zip(&squares) {
+            *p = MomentsPart { n, mean, squares };
+        }
+    }
+    #[inline(always)]
+    fn merge(&self, a: Self::Part, b: Self::Part) -> Self::Part {
+        let n = a.n + b.n;
+        let d = b.mean - a.mean;
+        let mean = d.mul_add(T::Acc::from_f64(b.n / n), a.mean);
+        MomentsPart { n, mean, squares: a.squares + b.squares + d * d * T::Acc::from_f64(a.n * b.n / n) }
+    }
+    fn blank(&self) -> Self::Part {
+        MomentsPart { n: 0.0, mean: T::Acc::ZERO, squares: T::Acc::ZERO }
+    }
+}
+
+/// Largest element `m` and `Σ exp(x − m)`.
+pub(crate) struct LogSum<T>(pub(crate) PhantomData<T>);
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LogSumPart<A> {
+    pub(crate) max: A,
+    pub(crate) sum: A,
+}
+
+impl<A: Real> LogSumPart<A> {
+    /// `ln Σ exp x`; −∞ when every element is −∞.
+    #[inline(always)]
+    pub(crate) fn value(self) -> A {
+        if self.max.is_finite() { self.max + self.sum.ln() } else { self.max }
+    }
+}
+
+impl<T: Compute> Reduction<T> for LogSum<T> {
+    type Part = LogSumPart<T::Acc>;
+    #[inline(always)]
+    fn row(&self, x: &[T]) -> Self::Part {
+        let max = super::reduce::Fold { init: T::Acc::NEG_INFINITY, load: |v: T| v.load(), f: |a: T::Acc, b: T::Acc| a.max_nan(b) };
+        let max = max.row(x);
+        // Without a finite maximum there is nothing to subtract, and the sum is not used.
+        let m = if max.is_finite() { max } else { T::Acc::ZERO };
+        let sum = simd::sum_by(x, #[inline(always)] |acc: T::Acc, v: T| acc + (v.load() - m).exp());
+        LogSumPart { max, sum }
+    }
+    #[inline(always)]
+    fn columns<'a>(&self, rows: impl Iterator<Item = &'a [T]> + Clone, parts: &mut [Self::Part]) {
+        let (mut max, mut sum) = ([T::Acc::NEG_INFINITY; STRIP], [T::Acc::ZERO; STRIP]);
+        let w = parts.len();
+        for row in rows.clone() {
+            for (m, &v) in max[..w].iter_mut().zip(row) {
+                *m = m.max_nan(v.load());
+            }
+        }
+        let mut shift = max;
+        shift.iter_mut().for_each(|m| *m = if m.is_finite() { *m } else { T::Acc::ZERO });
+        for row in rows {
+            for ((s, &m), &v) in sum[..w].iter_mut().zip(&shift[..w]).zip(row) {
+                *s += (v.load() - m).exp();
+            }
+        }
+        for ((p, &max), &sum) in parts.iter_mut().zip(&max).zip(&sum) {
+            *p = LogSumPart { max, sum };
+        }
+    }
+    #[inline(always)]
+    fn merge(&self, a: Self::Part, b: Self::Part) -> Self::Part {
+        let max = a.max.max_nan(b.max);
+        let scaled = |p: Self::Part| if p.max == max { p.sum } else { p.sum * (p.max - max).exp() };
+        LogSumPart { max, sum: scaled(a) + scaled(b) }
+    }
+    fn blank(&self) -> Self::Part {
+        LogSumPart { max: T::Acc::NEG_INFINITY, sum: T::Acc::ZERO }
+    }
+}
+
+/// `scale²·squares = Σ x²`, accumulated in f64: no square of an f32 overflows or vanishes there, and f64 operands are
+/// scaled by their largest one when theirs would.
+pub(crate) struct SquareSum<T>(pub(crate) PhantomData<T>);
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SquareSumPart {
+    scale: f64,
+    squares: f64,
+}
+
+impl SquareSumPart {
+    /// The Euclidean norm.
+    #[inline(always)]
+    pub(crate) fn norm(self) -> f64 {
+        self.scale * self.squares.sqrt()
+    }
+
+    fn is_safe(squares: f64) -> bool {
+        squares > 1e-280 && squares < 1e300
+    }
+
+    /// Scaled by the largest element.
+    fn scaled(x: impl Iterator<Item = f64> + Clone) -> Self {
+        let scale = x.clone().fold(0.0, |m: f64, v| m.max_nan(v.abs()));
+        if scale == 0.0 || !scale.is_finite() {
+            return SquareSumPart { scale, squares: 1.0 };
+        }
+        SquareSumPart { scale, squares: x.map(|v| (v / scale) * (v / scale)).sum() }
+    }
+}
+
+impl<T: Compute> Reduction<T> for SquareSum<T> {
+    type Part = SquareSumPart;
+    #[inline(always)]
+    fn row(&self, x: &[T]) -> SquareSumPart {
+        let squares = simd::sum_by(
+            x,
+            #[inline(always)]
+            |acc: f64, v: T| {
+                let v = v.load().to_f64();
+                v.mul_add(v, acc)
+            },
+        );
+        if SquareSumPart::is_safe(squares) {
+            return SquareSumPart { scale: 1.0, squares };
+        }
+        SquareSumPart::scaled(x.iter().map(|v| v.load().to_f64()))
+    }
+    #[inline(always)]
+    fn columns<'a>(&self, rows: impl Iterator<Item = &'a [T]> + Clone, parts: &mut [SquareSumPart]) {
+        let mut squares = [0.0; STRIP];
+        for row in rows.clone() {
+            for (s, &v) in squares[..parts.len()].iter_mut().zip(row) {
+                let v = v.load().to_f64();
+                *s = v.mul_add(v, *s);
+            }
+        }
+        for (i, (p, &squares)) in parts.iter_mut().zip(&squares).enumerate() {
+            *p = SquareSumPart { scale: 1.0, squares };
+            if !SquareSumPart::is_safe(squares) {
+                *p = SquareSumPart::scaled(rows.clone().map(|row| row[i].load().to_f64()));
+            }
+        }
+    }
+    fn merge(&self, a: SquareSumPart, b: SquareSumPart) -> SquareSumPart {
+        let plain = a.squares + b.squares;
+        if a.scale == 1.0 && b.scale == 1.0 && SquareSumPart::is_safe(plain) {
+            return SquareSumPart { scale: 1.0, squares: plain };
+        }
+        SquareSumPart::scaled([a.norm(), b.norm()].into_iter())
+    }
+    fn blank(&self) -> SquareSumPart {
+        SquareSumPart { scale: 0.0, squares: 1.0 }
+    }
+}
+
+/// The extremum and how many elements equal it (NaN counts NaN). Minima are the maxima of the negated elements.
+pub(crate) struct Ties<T> {
+    pub(crate) largest: bool,
+    pub(crate) of: PhantomData<T>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TiesPart<A> {
+    pub(crate) value: A,
+    pub(crate) count: f64,
+}
+
+impl<T: Compute> Ties<T> {
+    #[inline(always)]
+    fn pick(&self, a: T::Acc, b: T::Acc) -> T::Acc {
+        if self.largest { a.max_nan(b) } else { a.min_nan(b) }
+    }
+
+    #[inline(always)]
+    fn worst(&self) -> T::Acc {
+        if self.largest { T::Acc::NEG_INFINITY } else { T::Acc::INFINITY }
+    }
+}
+
+impl<T: Compute> Reduction<T> for Ties<T> {
+    type Part = TiesPart<T::Acc>;
+    #[inline(always)]
+    fn row(&self, x: &[T]) -> Self::Part {
+        let fold = super::reduce::Fold { init: self.worst(), load: |v: T| v.load(), f: |a, b| self.pick(a, b) };
+        let value = fold.row(x);
+        // Counted block by block: 70 000 ones do not fit a half, and 2²⁴ no f32.
+        let mut count = 0.0;
+        for block in x.chunks(4096) {
+            let ones = simd::sum_by(
+                block,
+                #[inline(always)]
+                |acc: T::Acc, v: T| acc + if v.load() == value { T::Acc::ONE } else { T::Acc::ZERO },
+            );
+            count += ones.to_f64();
+        }
+        if value.is_nan() {
+            count = x.iter().filter(|v| v.load().is_nan()).count() as f64;
+        }
+        TiesPart { value, count }
+    }
+    #[inline(always)]
+    fn columns<'a>(&self, rows: impl Iterator<Item = &'a [T]> + Clone, parts: &mut [Self::Part]) {
+        let (mut value, mut count) = ([self.worst(); STRIP], [T::Acc::ZERO; STRIP]);
+        let w = parts.len();
+        for row in rows.clone() {
+            for (m, &v) in value[..w].iter_mut().zip(row) {
+                *m = self.pick(*m, v.load());
+            }
+        }
+        for row in rows {
+            for ((c, &m), &v) in count[..w].iter_mut().zip(&value[..w]).zip(row) {
+                let v = v.load();
+                *c += if (v == m) | (v.is_nan() & m.is_nan()) { T::Acc::ONE } else { T::Acc::ZERO };
+            }
+        }
+        for ((p, &value), &count) in parts.iter_mut().zip(&value).zip(&count) {
+            *p = TiesPart { value, count: count.to_f64() };
+        }
+    }
+    fn merge(&self, a: Self::Part, b: Self::Part) -> Self::Part {
+        let value = self.pick(a.value, b.value);
+        let of = |p: Self::Part| if p.value == value || (p.value.is_nan() && value.is_nan()) { p.count } else { 0.0 };
+        TiesPart { value, count: of(a) + of(b) }
+    }
+    fn blank(&self) -> Self::Part {
+        TiesPart { value: self.worst(), count: 0.0 }
+    }
+}
+
+/// The product of the elements that are not zero, in f64, and the number of zeros.
+pub(crate) struct Factors<T>(pub(crate) PhantomData<T>);
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FactorsPart {
+    pub(crate) product: f64,
+    pub(crate) zeros: f64,
+}
+
+impl FactorsPart {
+    #[inline(always)]
+    fn times(self, v: f64) -> Self {
+        FactorsPart { product: self.product * if v == 0.0 { 1.0 } else { v }, zeros: self.zeros + if v == 0.0 { 1.0 } else { 0.0 } }
+    }
+}
+
+impl<T: Compute> Reduction<T> for Factors<T> {
+    type Part = FactorsPart;
+    #[inline(always)]
+    fn row(&self, x: &[T]) -> FactorsPart {
+        let mut acc = [FactorsPart { product: 1.0, zeros: 0.0 }; 8];
+        for chunk in x.chunks(8) {
+            for (a, &v) in acc.iter_mut().zip(chunk) {
+                *a = a.times(v.load().to_f64());
+            }
+        }
+        acc.into_iter().fold(Reduction::<T>::blank(self), |a, b| Reduction::<T>::merge(self, a, b))
+    }
+    #[inline(always)]
+    fn columns<'a>(&self, rows: impl Iterator<Item = &'a [T]> + Clone, parts: &mut [FactorsPart]) {
+        parts.fill(Reduction::<T>::blank(self));
+        for row in rows {
+            for (p, &v) in parts.iter_mut().zip(row) {
+                *p = p.times(v.load().to_f64());
+            }
+        }
+    }
+    #[inline(always)]
+    fn merge(&self, a: FactorsPart, b: FactorsPart) -> FactorsPart {
+        FactorsPart { product: a.product * b.product, zeros: a.zeros + b.zeros }
+    }
+    #[inline(always)]
+    fn blank(&self) -> FactorsPart {
+        FactorsPart { product: 1.0, zeros: 0.0 }
+    }
+}

@@ -1,0 +1,213 @@
+//! A tensor and a number: one pass, and no tensor is made of the number.
+
+use super::{Map, Saves, Unary, slope_of_input};
+use crate::backend::cpu::Real;
+use crate::error::Result;
+use crate::op::{Math, apply1};
+use crate::tensor::Tensor;
+use crate::testing::{Gen, Input, Sample, Scalar};
+
+/// An op that is affine in its operand: only the value and the constant slope differ.
+macro_rules! affine {
+    ($(#[$doc:meta])* $op:ident, $name:literal, $vjp_name:literal, $forward:literal, $vjp:literal, |$x:ident, $c:ident| $f:expr, |$k:ident| $slope:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug)]
+        pub struct $op(pub f64);
+
+        impl Unary for $op {
+            const NAME: &'static str = $name;
+            const VJP_NAME: &'static str = $vjp_name;
+            const MATH: Math = Math {
+                forward: $forward,
+                vjp: $vjp,
+                kinks: "smooth; c/0 as IEEE division",
+                cost: "reads x, writes y; saves nothing",
+                references: "IEEE 754",
+            };
+            const SAVES: Saves = Saves::Nothing;
+
+            #[inline(always)]
+            fn f<T: Real>(&self, $x: T) -> T {
+                let $c = T::from_f64(self.0);
+                $f
+            }
+            #[inline(always)]
+            fn df<T: Real>(&self, _: T) -> T {
+                let $k = self.0;
+                T::from_f64($slope)
+            }
+            fn define<S: Scalar>(&self, $x: S) -> S {
+                let $c = S::lit(self.0);
+                $f
+            }
+            fn slope<S: Scalar>(&self, _: S) -> S {
+                let $k = self.0;
+                S::lit($slope)
+            }
+            fn derivative(&self, saved: &Tensor) -> Result<Tensor> {
+                let $k = self.0;
+                Tensor::full_on(saved.shape(), $slope, saved.dtype(), saved.device())
+            }
+            fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
+                scalar_samples(g, $op)
+            }
+            fn validate(&self) -> Result<()> {
+                Ok(())
+            }
+        }
+    };
+}
+
+affine!(
+    /// `x + c`; see [`Tensor::add_scalar`].
+    AddScalar, "add_scalar", "add_scalar_vjp", "y = x + c", "x̄ = ȳ", |x, c| x + c, |_c| 1.0
+);
+affine!(
+    /// `x − c`; see [`Tensor::sub_scalar`].
+    SubScalar, "sub_scalar", "sub_scalar_vjp", "y = x − c", "x̄ = ȳ", |x, c| x - c, |_c| 1.0
+);
+affine!(
+    /// `c − x`; see [`Tensor::rsub_scalar`].
+    RsubScalar, "rsub_scalar", "rsub_scalar_vjp", "y = c − x", "x̄ = −ȳ", |x, c| c - x, |_c| -1.0
+);
+affine!(
+    /// `x · c`; see [`Tensor::mul_scalar`].
+    MulScalar, "mul_scalar", "mul_scalar_vjp", "y = x · c", "x̄ = ȳ · c", |x, c| x * c, |c| c
+);
+affine!(
+    /// `x / c`; see [`Tensor::div_scalar`].
+    DivScalar, "div_scalar", "div_scalar_vjp", "y = x / c", "x̄ = ȳ / c", |x, c| x / c, |c| 1.0 / c
+);
+
+/// Random and special values with constants that every dtype holds exactly.
+fn scalar_samples<U: Unary>(g: &mut Gen, op: impl Fn(f64) -> U) -> Vec<Sample<U>> {
+    let shape = g.shape(2);
+    let (inf, nan) = (f64::INFINITY, f64::NAN);
+    let mut out: Vec<Sample<U>> = [2.0, -0.5, 1.0, 3.0].into_iter().map(|c| Sample::check(op(c), [g.uniform(&shape, 0.5, 2.0)])).collect();
+    out.push(Sample::check(op(-0.75), [g.uniform([0, 3], 0.5, 2.0)]).note("B16: no elements"));
+    out.push(Sample::check(op(1.5), [g.uniform([], -2.0, -0.5)]).note("scalar"));
+    out.push(Sample::value(op(2.0), [Input::values([5], [inf, -inf, nan, 0.0, -0.0])]).note("limits"));
+    out.push(Sample::value(op(0.0), [Input::values([5], [inf, -inf, nan, 0.0, 1.0])]).note("0 · ∞ and x/0 are IEEE's"));
+    out.push(Sample::bench(op(0.5), [g.uniform([4 << 20], 0.5, 2.0)]));
+    out
+}
+
+/// `c / x`; see [`Tensor::rdiv_scalar`].
+#[derive(Clone, Debug)]
+pub struct RdivScalar(pub f64);
+
+impl Unary for RdivScalar {
+    const NAME: &'static str = "rdiv_scalar";
+    const VJP_NAME: &'static str = "rdiv_scalar_vjp";
+    const MATH: Math = Math {
+        forward: "y = c / x",
+        vjp: "x̄ = −ȳ · (c/x)/x",
+        kinks: "x = 0: ±∞ as IEEE division, NaN for 0/0",
+        cost: "reads x, writes y; saves x",
+        references: "IEEE 754",
+    };
+    const SAVES: Saves = Saves::Input;
+
+    #[inline(always)]
+    fn f<T: Real>(&self, x: T) -> T {
+        T::from_f64(self.0) / x
+    }
+    #[inline(always)]
+    fn df<T: Real>(&self, x: T) -> T {
+        // Not c/x²: the square may overflow or underflow where the quotient does not.
+        -(T::from_f64(self.0) / x) / x
+    }
+    fn define<S: Scalar>(&self, x: S) -> S {
+        S::lit(self.0) / x
+    }
+    fn slope<S: Scalar>(&self, x: S) -> S {
+        slope_of_input(self, x)
+    }
+    fn derivative(&self, x: &Tensor) -> Result<Tensor> {
+        x.rdiv_scalar(-self.0)?.div(x)
+    }
+    fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
+        scalar_samples(g, RdivScalar)
+    }
+    fn validate(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Tensor {
+    /// `x + c` for a number `c`.
+    ///
+    /// # Gradient
+    /// `ȳ`, without a copy; saves nothing.
+    ///
+    /// # Numerics
+    /// The number is rounded to the type that kernels compute in (f64 for f64, f32 for the others); so in all the scalar
+    /// forms.
+    ///
+    /// # Errors
+    /// Dtype error for integers.
+    #[track_caller]
+    pub fn add_scalar(&self, c: f64) -> Result<Tensor> {
+        apply1(Map(AddScalar(c)), &[self])
+    }
+
+    /// `x − c` for a number `c`.
+    ///
+    /// # Gradient
+    /// `ȳ`, without a copy; saves nothing.
+    ///
+    /// # Errors
+    /// Dtype error for integers.
+    #[track_caller]
+    pub fn sub_scalar(&self, c: f64) -> Result<Tensor> {
+        apply1(Map(SubScalar(c)), &[self])
+    }
+
+    /// `c − x` for a number `c`.
+    ///
+    /// # Gradient
+    /// `−ȳ`; saves nothing.
+    ///
+    /// # Errors
+    /// Dtype error for integers.
+    #[track_caller]
+    pub fn rsub_scalar(&self, c: f64) -> Result<Tensor> {
+        apply1(Map(RsubScalar(c)), &[self])
+    }
+
+    /// `x · c` for a number `c`.
+    ///
+    /// # Gradient
+    /// `ȳ·c`; saves nothing.
+    ///
+    /// # Errors
+    /// Dtype error for integers.
+    #[track_caller]
+    pub fn mul_scalar(&self, c: f64) -> Result<Tensor> {
+        apply1(Map(MulScalar(c)), &[self])
+    }
+
+    /// `x / c` for a number `c`.
+    ///
+    /// # Gradient
+    /// `ȳ/c`; saves nothing.
+    ///
+    /// # Errors
+    /// Dtype error for integers.
+    #[track_caller]
+    pub fn div_scalar(&self, c: f64) -> Result<Tensor> {
+        apply1(Map(DivScalar(c)), &[self])
+    }
+
+    /// `c / x` for a number `c`.
+    ///
+    /// # Gradient
+    /// `−ȳ·c/x²`; saves the operand.
+    ///
+    /// # Errors
+    /// Dtype error for integers.
+    #[track_caller]
+    pub fn rdiv_scalar(&self, c: f64) -> Result<Tensor> {
+        apply1(Map(RdivScalar(c)), &[self])
+    }
+}

@@ -1,0 +1,181 @@
+//! Variance and standard deviation.
+
+use super::{Curve, Group, Reduce, group_samples, reduction_method, row};
+use crate::backend::cpu::moments::Moments;
+use crate::backend::cpu::{self, Compute, Real, reduce};
+use crate::error::Result;
+use crate::op::{Math, apply1};
+use crate::shape::Axes;
+use crate::tensor::Tensor;
+use crate::testing::{Gen, Input, Sample, Scalar};
+use std::marker::PhantomData;
+
+/// Variance of each group; see [`Tensor::var`].
+#[derive(Clone, Debug)]
+pub struct Var {
+    /// Subtracted from the count: 0 for the population's variance, 1 for the unbiased estimate.
+    pub correction: usize,
+}
+
+/// Standard deviation of each group; see [`Tensor::std`].
+#[derive(Clone, Debug)]
+pub struct Std {
+    /// As in [`Var`].
+    pub correction: usize,
+}
+
+/// `n − correction`, never negative: too few elements then divide by zero and give NaN.
+fn degrees(n: f64, correction: usize) -> f64 {
+    (n - correction as f64).max(0.0)
+}
+
+fn define_variance<S: Scalar>(x: &[S], correction: usize) -> S {
+    let n = x.len() as f64;
+    let mean = S::sum(x) / S::lit(n);
+    let squares: Vec<S> = x.iter().map(|&v| (v - mean) * (v - mean)).collect();
+    S::sum(&squares) / S::lit(degrees(n, correction))
+}
+
+impl Group for Var {
+    const NAME: &'static str = "var";
+    const VJP_NAME: &'static str = "var_vjp";
+    const MATH: Math = Math {
+        forward: "y = Σ (x − mean)² / (n − correction) over the given axes",
+        vjp: "x̄ = ȳ · 2 (x − mean) / (n − correction)",
+        kinks: "smooth; NaN when n ≤ correction",
+        cost: "reads x, writes y; saves x",
+        references: "Chan, Golub & LeVeque, Algorithms for Computing the Sample Variance, 1983; torch.var",
+    };
+
+    fn define<S: Scalar>(&self, x: &[S]) -> S {
+        define_variance(x, self.correction)
+    }
+    fn forward<T: Compute>(&self, x: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
+        let correction = self.correction;
+        reduce::reduce(x, axes, y, T::store(T::Acc::NAN), &Moments::<T>(PhantomData), |p| {
+            T::store(p.squares / T::Acc::from_f64(degrees(p.n, correction)))
+        })
+    }
+    fn backward<T: Compute>(&self, x: &cpu::In<'_>, g: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
+        let correction = self.correction;
+        reduce::spread(x, g, axes, y, &Moments::<T>(PhantomData), #[inline(always)] |x, p, g| {
+            g * ((x - p.mean) * T::Acc::from_f64(2.0 / degrees(p.n, correction)))
+        })
+    }
+    fn curve(&self, at: &Curve<'_, Self>) -> Result<Option<Tensor>> {
+        let n = at.x.numel() as f64 / at.g.numel().max(1) as f64;
+        let zg = at.z.mul(at.g)?;
+        Ok(Some(zg.sub(&at.mean(&zg)?)?.mul_scalar(2.0 / degrees(n, self.correction))?))
+    }
+    fn validate(&self, _: usize) -> Result<()> {
+        Ok(())
+    }
+    fn samples(g: &mut Gen) -> Vec<Sample<Reduce<Self>>> {
+        let mut out = group_samples(g, &Var { correction: 0 }, |g, s| g.normal(s));
+        let last = |correction| Reduce { of: Var { correction }, axes: (-1).into(), keep: false };
+        for n in [2, 3, 67] {
+            out.push(Sample::check(last(1), [g.normal([2, n])]).note("few elements reveal the correction"));
+        }
+        let inner = Reduce { of: Var { correction: 1 }, axes: [0, 2].into(), keep: true };
+        out.push(Sample::check(inner, [g.normal([3, 2, 4])]));
+        out.push(Sample::check(last(0), [Input::values([2, 3], [5.0, 5.0, 5.0, 0.0, 0.0, 0.0])]).note("B15: constant rows"));
+        out.push(Sample::check(last(0), [g.normal([3, 1])]).note("one element: variance 0"));
+        out.push(Sample::value(last(1), [g.normal([3, 1])]).note("n = correction: NaN"));
+        out.push(Sample::value(last(0), [g.normal([2, 0])]).note("empty groups: NaN"));
+        for offset in [1e2, 1e4, 1e6] {
+            out.push(Sample::value(last(0), [g.normal_with([2, 500], 1.0, offset)]).note("B5: mean far larger than the deviation"));
+        }
+        let columns = Reduce { of: Var { correction: 1 }, axes: 0.into(), keep: false };
+        out.push(Sample::value(columns, [g.normal_with([500, 3], 1.0, 1e3)]).note("B5 in columns, several groups of rows"));
+        out
+    }
+}
+
+impl Group for Std {
+    const NAME: &'static str = "std";
+    const VJP_NAME: &'static str = "std_vjp";
+    const MATH: Math = Math {
+        forward: "y = √(Σ (x − mean)² / (n − correction)) over the given axes",
+        vjp: "x̄ = ȳ · (x − mean) / ((n − correction) · y)",
+        kinks: "gradient 0 where y = 0 (constant groups); NaN when n ≤ correction",
+        cost: "reads x, writes y; saves x",
+        references: "torch.std",
+    };
+
+    fn define<S: Scalar>(&self, x: &[S]) -> S {
+        define_variance(x, self.correction).sqrt()
+    }
+    fn forward<T: Compute>(&self, x: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
+        let correction = self.correction;
+        reduce::reduce(x, axes, y, T::store(T::Acc::NAN), &Moments::<T>(PhantomData), |p| {
+            T::store((p.squares / T::Acc::from_f64(degrees(p.n, correction))).sqrt())
+        })
+    }
+    fn backward<T: Compute>(&self, x: &cpu::In<'_>, g: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
+        let correction = self.correction;
+        reduce::spread(x, g, axes, y, &Moments::<T>(PhantomData), #[inline(always)] |x, p, g| {
+            let n = T::Acc::from_f64(degrees(p.n, correction));
+            let std = (p.squares / n).sqrt();
+            let slope = (x - p.mean) / (n * std);
+            if p.squares == T::Acc::ZERO && n > T::Acc::ZERO { T::Acc::ZERO } else { g * slope }
+        })
+    }
+    fn curve(&self, at: &Curve<'_, Self>) -> Result<Option<Tensor>> {
+        // s = (x − mean)/(N·y): ∂(g·Σ z·s)/∂x = g/(N·y)·(z − mean z) − g·Σ(z·s)/y · s, and 0 where y = 0.
+        let n = degrees(at.x.numel() as f64 / at.g.numel().max(1) as f64, self.correction);
+        let s = at.slope()?;
+        let y = at.x.std_keep(at.axes().clone(), self.correction)?;
+        let inverse = at.g.div(&y)?.masked_fill(&y.eq_scalar(0.0)?, 0.0)?;
+        let first = at.z.sub(&at.mean(at.z)?)?.mul(&inverse.div_scalar(n)?)?;
+        let second = s.mul(&inverse.mul(&at.total(&at.z.mul(&s)?)?)?)?;
+        Ok(Some(first.sub(&second)?))
+    }
+    fn validate(&self, _: usize) -> Result<()> {
+        Ok(())
+    }
+    fn samples(g: &mut Gen) -> Vec<Sample<Reduce<Self>>> {
+        let last = |correction| Reduce { of: Std { correction }, axes: (-1).into(), keep: false };
+        let mut out = Vec::new();
+        for axes in [Axes::from(..), (-1).into(), 0.into(), 1.into(), [0, 2].into()] {
+            for (correction, keep) in [(0, false), (1, true)] {
+                out.push(Sample::check(Reduce { of: Std { correction }, axes: axes.clone(), keep }, [g.distinct([3, 2, 4])]));
+            }
+        }
+        let (op, x) = row(&Std { correction: 0 }, &[5.0, 5.0, 5.0]);
+        out.push(Sample::check(op, x).at_kink().note("B15: a constant group has gradient 0, not NaN"));
+        out.push(Sample::value(last(1), [g.normal([3, 1])]).note("n = correction: NaN"));
+        out.push(Sample::value(last(0), [g.normal([2, 0])]).note("empty groups: NaN"));
+        out.push(Sample::value(last(0), [g.normal_with([2, 500], 1.0, 1e3)]).note("B5: mean far larger than the deviation"));
+        out.push(Sample::bench(last(1), [g.normal([4096, 1024])]));
+        out
+    }
+}
+
+reduction_method!(
+    /// Variance over axes; `correction` is 0 for the population's variance and 1 for the unbiased estimate.
+    ///
+    /// # Gradient
+    /// `ȳ·2(x − mean)/(n − correction)`; saves the operand.
+    ///
+    /// # Numerics
+    /// Two passes (mean, then squared deviations), never `E[x²] − E[x]²`: exact to rounding however large the mean. NaN when
+    /// a group has no more elements than the correction.
+    ///
+    /// # Errors
+    /// Shape error when an axis does not exist; dtype error for integers.
+    var, var_keep, correction: usize => Var { correction }
+);
+reduction_method!(
+    /// Standard deviation over axes; `correction` as in [`Tensor::var`].
+    ///
+    /// # Gradient
+    /// `ȳ·(x − mean)/((n − correction)·y)`; 0 for a constant group, where the standard deviation has no derivative. Saves
+    /// the operand.
+    ///
+    /// # Numerics
+    /// As [`Tensor::var`].
+    ///
+    /// # Errors
+    /// As [`Tensor::var`].
+    std, std_keep, correction: usize => Std { correction }
+);

@@ -1,0 +1,229 @@
+//! Random tensors. Element `i` depends on the key and on `i` only: not on the shape, the thread or the device.
+
+use crate::array::Array;
+use crate::backend::Device;
+use crate::dtype::{DType, Element, with_dtype};
+use crate::error::{Result, bail};
+use crate::rng::Key;
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+use std::ops::Range;
+use std::panic::Location;
+
+/// A tensor of `f(0), f(1), …`.
+fn fill(name: &'static str, at: &'static Location<'static>, shape: Shape, dtype: DType, key: Key, f: impl Fn(u64) -> f64 + Sync) -> Result<Tensor> {
+    let make = || with_dtype!(dtype, T => Array::build(shape, Device::Cpu, |y: &mut [T]| key.fill_each(0, y, |i| <T as Element>::from_f64(f(i)))));
+    make().map(Tensor::from_array).map_err(|e| e.in_op(name, at))
+}
+
+fn floats(dtype: DType) -> Result<()> {
+    if !dtype.is_float() {
+        bail!(dtype, "expected a float dtype, found {dtype}");
+    }
+    Ok(())
+}
+
+/// The largest value of the dtype below `x`, to within a few of its steps.
+fn below(x: f64, dtype: DType) -> f64 {
+    let round = |v: f64| with_dtype!(dtype, T => Element::to_f64(<T as Element>::from_f64(v)));
+    let mut step = (x.abs() * dtype.epsilon() / 2.0).max(1e-7);
+    while round(x - step) >= x {
+        step *= 1.5;
+    }
+    round(x - step)
+}
+
+impl Tensor {
+    /// Uniform values in `[0, 1)`: `Tensor::rand([2, 3], F32, key)`.
+    ///
+    /// # Errors
+    /// Dtype error for integers; out of memory.
+    #[track_caller]
+    pub fn rand(shape: impl Into<Shape>, dtype: DType, key: Key) -> Result<Tensor> {
+        Self::uniform(shape, 0.0..1.0, dtype, key)
+    }
+
+    /// Uniform values in `[start, end)`.
+    ///
+    /// # Numerics
+    /// Drawn with 53 bits and rounded once; what rounds up to `end` becomes a value just below it.
+    ///
+    /// # Errors
+    /// Argument error unless the bounds are finite and in order; dtype error for integers; out of memory.
+    #[track_caller]
+    pub fn uniform(shape: impl Into<Shape>, range: Range<f64>, dtype: DType, key: Key) -> Result<Tensor> {
+        let at = Location::caller();
+        let Range { start, end } = range;
+        let check = || {
+            floats(dtype)?;
+            let width = end - start;
+            if !(start < end && start.is_finite() && end.is_finite() && width.is_finite()) {
+                bail!(argument, "the range {start}..{end} must be finite and not empty");
+            }
+            Ok(below(end, dtype).max(start))
+        };
+        let last = check().map_err(|e| e.in_op("uniform", at))?;
+        fill("uniform", at, shape.into(), dtype, key, |i| (start + (end - start) * key.uniform_f64(i)).min(last))
+    }
+
+    /// Standard normal values: `Tensor::randn([2, 3], F32, key)`.
+    ///
+    /// # Errors
+    /// Dtype error for integers; out of memory.
+    ///
+    /// ```
+    /// # use cotangent::{F32, Key, Tensor};
+    /// let x = Tensor::randn([2, 3], F32, Key::new(0))?;
+    /// let again = Tensor::randn([6], F32, Key::new(0))?;
+    /// assert_eq!(x.to_vec::<f32>()?, again.to_vec::<f32>()?);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn randn(shape: impl Into<Shape>, dtype: DType, key: Key) -> Result<Tensor> {
+        Self::normal(shape, 0.0, 1.0, dtype, key)
+    }
+
+    /// Normal values with a mean and a standard deviation.
+    ///
+    /// # Errors
+    /// Argument error for a negative or not finite parameter; dtype error for integers; out of memory.
+    #[track_caller]
+    pub fn normal(shape: impl Into<Shape>, mean: f64, std: f64, dtype: DType, key: Key) -> Result<Tensor> {
+        let at = Location::caller();
+        spread(mean, std).and_then(|()| floats(dtype)).map_err(|e| e.in_op("normal", at))?;
+        fill("normal", at, shape.into(), dtype, key, |i| mean + std * key.normal(i))
+    }
+
+    /// Normal values conditioned on lying between two bounds, as PyTorch's `trunc_normal_` (the bounds are absolute).
+    ///
+    /// # Errors
+    /// Argument error for a negative or not finite parameter, or bounds out of order; dtype error for integers; out of memory.
+    #[track_caller]
+    pub fn truncated_normal(shape: impl Into<Shape>, mean: f64, std: f64, bounds: Range<f64>, dtype: DType, key: Key) -> Result<Tensor> {
+        let at = Location::caller();
+        let Range { start, end } = bounds;
+        let check = || {
+            spread(mean, std)?;
+            floats(dtype)?;
+            if !(start <= end) || std == 0.0 {
+                bail!(argument, "the bounds {start}..{end} must be in order, and the standard deviation {std} positive");
+            }
+            Ok(())
+        };
+        check().map_err(|e| e.in_op("truncated_normal", at))?;
+        let (lo, hi) = ((start - mean) / std, (end - mean) / std);
+        fill("truncated_normal", at, shape.into(), dtype, key, |i| (mean + std * key.truncated_normal(i, lo, hi)).clamp(start, end))
+    }
+
+    /// A mask: 1 with probability `p`, else 0.
+    ///
+    /// # Errors
+    /// Argument error when `p` is not in `[0, 1]`; out of memory.
+    #[track_caller]
+    pub fn bernoulli(shape: impl Into<Shape>, p: f64, dtype: DType, key: Key) -> Result<Tensor> {
+        let at = Location::caller();
+        if !(0.0..=1.0).contains(&p) {
+            return Err(crate::Error::argument(format!("the probability {p} is not in [0, 1]")).in_op("bernoulli", at));
+        }
+        fill("bernoulli", at, shape.into(), dtype, key, |i| f64::from(u8::from(key.bernoulli(i, p))))
+    }
+
+    /// Integers in `[start, end)`, without bias: `Tensor::randint([8], 0..10, I64, key)`.
+    ///
+    /// # Errors
+    /// Argument error for an empty range; dtype error when the dtype cannot hold its values exactly; out of memory.
+    #[track_caller]
+    pub fn randint(shape: impl Into<Shape>, range: Range<i64>, dtype: DType, key: Key) -> Result<Tensor> {
+        let at = Location::caller();
+        let check = || {
+            if range.start >= range.end {
+                bail!(argument, "the range {}..{} is empty", range.start, range.end);
+            }
+            let exact = |v: i64| with_dtype!(dtype, T => Element::to_f64(<T as Element>::from_f64(v as f64)) == v as f64);
+            // Floats and f64 steps skip integers beyond 1/ε.
+            let limit = if dtype.is_float() { (2.0 / dtype.epsilon()) as u64 } else { 1 << 53 };
+            if !(exact(range.start) && exact(range.end - 1) && range.start.unsigned_abs().max(range.end.unsigned_abs()) <= limit) {
+                bail!(dtype, "{dtype} does not hold every integer of {}..{}", range.start, range.end);
+            }
+            Ok(range.end.abs_diff(range.start))
+        };
+        let n = check().map_err(|e: crate::Error| e.in_op("randint", at))?;
+        fill("randint", at, shape.into(), dtype, key, |i| range.start as f64 + key.below(i, n) as f64)
+    }
+
+    /// The integers `0..n` in random order.
+    ///
+    /// # Errors
+    /// Dtype error when the dtype cannot hold `n - 1` exactly; out of memory.
+    #[track_caller]
+    pub fn randperm(n: usize, dtype: DType, key: Key) -> Result<Tensor> {
+        let at = Location::caller();
+        let limit = if dtype.is_float() { 2.0 / dtype.epsilon() } else { dtype.max_value() + 1.0 };
+        if n as f64 > limit {
+            return Err(crate::Error::dtype(format!("{dtype} does not hold every integer below {n}")).in_op("randperm", at));
+        }
+        // Sorting by random words; equal words, one in 2⁶⁴, fall back to the order of the numbers.
+        let mut order: Vec<(u64, u64)> = (0..n as u64).map(|i| (key.u64(i), i)).collect();
+        order.sort_unstable();
+        fill("randperm", at, n.into(), dtype, key, |i| order[i as usize].1 as f64)
+    }
+}
+
+fn spread(mean: f64, std: f64) -> Result<()> {
+    if !(mean.is_finite() && std.is_finite() && std >= 0.0) {
+        bail!(argument, "mean {mean} and standard deviation {std} must be finite, and the latter not negative");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{BF16, DType, F16, F32, F64, I64, Key, Tensor, U8};
+
+    #[test]
+    fn uniform_stays_in_its_range_in_every_dtype() -> crate::Result<()> {
+        for dtype in DType::FLOATS {
+            for (lo, hi) in [(0.0, 1.0), (-1.0, 0.0), (-3.0, 5.0), (0.25, 0.26), (-1e-3, 1e-3)] {
+                let x = Tensor::uniform([40_000], lo..hi, dtype, Key::new(3))?.to_f64_vec()?;
+                let slack = dtype.epsilon() * f64::abs(lo);
+                assert!(x.iter().all(|&v| v >= lo - slack && v < hi), "{dtype} {lo}..{hi}");
+                let mean = x.iter().sum::<f64>() / x.len() as f64;
+                assert!((mean - (lo + hi) / 2.0).abs() < 0.02 * (hi - lo) + dtype.epsilon() * hi.abs(), "{dtype} {lo}..{hi}: {mean}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn elements_depend_on_their_position_only() -> crate::Result<()> {
+        let key = Key::new(9);
+        let long = Tensor::randn([30_000], F32, key)?.to_vec::<f32>()?;
+        let short = Tensor::randn([3, 5], F32, key)?.to_vec::<f32>()?;
+        assert_eq!(short[..], long[..15]);
+        let mean = long.iter().sum::<f32>() / 3e4;
+        assert!(mean.abs() < 0.02);
+        Ok(())
+    }
+
+    #[test]
+    fn integers_and_permutations() -> crate::Result<()> {
+        let key = Key::new(1);
+        let dice = Tensor::randint([1000], 1..7, U8, key)?.to_vec::<u8>()?;
+        assert!((1..=6).all(|d| dice.contains(&d)) && dice.iter().all(|d| (1..=6).contains(d)));
+        assert!(Tensor::randint([1], 0..300, U8, key).unwrap_err().is_dtype());
+        assert!(Tensor::randint([1], 0..300, BF16, key).unwrap_err().is_dtype());
+        assert!(Tensor::randint([1], 5..5, I64, key).unwrap_err().is_argument());
+        let mut p = Tensor::randperm(100, I64, key)?.to_vec::<i64>()?;
+        assert_ne!(p, (0..100).collect::<Vec<_>>());
+        p.sort_unstable();
+        assert_eq!(p, (0..100).collect::<Vec<_>>());
+        assert_eq!(Tensor::randperm(0, I64, key)?.numel(), 0);
+        let t = Tensor::truncated_normal([5000], 1.0, 2.0, 0.0..1.5, F16, key)?.to_f64_vec()?;
+        assert!(t.iter().all(|v| (0.0..=1.5).contains(v)));
+        let m = Tensor::bernoulli([10_000], 0.3, F64, key)?.to_f64_vec()?;
+        assert!((m.iter().sum::<f64>() / 1e4 - 0.3).abs() < 0.02);
+        assert!(Tensor::bernoulli([1], 1.5, F64, key).unwrap_err().is_argument());
+        assert!(Tensor::rand([2], I64, key).unwrap_err().is_dtype());
+        Ok(())
+    }
+}
