@@ -524,3 +524,32 @@ fn the_reader_of_rust_reads_rust() {
     assert_eq!(names, ["module", "op", "ops", "tape", "tensor"].map(String::from).into());
     assert_eq!(product_code("a\n#[cfg(test)]\nmod tests { fn x() { } }\nb"), "a\n\nb");
 }
+
+/// The worked example of CONTRIBUTING.md is compiled and checked as examples/custom_op.rs.
+#[test]
+fn the_worked_example_is_the_compiled_one() {
+    let between = |text: &str, from: &str, to: &str| {
+        let start = text.find(from).map(|i| i + from.len()).unwrap_or_else(|| panic!("no {from}"));
+        let end = text[start..].find(to).map(|i| start + i).unwrap_or_else(|| panic!("no {to}"));
+        (start, end)
+    };
+    let example = read("examples/custom_op.rs");
+    let (start, end) = between(&example, "// <op>\n", "// </op>");
+    let code = example[start..end].replace("cotangent::", "crate::");
+    let page = read("CONTRIBUTING.md");
+    let (start, end) = between(&page, "<!-- op -->\n```rust,ignore\n", "```\n<!-- /op -->");
+    if std::env::var_os("COTANGENT_BLESS").is_some_and(|v| v == "1") {
+        let new = format!("{}{code}{}", &page[..start], &page[end..]);
+        fs::write(root().join("CONTRIBUTING.md"), new).unwrap_or_else(|e| panic!("CONTRIBUTING.md: {e}"));
+        return;
+    }
+    assert!(page[start..end] == code, "CONTRIBUTING.md's worked example is stale: run `COTANGENT_BLESS=1 cargo test --test tidy`");
+}
+
+/// examples/quickstart.rs is the README's example.
+#[test]
+fn quickstart_is_the_readme_example() {
+    let page = read("README.md");
+    let code = page.split("```rust\n").nth(1).and_then(|s| s.split("```").next()).unwrap_or_default();
+    assert!(read("examples/quickstart.rs").ends_with(code), "examples/quickstart.rs differs from the README's first example");
+}
