@@ -65,8 +65,8 @@ impl Op for SmoothAbs {
         match x[0].dtype() {
             DType::F64 => kernel::<f64>(&x[0], &mut y[0], self.eps),
             DType::F32 => kernel::<f32>(&x[0], &mut y[0], self.eps),
-            DType::BF16 => kernel::<half::bf16>(&x[0], &mut y[0], self.eps),
-            DType::F16 => kernel::<half::f16>(&x[0], &mut y[0], self.eps),
+            DType::BF16 => kernel::<cotangent::bf16>(&x[0], &mut y[0], self.eps),
+            DType::F16 => kernel::<cotangent::f16>(&x[0], &mut y[0], self.eps),
             d => Err(Error::dtype(format!("expected a float dtype, found {d}"))),
         }
     }
