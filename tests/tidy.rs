@@ -408,7 +408,7 @@ fn render_ops() -> String {
     let entries = registry();
     let mut out = String::from(
         "# Every op\n\n\
-         Generated from the registry by `tests/tidy.rs`; write it anew with `COTANGENT_BLESS=1 cargo test --test tidy` (or `just bless`).\n\n\
+         Generated from the registry by `tests/tidy.rs`; write it anew with `COTANGENT_BLESS=1 cargo test --test main tidy` (or `just bless`).\n\n\
          *x̄* is the cotangent of *x*: the derivative of the final result with respect to it. *Saves* under cost is what the tape keeps \
          for the derivative, apart from shapes.\n",
     );
@@ -449,7 +449,7 @@ fn ops_page_is_current() {
     }
     let have = fs::read_to_string(&path).unwrap_or_default();
     let line = have.lines().zip(want.lines()).position(|(a, b)| a != b).unwrap_or(have.lines().count().min(want.lines().count())) + 1;
-    assert!(have == want, "docs/ops.md is stale from line {line} on: run `COTANGENT_BLESS=1 cargo test --test tidy`");
+    assert!(have == want, "docs/ops.md is stale from line {line} on: run `COTANGENT_BLESS=1 cargo test --test main tidy`");
 }
 
 /// `tests/x.rs::name` in ARCHITECTURE.md names a test that is there.
@@ -543,7 +543,7 @@ fn the_worked_example_is_the_compiled_one() {
         fs::write(root().join("CONTRIBUTING.md"), new).unwrap_or_else(|e| panic!("CONTRIBUTING.md: {e}"));
         return;
     }
-    assert!(page[start..end] == code, "CONTRIBUTING.md's worked example is stale: run `COTANGENT_BLESS=1 cargo test --test tidy`");
+    assert!(page[start..end] == code, "CONTRIBUTING.md's worked example is stale: run `COTANGENT_BLESS=1 cargo test --test main tidy`");
 }
 
 /// examples/quickstart.rs is the README's example.
