@@ -1,4 +1,4 @@
-//! Reverse-mode differentiation over tensors.
+#![doc = include_str!("../docs/crate.md")]
 
 mod array;
 pub mod backend;
@@ -30,3 +30,25 @@ pub use rng::{Key, Rng};
 pub use shape::{Axes, Axis, Shape};
 pub use tape::{Gradients, Tape, checkpoint};
 pub use tensor::Tensor;
+
+/// The types of half precision, as tensors store them.
+pub use half::{bf16, f16};
+
+/// The examples of README and book run as doc tests.
+#[cfg(doctest)]
+mod pages {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/book/README.md")]
+    struct Book;
+    #[doc = include_str!("../docs/book/tape.md")]
+    struct Tape;
+    #[doc = include_str!("../docs/book/layouts.md")]
+    struct Layouts;
+    #[doc = include_str!("../docs/book/numerics.md")]
+    struct Numerics;
+    #[doc = include_str!("../docs/book/testing.md")]
+    struct Testing;
+    #[doc = include_str!("../docs/book/performance.md")]
+    struct Performance;
+}

@@ -5,3 +5,4 @@ mod engine;
 mod gradcheck;
 mod ops;
 mod parity;
+mod tidy;
