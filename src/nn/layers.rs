@@ -33,10 +33,10 @@ impl Linear {
     /// # Errors
     /// Out of memory.
     pub fn new(inputs: usize, outputs: usize, bias: bool, dtype: DType, key: Key) -> Result<Self> {
-        let bound = if inputs == 0 { 0.0 } else { 1.0 / (inputs as f64).sqrt() };
+        let bound = if inputs == 0 { 1.0 } else { 1.0 / (inputs as f64).sqrt() };
         Ok(Linear {
-            weight: Tensor::rand_uniform([outputs, inputs], -bound, bound, dtype, key.fold(0))?.into(),
-            bias: if bias { Some(Tensor::rand_uniform([outputs], -bound, bound, dtype, key.fold(1))?.into()) } else { None },
+            weight: Tensor::uniform([outputs, inputs], -bound..bound, dtype, key.fold(0))?.into(),
+            bias: if bias { Some(Tensor::uniform([outputs], -bound..bound, dtype, key.fold(1))?.into()) } else { None },
         })
     }
 

@@ -23,7 +23,6 @@ pub mod matmul;
 pub mod nll_loss;
 pub mod norm;
 pub mod mean;
-pub mod nll_loss;
 mod operators;
 pub mod pad;
 pub mod permute;

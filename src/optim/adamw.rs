@@ -39,7 +39,14 @@ pub struct AdamW {
     pub decays: fn(&str, &Tensor) -> bool,
     /// Divide by the largest second moment seen so far (Reddi et al. 2018).
     pub amsgrad: bool,
-    state: HashMap<String, Moments>,
+    /// Moments and step count; start with the default.
+    pub state: AdamState,
+}
+
+/// What Adam remembers between steps.
+#[derive(Clone, Debug, Default)]
+pub struct AdamState {
+    moments: HashMap<String, Moments>,
     steps: u64,
 }
 
@@ -59,8 +66,7 @@ impl Default for AdamW {
             weight_decay: 0.01,
             decays: |_, t| t.rank() >= 2,
             amsgrad: false,
-            state: HashMap::new(),
-            steps: 0,
+            state: AdamState::default(),
         }
     }
 }
@@ -68,12 +74,12 @@ impl Default for AdamW {
 impl AdamW {
     /// Number of steps taken.
     pub fn steps(&self) -> u64 {
-        self.steps
+        self.state.steps
     }
 
     /// First and second moment of a parameter, once it has been stepped.
     pub fn moments(&self, name: &str) -> Option<(&Tensor, &Tensor)> {
-        self.state.get(name).map(|m| (&m.first, &m.second))
+        self.state.moments.get(name).map(|m| (&m.first, &m.second))
     }
 
     /// One step on every trainable parameter of the model.
@@ -98,23 +104,23 @@ impl AdamW {
             if p.dtype().is_half() {
                 bail!(dtype, "`{name}` is {}: keep f32 parameters and cast them inside the gradient function", p.dtype());
             }
-            match self.state.get(name) {
+            match self.state.moments.get(name) {
                 Some(m) if m.first.shape() != p.shape() || m.first.dtype() != p.dtype() => {
                     Err(Error::shape(format!("`{name}` is {} {}, its moments are {} {}", p.dtype(), p.shape(), m.first.dtype(), m.first.shape())))
                 }
                 _ => Ok(()),
             }
         })?;
-        self.steps += 1;
+        self.state.steps += 1;
         #[allow(clippy::cast_precision_loss)] // reason: step counts stay far below 2⁵³
-        let t = self.steps as f64;
+        let t = self.state.steps as f64;
         for_each_param(model, grads, |name, p, g| {
-            if !self.state.contains_key(name) {
+            if !self.state.moments.contains_key(name) {
                 let zero = || Tensor::zeros(p.shape(), p.dtype());
                 let moments = Moments { first: zero()?, second: zero()?, largest: if self.amsgrad { Some(zero()?) } else { None } };
-                self.state.insert(name.to_owned(), moments);
+                self.state.moments.insert(name.to_owned(), moments);
             }
-            let Some(m) = self.state.get_mut(name) else { bail!(argument, "the state of `{name}` is gone") };
+            let Some(m) = self.state.moments.get_mut(name) else { bail!(argument, "the state of `{name}` is gone") };
             let decay = if (self.decays)(name, p) { self.weight_decay } else { 0.0 };
             let step = AdamStep {
                 shrink: 1.0 - self.lr * decay,

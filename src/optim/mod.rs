@@ -5,7 +5,7 @@ mod clip;
 mod schedule;
 mod sgd;
 
-pub use adamw::AdamW;
+pub use adamw::{AdamState, AdamW};
 pub use clip::Clipped;
 pub use schedule::{Schedule, WarmupCosine};
 pub use sgd::Sgd;

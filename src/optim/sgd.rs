@@ -18,7 +18,8 @@ pub struct Sgd {
     pub weight_decay: f64,
     /// Look ahead along the momentum.
     pub nesterov: bool,
-    velocity: HashMap<String, Tensor>,
+    /// Momentum buffers by parameter name; start empty.
+    pub velocity: HashMap<String, Tensor>,
 }
 
 impl Sgd {

@@ -291,6 +291,8 @@ fn widened<const N: usize, T: Compute>(a: &[T], b: &[T], y: &mut [T], block: Blo
         block(&wide_a[..n], &wide_b[..n], &mut wide_y[..n]);
         narrow(&wide_y[..n], y);
     }
+}
+
 /// `y[k] = f(a(k), b(k), c(k))`.
 #[inline(always)]
 fn run<A, B, C, O>(y: &mut [O], a: impl Fn(usize) -> A, b: impl Fn(usize) -> B, c: impl Fn(usize) -> C, f: impl Fn(A, B, C) -> O) {

@@ -9,8 +9,6 @@ use half::{bf16, f16};
 
 /// A value type that matrices are made of; half types are multiplied and accumulated in f32 and rounded once.
 pub(crate) trait Multiply: Compute<Acc: GemmFloat> {
-    /// The values as they are multiplied, when that needs no conversion.
-    fn as_acc(x: &[Self]) -> Option<&[Self::Acc]>;
     /// C ← A·B + beta C.
     fn product(a: Mat<'_, Self>, b: Mat<'_, Self>, beta: Self::Acc, c: &mut [Self], rs: usize);
     /// Cᵢ ← Aᵢ·Bᵢ + beta Cᵢ.
@@ -18,11 +16,8 @@ pub(crate) trait Multiply: Compute<Acc: GemmFloat> {
 }
 
 macro_rules! multiply {
-    ($($t:ty: $one:ident, $many:ident, |$x:ident| $as_acc:expr;)*) => {$(
+    ($($t:ty: $one:ident, $many:ident;)*) => {$(
         impl Multiply for $t {
-            fn as_acc($x: &[Self]) -> Option<&[Self::Acc]> {
-                $as_acc
-            }
             fn product(a: Mat<'_, Self>, b: Mat<'_, Self>, beta: Self::Acc, c: &mut [Self], rs: usize) {
                 $one(1.0, a, b, beta, c, rs);
             }
@@ -34,10 +29,10 @@ macro_rules! multiply {
 }
 
 multiply! {
-    f64: gemm, batched, |x| Some(x);
-    f32: gemm, batched, |x| Some(x);
-    bf16: gemm_half, batched_half, |_x| None;
-    f16: gemm_half, batched_half, |_x| None;
+    f64: gemm, batched;
+    f32: gemm, batched;
+    bf16: gemm_half, batched_half;
+    f16: gemm_half, batched_half;
 }
 
 /// The storage from an operand's first element on; empty for an empty view, whose offset may be anywhere.

@@ -41,7 +41,7 @@ pub(crate) fn adam_update<T: Real>(p: &mut [T], g: &[T], m: &mut [T], v: &mut [T
                     for ((((p, &g), m), v), l) in p.iter_mut().zip(g).zip(m).zip(v).zip(l) {
                         *m = (g - *m).mul_add(w1, *m);
                         *v = (g * w2).mul_add(g, *v * b2);
-                        *l = l.maximum(*v);
+                        *l = l.max_nan(*v);
                         *p = *p * shrink - rate * *m / (l.sqrt() / root + eps);
                     }
                 }
