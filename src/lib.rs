@@ -23,3 +23,6 @@ pub use rng::{Key, Rng};
 pub use shape::{Axes, Axis, Shape};
 pub use tape::{Gradients, Tape, checkpoint};
 pub use tensor::Tensor;
+
+/// The types of half precision, as tensors store them.
+pub use half::{bf16, f16};

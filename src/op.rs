@@ -24,6 +24,9 @@ pub use crate::tape::{Cotangents, InputCotangents, Saved};
 /// Outputs of an op, in order.
 pub type Outputs = SmallVec<[Tensor; 2]>;
 
+/// Shape and dtype of every output, in order.
+pub type Specs = SmallVec<[Spec; 2]>;
+
 /// Shape and dtype of an operand, without data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spec {
@@ -83,7 +86,7 @@ pub trait Op: Describe {
     const AUX: usize;
 
     /// Shape and dtype of every output, or why the inputs do not fit.
-    fn infer(&self, x: &[Spec]) -> Result<SmallVec<[Spec; 2]>>;
+    fn infer(&self, x: &[Spec]) -> Result<Specs>;
 
     /// The CPU kernel: writes every element of every output.
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()>;

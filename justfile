@@ -1,0 +1,38 @@
+# `just` alone lists the recipes. None is needed to use the crate: each is one or two cargo commands.
+
+default:
+    @just --list
+
+# Format all code.
+fmt:
+    cargo fmt
+
+# Formatting and lints, as CI demands them.
+lint:
+    cargo fmt --check
+    cargo clippy --all-targets -- -D warnings
+
+# Every test, doc tests included.
+test:
+    cargo test
+
+# The suite in its quick mode, without doc tests: for daily use.
+quick:
+    COTANGENT_QUICK=1 cargo test --tests
+
+# The documentation, without warnings.
+doc:
+    RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps
+
+# Benchmarks; `just bench softmax` runs those whose id contains the word.
+bench filter="":
+    cargo bench --bench ops -- {{filter}}
+    cargo bench --bench step -- {{filter}}
+
+# Write generated files anew: docs/ops.md.
+bless:
+    COTANGENT_BLESS=1 cargo test --test main tidy
+
+# What CI runs.
+ci:
+    .ci/run
