@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 /// Elements per parallel piece: small enough to balance, large enough to hide the hand-over.
-const PIECE: usize = 8 * 1024;
+pub(crate) const PIECE: usize = 8 * 1024;
 
 /// A value type and the type kernels compute it in: `f64` in itself, the others in `f32`.
 pub trait Compute: Element {

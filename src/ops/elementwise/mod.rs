@@ -1,18 +1,98 @@
 //! Elementwise ops of one operand: one block each, in the files beside this one.
 //!
 //! A block says the function twice, once fast ([`Unary::f`], over the kernels' number types) and once plainly
-//! ([`Unary::define`], over any scalar), and its derivative twice, as a kernel ([`Unary::df`]) and as a composition
+//! ([`Unary::define`], over any scalar), and its derivative twice, as a kernel ([`Unary::pull`]) and as a composition
 //! ([`Unary::derivative`], for higher orders). Everything else (kernels, tape, layouts, dtypes, checks) is shared here.
 
-mod powers;
+/// One block per op: every part is named and none may be left out. `saves Input` derives the plain slope from the
+/// definition; `saves Output` and `saves Nothing` ask for it.
+macro_rules! unary {
+    // Without parameters there is nothing to validate.
+    ($(#[$doc:meta])* $op:ident, $($rest:tt)*) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug)]
+        pub struct $op;
+        unary! { @impl $op, $($rest)* validate(self) => Ok(()); }
+    };
+    ($(#[$doc:meta])* $op:ident { $($(#[$field_doc:meta])* $field:ident: $ty:ty,)* }, $($rest:tt)*) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug)]
+        pub struct $op { $($(#[$field_doc])* pub $field: $ty,)* }
+        unary! { @impl $op, $($rest)* }
+    };
+    (@impl $op:ident, $name:literal, saves Input; $($rest:tt)*) => {
+        unary! { @all $op, $name, Input, "reads x, writes y; saves x"; slope(self, x) => super::slope_of_input(self, x); $($rest)* }
+    };
+    (@impl $op:ident, $name:literal, saves Output; slope($($slope:tt)*) => $slope_is:expr; $($rest:tt)*) => {
+        unary! { @all $op, $name, Output, "reads x, writes y; saves y"; slope($($slope)*) => $slope_is; $($rest)* }
+    };
+    (@impl $op:ident, $name:literal, saves Nothing; slope($($slope:tt)*) => $slope_is:expr; $($rest:tt)*) => {
+        unary! { @all $op, $name, Nothing, "reads x, writes y; saves nothing"; slope($($slope)*) => $slope_is; $($rest)* }
+    };
+    (@all $op:ident, $name:literal, $saves:ident, $cost:literal;
+        slope($s_self:ident, $s:ident) => $slope:expr;
+        math: $forward:literal, $vjp:literal, $kinks:literal, $references:literal;
+        domain: $domain:expr;
+        f($f_self:ident, $f_x:ident) => $f:expr;
+        pull($p_self:ident, $p_s:ident, $p_g:ident) => $pull:expr;
+        define($d_self:ident, $d_x:ident) => $define:expr;
+        derivative($t_self:ident, $t_s:ident) => $derivative:expr;
+        samples => $samples:expr;
+        validate($v_self:ident) => $validate:expr;
+    ) => {
+        impl super::Unary for $op {
+            const NAME: &'static str = $name;
+            const VJP_NAME: &'static str = concat!($name, "_vjp");
+            const MATH: crate::op::Math = crate::op::Math { forward: $forward, vjp: $vjp, kinks: $kinks, cost: $cost, references: $references };
+            const SAVES: super::Saves = super::Saves::$saves;
+            const DOMAIN: super::Domain = $domain;
+            #[inline(always)]
+            fn f<T: Real>(&$f_self, $f_x: T) -> T {
+                $f
+            }
+            #[inline(always)]
+            fn pull<T: Real>(&$p_self, $p_s: T, $p_g: T) -> T {
+                $pull
+            }
+            fn define<S: Scalar>(&$d_self, $d_x: S) -> S {
+                $define
+            }
+            fn slope<S: Scalar>(&$s_self, $s: S) -> S {
+                $slope
+            }
+            fn derivative(&$t_self, $t_s: &Tensor) -> Result<Tensor> {
+                $derivative
+            }
+            fn samples() -> Vec<Sample<Self>> {
+                $samples
+            }
+            fn validate(&$v_self) -> Result<()> {
+                $validate
+            }
+        }
+    };
+}
 
+mod activations;
+mod exponentials;
+mod piecewise;
+mod powers;
+mod sigmoids;
+mod trigonometric;
+
+pub use activations::*;
+pub use exponentials::*;
+pub use piecewise::*;
 pub use powers::*;
+pub use sigmoids::*;
+pub use trigonometric::*;
 
 use super::second_order::differentiate;
 use crate::backend::cpu::{self, Compute, Real, map};
-use crate::dtype::with_float;
-use crate::error::Result;
+use crate::dtype::{DType, with_float};
+use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, apply1, expect};
+use crate::shape::Shape;
 use crate::tensor::Tensor;
 use crate::testing::{Dual, Gen, Input, Nd, Purpose, Sample, Scalar};
 use smallvec::{SmallVec, smallvec};
@@ -29,6 +109,34 @@ pub enum Saves {
     Nothing,
 }
 
+/// Where the random values lie on which an op is checked.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Domain {
+    /// Anywhere in an interval: the function is smooth there.
+    Uniform(f64, f64),
+    /// Odd multiples of 1/16 in (-3, 3): well away from kinks, which the ops here have at multiples of 1/8.
+    OffKinks,
+}
+
+impl Domain {
+    fn draw(self, g: &mut Gen, shape: impl Into<Shape>) -> Input {
+        match self {
+            Domain::Uniform(lo, hi) => g.uniform(shape, lo, hi),
+            Domain::OffKinks => {
+                let (shape, key) = (shape.into(), g.key());
+                let values: Vec<f64> = (0..shape.numel() as u64).map(|i| key.below(i, 48) as f64 / 8.0 - 2.9375).collect();
+                Input::values(shape, values)
+            }
+        }
+    }
+
+    /// The same for timing, drawn only when it runs.
+    fn bench(self, g: &mut Gen) -> Input {
+        let (lo, hi) = if let Domain::Uniform(lo, hi) = self { (lo, hi) } else { (-3.0, 3.0) };
+        g.uniform([4 << 20], lo, hi)
+    }
+}
+
 /// A differentiable function of one number, applied to every element.
 pub trait Unary: Clone + Debug + Send + Sync + 'static {
     /// Name of the op.
@@ -39,18 +147,23 @@ pub trait Unary: Clone + Debug + Send + Sync + 'static {
     const MATH: Math;
     /// What the derivative is written in.
     const SAVES: Saves;
+    /// Where random values for the checks and benches lie.
+    const DOMAIN: Domain;
     /// The function, for kernels. Mark it `#[inline(always)]`.
     fn f<T: Real>(&self, x: T) -> T;
-    /// Its derivative in terms of the saved value. Mark it `#[inline(always)]`.
-    fn df<T: Real>(&self, saved: T) -> T;
+    /// Its derivative in terms of the saved value, times the cotangent `g`. A product in most ops; where the slope is
+    /// piecewise constant it selects instead, so that nothing of an infinite cotangent leaks through a closed gate.
+    /// Mark it `#[inline(always)]`.
+    fn pull<T: Real>(&self, saved: T, g: T) -> T;
     /// The function, plainly.
     fn define<S: Scalar>(&self, x: S) -> S;
     /// Its derivative in terms of the saved value, plainly. With [`Saves::Input`] this is [`slope_of_input`].
     fn slope<S: Scalar>(&self, saved: S) -> S;
     /// Its derivative in terms of the saved value, as tensor ops (for second and higher derivatives).
     fn derivative(&self, saved: &Tensor) -> Result<Tensor>;
-    /// Inputs to check; the shared samples (sizes, zeros, layouts) come on top. `x` is the single input.
-    fn samples(g: &mut Gen) -> Vec<Sample<Self>>;
+    /// What deserves a check of its own: every option, limits, kinks, refusals. At least one; sizes, random values and a
+    /// bench are added to the op of the first.
+    fn samples() -> Vec<Sample<Self>>;
     /// An argument check (parameters out of range), run by the shape rule.
     fn validate(&self) -> Result<()>;
 }
@@ -72,8 +185,50 @@ impl<U: Unary> Describe for Map<U> {
     }
 
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
-        U::samples(g).into_iter().map(|s| s.map(Map)).collect()
+        samples::<U>(g).into_iter().map(|s| s.map(Map)).collect()
     }
+}
+
+/// An op's own samples, and what every elementwise op needs: empty, single, odd and parallel sizes, and a bench.
+fn samples<U: Unary>(g: &mut Gen) -> Vec<Sample<U>> {
+    let mut out = U::samples();
+    let Some(op) = out.first().map(|s| s.op.clone()) else { return out };
+    let shape = g.shape(2);
+    let shapes: [Shape; 7] = [shape, ().into(), [0].into(), [1].into(), [2].into(), [3].into(), [3, 1, 2, 11].into()];
+    out.extend(shapes.map(|shape| Sample::check(op.clone(), [U::DOMAIN.draw(g, shape)])));
+    out.push(Sample::value(op.clone(), [U::DOMAIN.draw(g, [3 * map::PIECE + 5])]).note("several parallel pieces and a rest"));
+    out.push(Sample::reject(op.clone(), [Input::ints(DType::I64, [2], &[1, 2])], ErrorKind::Dtype));
+    out.push(Sample::bench(op, [U::DOMAIN.bench(g)]));
+    out
+}
+
+/// The derivative of a piecewise linear op: constant wherever it exists, hence without history.
+fn constant_slope<U: Unary>(op: &U, saved: &Tensor) -> Result<Tensor> {
+    let s = saved.detach();
+    apply1(MapVjp(op.clone()), &[&s, &s.ones_like()?])
+}
+
+/// `c·x`, for derivatives.
+fn scaled(x: &Tensor, c: f64) -> Result<Tensor> {
+    x.mul(&Tensor::full((), c, x.dtype(), x.device())?)
+}
+
+/// `x + c`, for derivatives.
+fn shifted(x: &Tensor, c: f64) -> Result<Tensor> {
+    x.add(&Tensor::full((), c, x.dtype(), x.device())?)
+}
+
+/// The numbers as a sample's input.
+fn at(values: &[f64]) -> [Input; 1] {
+    [Input::values([values.len()], values)]
+}
+
+/// Refuses a parameter that is no finite number.
+fn finite(name: &str, value: f64) -> Result<()> {
+    if !value.is_finite() {
+        bail!(argument, "{name} must be finite, found {value}");
+    }
+    Ok(())
 }
 
 impl<U: Unary> Op for Map<U> {
@@ -121,9 +276,9 @@ impl<U: Unary> Describe for MapVjp<U> {
     }
 
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
-        U::samples(g)
+        samples::<U>(g)
             .into_iter()
-            .filter(|s| s.purpose == Purpose::Check)
+            .filter(|s| matches!(s.purpose, Purpose::Check | Purpose::Value))
             .map(|s| {
                 let x = s.inputs[0].clone();
                 let saved = if U::SAVES == Saves::Output {
@@ -155,7 +310,7 @@ impl<U: Unary> Op for MapVjp<U> {
 
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
         let shape = y[0].shape();
-        with_float!(x[0].dtype(), T => map::binary(&x[0], &x[1], shape, y[0].slice::<T>(), #[inline(always)] |s: T, g: T| T::store(self.0.df(s.load()) * g.load())))
+        with_float!(x[0].dtype(), T => map::binary(&x[0], &x[1], shape, y[0].slice::<T>(), #[inline(always)] |s: T, g: T| T::store(self.0.pull(s.load(), g.load()))))
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], want: &[bool]) -> Saved {

@@ -1,0 +1,255 @@
+//! Piecewise linear functions: sign changes, rounding, clamping. Their second derivative is zero wherever it exists.
+
+use super::{Domain, Map, at, constant_slope};
+use crate::backend::cpu::Real;
+use crate::error::{ErrorKind, Result, bail};
+use crate::op::apply1;
+use crate::tensor::Tensor;
+use crate::testing::{Sample, Scalar};
+
+const INF: f64 = f64::INFINITY;
+const NAN: f64 = f64::NAN;
+
+unary! {
+    /// `−x`; see [`Tensor::neg`].
+    Neg, "neg", saves Nothing;
+    slope(self, _s) => -S::one();
+    math: "y = −x", "x̄ = −ȳ", "linear", "IEEE 754";
+    domain: Domain::Uniform(-4.0, 4.0);
+    f(self, x) => -x;
+    pull(self, _s, g) => -g;
+    define(self, x) => -x;
+    derivative(self, s) => constant_slope(self, s);
+    samples => vec![
+        Sample::check(Neg, at(&[0.0, -0.0, 1.0, -2.0])),
+        Sample::value(Neg, at(&[INF, -INF, NAN, 1e30, -1e-30])),
+    ];
+}
+
+unary! {
+    /// `|x|`; see [`Tensor::abs`].
+    Abs, "abs", saves Input;
+    math: "y = |x|", "x̄ = ȳ · sign x", "slope 0 at 0", "IEEE 754; torch.abs";
+    domain: Domain::OffKinks;
+    f(self, x) => x.abs();
+    // The last case keeps NaN.
+    pull(self, x, g) => if x > T::ZERO { g } else if x < T::ZERO { -g } else { x };
+    define(self, x) => x.abs();
+    derivative(self, x) => x.sign();
+    samples => vec![
+        Sample::check(Abs, at(&[0.0, -0.0])).at_kink().note("D7: slope 0 at 0"),
+        Sample::value(Abs, at(&[INF, -INF, NAN, 1e30, -1e-30])),
+    ];
+}
+
+unary! {
+    /// −1, 0 or 1; see [`Tensor::sign`].
+    Sign, "sign", saves Nothing;
+    slope(self, _s) => S::zero();
+    math: "y = −1, 0 or 1 as x < 0, x = 0 or x > 0", "x̄ = 0", "slope 0 at the jump too; NaN stays NaN", "numpy.sign";
+    domain: Domain::OffKinks;
+    f(self, x) => if x > T::ZERO { T::ONE } else if x < T::ZERO { -T::ONE } else { x };
+    pull(self, _s, _g) => T::ZERO;
+    define(self, x) => S::lit(if x.re() > 0.0 { 1.0 } else if x.re() < 0.0 { -1.0 } else { x.re() });
+    derivative(self, s) => s.zeros_like();
+    samples => vec![
+        Sample::check(Sign, at(&[0.0, -0.0])).at_kink(),
+        Sample::value(Sign, at(&[INF, -INF, NAN, 1e-30, -1e-30])),
+    ];
+}
+
+unary! {
+    /// Largest whole number not above x; see [`Tensor::floor`].
+    Floor, "floor", saves Nothing;
+    slope(self, _s) => S::zero();
+    math: "y = ⌊x⌋", "x̄ = 0", "slope 0 at the jumps too", "IEEE 754 roundToIntegralTowardNegative";
+    domain: Domain::OffKinks;
+    f(self, x) => x.floor();
+    pull(self, _s, _g) => T::ZERO;
+    define(self, x) => S::lit(x.re().floor());
+    derivative(self, s) => s.zeros_like();
+    samples => vec![
+        Sample::check(Floor, at(&[0.0, -0.0, 1.0, -2.0])).at_kink(),
+        Sample::value(Floor, at(&[INF, -INF, NAN, 1e30, -1e-30, 1e-30])),
+    ];
+}
+
+unary! {
+    /// Smallest whole number not below x; see [`Tensor::ceil`].
+    Ceil, "ceil", saves Nothing;
+    slope(self, _s) => S::zero();
+    math: "y = ⌈x⌉", "x̄ = 0", "slope 0 at the jumps too", "IEEE 754 roundToIntegralTowardPositive";
+    domain: Domain::OffKinks;
+    f(self, x) => x.ceil();
+    pull(self, _s, _g) => T::ZERO;
+    define(self, x) => S::lit(x.re().ceil());
+    derivative(self, s) => s.zeros_like();
+    samples => vec![
+        Sample::check(Ceil, at(&[0.0, -0.0, 1.0, -2.0])).at_kink(),
+        Sample::value(Ceil, at(&[INF, -INF, NAN, 1e30, -1e-30, 1e-30])),
+    ];
+}
+
+unary! {
+    /// Nearest whole number, ties to even; see [`Tensor::round`].
+    Round, "round", saves Nothing;
+    slope(self, _s) => S::zero();
+    math: "y = nearest whole number, ties to even", "x̄ = 0", "slope 0 at the jumps too", "IEEE 754 roundToIntegralTiesToEven";
+    domain: Domain::OffKinks;
+    f(self, x) => x.round_ties_even();
+    pull(self, _s, _g) => T::ZERO;
+    define(self, x) => S::lit(x.re().round_ties_even());
+    derivative(self, s) => s.zeros_like();
+    samples => vec![
+        Sample::check(Round, at(&[0.5, -0.5, 1.5, -1.5, 2.5, -2.5])).at_kink().note("ties to even"),
+        Sample::value(Round, at(&[INF, -INF, NAN, 1e30, -1e-30, 0.49999997])),
+    ];
+}
+
+unary! {
+    /// x limited to an interval; see [`Tensor::clamp`].
+    Clamp {
+        /// Lower end.
+        min: Option<f64>,
+        /// Upper end.
+        max: Option<f64>,
+    }, "clamp", saves Input;
+    math: "y = min(max(x, lo), hi)", "x̄ = ȳ where lo ≤ x ≤ hi, else 0", "slope 1 at both ends; NaN stays NaN", "torch.clamp";
+    domain: Domain::OffKinks;
+    f(self, x) => {
+        // An absent end is infinite: no comparison holds, and the loop has no branch.
+        let (lo, hi) = (T::from_f64(self.min.unwrap_or(-INF)), T::from_f64(self.max.unwrap_or(INF)));
+        let y = if x < lo { lo } else { x };
+        if y > hi { hi } else { y }
+    };
+    pull(self, x, g) => {
+        let (lo, hi) = (T::from_f64(self.min.unwrap_or(-INF)), T::from_f64(self.max.unwrap_or(INF)));
+        if (x < lo) | (x > hi) { T::ZERO } else { g }
+    };
+    define(self, x) => match (self.min, self.max) {
+        (Some(lo), _) if x.re() < lo => S::lit(lo),
+        (_, Some(hi)) if x.re() > hi => S::lit(hi),
+        _ => x,
+    };
+    derivative(self, x) => constant_slope(self, x);
+    samples => {
+        let ends = [(Some(-1.0), Some(1.5)), (Some(0.25), None), (None, Some(-0.5)), (None, None), (Some(1.0), Some(1.0)), (Some(-INF), Some(INF))];
+        let mut out: Vec<_> = ends.map(|(min, max)| Sample::check(Clamp { min, max }, at(&[-2.0625, -0.6875, 0.0625, 0.8125, 1.4375, 1.5625]))).into();
+        out.extend(ends.map(|(min, max)| {
+            Sample::check(Clamp { min, max }, at(&[-1.0, -0.5, 0.25, 1.0, 1.5])).at_kink().note("the interval is closed: slope 1 at its ends")
+        }));
+        out.extend(ends.map(|(min, max)| Sample::value(Clamp { min, max }, at(&[INF, -INF, NAN, 1e30, -1e30]))));
+        for (lo, hi) in [(1.0, 0.0), (NAN, 1.0), (0.0, NAN)] {
+            out.push(Sample::reject(Clamp { min: Some(lo), max: Some(hi) }, at(&[1.0]), ErrorKind::Argument));
+        }
+        out
+    };
+    validate(self) => {
+        let (lo, hi) = (self.min.unwrap_or(-INF), self.max.unwrap_or(INF));
+        // Written so that NaN fails.
+        if !(lo <= hi) {
+            bail!(argument, "the interval is empty: min {lo}, max {hi}");
+        }
+        Ok(())
+    };
+}
+
+impl Tensor {
+    /// `−x` of every element.
+    ///
+    /// # Gradient
+    /// `−ȳ`; saves nothing.
+    ///
+    /// # Errors
+    /// Dtype error for integers.
+    #[track_caller]
+    pub fn neg(&self) -> Result<Tensor> {
+        apply1(Map(Neg), &[self])
+    }
+
+    /// Absolute value of every element.
+    ///
+    /// # Gradient
+    /// `ȳ·sign x`, 0 at 0; saves the operand.
+    ///
+    /// # Errors
+    /// Dtype error for integers.
+    #[track_caller]
+    pub fn abs(&self) -> Result<Tensor> {
+        apply1(Map(Abs), &[self])
+    }
+
+    /// −1, 0 or 1 for negative, zero and positive elements; NaN stays NaN.
+    ///
+    /// # Gradient
+    /// Zero everywhere; saves nothing.
+    ///
+    /// # Errors
+    /// Dtype error for integers.
+    #[track_caller]
+    pub fn sign(&self) -> Result<Tensor> {
+        apply1(Map(Sign), &[self])
+    }
+
+    /// Largest whole number not above each element.
+    ///
+    /// # Gradient
+    /// Zero everywhere; saves nothing.
+    ///
+    /// # Errors
+    /// Dtype error for integers.
+    #[track_caller]
+    pub fn floor(&self) -> Result<Tensor> {
+        apply1(Map(Floor), &[self])
+    }
+
+    /// Smallest whole number not below each element.
+    ///
+    /// # Gradient
+    /// Zero everywhere; saves nothing.
+    ///
+    /// # Errors
+    /// Dtype error for integers.
+    #[track_caller]
+    pub fn ceil(&self) -> Result<Tensor> {
+        apply1(Map(Ceil), &[self])
+    }
+
+    /// Nearest whole number to each element, ties to even: 0.5 → 0, 1.5 → 2, 2.5 → 2.
+    ///
+    /// # Gradient
+    /// Zero everywhere; saves nothing.
+    ///
+    /// # Errors
+    /// Dtype error for integers.
+    #[track_caller]
+    pub fn round(&self) -> Result<Tensor> {
+        apply1(Map(Round), &[self])
+    }
+
+    /// Limits every element to an interval; an end of `None` is open: `x.clamp(0.0, None)`.
+    ///
+    /// ```
+    /// use cotangent::{Tape, Tensor};
+    /// let tape = Tape::new();
+    /// let x = tape.watch(&Tensor::from_slice(&[-2f32, 0.0, 0.5, 1.0, 3.0], [5])?)?;
+    /// let y = x.clamp(0.0, 1.0)?;
+    /// assert_eq!(y.to_vec::<f32>()?, [0.0, 0.0, 0.5, 1.0, 1.0]);
+    /// let grads = tape.backward(&y.sum(..)?)?;
+    /// assert_eq!(grads.get(&x)?.to_vec::<f32>()?, [0.0, 1.0, 1.0, 1.0, 0.0]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    ///
+    /// # Gradient
+    /// `ȳ` inside the closed interval (so also at its ends), 0 outside; saves the operand.
+    ///
+    /// # Numerics
+    /// NaN stays NaN. The ends are rounded to f32 for f32 and the half types.
+    ///
+    /// # Errors
+    /// Dtype error for integers; argument error when `min > max` or an end is NaN.
+    #[track_caller]
+    pub fn clamp(&self, min: impl Into<Option<f64>>, max: impl Into<Option<f64>>) -> Result<Tensor> {
+        apply1(Map(Clamp { min: min.into(), max: max.into() }), &[self])
+    }
+}
