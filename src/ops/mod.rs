@@ -1,6 +1,7 @@
 //! One op, one file. Layer L4b. The registry below is the only list.
 
 pub mod binary;
+pub mod cast;
 pub mod concat;
 mod create;
 pub mod cross_entropy;
@@ -129,6 +130,7 @@ registry! {
         binary::Mul,
     ]
     kernels: [
+        cast::Cast,
         concat::Concat,
         cross_entropy::CrossEntropyLoss,
         cross_entropy::CrossEntropyVjp,

@@ -1,4 +1,7 @@
 //! Elementwise loops: one pass, any layout, split at boundaries that only the size decides.
+//!
+//! The walk over memory is compiled once per element type; an op adds only its innermost loop, over blocks of plain
+//! slices (`&dyn Fn`, one indirect call per block). With some hundred elementwise kernels this keeps the build short.
 
 use super::math::{Real, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use super::simd;
@@ -20,32 +23,38 @@ pub trait Compute: Element {
     fn load(self) -> Self::Acc;
     /// Rounds to nearest even.
     fn store(x: Self::Acc) -> Self;
+    /// The same memory, where storage and computation have one type.
+    fn as_acc(x: &[Self]) -> Option<&[Self::Acc]>;
+    /// The same memory, writable.
+    fn as_acc_mut(x: &mut [Self]) -> Option<&mut [Self::Acc]>;
 }
 
 macro_rules! compute {
-    ($($t:ty, $acc:ty, |$x:ident| $load:expr, |$y:ident| $store:expr;)*) => {$(
+    ($($t:ty, $acc:ty, |$x:ident| $load:expr, |$y:ident| $store:expr, |$s:ident| $same:expr;)*) => {$(
         impl Compute for $t {
             type Acc = $acc;
             #[inline(always)]
             fn load(self) -> $acc { let $x = self; $load }
             #[inline(always)]
             fn store($y: $acc) -> Self { $store }
+            #[inline(always)]
+            fn as_acc($s: &[Self]) -> Option<&[$acc]> { $same }
+            #[inline(always)]
+            fn as_acc_mut($s: &mut [Self]) -> Option<&mut [$acc]> { $same }
         }
     )*};
 }
 
 compute! {
-    f64, f64, |x| x, |y| y;
-    f32, f32, |x| x, |y| y;
-    bf16, f32, |x| bf16_to_f32(x.to_bits()), |y| bf16::from_bits(f32_to_bf16(y));
-    f16, f32, |x| f16_to_f32(x.to_bits()), |y| f16::from_bits(f32_to_f16(y));
+    f64, f64, |x| x, |y| y, |s| Some(s);
+    f32, f32, |x| x, |y| y, |s| Some(s);
+    bf16, f32, |x| bf16_to_f32(x.to_bits()), |y| bf16::from_bits(f32_to_bf16(y)), |_s| None;
+    f16, f32, |x| f16_to_f32(x.to_bits()), |y| f16::from_bits(f32_to_f16(y)), |_s| None;
 }
 
 /// `y[i] = f(x[i])`, one operand.
 pub(crate) fn unary<T: Element, O: Element>(x: &In<'_>, y: &mut [O], f: impl Fn(T) -> O + Sync) -> Result<()> {
-    let x = x.contiguous::<T>()?;
-    let x = &*x;
-    let piece = |(y, x): (&mut [O], &[T])| {
+    unary_blocks(x, y, &|x: &[T], y: &mut [O]| {
         simd::dispatch(
             #[inline(always)]
             || {
@@ -54,11 +63,17 @@ pub(crate) fn unary<T: Element, O: Element>(x: &In<'_>, y: &mut [O], f: impl Fn(
                 }
             },
         );
-    };
+    })
+}
+
+/// [`unary`] by blocks: `block(x, y)` gets slices of one length.
+pub(crate) fn unary_blocks<T: Element, O: Element>(x: &In<'_>, y: &mut [O], block: &(dyn Fn(&[T], &mut [O]) + Sync)) -> Result<()> {
+    let x = x.contiguous::<T>()?;
+    let x = &*x;
     if y.len() < SERIAL {
-        piece((y, x));
+        block(x, y);
     } else {
-        y.par_chunks_mut(PIECE).zip(x.par_chunks(PIECE)).for_each(piece);
+        y.par_chunks_mut(PIECE).zip(x.par_chunks(PIECE)).for_each(|(y, x)| block(x, y));
     }
     Ok(())
 }
@@ -79,6 +94,47 @@ pub(crate) fn rows<O: Send>(y: &mut [O], len: usize, body: impl Fn(usize, &mut [
     } else {
         y.par_chunks_mut(group * len).enumerate().for_each(task);
     }
+}
+
+/// [`unary_blocks`] in the type that kernels compute in: half types are widened and rounded block by block.
+pub(crate) fn unary_acc<T: Compute>(x: &In<'_>, y: &mut [T], block: &(dyn Fn(&[T::Acc], &mut [T::Acc]) + Sync)) -> Result<()> {
+    unary_blocks(x, y, &|x: &[T], y: &mut [T]| {
+        if let (Some(x), Some(y)) = (T::as_acc(x), T::as_acc_mut(y)) {
+            return block(x, y);
+        }
+        let (mut wide_x, mut wide_y) = ([T::Acc::ZERO; WIDE], [T::Acc::ZERO; WIDE]);
+        for (y, x) in y.chunks_mut(WIDE).zip(x.chunks(WIDE)) {
+            let n = y.len();
+            widen(x, &mut wide_x[..n]);
+            block(&wide_x[..n], &mut wide_y[..n]);
+            narrow(&wide_y[..n], y);
+        }
+    })
+}
+
+/// Elements that are widened at a time: three buffers stay well inside the first-level cache.
+const WIDE: usize = 1024;
+
+fn widen<T: Compute>(x: &[T], y: &mut [T::Acc]) {
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            for (y, x) in y.iter_mut().zip(x) {
+                *y = x.load();
+            }
+        },
+    );
+}
+
+fn narrow<T: Compute>(x: &[T::Acc], y: &mut [T]) {
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            for (y, &x) in y.iter_mut().zip(x) {
+                *y = T::store(x);
+            }
+        },
+    );
 }
 
 /// Calls `body` for pieces of the innermost axis of a row-major output: the piece, and for each operand the storage
@@ -156,39 +212,85 @@ pub(crate) fn binary<A: Element, B: Element, O: Element>(
     y: &mut [O],
     f: impl Fn(A, B) -> O + Sync,
 ) -> Result<()> {
+    binary_blocks(a, b, shape, y, &|a: &[A], b: &[B], y: &mut [O]| {
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for ((y, &a), &b) in y.iter_mut().zip(a).zip(b) {
+                    *y = f(a, b);
+                }
+            },
+        );
+    })
+}
+
+/// The innermost loop of an op of two operands: slices of one length.
+pub(crate) type Block2<'a, A, B, O> = &'a (dyn Fn(&[A], &[B], &mut [O]) + Sync);
+
+/// [`binary`] by blocks: an operand that repeats one element along a row is written out block by block.
+pub(crate) fn binary_blocks<A: Element, B: Element, O: Element>(
+    a: &In<'_>,
+    b: &In<'_>,
+    shape: &crate::Shape,
+    y: &mut [O],
+    block: Block2<'_, A, B, O>,
+) -> Result<()> {
     let (a, b) = (Operand::<A>::prepare(a, shape)?, Operand::<B>::prepare(b, shape)?);
     let (xa, xb) = (a.data(), b.data());
     for_rows(shape, [&a.layout, &b.layout], y, |y, [i, j], [sa, sb]| {
         let n = y.len();
-        simd::dispatch(
-            #[inline(always)]
-            || match (sa, sb) {
-                (1, 1) => {
-                    for ((y, &a), &b) in y.iter_mut().zip(&xa[i..i + n]).zip(&xb[j..j + n]) {
-                        *y = f(a, b);
-                    }
-                }
-                (1, 0) => {
-                    let b = xb[j];
-                    for (y, &a) in y.iter_mut().zip(&xa[i..i + n]) {
-                        *y = f(a, b);
-                    }
-                }
-                (0, 1) => {
-                    let a = xa[i];
-                    for (y, &b) in y.iter_mut().zip(&xb[j..j + n]) {
-                        *y = f(a, b);
-                    }
-                }
-                _ => {
-                    for (k, y) in y.iter_mut().enumerate() {
-                        *y = f(xa[i + k * sa], xb[j + k * sb]);
-                    }
-                }
-            },
-        );
+        match (sa, sb) {
+            (1, 1) => block(&xa[i..i + n], &xb[j..j + n], y),
+            // Short rows fill short buffers.
+            _ if n <= 16 => repeated::<16, A, B, O>((xa, i, sa), (xb, j, sb), y, block),
+            _ => repeated::<256, A, B, O>((xa, i, sa), (xb, j, sb), y, block),
+        }
     });
     Ok(())
+}
+
+/// A row in which at least one operand has step 0. Operands are given as data, first index and step.
+fn repeated<const N: usize, A: Element, B: Element, O: Element>(
+    (xa, i, sa): (&[A], usize, usize),
+    (xb, j, sb): (&[B], usize, usize),
+    y: &mut [O],
+    block: Block2<'_, A, B, O>,
+) {
+    let (fill_a, fill_b) = ([xa[i]; N], [xb[j]; N]);
+    for (k, y) in y.chunks_mut(N).enumerate() {
+        let n = y.len();
+        let a = if sa == 0 { &fill_a[..n] } else { &xa[i + k * N..][..n] };
+        let b = if sb == 0 { &fill_b[..n] } else { &xb[j + k * N..][..n] };
+        block(a, b, y);
+    }
+}
+
+/// [`binary_blocks`] in the type that kernels compute in: half types are widened and rounded block by block.
+pub(crate) fn binary_acc<T: Compute>(
+    a: &In<'_>,
+    b: &In<'_>,
+    shape: &crate::Shape,
+    y: &mut [T],
+    block: Block2<'_, T::Acc, T::Acc, T::Acc>,
+) -> Result<()> {
+    binary_blocks(a, b, shape, y, &|a: &[T], b: &[T], y: &mut [T]| {
+        if let (Some(a), Some(b), Some(y)) = (T::as_acc(a), T::as_acc(b), T::as_acc_mut(y)) {
+            return block(a, b, y);
+        }
+        if y.len() <= 16 { widened::<16, T>(a, b, y, block) } else { widened::<WIDE, T>(a, b, y, block) }
+    })
+}
+
+fn widened<const N: usize, T: Compute>(a: &[T], b: &[T], y: &mut [T], block: Block2<'_, T::Acc, T::Acc, T::Acc>) {
+    let mut wide = [[T::Acc::ZERO; N]; 3];
+    let [wide_a, wide_b, wide_y] = &mut wide;
+    for ((y, a), b) in y.chunks_mut(N).zip(a.chunks(N)).zip(b.chunks(N)) {
+        let n = y.len();
+        widen(a, &mut wide_a[..n]);
+        widen(b, &mut wide_b[..n]);
+        block(&wide_a[..n], &wide_b[..n], &mut wide_y[..n]);
+        narrow(&wide_y[..n], y);
+    }
 }
 
 /// `y[i] = f(y[i], x[i])` for equal lengths.

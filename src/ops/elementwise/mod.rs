@@ -88,7 +88,7 @@ pub use sigmoids::*;
 pub use trigonometric::*;
 
 use super::second_order::differentiate;
-use crate::backend::cpu::{self, Compute, Real, map};
+use crate::backend::cpu::{self, Real, map, simd};
 use crate::dtype::{DType, with_float};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, apply1, expect};
@@ -231,6 +231,30 @@ fn finite(name: &str, value: f64) -> Result<()> {
     Ok(())
 }
 
+/// The forward loop: all that is compiled per op, once for f32 and once for f64.
+fn map_block<U: Unary, A: Real>(op: &U, x: &[A], y: &mut [A]) {
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            for (y, &x) in y.iter_mut().zip(x) {
+                *y = op.f(x);
+            }
+        },
+    );
+}
+
+/// The derivative's loop.
+fn pull_block<U: Unary, A: Real>(op: &U, saved: &[A], g: &[A], x_bar: &mut [A]) {
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            for ((y, &s), &g) in x_bar.iter_mut().zip(saved).zip(g) {
+                *y = op.pull(s, g);
+            }
+        },
+    );
+}
+
 impl<U: Unary> Op for Map<U> {
     const AUX: usize = 0;
 
@@ -241,7 +265,7 @@ impl<U: Unary> Op for Map<U> {
     }
 
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
-        with_float!(x[0].dtype(), T => map::unary(&x[0], y[0].slice::<T>(), #[inline(always)] |v: T| T::store(self.0.f(v.load()))))
+        with_float!(x[0].dtype(), T => map::unary_acc(&x[0], y[0].slice::<T>(), &|x, y| map_block(&self.0, x, y)))
     }
 
     fn save(&self, x: &[&Tensor], y: &[Tensor], _: &[bool]) -> Saved {
@@ -310,7 +334,7 @@ impl<U: Unary> Op for MapVjp<U> {
 
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
         let shape = y[0].shape();
-        with_float!(x[0].dtype(), T => map::binary(&x[0], &x[1], shape, y[0].slice::<T>(), #[inline(always)] |s: T, g: T| T::store(self.0.pull(s.load(), g.load()))))
+        with_float!(x[0].dtype(), T => map::binary_acc(&x[0], &x[1], shape, y[0].slice::<T>(), &|s, g, y| pull_block(&self.0, s, g, y)))
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], want: &[bool]) -> Saved {

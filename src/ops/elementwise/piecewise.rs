@@ -32,8 +32,7 @@ unary! {
     math: "y = |x|", "x̄ = ȳ · sign x", "slope 0 at 0", "IEEE 754; torch.abs";
     domain: Domain::OffKinks;
     f(self, x) => x.abs();
-    // The last case keeps NaN.
-    pull(self, x, g) => if x > T::ZERO { g } else if x < T::ZERO { -g } else { x };
+    pull(self, x, g) => if x > T::ZERO { g } else if x < T::ZERO { -g } else { T::ZERO };
     define(self, x) => x.abs();
     derivative(self, x) => x.sign();
     samples => vec![

@@ -85,7 +85,8 @@ unary! {
     pull(self, x, g) => if self.n == 0 { T::ZERO } else { g * (T::from_f64(f64::from(self.n)) * x.powi(self.n.saturating_sub(1))) };
     define(self, x) => {
         // Repeated multiplication by squaring: bits of the exponent from the lowest.
-        let (mut product, mut square, mut bits) = (None, x, self.n.unsigned_abs());
+        let base = if self.n < 0 { S::one() / x } else { x };
+        let (mut product, mut square, mut bits) = (None, base, self.n.unsigned_abs());
         while bits > 0 {
             if bits & 1 == 1 {
                 product = Some(product.map_or(square, |p| p * square));
@@ -95,8 +96,7 @@ unary! {
                 square = square * square;
             }
         }
-        let p = product.unwrap_or(S::one());
-        if self.n < 0 { S::one() / p } else { p }
+        product.unwrap_or(S::one())
     };
     derivative(self, x) => match self.n {
         0 => x.zeros_like(),
