@@ -153,7 +153,7 @@ impl Op for Cast {
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
         // Only the dtype is needed: an empty tensor carries it.
-        Saved::list([Tensor::full([0], 0.0, x[0].dtype(), x[0].device()).ok()])
+        Saved::list([Tensor::full_on([0], 0.0, x[0].dtype(), x[0].device()).ok()])
     }
 
     fn vjp(&self, saved: &Saved, y_bar: &Cotangents, _: &[bool]) -> Result<InputCotangents> {

