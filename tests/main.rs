@@ -2,7 +2,10 @@
 
 mod checker;
 mod engine;
+mod functional;
 mod gradcheck;
 mod ops;
+mod optimizers;
 mod parity;
+mod replay;
 mod tidy;

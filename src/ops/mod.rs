@@ -143,11 +143,9 @@ registry! {
         elementwise::Tanh,
         elementwise::AddScalar,
         elementwise::DivScalar,
-        elementwise::Exp,
         elementwise::MulScalar,
         elementwise::RdivScalar,
         elementwise::RsubScalar,
-        elementwise::Square,
         elementwise::SubScalar,
     ]
     binary: [
