@@ -91,7 +91,7 @@ fn trees_of_several_inputs_and_outputs() {
     near(&v(&j.1.reshape([4]).unwrap()), &[1.0, 0.0, 0.0, 2.0]);
 }
 
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct Two {
     used: Param,
     forgotten: Param,

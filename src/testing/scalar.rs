@@ -247,7 +247,8 @@ impl<T: Scalar> Scalar for Dual<T> {
     fn tanh(self) -> Self {
         let t = self.v.tanh();
         // 1 − t² cancels for large |x|; 1/cosh² does not.
-        let e = (-self.v.abs()).exp();
+        // By sign, not by `abs`: the slope must itself be differentiable at 0.
+        let e = if self.v.re() > 0.0 { -self.v } else { self.v }.exp();
         let sech = (e + e) / (T::one() + e * e);
         self.chain(t, sech * sech)
     }

@@ -132,7 +132,7 @@ const ROUND_F32: f32 = 12_582_912.0;
 /// 2ⁿ for -126 ≤ n ≤ 127.
 #[inline(always)]
 fn pow2_f32(n: i32) -> f32 {
-    f32::from_bits(((n + 127) << 23) as u32)
+    f32::from_bits(((n.wrapping_add(127)) << 23) as u32)
 }
 
 /// x - lost = n ln 2 + r with |r| ≤ ln 2 / 2: Cody & Waite's reduction, whose first step is exact; `lost` is a rounding
