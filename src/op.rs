@@ -135,7 +135,38 @@ pub fn apply1<O: Op>(op: O, x: &[&Tensor]) -> Result<Tensor> {
     Ok(y.swap_remove(0))
 }
 
+/// [`Op`] without its type: `apply` is then compiled once, not once per op.
+trait AnyOp: Pull {
+    fn name(&self) -> &'static str;
+    fn aux(&self) -> usize;
+    fn infer(&self, x: &[Spec]) -> Result<SmallVec<[Spec; 2]>>;
+    fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()>;
+    fn save(&self, x: &[&Tensor], y: &[Tensor], want: &[bool]) -> Saved;
+}
+
+impl<O: Op> AnyOp for RecordedOp<O> {
+    fn name(&self) -> &'static str {
+        O::NAME
+    }
+    fn aux(&self) -> usize {
+        O::AUX
+    }
+    fn infer(&self, x: &[Spec]) -> Result<SmallVec<[Spec; 2]>> {
+        self.0.infer(x)
+    }
+    fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
+        self.0.cpu(x, y)
+    }
+    fn save(&self, x: &[&Tensor], y: &[Tensor], want: &[bool]) -> Saved {
+        self.0.save(x, y, want)
+    }
+}
+
 fn apply_at<O: Op>(op: O, x: &[&Tensor], at: &'static Location<'static>) -> Result<Outputs> {
+    apply_any(Arc::new(RecordedOp(op)), x, at)
+}
+
+fn apply_any(op: Arc<dyn AnyOp>, x: &[&Tensor], at: &'static Location<'static>) -> Result<Outputs> {
     let device = common_device(x)?;
     let specs: SmallVec<[Spec; 4]> = x.iter().map(|t| Spec { shape: t.shape().clone(), dtype: t.dtype() }).collect();
     let out_specs = op.infer(&specs)?;
@@ -163,7 +194,7 @@ fn apply_at<O: Op>(op: O, x: &[&Tensor], at: &'static Location<'static>) -> Resu
         .zip(out_specs)
         .map(|(s, spec)| Tensor::from_array(Array::from_storage(s, spec.dtype, spec.shape)))
         .collect();
-    let visible = y.len() - O::AUX;
+    let visible = y.len() - op.aux();
     if let Some(tape) = tape::common_tape(x)?
         && tape.is_recording()?
     {
@@ -171,9 +202,9 @@ fn apply_at<O: Op>(op: O, x: &[&Tensor], at: &'static Location<'static>) -> Resu
         let differentiable = y[..visible].iter().any(|t| t.dtype().is_float());
         if differentiable {
             // An op may save its own outputs: attach them to their node first.
-            let id = tape::reserve(&tape, O::NAME, at, x, &mut y[..visible]);
+            let id = tape::reserve(&tape, op.name(), at, x, &mut y[..visible]);
             let saved = op.save(x, &y, &want);
-            tape::fulfil(&tape, id, saved, Arc::new(RecordedOp(op)));
+            tape::fulfil(&tape, id, saved, op);
         }
     }
     y.truncate(visible);

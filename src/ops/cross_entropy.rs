@@ -11,7 +11,7 @@ use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved,
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Input, Nd, Purpose, Sample, Scalar};
-use rayon::prelude::*;
+use crate::backend::cpu::par::*;
 use smallvec::{SmallVec, smallvec};
 
 /// Options of [`Tensor::cross_entropy_with`].

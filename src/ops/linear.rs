@@ -7,7 +7,7 @@ use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Nd, Sample, Scalar};
-use rayon::prelude::*;
+use crate::backend::cpu::par::*;
 use smallvec::{SmallVec, smallvec};
 
 /// `x wᵀ + b`; see [`Tensor::linear`]. The bias is the third input, if there is one.

@@ -8,7 +8,7 @@ use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved,
 use crate::shape::{Axis, Shape};
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Input, Nd, Purpose, Sample, Scalar};
-use rayon::prelude::*;
+use crate::backend::cpu::par::*;
 use smallvec::{SmallVec, smallvec};
 
 /// Rows per partial sum of the weight and bias derivatives; fixed, so that the grouping never depends on threads.

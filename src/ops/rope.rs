@@ -7,7 +7,7 @@ use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, ap
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Input, Nd, Sample, Scalar};
-use rayon::prelude::*;
+use crate::backend::cpu::par::*;
 use smallvec::{SmallVec, smallvec};
 
 /// Which two elements of a row form a rotated pair.
@@ -262,7 +262,7 @@ impl Rope {
         if table.len() < 2048 {
             table.chunks_mut(dim).zip(positions).for_each(row);
         } else {
-            table.par_chunks_mut(dim).zip(positions).with_min_len((1024 / dim).max(1)).for_each(row);
+            table.par_chunks_mut(dim).zip(positions.par_chunks(1)).with_min_len((1024 / dim).max(1)).for_each(|(t, p)| row((t, &p[0])));
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::rng::Key;
-use rayon::prelude::*;
+use super::par::*;
 use std::ops::Range;
 
 /// Query rows of a block, unless long rows of scores allow fewer.
@@ -446,7 +446,7 @@ fn rows_of(run: &[Block]) -> usize {
 
 /// Runs the tasks and keeps their results in order.
 fn run_all<J: Send, R: Send>(serial: bool, tasks: Vec<J>, f: impl Fn(J) -> Result<R> + Send + Sync) -> Result<Vec<R>> {
-    if serial { tasks.into_iter().map(f).collect() } else { tasks.into_par_iter().with_max_len(1).map(f).collect() }
+    if serial { tasks.into_iter().map(f).collect() } else { tasks.into_par_iter().map(f).collect().into_iter().collect() }
 }
 
 /// `y = softmax(scale q kᵀ + mask) v`.

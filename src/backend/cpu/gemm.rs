@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use gemm::Parallelism;
-use rayon::prelude::*;
+use super::par::*;
 
 use super::math::{Real, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use super::simd::dispatch;
@@ -255,7 +255,7 @@ pub(crate) fn gemm<T: GemmFloat>(alpha: T, a: Mat<T>, b: Mat<T>, beta: T, c: &mu
     match Plan::new(m, n, k) {
         // SAFETY: `check_c` found the window inside c, which we hold exclusively.
         Plan::Whole => unsafe { tile(alpha, a, b, beta, out.at(0), c_row_stride, Parallelism::Rayon(0)) },
-        Plan::Outputs(size) => (0..(m * n).div_ceil(size)).into_par_iter().with_max_len(1).for_each(|i| {
+        Plan::Outputs(size) => numbers(0..(m * n).div_ceil(size)).for_each(|i| {
             let piece = i * size..((i + 1) * size).min(m * n);
             let (rows, cols) = if n == 1 { (piece, 0..1) } else { (0..1, piece) };
             let at = rows.start * c_row_stride + cols.start;
@@ -264,7 +264,7 @@ pub(crate) fn gemm<T: GemmFloat>(alpha: T, a: Mat<T>, b: Mat<T>, beta: T, c: &mu
         }),
         Plan::Depth(size) => {
             let mut parts = vec![T::ZERO; k.div_ceil(size) * m * n];
-            parts.par_chunks_mut(m * n).with_max_len(1).enumerate().for_each(|(i, part)| {
+            parts.par_chunks_mut(m * n).enumerate().for_each(|(i, part)| {
                 let depth = i * size..((i + 1) * size).min(k);
                 // SAFETY: a part is a contiguous m × n matrix of its own.
                 unsafe { tile(alpha, a.block(0..m, depth.clone()), b.block(depth, 0..n), T::ZERO, part.as_mut_ptr(), n, Parallelism::None) };
@@ -377,7 +377,7 @@ pub(crate) fn batched<T: GemmFloat>(alpha: T, a: Batch<T>, b: Batch<T>, beta: T,
             unsafe { tile(alpha, a.get(i), b.get(i), beta, out.at(at), c_row_stride, Parallelism::None) };
         }
     };
-    if indices.len() == 1 { task(0) } else { indices.into_par_iter().with_max_len(1).for_each(task) }
+    if indices.len() == 1 { task(0) } else { numbers(indices).for_each(task) }
 }
 
 /// Runs `f` with `len` f32 of scratch that the thread keeps: fresh pages would cost more than the conversion.

@@ -8,7 +8,7 @@ use super::view::{Contiguous, In, SERIAL};
 use super::Buffer;
 use crate::dtype::{DType, Element, I64, U8, U32};
 use crate::error::{Error, Result, bail};
-use rayon::prelude::*;
+use super::par::*;
 use std::marker::PhantomData;
 
 /// Columns that one accumulator block holds: it stays in the first-level cache.

@@ -10,7 +10,7 @@ use crate::dtype::Element;
 use crate::error::Result;
 use crate::layout::{Layout, collapse};
 use half::{bf16, f16};
-use rayon::prelude::*;
+use super::par::*;
 
 /// Elements per parallel piece: small enough to balance, large enough to hide the hand-over.
 pub(crate) const PIECE: usize = 8 * 1024;

@@ -10,6 +10,7 @@ pub(crate) mod index;
 pub(crate) mod map;
 pub(crate) mod math;
 pub(crate) mod optim;
+pub(crate) mod par;
 pub(crate) mod matmul;
 pub(crate) mod moments;
 pub(crate) mod order;

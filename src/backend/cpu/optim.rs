@@ -2,7 +2,7 @@
 
 use super::math::Real;
 use super::simd;
-use rayon::prelude::*;
+use super::par::*;
 
 const PIECE: usize = 16 * 1024;
 

@@ -10,7 +10,7 @@ use crate::dtype::{DType, I64};
 use crate::error::{Result, bail};
 use crate::layout::Layout;
 use crate::shape::Dims;
-use rayon::prelude::*;
+use super::par::*;
 
 /// Whether `v` takes the place of the extremum `best`: NaN beats numbers, and the first of equals stays.
 #[inline(always)]

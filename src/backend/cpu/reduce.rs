@@ -12,7 +12,7 @@ use super::view::{In, SERIAL, copy_strided};
 use crate::error::Result;
 use crate::layout::Layout;
 use crate::shape::Dims;
-use rayon::prelude::*;
+use super::par::*;
 
 /// Rows per partial result when columns are reduced; fixed, so that the grouping never depends on threads.
 const ROWS: usize = 64;

@@ -5,7 +5,7 @@
 
 use super::view::{In, SERIAL};
 use crate::dtype::Element;
-use rayon::prelude::*;
+use super::par::*;
 
 /// Elements per parallel piece.
 const PIECE: usize = 8 * 1024;

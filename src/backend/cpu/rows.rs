@@ -10,7 +10,7 @@ use crate::dtype::Element;
 use crate::error::Result;
 use crate::layout::Layout;
 use crate::shape::Dims;
-use rayon::prelude::*;
+use super::par::*;
 use smallvec::SmallVec;
 
 /// Elements per task.

@@ -5,7 +5,7 @@ use crate::dtype::{DType, Element};
 use crate::error::Result;
 use crate::layout::Layout;
 use crate::shape::Shape;
-use rayon::prelude::*;
+use super::par::*;
 use std::ops::Deref;
 
 /// Elements below which a loop stays on the calling thread; waking the pool costs some microseconds.
