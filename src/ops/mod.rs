@@ -86,6 +86,7 @@ pub(crate) fn reduce_to(x: &Tensor, shape: &Shape) -> Result<Tensor> {
 /// let report = cotangent::ops::replay("exp", 0, 3);
 /// assert!(report.failures.is_empty());
 /// ```
+#[inline]
 pub fn replay(name: &str, seed: u64, limit: usize) -> Report {
     let mut report = Report::default();
     for entry in registry().iter().filter(|e| e.name == name) {
@@ -97,6 +98,8 @@ pub fn replay(name: &str, seed: u64, limit: usize) -> Report {
 macro_rules! registry {
     ($(unary: [$($u:ty),* $(,)?])? $(binary: [$($b:ty),* $(,)?])? $(kernels: [$($o:ty),* $(,)?])? $(views: [$($v:ty),* $(,)?])? $(composites: [$($c:ty),* $(,)?])?) => {
         /// Every op of the crate, with its checks and benches.
+        // `inline`: definitions and samples are then compiled where they are used (tests, benches), not into the library.
+        #[inline]
         pub fn registry() -> Vec<OpEntry> {
             vec![
                 $($(OpEntry::unary::<$u>(), OpEntry::op::<elementwise::MapVjp<$u>>(),)*)?
