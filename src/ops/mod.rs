@@ -196,8 +196,6 @@ registry! {
         group::ReduceVjp<group::Prod>,
         group::ReduceVjp<group::Std>,
         group::ReduceVjp<group::Var>,
-        log_softmax::LogSoftmax,
-        log_softmax::LogSoftmaxVjp,
         logical::Logical,
         logical::LogicalNot,
         mean::Mean,
