@@ -8,7 +8,7 @@
 //! which [`Key::fold`] or [`Rng::next_key`] give.
 //!
 //! ```
-//! use cotangent::rng::{Key, Rng};
+//! use cotangent::{Key, Rng};
 //!
 //! let mask = Key::new(42).fold(3);            // layer 3
 //! let keep: Vec<bool> = (0..8).map(|i| mask.bernoulli(i, 0.9)).collect();
@@ -242,7 +242,7 @@ impl Key {
     /// `out[j] = f(start + j)`, in parallel: for any of the per-element methods.
     ///
     /// ```
-    /// # use cotangent::rng::Key;
+    /// # use cotangent::Key;
     /// let key = Key::new(7);
     /// let mut dice = [0; 100];
     /// key.fill_each(0, &mut dice, |i| key.below(i, 6) + 1);
@@ -363,7 +363,7 @@ fn quantile(p: f64) -> f64 {
 /// Hands out keys in sequence: the one piece of state, small enough for a checkpoint.
 ///
 /// ```
-/// # use cotangent::rng::Rng;
+/// # use cotangent::Rng;
 /// let mut rng = Rng::seed(1);
 /// rng.next_key();
 /// let saved = rng.state();

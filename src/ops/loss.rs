@@ -5,6 +5,7 @@ use crate::dtype::{Element, with_dtype};
 use crate::error::{Result, bail};
 use crate::op::{Spec, expect};
 use crate::shape::Shape;
+use crate::tensor::Tensor;
 use crate::testing::{Nd, Scalar};
 
 /// How the losses of a batch become the result.
@@ -47,6 +48,15 @@ impl Reduction {
             Reduction::Sum => Nd::scalar(S::sum(&losses.data)),
             Reduction::Mean if weight == 0.0 => Nd::scalar(S::zero()),
             Reduction::Mean => Nd::scalar(S::sum(&losses.data) / S::lit(weight)),
+        }
+    }
+
+    /// The same in tensor ops; a mean divides by the number of elements.
+    pub(crate) fn reduce(self, losses: &Tensor) -> Result<Tensor> {
+        match self {
+            Reduction::None => Ok(losses.clone()),
+            Reduction::Sum => losses.sum(..),
+            Reduction::Mean => losses.sum(..)?.mul_scalar(1.0 / losses.numel().max(1) as f64),
         }
     }
 

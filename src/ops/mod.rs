@@ -1,6 +1,7 @@
 //! One op, one file. Layer L4b. The registry below is the only list.
 
 pub mod any_all;
+pub mod bce_with_logits;
 pub mod binary;
 pub mod cast;
 pub mod compare;
@@ -20,6 +21,7 @@ pub mod log_softmax;
 pub mod logical;
 pub mod loss;
 pub mod matmul;
+pub mod mse_loss;
 pub mod nll_loss;
 pub mod norm;
 pub mod mean;
@@ -233,9 +235,11 @@ registry! {
         views::Reshape,
     ]
     composites: [
+        bce_with_logits::BceWithLogits,
         concat::Stack,
         matmul::Dot,
         matmul::Outer,
+        mse_loss::MseLoss,
         repeat::Repeat,
         repeat::RepeatInterleave,
         slice::Select,

