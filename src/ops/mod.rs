@@ -8,7 +8,9 @@ pub mod concat;
 mod create;
 pub mod cross_entropy;
 pub mod cumsum;
+pub mod diagonal;
 pub mod dropout;
+pub mod einsum;
 pub mod elementwise;
 pub mod embedding;
 pub mod flip;
@@ -220,6 +222,7 @@ registry! {
         views::Contiguous,
     ]
     views: [
+        diagonal::Diagonal,
         permute::Permute,
         permute::Transpose,
         slice::Slice,
@@ -231,6 +234,7 @@ registry! {
     ]
     composites: [
         concat::Stack,
+        einsum::Einsum,
         matmul::Dot,
         matmul::Outer,
         repeat::Repeat,
