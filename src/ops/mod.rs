@@ -9,7 +9,9 @@ pub mod concat;
 mod create;
 pub mod cross_entropy;
 pub mod cumsum;
+pub mod diagonal;
 pub mod dropout;
+pub mod einsum;
 pub mod elementwise;
 pub mod embedding;
 pub mod flip;
@@ -225,6 +227,7 @@ registry! {
         views::Contiguous,
     ]
     views: [
+        diagonal::Diagonal,
         permute::Permute,
         permute::Transpose,
         slice::Slice,
@@ -237,6 +240,7 @@ registry! {
     composites: [
         bce_with_logits::BceWithLogits,
         concat::Stack,
+        einsum::Einsum,
         matmul::Dot,
         matmul::Outer,
         mse_loss::MseLoss,
