@@ -1,6 +1,7 @@
 //! One op, one file. Layer L4b. The registry below is the only list.
 
 pub mod any_all;
+pub mod argmax;
 pub mod binary;
 pub mod cast;
 pub mod compare;
@@ -35,6 +36,7 @@ mod second_order;
 pub mod select;
 pub mod slice;
 pub mod softmax;
+pub mod sort;
 pub mod split;
 pub mod squeeze;
 pub mod sum;
@@ -161,6 +163,8 @@ registry! {
     kernels: [
         cast::Cast,
         any_all::AnyAll,
+        argmax::Arg,
+        argmax::WithIndex,
         binary::ExtremumVjp,
         compare::Compare,
         compare::CompareScalar,
@@ -216,6 +220,8 @@ registry! {
         slice::SliceVjp,
         softmax::Softmax,
         softmax::SoftmaxVjp,
+        sort::Sort<false>,
+        sort::Sort<true>,
         sum::Sum,
         triangle::Tril,
         triangle::Triu,
