@@ -2,6 +2,7 @@
 
 pub mod any_all;
 pub mod bce_with_logits;
+pub mod argmax;
 pub mod binary;
 pub mod cast;
 pub mod compare;
@@ -39,6 +40,7 @@ mod second_order;
 pub mod select;
 pub mod slice;
 pub mod softmax;
+pub mod sort;
 pub mod split;
 pub mod squeeze;
 pub mod sum;
@@ -168,6 +170,8 @@ registry! {
     kernels: [
         cast::Cast,
         any_all::AnyAll,
+        argmax::Arg,
+        argmax::WithIndex,
         binary::ExtremumVjp,
         compare::Compare,
         compare::CompareScalar,
@@ -221,6 +225,8 @@ registry! {
         slice::SliceVjp,
         softmax::Softmax,
         softmax::SoftmaxVjp,
+        sort::Sort<false>,
+        sort::Sort<true>,
         sum::Sum,
         triangle::Tril,
         triangle::Triu,

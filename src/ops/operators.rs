@@ -63,7 +63,7 @@ impl Neg for &Tensor {
     /// The negative; panics for integers.
     #[track_caller]
     fn neg(self) -> Tensor {
-        or_panic(self.mul_scalar(-1.0))
+        or_panic(Tensor::neg(self))
     }
 }
 

@@ -40,7 +40,7 @@ impl Describe for WhereSelect {
         ];
         let (inf, nan) = (f64::INFINITY, f64::NAN);
         let masked = [Input::ints(U8, [4], &[1, 0, 1, 0]), Input::values([4], [1.0, nan, 2.0, inf]), Input::values([4], [nan, 3.0, -inf, 4.0])];
-        out.push(Sample::check(WhereSelect, masked).first_order().note("D5: NaN and ∞ in the branch that is not taken"));
+        out.push(Sample::check(WhereSelect, masked).at_kink().note("D5: NaN and ∞ in the branch that is not taken"));
         out.push(Sample::value(WhereSelect, [g.below(U8, [3, 2], 2), g.below(I64, [2], 9), g.below(I64, [3, 1], 9)]).note("integers"));
         out.push(Sample::reject(WhereSelect, [g.normal([2]), g.normal([2]), g.normal([2])], ErrorKind::Dtype));
         out.push(Sample::reject(WhereSelect, [g.below(U8, [2], 2), g.normal([2]), g.normal([2]).of_dtype(F64)], ErrorKind::Dtype));
@@ -105,7 +105,7 @@ impl Describe for MaskedFill {
         out.push(Sample::check(MaskedFill(2.0), [g.normal([0, 3]), g.below(U8, [3], 2)]));
         out.push(Sample::value(MaskedFill(-inf), [g.normal([5]), Input::ints(U8, [5], &[0, 1, 0, 255, 1])]).note("attention masks"));
         let masked = [Input::values([3], [nan, 1.0, inf]), Input::ints(U8, [3], &[1, 0, 1])];
-        out.push(Sample::check(MaskedFill(0.5), masked).first_order().note("A14, D5: NaN under the mask does not leak"));
+        out.push(Sample::check(MaskedFill(0.5), masked).at_kink().note("A14, D5: NaN under the mask does not leak"));
         out.push(Sample::value(MaskedFill(7.0), [g.below(I64, [4], 3), g.below(U8, [4], 2)]).note("integers"));
         out.push(Sample::reject(MaskedFill(0.0), [g.normal([3]), g.normal([3])], ErrorKind::Dtype));
         out.push(Sample::reject(MaskedFill(0.0), [g.normal([3]), g.below(U8, [2, 3], 2)], ErrorKind::Shape));

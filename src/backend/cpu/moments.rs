@@ -6,8 +6,9 @@ use super::reduce::{Reduction, STRIP};
 use super::simd;
 use std::marker::PhantomData;
 
-/// Count, mean and sum of squared deviations, by the corrected two-pass algorithm within a part and the pairwise update
-/// between parts (Chan, Golub & LeVeque, *Algorithms for Computing the Sample Variance*, 1983).
+/// Count, mean and sum of squared deviations: within a part by two passes with a mean that is refined once, so that equal
+/// elements have deviations of exactly 0 (the part is in cache, further passes are cheap); between parts by the pairwise update
+/// (Chan, Golub & LeVeque, *Algorithms for Computing the Sample Variance*, 1983).
 pub(crate) struct Moments<T>(pub(crate) PhantomData<T>);
 
 #[derive(Clone, Copy, Debug)]
@@ -22,7 +23,9 @@ impl<T: Compute> Reduction<T> for Moments<T> {
     #[inline(always)]
     fn row(&self, x: &[T]) -> Self::Part {
         let n = x.len() as f64;
-        let mean = simd::sum_by(x, #[inline(always)] |acc: T::Acc, v: T| acc + v.load()) / T::Acc::from_f64(n);
+        let count = T::Acc::from_f64(n);
+        let rough = simd::sum_by(x, #[inline(always)] |acc: T::Acc, v: T| acc + v.load()) / count;
+        let mean = rough + simd::sum_by(x, #[inline(always)] |acc: T::Acc, v: T| acc + (v.load() - rough)) / count;
         let squares = simd::sum_by(
             x,
             #[inline(always)]
@@ -46,6 +49,15 @@ impl<T: Compute> Reduction<T> for Moments<T> {
         }
         let count = T::Acc::from_f64(n);
         mean[..w].iter_mut().for_each(|m| *m = *m / count);
+        let mut rest = [T::Acc::ZERO; STRIP];
+        for row in rows.clone() {
+            for ((r, &m), &v) in rest[..w].iter_mut().zip(&mean[..w]).zip(row) {
+                *r += v.load() - m;
+            }
+        }
+        for (m, &r) in mean[..w].iter_mut().zip(&rest[..w]) {
+            *m += r / count;
+        }
         for row in rows {
             for ((s, &m), &v) in squares[..w].iter_mut().zip(&mean[..w]).zip(row) {
                 let d = v.load() - m;

@@ -99,7 +99,7 @@ impl Binary for Sub {
         Saved::none()
     }
     fn vjp(&self, _: &Saved, g: &Tensor, want: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
-        Ok([want[0].then(|| g.clone()), if want[1] { Some(g.mul_scalar(-1.0)?) } else { None }])
+        Ok([want[0].then(|| g.clone()), if want[1] { Some(g.neg()?) } else { None }])
     }
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let mut out = broadcast_samples(g, Sub);

@@ -46,8 +46,10 @@ impl Group for Norm {
     fn curve(&self, at: &Curve<'_, Self>) -> Result<Option<Tensor>> {
         // u = x/‖x‖: ∂(g·Σ z·u)/∂x = g/‖x‖ · (z − u·Σ z·u), and 0 at the zero vector.
         let u = at.slope()?;
+        // The divisor is made harmless before and the quotient after, or 0/0 would come back in the third derivative.
         let n = at.x.norm_keep(at.axes().clone())?;
-        let inverse = at.g.div(&n)?.masked_fill(&n.eq_scalar(0.0)?, 0.0)?;
+        let zero = n.eq_scalar(0.0)?;
+        let inverse = at.g.div(&n.masked_fill(&zero, 1.0)?)?.masked_fill(&zero, 0.0)?;
         let across = at.z.sub(&u.mul(&at.total(&at.z.mul(&u)?)?)?)?;
         Ok(Some(across.mul(&inverse)?))
     }

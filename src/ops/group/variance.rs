@@ -125,7 +125,8 @@ impl Group for Std {
         let n = degrees(at.x.numel() as f64 / at.g.numel().max(1) as f64, self.correction);
         let s = at.slope()?;
         let y = at.x.std_keep(at.axes().clone(), self.correction)?;
-        let inverse = at.g.div(&y)?.masked_fill(&y.eq_scalar(0.0)?, 0.0)?;
+        let zero = y.eq_scalar(0.0)?;
+        let inverse = at.g.div(&y.masked_fill(&zero, 1.0)?)?.masked_fill(&zero, 0.0)?;
         let first = at.z.sub(&at.mean(at.z)?)?.mul(&inverse.div_scalar(n)?)?;
         let second = s.mul(&inverse.mul(&at.total(&at.z.mul(&s)?)?)?)?;
         Ok(Some(first.sub(&second)?))
