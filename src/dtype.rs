@@ -99,9 +99,10 @@ impl fmt::Display for DType {
 impl std::str::FromStr for DType {
     type Err = crate::Error;
     fn from_str(s: &str) -> crate::Result<Self> {
-        DType::ALL.into_iter().find(|d| d.name() == s).ok_or_else(|| {
-            crate::Error::dtype(format!("unknown dtype `{s}`: expected one of f64, f32, bf16, f16, i64, u32, u8"))
-        })
+        DType::ALL
+            .into_iter()
+            .find(|d| d.name() == s)
+            .ok_or_else(|| crate::Error::dtype(format!("unknown dtype `{s}`: expected one of f64, f32, bf16, f16, i64, u32, u8")))
     }
 }
 
@@ -146,13 +147,34 @@ element! {
 macro_rules! with_dtype {
     ($dtype:expr, $T:ident => $body:expr) => {
         match $dtype {
-            $crate::DType::F64 => { type $T = f64; $body }
-            $crate::DType::F32 => { type $T = f32; $body }
-            $crate::DType::BF16 => { type $T = half::bf16; $body }
-            $crate::DType::F16 => { type $T = half::f16; $body }
-            $crate::DType::I64 => { type $T = i64; $body }
-            $crate::DType::U32 => { type $T = u32; $body }
-            $crate::DType::U8 => { type $T = u8; $body }
+            $crate::DType::F64 => {
+                type $T = f64;
+                $body
+            }
+            $crate::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            $crate::DType::BF16 => {
+                type $T = half::bf16;
+                $body
+            }
+            $crate::DType::F16 => {
+                type $T = half::f16;
+                $body
+            }
+            $crate::DType::I64 => {
+                type $T = i64;
+                $body
+            }
+            $crate::DType::U32 => {
+                type $T = u32;
+                $body
+            }
+            $crate::DType::U8 => {
+                type $T = u8;
+                $body
+            }
         }
     };
 }
@@ -162,10 +184,22 @@ pub(crate) use with_dtype;
 macro_rules! with_float {
     ($dtype:expr, $T:ident => $body:expr) => {
         match $dtype {
-            $crate::DType::F64 => { type $T = f64; $body }
-            $crate::DType::F32 => { type $T = f32; $body }
-            $crate::DType::BF16 => { type $T = half::bf16; $body }
-            $crate::DType::F16 => { type $T = half::f16; $body }
+            $crate::DType::F64 => {
+                type $T = f64;
+                $body
+            }
+            $crate::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            $crate::DType::BF16 => {
+                type $T = half::bf16;
+                $body
+            }
+            $crate::DType::F16 => {
+                type $T = half::f16;
+                $body
+            }
             d => return Err($crate::Error::dtype(format!("expected a float dtype, found {d}"))),
         }
     };

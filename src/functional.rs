@@ -167,9 +167,7 @@ impl<M: Module + Clone, Y: Module + Clone> Pullback<M, Y> {
         let location = Location::caller();
         let bars: Vec<Tensor> = y_bar.named_tensors().into_iter().map(|(_, t)| t).collect();
         let outputs: Vec<&Tensor> = self.outputs.iter().collect();
-        self.scope
-            .pull(&outputs, &bars, GradOptions { allow_disconnected: true }, false)
-            .map_err(|e| e.in_op("vjp", location))
+        self.scope.pull(&outputs, &bars, GradOptions { allow_disconnected: true }, false).map_err(|e| e.in_op("vjp", location))
     }
 }
 

@@ -15,7 +15,8 @@ impl Tape {
     pub fn backward(self, y: &Tensor) -> Result<Gradients> {
         let at = Location::caller();
         if y.numel() != 1 {
-            return Err(Error::shape(format!("the result has shape {}; give a cotangent for it with `backward_from`", y.shape())).in_op("backward", at));
+            return Err(Error::shape(format!("the result has shape {}; give a cotangent for it with `backward_from`", y.shape()))
+                .in_op("backward", at));
         }
         let seed = Tensor::ones_like(y)?;
         self.backward_from(&[(y, seed)])

@@ -163,8 +163,7 @@ impl Layout {
             return Some(Layout { shape: shape.clone(), strides: contiguous_strides(shape), offset: self.offset });
         }
         // Group old axes into runs that are contiguous among themselves, and cut each run into new axes.
-        let old: Vec<(usize, usize)> =
-            self.shape.iter().copied().zip(self.strides.iter().copied()).filter(|&(d, _)| d != 1).collect();
+        let old: Vec<(usize, usize)> = self.shape.iter().copied().zip(self.strides.iter().copied()).filter(|&(d, _)| d != 1).collect();
         let mut strides = Dims::from_elem(0, shape.rank());
         let (mut o, mut n) = (0, 0);
         while o < old.len() {
@@ -239,8 +238,7 @@ pub fn collapse(shape: &[usize], strides: &[&[usize]]) -> (Dims, Vec<Dims>) {
         if d == 1 {
             continue;
         }
-        let merges = !dims.is_empty()
-            && strides.iter().zip(&out).all(|(s, o)| o[o.len() - 1] == s[i].wrapping_mul(d));
+        let merges = !dims.is_empty() && strides.iter().zip(&out).all(|(s, o)| o[o.len() - 1] == s[i].wrapping_mul(d));
         if merges {
             let k = dims.len() - 1;
             dims[k] *= d;

@@ -20,10 +20,12 @@ mod tensor;
 pub mod testing;
 
 pub use backend::Device;
-pub use dtype::{DType, Element};
 pub use dtype::{BF16, F16, F32, F64, I64, U8, U32};
+pub use dtype::{DType, Element};
 pub use error::{Error, ErrorKind, Result};
-pub use functional::{GradOptions, Grads, Pullback, grad, gradcheck_module, hvp, jacobian, jvp, value_and_grad, value_and_grad_with, value_aux_and_grad, vjp};
+pub use functional::{
+    GradOptions, Grads, Pullback, grad, gradcheck_module, hvp, jacobian, jvp, value_and_grad, value_and_grad_with, value_aux_and_grad, vjp,
+};
 pub use layout::Layout;
 pub use module::{Leaf, Module, ModuleExt, Param, Visitor, try_walk, walk};
 pub use rng::{Key, Rng};

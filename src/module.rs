@@ -319,7 +319,9 @@ pub trait ModuleExt: Module + Clone {
     /// Argument error when there is none.
     fn get(&self, name: &str) -> Result<Tensor> {
         let found = self.named_tensors().into_iter().find(|(n, _)| n == name);
-        found.map(|(_, t)| t).ok_or_else(|| Error::argument(format!("no tensor is called `{name}`; there are: {}", self.names().join(", "))))
+        found
+            .map(|(_, t)| t)
+            .ok_or_else(|| Error::argument(format!("no tensor is called `{name}`; there are: {}", self.names().join(", "))))
     }
 }
 

@@ -189,11 +189,8 @@ fn apply_any(op: Arc<dyn AnyOp>, x: &[&Tensor], at: &'static Location<'static>) 
             op.cpu(&ins, &mut outs)?;
         }
     }
-    let mut y: Outputs = storages
-        .into_iter()
-        .zip(out_specs)
-        .map(|(s, spec)| Tensor::from_array(Array::from_storage(s, spec.dtype, spec.shape)))
-        .collect();
+    let mut y: Outputs =
+        storages.into_iter().zip(out_specs).map(|(s, spec)| Tensor::from_array(Array::from_storage(s, spec.dtype, spec.shape))).collect();
     let visible = y.len() - op.aux();
     if let Some(tape) = tape::common_tape(x)?
         && tape.is_recording()?

@@ -213,7 +213,12 @@ impl Key {
     /// `out[j] = 1` where `bernoulli(start + j, keep)`, else 0, in parallel.
     pub fn fill_bernoulli(self, start: u64, keep: f64, out: &mut [u8]) {
         let threshold = bernoulli_threshold(keep);
-        self.fill_words(start, out, #[inline(always)] |w| ((w as u64) < threshold) as u8);
+        self.fill_words(
+            start,
+            out,
+            #[inline(always)]
+            |w| ((w as u64) < threshold) as u8,
+        );
     }
 
     /// `out[j] = uniform_f64(start + j)`, in parallel.

@@ -80,11 +80,7 @@ impl Shape {
                 (x, y) if x == y => x,
                 (1, y) => y,
                 (x, 1) => x,
-                (x, y) => bail!(
-                    shape,
-                    "shapes do not broadcast: lhs {self}, rhs {other} (axis -{}: {x} vs {y})",
-                    i + 1
-                ),
+                (x, y) => bail!(shape, "shapes do not broadcast: lhs {self}, rhs {other} (axis -{}: {x} vs {y})", i + 1),
             };
         }
         Ok(Shape(out))

@@ -50,7 +50,8 @@ struct SquareTimes {
     minus_one: bool,
 }
 
-const MATH: Math = Math { forward: "y = x² w", vjp: "x̄ = 2 x w ȳ; w̄ = Σ x² ȳ", kinks: "smooth", cost: "one pass", references: "none" };
+const MATH: Math =
+    Math { forward: "y = x² w", vjp: "x̄ = 2 x w ȳ; w̄ = Σ x² ȳ", kinks: "smooth", cost: "one pass", references: "none" };
 
 impl Describe for SquareTimes {
     const NAME: &'static str = "square_times";
@@ -64,7 +65,8 @@ impl Describe for SquareTimes {
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let bug = PLANTED.get();
         let op = |minus_one| SquareTimes { bug, minus_one };
-        let mut out: Vec<Sample<Self>> = [[3, 3], [1, 4], [5, 2], [3, 4]].into_iter().map(|s| Sample::check(op(false), [g.normal(s), g.normal([s[1]])])).collect();
+        let mut out: Vec<Sample<Self>> =
+            [[3, 3], [1, 4], [5, 2], [3, 4]].into_iter().map(|s| Sample::check(op(false), [g.normal(s), g.normal([s[1]])])).collect();
         let given = || [Input::values([2, 2], [0.5, -1.5, 2.0, 1.0]), Input::values([2], [1.25, -0.75])];
         out.push(Sample::check(op(false), given()));
         out.push(Sample::check(op(true), given()));
@@ -108,10 +110,22 @@ impl SquareTimes {
 macro_rules! on_float {
     ($dtype:expr, $T:ident => $body:expr) => {
         match $dtype {
-            F64 => { type $T = f64; $body }
-            F32 => { type $T = f32; $body }
-            BF16 => { type $T = half::bf16; $body }
-            F16 => { type $T = half::f16; $body }
+            F64 => {
+                type $T = f64;
+                $body
+            }
+            F32 => {
+                type $T = f32;
+                $body
+            }
+            BF16 => {
+                type $T = half::bf16;
+                $body
+            }
+            F16 => {
+                type $T = half::f16;
+                $body
+            }
             d => Err(Error::dtype(format!("expected floats, found {d}"))),
         }
     };
@@ -143,7 +157,9 @@ impl Op for SquareTimes {
         let (x, w, g) = (saved.get(0)?, saved.get(1)?, y_bar.only()?);
         let constant = |v: f64| Tensor::full((), v, x.dtype());
         let (m, n) = (x.shape()[0], x.shape()[1]);
-        let like = |values: Vec<f64>| -> Result<Tensor> { on_float!(x.dtype(), T => Tensor::from_slice(&values.iter().map(|v| T::from_f64(*v)).collect::<Vec<_>>(), x.shape())) };
+        let like = |values: Vec<f64>| -> Result<Tensor> {
+            on_float!(x.dtype(), T => Tensor::from_slice(&values.iter().map(|v| T::from_f64(*v)).collect::<Vec<_>>(), x.shape()))
+        };
         let copied = |bug| op::apply1(Copy { bug }, &[g]);
         let g = &match self.bug {
             Bug::IgnoresStridesOfCotangent => copied(Bug::IgnoresStrides)?,
@@ -229,7 +245,11 @@ fn suite(bug: Bug) -> Report {
 #[track_caller]
 fn caught(bug: Bug, by: Check) {
     let found = suite(bug).failures;
-    assert!(found.iter().any(|f| f.starts_with(&format!("square_times: {}: ", by.name()))), "{bug:?} not caught by {}; found: {found:#?}", by.name());
+    assert!(
+        found.iter().any(|f| f.starts_with(&format!("square_times: {}: ", by.name()))),
+        "{bug:?} not caught by {}; found: {found:#?}",
+        by.name()
+    );
 }
 
 #[test]
@@ -247,7 +267,15 @@ fn the_right_twin_passes() {
 
 #[test]
 fn wrong_derivatives_are_caught() {
-    for bug in [Bug::Scaled, Bug::DroppedTerm, Bug::SwappedOperands, Bug::TransposedOperand, Bug::SkippedLastRow, Bug::LostOperand, Bug::NotANumber] {
+    for bug in [
+        Bug::Scaled,
+        Bug::DroppedTerm,
+        Bug::SwappedOperands,
+        Bug::TransposedOperand,
+        Bug::SkippedLastRow,
+        Bug::LostOperand,
+        Bug::NotANumber,
+    ] {
         caught(bug, Check::Vjp);
     }
 }
@@ -258,7 +286,15 @@ fn wrong_derivatives_are_caught_by_gradcheck() -> Result<()> {
     let w = Tensor::from_slice(&[1.25f64, -0.75, 0.5], [3])?;
     let run = |bug| gradcheck(|t| op::apply1(SquareTimes { bug, minus_one: false }, &[&t[0], &t[1]]), &[x.clone(), w.clone()]);
     run(Bug::None)?;
-    for bug in [Bug::Scaled, Bug::DroppedTerm, Bug::SwappedOperands, Bug::TransposedOperand, Bug::SkippedLastRow, Bug::LostOperand, Bug::NotANumber] {
+    for bug in [
+        Bug::Scaled,
+        Bug::DroppedTerm,
+        Bug::SwappedOperands,
+        Bug::TransposedOperand,
+        Bug::SkippedLastRow,
+        Bug::LostOperand,
+        Bug::NotANumber,
+    ] {
         assert!(run(bug).unwrap_err().is_gradcheck(), "{bug:?}");
     }
     let second = |bug| gradgradcheck(|t| op::apply1(SquareTimes { bug, minus_one: false }, &[&t[0], &t[1]]), &[x.clone(), w.clone()]);

@@ -152,10 +152,7 @@ fn checkpoints_recompute_the_same_dropout_and_nest() {
     let body = move |x: &Tensor| x.dropout(0.5, key)?.exp()?.dropout(0.25, key.fold(1))?.square();
     let plain = grad(&x, |x| body(x)?.sum(..)).unwrap();
     let once = grad(&x, |x| checkpoint(&[x], move |x| Ok(vec![body(&x[0])?]))?[0].sum(..)).unwrap();
-    let nested = grad(&x, |x| {
-        checkpoint(&[x], move |x| checkpoint(&[&x[0]], move |x| Ok(vec![body(&x[0])?])))?[0].sum(..)
-    })
-    .unwrap();
+    let nested = grad(&x, |x| checkpoint(&[x], move |x| checkpoint(&[&x[0]], move |x| Ok(vec![body(&x[0])?])))?[0].sum(..)).unwrap();
     assert_eq!(v(&plain), v(&once));
     assert_eq!(v(&plain), v(&nested));
     let second = |g: &dyn Fn(&Tensor) -> Result<Tensor>| grad(&x, |x| grad(x, |x| g(x)?.sum(..))?.square()?.sum(..)).unwrap();

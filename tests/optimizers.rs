@@ -44,7 +44,12 @@ fn adamw_is_the_same_for_every_size_and_layout() {
             // Every second element: a gradient with stride 2.
             let strided = Tensor::from_slice(&g, [n, 2]).unwrap().select(1, 0).unwrap();
             let mut grads = grad(&w, |w| w.sum(..)).unwrap();
-            grads.update(|_, x| { *x = strided.clone(); Ok(()) }).unwrap();
+            grads
+                .update(|_, x| {
+                    *x = strided.clone();
+                    Ok(())
+                })
+                .unwrap();
             adam.step(&mut w, &grads).unwrap();
             for i in 0..n {
                 let g = f64::from(g[2 * i]);

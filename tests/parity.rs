@@ -52,7 +52,10 @@ impl Case<'_> {
         self.attributes[name].as_f64()
     }
     fn integers(&self, name: &str) -> Vec<i64> {
-        self.attributes[name].as_array().map(|a| a.iter().flat_map(|v| v.as_array().map_or_else(|| vec![v.clone()], Clone::clone)).filter_map(|v| v.as_i64()).collect()).unwrap_or_default()
+        self.attributes[name]
+            .as_array()
+            .map(|a| a.iter().flat_map(|v| v.as_array().map_or_else(|| vec![v.clone()], Clone::clone)).filter_map(|v| v.as_i64()).collect())
+            .unwrap_or_default()
     }
     fn axis(&self) -> i32 {
         self.attributes["dim"].as_i64().unwrap_or(-1) as i32
@@ -82,7 +85,12 @@ fn compute(c: &Case<'_>) -> Result<Tensor> {
         "linear" => c.x("x").linear(c.x("w"), c.maybe("b")),
         "softmax" => c.x("x").softmax(c.axis()),
         "log_softmax" => c.x("x").log_softmax(c.axis()),
-        "layer_norm" => c.x("x").layer_norm(c.maybe("weight").or(c.maybe("bias")).map_or(1, Tensor::rank), c.maybe("weight"), c.maybe("bias"), c.number("eps").unwrap_or(1e-5)),
+        "layer_norm" => c.x("x").layer_norm(
+            c.maybe("weight").or(c.maybe("bias")).map_or(1, Tensor::rank),
+            c.maybe("weight"),
+            c.maybe("bias"),
+            c.number("eps").unwrap_or(1e-5),
+        ),
         "rms_norm" => c.x("x").rms_norm(c.maybe("weight"), c.number("eps").unwrap_or(1e-6)),
         "embedding" => c.x("weight").embedding(c.x("ids"), c.number("padding_idx").map(|p| p as usize)),
         "relu" => c.x("x").relu(),
@@ -103,7 +111,12 @@ fn compute(c: &Case<'_>) -> Result<Tensor> {
                 _ => Reduction::Mean,
             };
             let ignore_index = c.attributes["ignore_index"].as_i64();
-            let options = CrossEntropy { ignore_index, label_smoothing: c.number("label_smoothing").unwrap_or(0.0), reduction, weights: c.maybe("weight").cloned() };
+            let options = CrossEntropy {
+                ignore_index,
+                label_smoothing: c.number("label_smoothing").unwrap_or(0.0),
+                reduction,
+                weights: c.maybe("weight").cloned(),
+            };
             c.x("x").cross_entropy_with(c.x("target"), &options)
         }
         "rotary" if c.name == "llama_permute" => {
@@ -115,7 +128,12 @@ fn compute(c: &Case<'_>) -> Result<Tensor> {
             let style = if c.attributes["style"] == "half" { RopeStyle::Half } else { RopeStyle::Interleaved };
             let at = c.integers("positions");
             let positions = RopePositions::Given(Tensor::from_slice(&at, [at.len()])?);
-            c.x("x").rope(&Rotary { base: c.number("base").unwrap_or(1e4), style, positions, rotary_dim: c.number("rotary_dim").map(|d| d as usize) })
+            c.x("x").rope(&Rotary {
+                base: c.number("base").unwrap_or(1e4),
+                style,
+                positions,
+                rotary_dim: c.number("rotary_dim").map(|d| d as usize),
+            })
         }
         "sdpa" => {
             let options = Sdpa { causal: c.attributes["causal"] == true, scale: c.number("scale"), ..Sdpa::default() };
@@ -221,7 +239,11 @@ fn read(file: &SafeTensors<'_>, name: &str, dtype: DType) -> Result<Tensor> {
     match t.dtype() {
         Dtype::F64 => {
             let v: Vec<f64> = words().map(f64::from_le_bytes).collect();
-            if dtype == F32 { Tensor::from_slice(&v.iter().map(|&v| v as f32).collect::<Vec<_>>(), t.shape()) } else { Tensor::from_slice(&v, t.shape()) }
+            if dtype == F32 {
+                Tensor::from_slice(&v.iter().map(|&v| v as f32).collect::<Vec<_>>(), t.shape())
+            } else {
+                Tensor::from_slice(&v, t.shape())
+            }
         }
         Dtype::I64 => Tensor::from_slice(&words().map(i64::from_le_bytes).collect::<Vec<_>>(), t.shape()),
         Dtype::BOOL => Tensor::from_slice(t.data(), t.shape()),
@@ -241,7 +263,11 @@ fn differs(got: &Tensor, want: &Tensor, f32_error: f64, floor: f64, long: bool) 
         if w.is_nan() || w.is_infinite() {
             return !(g.to_bits() == w.to_bits() || g.is_nan() && w.is_nan());
         }
-        let allowed = if dtype == F32 { 2.0 * f32_error + f64::from(f32::EPSILON) * largest } else { floor + largest * if long { 1e-10 } else { 1e-12 } };
+        let allowed = if dtype == F32 {
+            2.0 * f32_error + f64::from(f32::EPSILON) * largest
+        } else {
+            floor + largest * if long { 1e-10 } else { 1e-12 }
+        };
         // Written so that NaN fails; below the smallest normal number f32 has no relative precision.
         !((*g - *w).abs() <= allowed + if dtype == F32 { f64::from(f32::MIN_POSITIVE) } else { 0.0 })
     });
@@ -250,7 +276,8 @@ fn differs(got: &Tensor, want: &Tensor, f32_error: f64, floor: f64, long: bool) 
 
 fn replay(folder: &Path) -> (usize, Vec<String>) {
     let (mut compared, mut failures) = (0, Vec::new());
-    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display())).map(|f| f.unwrap().path()).collect();
+    let mut files: Vec<_> =
+        std::fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display())).map(|f| f.unwrap().path()).collect();
     files.retain(|f| f.extension().is_some_and(|e| e == "safetensors"));
     files.sort();
     assert!(!files.is_empty(), "no fixtures in {}", folder.display());
@@ -268,7 +295,9 @@ fn replay(folder: &Path) -> (usize, Vec<String>) {
         let names = file.names();
         for (name, attributes) in &cases {
             let id = format!("{op}/{name}");
-            let of = |kind: &str| -> Vec<String> { names.iter().filter_map(|n| Some(n.strip_prefix(&format!("{name}.{kind}."))?.to_string())).collect() };
+            let of = |kind: &str| -> Vec<String> {
+                names.iter().filter_map(|n| Some(n.strip_prefix(&format!("{name}.{kind}."))?.to_string())).collect()
+            };
             if of("out").is_empty() {
                 continue;
             }

@@ -146,7 +146,13 @@ fn run(args: &Args) -> Result<()> {
 }
 
 fn check(args: &Args) -> Result<()> {
-    let positive = [("steps", args.steps), ("batch", args.batch), ("context", args.context), ("eval-every", args.eval_every), ("eval-batches", args.eval_batches)];
+    let positive = [
+        ("steps", args.steps),
+        ("batch", args.batch),
+        ("context", args.context),
+        ("eval-every", args.eval_every),
+        ("eval-batches", args.eval_batches),
+    ];
     for (what, n) in positive {
         if n == 0 {
             return Err(cotangent::Error::argument(format!("--{what} must be at least 1")));

@@ -52,9 +52,7 @@ impl Array {
     /// The same storage under another layout.
     pub(crate) fn with_layout(&self, layout: Layout) -> Result<Self> {
         match layout.end() {
-            Some(end) if end <= self.storage.len() => {
-                Ok(Array { storage: Arc::clone(&self.storage), dtype: self.dtype, layout })
-            }
+            Some(end) if end <= self.storage.len() => Ok(Array { storage: Arc::clone(&self.storage), dtype: self.dtype, layout }),
             _ => Err(Error::index(format!("layout {layout:?} reaches outside the storage of {} elements", self.storage.len()))),
         }
     }

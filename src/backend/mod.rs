@@ -31,9 +31,7 @@ impl std::str::FromStr for Device {
     fn from_str(s: &str) -> Result<Self> {
         match s {
             "cpu" => Ok(Device::Cpu),
-            _ => Err(crate::Error::device_unavailable(format!(
-                "unknown device `{s}`: this version of the crate computes on `cpu`"
-            ))),
+            _ => Err(crate::Error::device_unavailable(format!("unknown device `{s}`: this version of the crate computes on `cpu`"))),
         }
     }
 }

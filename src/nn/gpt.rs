@@ -129,7 +129,9 @@ impl Gpt {
     /// Argument error for a size of zero or heads that do not divide the width; out of memory.
     pub fn new(config: &GptConfig, dtype: DType, key: Key) -> Result<Self> {
         let c = config;
-        for (what, n) in [("vocabulary", c.vocabulary), ("context", c.context), ("layers", c.layers), ("heads", c.heads), ("width", c.width)] {
+        for (what, n) in
+            [("vocabulary", c.vocabulary), ("context", c.context), ("layers", c.layers), ("heads", c.heads), ("width", c.width)]
+        {
             if n == 0 {
                 bail!(argument, "{what} must be at least 1");
             }

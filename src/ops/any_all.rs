@@ -40,13 +40,18 @@ impl Describe for AnyAll {
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let mut out = Vec::new();
         for all in [false, true] {
-            for (axes, keep) in [(Axes::from(..), false), ((-1).into(), true), (0.into(), false), ([0, 2].into(), true), ([1, 2].into(), false)] {
+            for (axes, keep) in
+                [(Axes::from(..), false), ((-1).into(), true), (0.into(), false), ([0, 2].into(), true), ([1, 2].into(), false)]
+            {
                 out.push(Sample::value(AnyAll { all, axes, keep }, [g.below(U8, [3, 4, 2], 3)]));
             }
             for shape in [[2, 0], [0, 2]] {
                 out.push(Sample::value(AnyAll { all, axes: 1.into(), keep: false }, [g.below(U8, shape, 2)]).note("empty groups"));
             }
-            out.push(Sample::value(AnyAll { all, axes: 1.into(), keep: false }, [g.below(U8, [3, 40_000], 50_000)]).note("values beyond 1 count as true"));
+            out.push(
+                Sample::value(AnyAll { all, axes: 1.into(), keep: false }, [g.below(U8, [3, 40_000], 50_000)])
+                    .note("values beyond 1 count as true"),
+            );
             out.push(Sample::value(AnyAll { all, axes: 0.into(), keep: false }, [g.below(U8, [300, 270], 250)]));
             out.push(Sample::reject(AnyAll { all, axes: 0.into(), keep: false }, [g.normal([3])], ErrorKind::Dtype));
             out.push(Sample::reject(AnyAll { all, axes: 1.into(), keep: false }, [g.below(U8, [3], 2)], ErrorKind::Shape));

@@ -68,12 +68,17 @@ fn samples_of<O: Clone>(g: &mut Gen, op: impl Fn(bool, i32, bool, &[usize]) -> O
             out.push(Sample::value(op(largest, -1, false, &[2, n]), [g.distinct([2, n])]));
         }
         for values in [&[1.0, 3.0, 3.0, -2.0, -2.0][..], &[1.0, nan, 5.0, nan], &[inf, inf], &[-inf, -inf, -inf], &[0.0, -0.0]] {
-            out.push(Sample::value(op(largest, 0, false, &[values.len()]), [Input::values([values.len()], values)]).note("the first of equals; NaN wins"));
+            out.push(
+                Sample::value(op(largest, 0, false, &[values.len()]), [Input::values([values.len()], values)])
+                    .note("the first of equals; NaN wins"),
+            );
         }
         let tied: Vec<f64> = (0..90).map(|i| if i % 7 == 3 { 2.0 } else { 1.0 }).collect();
         out.push(Sample::value(op(largest, 0, false, &[90]), [Input::values([90], tied.clone())]).note("ties in different lanes"));
         out.push(Sample::value(op(largest, 0, false, &[30, 3]), [Input::values([30, 3], tied)]).note("ties in columns"));
-        out.push(Sample::value(op(largest, 0, true, &[3, 2]), [Input::values([3, 2], [1.0, nan, nan, 2.0, 5.0, nan])]).note("NaN in columns"));
+        out.push(
+            Sample::value(op(largest, 0, true, &[3, 2]), [Input::values([3, 2], [1.0, nan, nan, 2.0, 5.0, nan])]).note("NaN in columns"),
+        );
         out.push(Sample::value(op(largest, 0, false, &[70, 300]), [g.normal([70, 300])]));
         out.push(Sample::value(op(largest, 1, false, &[0, 3]), [g.normal([0, 3])]));
         out.push(Sample::reject(op(largest, 0, false, &[0, 3]), [g.normal([0, 3])], ErrorKind::Shape).note("empty axis"));

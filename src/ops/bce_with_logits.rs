@@ -58,8 +58,15 @@ impl Describe for BceWithLogits {
             }
         }
         let op = BceWithLogits { reduction: Reduction::Mean, weighted: false };
-        out.push(Sample::reject(op.clone(), [g.normal([3, 1]), g.normal([3])], ErrorKind::Shape).note("shapes that would broadcast to a wrong loss"));
-        out.push(Sample::reject(BceWithLogits { weighted: true, ..op.clone() }, [g.normal([3]), g.normal([3]), g.normal([2])], ErrorKind::Shape));
+        out.push(
+            Sample::reject(op.clone(), [g.normal([3, 1]), g.normal([3])], ErrorKind::Shape)
+                .note("shapes that would broadcast to a wrong loss"),
+        );
+        out.push(Sample::reject(
+            BceWithLogits { weighted: true, ..op.clone() },
+            [g.normal([3]), g.normal([3]), g.normal([2])],
+            ErrorKind::Shape,
+        ));
         out.push(Sample::bench(op, [g.normal([1024, 1024]), g.uniform([1024, 1024], 0.0, 1.0)]));
         out
     }

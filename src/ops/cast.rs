@@ -50,7 +50,10 @@ impl Describe for Cast {
             out.push(Sample::value(op(), [g.normal_with([3 * map::PIECE + 5], 100.0, 0.0)]).note("several parallel pieces and a rest"));
             let edges = [0.0, -0.0, 0.5, -0.5, 1.9999, -1.9999, 255.5, 256.0, 65519.0, 65520.0, 3e9, 4294967295.0, -1.0, 5e9, 1e-7, 1e-40];
             out.push(Sample::value(op(), [Input::values([16], edges)]).note("ends of the ranges, truncation, subnormals"));
-            out.push(Sample::value(op(), [Input::values([8], [inf, -inf, nan, 1e19, -1e19, 1e38, 9.3e18, -9.3e18])]).note("saturation; NaN becomes 0"));
+            out.push(
+                Sample::value(op(), [Input::values([8], [inf, -inf, nan, 1e19, -1e19, 1e38, 9.3e18, -9.3e18])])
+                    .note("saturation; NaN becomes 0"),
+            );
             for from in [DType::I64, DType::U32, DType::U8] {
                 let n = from.max_value();
                 let values = [0.0, 1.0, 2.0, 127.0, 200.0, n].map(|v| v.min(n / 2.0) as i64);
@@ -128,9 +131,18 @@ fn convert<A: Convert, B: Convert>(x: A) -> B {
 macro_rules! with_narrow {
     ($dtype:expr, $T:ident => $body:expr) => {
         match $dtype {
-            DType::F32 => { type $T = f32; $body }
-            DType::BF16 => { type $T = bf16; $body }
-            DType::F16 => { type $T = f16; $body }
+            DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            DType::BF16 => {
+                type $T = bf16;
+                $body
+            }
+            DType::F16 => {
+                type $T = f16;
+                $body
+            }
             _ => {}
         }
     };

@@ -28,7 +28,7 @@ pub enum Relation {
     Taken,
 }
 
-use Relation::{Equal, AtLeast, Greater, AtMost, Less, NotEqual, Taken};
+use Relation::{AtLeast, AtMost, Equal, Greater, Less, NotEqual, Taken};
 
 const ALL: [Relation; 7] = [Equal, NotEqual, Less, AtMost, Greater, AtLeast, Taken];
 
@@ -51,12 +51,30 @@ impl Relation {
 macro_rules! by_relation {
     ($relation:expr, $holds:ident => $run:expr) => {
         match $relation {
-            Equal => { let $holds = |a, b| a == b; $run }
-            NotEqual => { let $holds = |a, b| a != b; $run }
-            Less => { let $holds = |a, b| a < b; $run }
-            AtMost => { let $holds = |a, b| a <= b; $run }
-            Greater => { let $holds = |a, b| a > b; $run }
-            AtLeast => { let $holds = |a, b| a >= b; $run }
+            Equal => {
+                let $holds = |a, b| a == b;
+                $run
+            }
+            NotEqual => {
+                let $holds = |a, b| a != b;
+                $run
+            }
+            Less => {
+                let $holds = |a, b| a < b;
+                $run
+            }
+            AtMost => {
+                let $holds = |a, b| a <= b;
+                $run
+            }
+            Greater => {
+                let $holds = |a, b| a > b;
+                $run
+            }
+            AtLeast => {
+                let $holds = |a, b| a >= b;
+                $run
+            }
             Taken => {
                 #[allow(clippy::eq_op, reason = "the definition of NaN")]
                 let $holds = |a, b| (a == b) | (a != a);
@@ -87,7 +105,8 @@ impl Describe for Compare {
 
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let (inf, nan) = (f64::INFINITY, f64::NAN);
-        let special = || [Input::values([7], [0.0, nan, inf, -inf, 1.0, nan, 2.0]), Input::values([7], [-0.0, nan, inf, inf, nan, 1.0, 2.0])];
+        let special =
+            || [Input::values([7], [0.0, nan, inf, -inf, 1.0, nan, 2.0]), Input::values([7], [-0.0, nan, inf, inf, nan, 1.0, 2.0])];
         let (m, n) = (g.extent(), g.extent());
         let mut out = Vec::new();
         for r in ALL {

@@ -77,7 +77,9 @@ impl Describe for Concat {
         out.push(Sample::reject(two(2, [2, 2]), [g.normal([2, 3]), g.normal([2, 3])], ErrorKind::Shape).note("C14: axis out of range"));
         out.push(Sample::reject(two(0, [2, 2]), [g.normal([2, 3]), g.below(crate::DType::I64, [2, 3], 3)], ErrorKind::Dtype));
         out.push(Sample::reject(Concat { axis: Axis(0), sizes: smallvec![] }, Vec::new(), ErrorKind::Argument).note("nothing to join"));
-        out.push(Sample::reject(Concat { axis: Axis(0), sizes: smallvec![1] }, [g.normal(())], ErrorKind::Shape).note("a scalar has no axis"));
+        out.push(
+            Sample::reject(Concat { axis: Axis(0), sizes: smallvec![1] }, [g.normal(())], ErrorKind::Shape).note("a scalar has no axis"),
+        );
         out.push(Sample::bench(two(1, [768, 768]), [g.normal([4096, 768]), g.normal([4096, 768])]));
         out.push(Sample::bench(two(0, [2048, 2048]), [g.normal([2048, 1024]), g.normal([2048, 1024])]));
         out
@@ -182,7 +184,8 @@ impl Describe for Stack {
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let shape = g.shape(2);
         let of = |a: i32| Stack(a.into());
-        let mut out: Vec<_> = [0, 1, 2, -1].iter().map(|&a| Sample::check(of(a), [g.normal(&shape), g.normal(&shape), g.normal(&shape)])).collect();
+        let mut out: Vec<_> =
+            [0, 1, 2, -1].iter().map(|&a| Sample::check(of(a), [g.normal(&shape), g.normal(&shape), g.normal(&shape)])).collect();
         out.push(Sample::check(of(0), [g.normal(&shape)]).note("one part"));
         out.push(Sample::check(of(0), [g.normal(()), g.normal(())]).note("scalars"));
         out.push(Sample::check(of(1), [g.normal([0]), g.normal([0])]).note("no elements"));

@@ -4,6 +4,7 @@ use super::differentiate_vjp;
 use super::log_softmax::log_softmax_line;
 use super::loss::{Classes, Reduction, check_classes};
 use super::softmax::{largest, softmax_line};
+use crate::backend::cpu::par::*;
 use crate::backend::cpu::{self, Buffer, Compute, Contiguous, Real, rows, simd};
 use crate::dtype::{DType, Element, with_float};
 use crate::error::{ErrorKind, Result, bail};
@@ -11,7 +12,6 @@ use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved,
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Input, Nd, Purpose, Sample, Scalar};
-use crate::backend::cpu::par::*;
 use smallvec::{SmallVec, smallvec};
 
 /// Options of [`Tensor::cross_entropy_with`].
@@ -72,7 +72,13 @@ impl CrossEntropyLoss {
     }
 
     /// `q` of a row with target weight `w_y`, for `classes` classes of total weight `sum_w`.
-    fn row<S: Copy + std::ops::Mul<Output = S> + std::ops::Add<Output = S>>(&self, lit: impl Fn(f64) -> S, w_y: S, sum_w: S, classes: usize) -> TargetRow<S> {
+    fn row<S: Copy + std::ops::Mul<Output = S> + std::ops::Add<Output = S>>(
+        &self,
+        lit: impl Fn(f64) -> S,
+        w_y: S,
+        sum_w: S,
+        classes: usize,
+    ) -> TargetRow<S> {
         let on = lit(1.0 - self.label_smoothing) * w_y;
         let spread = lit(self.label_smoothing / classes as f64);
         TargetRow { on, spread, total: if self.label_smoothing == 0.0 { on } else { on + spread * sum_w } }
@@ -146,7 +152,11 @@ impl Describe for CrossEntropyLoss {
                         if weighted {
                             x.push(g.uniform([5], 0.2, 2.0));
                         }
-                        out.push(Sample::check(op, x).no_grad(if weighted { &[2] } else { &[] }).note("C2, C5, C6, C8: every pair of options; half of the targets ignored"));
+                        out.push(
+                            Sample::check(op, x)
+                                .no_grad(if weighted { &[2] } else { &[] })
+                                .note("C2, C5, C6, C8: every pair of options; half of the targets ignored"),
+                        );
                     }
                 }
             }
@@ -157,26 +167,46 @@ impl Describe for CrossEntropyLoss {
             if weighted {
                 x.push(g.uniform([3], 0.5, 1.5));
             }
-            out.push(Sample::check(op, x).no_grad(if weighted { &[2] } else { &[] }).note("C7: all targets ignored: 0, with zero gradient"));
+            out.push(
+                Sample::check(op, x).no_grad(if weighted { &[2] } else { &[] }).note("C7: all targets ignored: 0, with zero gradient"),
+            );
         }
         for c in [1, 2, 3, 31, 32, 33, 65] {
-            out.push(Sample::check(plain.clone(), [g.normal([3, c]), g.below(DType::I64, [3], c)]).note("vocabularies of 1 and around the vector width"));
+            out.push(
+                Sample::check(plain.clone(), [g.normal([3, c]), g.below(DType::I64, [3], c)])
+                    .note("vocabularies of 1 and around the vector width"),
+            );
         }
-        out.push(Sample::check(plain.clone(), [g.normal([2, 3, 4]), g.below(DType::U32, [2, 3], 4)]).note("[batch, time, classes]; u32 targets"));
+        out.push(
+            Sample::check(plain.clone(), [g.normal([2, 3, 4]), g.below(DType::U32, [2, 3], 4)]).note("[batch, time, classes]; u32 targets"),
+        );
         out.push(Sample::check(plain.clone(), [g.normal([4]), g.below(DType::U8, (), 4)]).note("one row without a batch axis; u8 target"));
         // p(y) of 0.9 to 0.9999 with two classes: the logit is ln(p / (1 − p)).
         let confident: Vec<f64> = [0.9, 0.99, 0.999, 0.9999].iter().flat_map(|p: &f64| [(p / (1.0 - p)).ln(), 0.0]).collect();
-        out.push(Sample::check(plain.clone(), [Input::values([4, 2], confident), ints(&[4], &[0, 0, 0, 0])]).note("C1: confident predictions"));
+        out.push(
+            Sample::check(plain.clone(), [Input::values([4, 2], confident), ints(&[4], &[0, 0, 0, 0])]).note("C1: confident predictions"),
+        );
         for offset in [-100.0, 100.0, 1e4] {
-            out.push(Sample::check(plain.clone(), [g.normal_with([3, 5], 2.0, offset), ints(&[3], &[1, 0, 4])]).note("C4, A11: |logit| > 90, common offset"));
+            out.push(
+                Sample::check(plain.clone(), [g.normal_with([3, 5], 2.0, offset), ints(&[3], &[1, 0, 4])])
+                    .note("C4, A11: |logit| > 90, common offset"),
+            );
         }
-        out.push(Sample::value(plain.clone(), [Input::values([2, 3], [1e30, -1e30, 0.0, 500.0, 499.0, -500.0]), ints(&[2], &[0, 1])]).note("huge logits"));
+        out.push(
+            Sample::value(plain.clone(), [Input::values([2, 3], [1e30, -1e30, 0.0, 500.0, 499.0, -500.0]), ints(&[2], &[0, 1])])
+                .note("huge logits"),
+        );
         let masked = Input::values([3, 3], [-inf, 1.0, 2.0, -inf, -inf, -inf, 0.1, 0.2, 0.3]);
         for reduction in [Reduction::Mean, Reduction::None] {
             let op = CrossEntropyLoss { reduction, ..plain.clone() };
-            out.push(Sample::check(op, [masked.clone(), ints(&[3], &[1, 0, 2])]).at_kink().note("C13: masked classes, and a fully masked row"));
+            out.push(
+                Sample::check(op, [masked.clone(), ints(&[3], &[1, 0, 2])]).at_kink().note("C13: masked classes, and a fully masked row"),
+            );
         }
-        out.push(Sample::value(plain.clone(), [Input::values([2, 2], [f64::NAN, 1.0, inf, 0.0]), ints(&[2], &[-100, -100])]).note("NaN in ignored rows stays out"));
+        out.push(
+            Sample::value(plain.clone(), [Input::values([2, 2], [f64::NAN, 1.0, inf, 0.0]), ints(&[2], &[-100, -100])])
+                .note("NaN in ignored rows stays out"),
+        );
         for reduction in [Reduction::Sum, Reduction::Mean, Reduction::None] {
             let op = CrossEntropyLoss { reduction, ..plain.clone() };
             out.push(Sample::check(op, [g.normal([0, 5]), ints(&[0], &[])]).note("B16: no rows"));
@@ -186,12 +216,24 @@ impl Describe for CrossEntropyLoss {
         for (t, note) in [(5, "target out of range: an error, never silent"), (-1, "negative target that is not ignored")] {
             out.push(Sample::reject(plain.clone(), [g.normal([2, 5]), ints(&[2], &[0, t])], ErrorKind::Index).note(note));
         }
-        out.push(Sample::reject(CrossEntropyLoss { ignore_index: None, ..plain.clone() }, [g.normal([1, 5]), ints(&[1], &[-100])], ErrorKind::Index));
+        out.push(Sample::reject(
+            CrossEntropyLoss { ignore_index: None, ..plain.clone() },
+            [g.normal([1, 5]), ints(&[1], &[-100])],
+            ErrorKind::Index,
+        ));
         out.push(Sample::reject(plain.clone(), [g.normal([2, 0]), ints(&[2], &[0, 0])], ErrorKind::Index).note("no classes"));
         out.push(Sample::reject(plain.clone(), [g.normal([2, 5]), ints(&[3], &[0, 1, 2])], ErrorKind::Shape));
         out.push(Sample::reject(plain.clone(), [g.normal([2, 5]), g.normal([2])], ErrorKind::Dtype).note("float targets"));
-        out.push(Sample::reject(CrossEntropyLoss { label_smoothing: 1.5, ..plain.clone() }, [g.normal([2, 5]), ints(&[2], &[0, 1])], ErrorKind::Argument));
-        out.push(Sample::reject(CrossEntropyLoss { weighted: true, ..plain.clone() }, [g.normal([2, 5]), ints(&[2], &[0, 1]), g.normal([4])], ErrorKind::Shape));
+        out.push(Sample::reject(
+            CrossEntropyLoss { label_smoothing: 1.5, ..plain.clone() },
+            [g.normal([2, 5]), ints(&[2], &[0, 1])],
+            ErrorKind::Argument,
+        ));
+        out.push(Sample::reject(
+            CrossEntropyLoss { weighted: true, ..plain.clone() },
+            [g.normal([2, 5]), ints(&[2], &[0, 1]), g.normal([4])],
+            ErrorKind::Shape,
+        ));
         out.push(Sample::bench(plain, [g.normal([1024, 50_257]), g.below(DType::I64, [1024], 50_257)]));
         out
     }
@@ -282,7 +324,18 @@ fn last(shape: &Shape) -> usize {
 }
 
 fn sum_weights<T: Compute>(w: Option<&[T]>, classes: usize) -> T::Acc {
-    w.map_or(<T::Acc as Real>::from_f64(classes as f64), |w| simd::dispatch(#[inline(always)] || simd::sum_by(w, #[inline(always)] |acc: T::Acc, w: T| acc + w.load())))
+    w.map_or(<T::Acc as Real>::from_f64(classes as f64), |w| {
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                simd::sum_by(
+                    w,
+                    #[inline(always)]
+                    |acc: T::Acc, w: T| acc + w.load(),
+                )
+            },
+        )
+    })
 }
 
 /// Largest element m and Σ exp(x − m).
@@ -292,7 +345,14 @@ fn row_stats<T: Compute>(x: &[T]) -> (T::Acc, T::Acc) {
     if m == T::Acc::NEG_INFINITY {
         return (m, T::Acc::ZERO);
     }
-    (m, simd::sum_by(x, #[inline(always)] |acc: T::Acc, v: T| acc + (v.load() - m).exp()))
+    (
+        m,
+        simd::sum_by(
+            x,
+            #[inline(always)]
+            |acc: T::Acc, v: T| acc + (v.load() - m).exp(),
+        ),
+    )
 }
 
 impl CrossEntropyLoss {
@@ -307,8 +367,17 @@ impl CrossEntropyLoss {
         }
         let q = self.row(<T::Acc as Real>::from_f64, w_y, sum_w, x.len());
         let shifted = match w {
-            None => simd::sum_by(x, #[inline(always)] |acc: T::Acc, v: T| acc + (v.load() - m)),
-            Some(w) => simd::dot_by(x, w, #[inline(always)] |acc: T::Acc, v: T, w: T| (v.load() - m).mul_add(w.load(), acc)),
+            None => simd::sum_by(
+                x,
+                #[inline(always)]
+                |acc: T::Acc, v: T| acc + (v.load() - m),
+            ),
+            Some(w) => simd::dot_by(
+                x,
+                w,
+                #[inline(always)]
+                |acc: T::Acc, v: T, w: T| (v.load() - m).mul_add(w.load(), acc),
+            ),
         };
         q.on * hard + q.spread * (sum_w * log - shifted)
     }
@@ -367,7 +436,10 @@ impl Describe for CrossEntropyVjp {
         let of = CrossEntropyLoss { ignore_index: None, label_smoothing: 0.1, reduction: Reduction::None, weighted: false };
         let op = CrossEntropyVjp { of, stats: false };
         let t = Input::ints(DType::I64, [3], &[2, 0, 1]);
-        out.push(Sample::check(op.clone(), [g.normal([3, 4]), t.clone(), Input::values([3], [0.0, 1.5, 0.0])]).note("C2: zeros among the cotangents"));
+        out.push(
+            Sample::check(op.clone(), [g.normal([3, 4]), t.clone(), Input::values([3], [0.0, 1.5, 0.0])])
+                .note("C2: zeros among the cotangents"),
+        );
         out.push(Sample::reject(op, [g.normal([3, 4]), t, g.normal([2])], ErrorKind::Shape));
         out
     }

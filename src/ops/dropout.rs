@@ -37,7 +37,8 @@ impl Describe for Dropout {
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
         let scale = S::lit(self.scale());
-        let data = x[0].data.iter().enumerate().map(|(i, &v)| if self.key.bernoulli(i as u64, 1.0 - self.p) { v * scale } else { S::zero() });
+        let data =
+            x[0].data.iter().enumerate().map(|(i, &v)| if self.key.bernoulli(i as u64, 1.0 - self.p) { v * scale } else { S::zero() });
         vec![Nd::new(&x[0].shape, data.collect())]
     }
 
@@ -50,10 +51,12 @@ impl Describe for Dropout {
         }
         let half = Dropout { p: 0.5, key: g.key() };
         out.extend([
-            Sample::check(half.clone(), [Input::values([2, 5], [0.0, 1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 2.0, 3.0, 0.0])]).note("D27: zeros in x do not hide the mask"),
+            Sample::check(half.clone(), [Input::values([2, 5], [0.0, 1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 2.0, 3.0, 0.0])])
+                .note("D27: zeros in x do not hide the mask"),
             Sample::check(half.clone(), [g.normal(())]).note("scalar"),
             Sample::check(half.clone(), [g.normal([0, 3])]).note("no elements"),
-            Sample::value(half.clone(), [Input::values([4], [f64::INFINITY, f64::NAN, f64::INFINITY, f64::NAN])]).note("a dropped NaN or ∞ is 0"),
+            Sample::value(half.clone(), [Input::values([4], [f64::INFINITY, f64::NAN, f64::INFINITY, f64::NAN])])
+                .note("a dropped NaN or ∞ is 0"),
             Sample::reject(Dropout { p: 1.5, ..half.clone() }, [g.normal([2])], ErrorKind::Argument),
             Sample::reject(Dropout { p: -0.1, ..half.clone() }, [g.normal([2])], ErrorKind::Argument),
             Sample::reject(Dropout { p: f64::NAN, ..half.clone() }, [g.normal([2])], ErrorKind::Argument),

@@ -172,7 +172,8 @@ impl Describe for EmbeddingVjp {
         let mut out = Vec::new();
         for v in 0..self.rows {
             for c in 0..width {
-                let terms: Vec<S> = (0..ids.len()).filter(|&k| ids[k] as usize == v && self.padding != Some(v)).map(|k| x[0].data[k * width + c]).collect();
+                let terms: Vec<S> =
+                    (0..ids.len()).filter(|&k| ids[k] as usize == v && self.padding != Some(v)).map(|k| x[0].data[k * width + c]).collect();
                 out.push(S::sum(&terms));
             }
         }
@@ -186,13 +187,15 @@ impl Describe for EmbeddingVjp {
         let ones = |n: usize, d: usize| Input::values([n, d], vec![1.0; n * d]);
         vec![
             Sample::check(of(5, None), [g.normal([2, 3, d]), g.below(I64, [2, 3], 5)]),
-            Sample::check(of(4, Some(1)), [g.normal([5, 2]), Input::ints(U32, [5], &[1, 0, 1, 3, 3])]).note("the padding row is exactly zero"),
+            Sample::check(of(4, Some(1)), [g.normal([5, 2]), Input::ints(U32, [5], &[1, 0, 1, 3, 3])])
+                .note("the padding row is exactly zero"),
             Sample::check(of(4, None), [g.normal([3]), Input::ints(U8, (), &[2])]).note("scalar id"),
             Sample::check(of(4, None), [g.normal([0, 3]), Input::ints(I64, [0], &[])]).note("no ids: zeros"),
             Sample::value(of(3, Some(2)), [g.normal([769, 2]), Input::ints(I64, [769], &many)]).note("D16: padding_idx with 769 indices"),
             Sample::value(of(3, None), [ones(1000, 3), Input::ints(I64, [1000], &[1; 1000])]).note("D17: 1000 duplicates in half types"),
             Sample::value(of(4, None), [g.normal([4096, 8]), Input::ints(I64, [4096], &[2; 4096])]).note("fixture same_id_4096"),
-            Sample::value(of(3, None), [g.normal([300, 600]), Input::ints(I64, [300], &[1; 300])]).note("one row with many columns, in parallel"),
+            Sample::value(of(3, None), [g.normal([300, 600]), Input::ints(I64, [300], &[1; 300])])
+                .note("one row with many columns, in parallel"),
             Sample::value(of(500, None), [g.normal([200, 257]), g.below(I64, [200], 500)]).note("most rows stay zero"),
             Sample::reject(of(3, None), [g.normal([2, 2]), Input::ints(I64, [2], &[0, 3])], ErrorKind::Index),
             Sample::reject(of(3, None), [g.normal([2, 2]), Input::ints(I64, [3], &[0, 1, 2])], ErrorKind::Shape),

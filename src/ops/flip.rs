@@ -1,8 +1,8 @@
 //! Reversed and rotated axes.
 
 use super::slice::identity;
-use crate::backend::cpu::remap::{Run, remap};
 use crate::backend::cpu;
+use crate::backend::cpu::remap::{Run, remap};
 use crate::dtype::{Element, with_dtype};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1};
@@ -37,8 +37,10 @@ impl Describe for Flip {
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let shape = g.shape(3);
         let of = |axes: &[i32]| Flip(axes.into());
-        let mut out: Vec<_> =
-            [&[0][..], &[1], &[2], &[-1], &[0, 2], &[1, 2], &[0, 1, 2], &[]].iter().map(|a| Sample::check(of(a), [g.normal(&shape)])).collect();
+        let mut out: Vec<_> = [&[0][..], &[1], &[2], &[-1], &[0, 2], &[1, 2], &[0, 1, 2], &[]]
+            .iter()
+            .map(|a| Sample::check(of(a), [g.normal(&shape)]))
+            .collect();
         out.push(Sample::check(Flip(Axes::All), [g.normal(&shape)]));
         out.push(Sample::check(of(&[0]), [g.normal([1])]));
         out.push(Sample::check(of(&[0]), [g.normal([0, 3])]).note("no elements"));

@@ -59,7 +59,10 @@ impl Describe for IndexSelect {
         out.push(Sample::check(of(0, 3), [g.normal([3, 2]), Input::ints(U8, [3], &[1, 1, 1])]).note("one index three times"));
         out.push(Sample::value(of(0, 50), [g.normal([50, 700]), g.below(I64, [90], 50)]).note("more than one parallel piece"));
         out.push(Sample::reject(of(0, 3), [g.normal([3, 2]), Input::ints(I64, [2], &[0, 3])], ErrorKind::Index));
-        out.push(Sample::reject(of(0, 3), [g.normal([3, 2]), Input::ints(I64, [1], &[-1])], ErrorKind::Index).note("negative indices are refused"));
+        out.push(
+            Sample::reject(of(0, 3), [g.normal([3, 2]), Input::ints(I64, [1], &[-1])], ErrorKind::Index)
+                .note("negative indices are refused"),
+        );
         out.push(Sample::reject(of(0, 3), [g.normal([3, 2]), g.normal([2])], ErrorKind::Dtype));
         out.push(Sample::reject(of(0, 3), [g.normal([3, 2]), Input::ints(I64, [1, 1], &[0])], ErrorKind::Shape));
         out.push(Sample::reject(of(2, 0), [g.normal([3, 2]), Input::ints(I64, [1], &[0])], ErrorKind::Shape));
@@ -143,7 +146,8 @@ impl Describe for IndexSelectVjp {
             Sample::check(of(1, 3), [g.normal([2, 5, 3]), g.below(U8, [5], 3)]),
             Sample::check(of(0, 3), [g.normal([0, 2]), Input::ints(I64, [0], &[])]).note("no indices: zeros"),
             Sample::check(of(0, 0), [g.normal([0, 2]), Input::ints(I64, [0], &[])]).note("no elements"),
-            Sample::value(of(0, 3), [Input::values([1000, 2], vec![1.0; 2000]), Input::ints(I64, [1000], &[1; 1000])]).note("D17: 1000 duplicates in half types"),
+            Sample::value(of(0, 3), [Input::values([1000, 2], vec![1.0; 2000]), Input::ints(I64, [1000], &[1; 1000])])
+                .note("D17: 1000 duplicates in half types"),
             Sample::value(of(0, 70), [g.normal([400, 300]), g.below(I64, [400], 70)]).note("more than one parallel piece"),
             Sample::reject(of(0, 3), [g.normal([2, 2]), Input::ints(I64, [2], &[0, 3])], ErrorKind::Index),
             Sample::reject(of(0, 3), [g.normal([2, 2]), Input::ints(I64, [3], &[0, 1, 2])], ErrorKind::Shape),

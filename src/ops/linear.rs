@@ -1,13 +1,13 @@
 //! The affine map of a dense layer.
 
 use super::matmul::MatMul;
+use crate::backend::cpu::par::*;
 use crate::backend::cpu::{self, Real, matmul};
 use crate::dtype::with_float;
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Nd, Sample, Scalar};
-use crate::backend::cpu::par::*;
 use smallvec::{SmallVec, smallvec};
 
 /// `x wᵀ + b`; see [`Tensor::linear`]. The bias is the third input, if there is one.
@@ -54,7 +54,10 @@ impl Describe for Linear {
             out.push(Sample::check(Linear, [g.normal(x), g.normal([n, k])]).note(note));
             out.push(Sample::check(Linear, [g.normal(x), g.normal([n, k]), g.normal([n])]).note(note));
         }
-        out.push(Sample::value(Linear, [g.normal([70, 130]), g.normal([67, 130]), g.normal_with([67], 100.0, 1000.0)]).note("a large bias is rounded once"));
+        out.push(
+            Sample::value(Linear, [g.normal([70, 130]), g.normal([67, 130]), g.normal_with([67], 100.0, 1000.0)])
+                .note("a large bias is rounded once"),
+        );
         out.push(Sample::reject(Linear, [g.normal([4, 3]), g.normal([5, 2])], ErrorKind::Shape));
         out.push(Sample::reject(Linear, [g.normal([4, 3]), g.normal([5, 3]), g.normal([4])], ErrorKind::Shape));
         out.push(Sample::reject(Linear, [g.normal([4, 3]), g.normal([5, 3]), g.normal([1, 5])], ErrorKind::Shape));
@@ -73,7 +76,9 @@ impl Op for Linear {
     fn infer(&self, x: &[Spec]) -> Result<SmallVec<[Spec; 2]>> {
         let dtype = expect::same_float(x)?;
         let (xs, ws) = (&x[0].shape, &x[1].shape);
-        let Some((&k, lead)) = xs.split_last() else { bail!(shape, "x {xs} has no axis to map: weight {ws}; expected x [.., in], weight [out, in]") };
+        let Some((&k, lead)) = xs.split_last() else {
+            bail!(shape, "x {xs} has no axis to map: weight {ws}; expected x [.., in], weight [out, in]")
+        };
         if ws.rank() != 2 || ws[1] != k {
             bail!(shape, "inner extents differ: x {xs}, weight {ws}; expected x [.., in], weight [out, in]");
         }

@@ -54,7 +54,12 @@ impl Op for LogicalNot {
     }
 
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
-        map::unary(&x[0], y[0].slice::<u8>(), #[inline(always)] |v: u8| u8::from(v == 0))
+        map::unary(
+            &x[0],
+            y[0].slice::<u8>(),
+            #[inline(always)]
+            |v: u8| u8::from(v == 0),
+        )
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
@@ -115,9 +120,23 @@ impl Op for Logical {
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
         let (shape, out) = (y[0].shape(), y[0].slice::<u8>());
         if self.and {
-            map::binary(&x[0], &x[1], shape, out, #[inline(always)] |a: u8, b: u8| u8::from((a != 0) & (b != 0)))
+            map::binary(
+                &x[0],
+                &x[1],
+                shape,
+                out,
+                #[inline(always)]
+                |a: u8, b: u8| u8::from((a != 0) & (b != 0)),
+            )
         } else {
-            map::binary(&x[0], &x[1], shape, out, #[inline(always)] |a: u8, b: u8| u8::from((a | b) != 0))
+            map::binary(
+                &x[0],
+                &x[1],
+                shape,
+                out,
+                #[inline(always)]
+                |a: u8, b: u8| u8::from((a | b) != 0),
+            )
         }
     }
 

@@ -32,7 +32,10 @@ impl Reduction {
             y.iter_mut().zip(losses).for_each(|(y, &l)| *y = T::store(l));
             return;
         }
-        let sum = simd::dispatch(#[inline(always)] || simd::sum(losses));
+        let sum = simd::dispatch(
+            #[inline(always)]
+            || simd::sum(losses),
+        );
         let sum = match self {
             Reduction::Mean if weight == 0.0 => T::Acc::ZERO,
             Reduction::Mean => sum / <T::Acc as Real>::from_f64(weight),

@@ -81,7 +81,8 @@ impl Describe for MatMul {
                 j.extend(if transposed { [q, p] } else { [p, q] });
                 x.at(&j)
             };
-            let terms: Vec<S> = (0..k).map(|l| at(a, vec_a, self.lhs_transposed, row, l, l) * at(b, vec_b, self.rhs_transposed, l, col, l)).collect();
+            let terms: Vec<S> =
+                (0..k).map(|l| at(a, vec_a, self.lhs_transposed, row, l, l) * at(b, vec_b, self.rhs_transposed, l, col, l)).collect();
             S::sum(&terms)
         })]
     }
@@ -93,7 +94,9 @@ impl Describe for MatMul {
         for (ta, tb) in [(false, false), (true, false), (false, true), (true, true)] {
             let pair = |t: bool, r: usize, c: usize| if t { [c, r] } else { [r, c] };
             let (a, b) = (pair(ta, m, k), pair(tb, k, n));
-            let mut add = |a: Input, b: Input, note: &'static str| out.push(Sample::check(MatMul::new(a.shape(), b.shape(), ta, tb), [a, b]).note(note));
+            let mut add = |a: Input, b: Input, note: &'static str| {
+                out.push(Sample::check(MatMul::new(a.shape(), b.shape(), ta, tb), [a, b]).note(note))
+            };
             add(g.normal(a), g.normal(b), "");
             add(g.normal([&[2], &a[..]].concat()), g.normal([&[3, 1], &b[..]].concat()), "batches broadcast on both sides");
             add(g.normal([&[3], &a[..]].concat()), g.normal(b), "one matrix on the right: rows fold");
@@ -139,9 +142,11 @@ impl Describe for MatMul {
         let special = Input::values([3, 2], [f64::INFINITY, 0.0, f64::NAN, 1.0, 2.0, 3.0]);
         let (op, x) = plain(special, Input::values([2, 2], [1.0, 0.0, 2.0, 3.0]));
         out.push(Sample::value(op, x).note("infinite times zero and NaN pass through"));
-        for (a, b) in [(&[4usize, 3][..], &[5usize, 2][..]), (&[3], &[4]), (&[2, 3], &[4]), (&[2, 2, 3], &[3, 3, 4]), (&[], &[3]), (&[2, 3], &[])] {
+        for (a, b) in
+            [(&[4usize, 3][..], &[5usize, 2][..]), (&[3], &[4]), (&[2, 3], &[4]), (&[2, 2, 3], &[3, 3, 4]), (&[], &[3]), (&[2, 3], &[])]
+        {
             let (op, x) = plain(g.normal(a), g.normal(b));
-        out.push(Sample::reject(op, x, ErrorKind::Shape));
+            out.push(Sample::reject(op, x, ErrorKind::Shape));
         }
         let (op, x) = plain(g.normal([2, 2]), g.normal([2, 2]).of_dtype(crate::F64));
         out.push(Sample::reject(op, x, ErrorKind::Dtype));

@@ -1,8 +1,8 @@
 //! One op, one file. Layer L4b. The registry below is the only list.
 
 pub mod any_all;
-pub mod bce_with_logits;
 pub mod argmax;
+pub mod bce_with_logits;
 pub mod binary;
 pub mod cast;
 pub mod compare;
@@ -17,17 +17,17 @@ pub mod elementwise;
 pub mod embedding;
 pub mod flip;
 pub mod gather;
+pub mod group;
 pub mod index_select;
 pub mod linear;
-pub mod group;
 pub mod log_softmax;
 pub mod logical;
 pub mod loss;
 pub mod matmul;
+pub mod mean;
 pub mod mse_loss;
 pub mod nll_loss;
 pub mod norm;
-pub mod mean;
 mod operators;
 pub mod pad;
 pub mod permute;

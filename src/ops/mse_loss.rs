@@ -39,7 +39,10 @@ impl Describe for MseLoss {
             out.push(Sample::check(op, [g.normal([0, 3]), g.normal([0, 3])]).note("no elements"));
         }
         let op = MseLoss { reduction: Reduction::Mean };
-        out.push(Sample::reject(op.clone(), [g.normal([3, 1]), g.normal([3])], ErrorKind::Shape).note("shapes that would broadcast to a wrong loss"));
+        out.push(
+            Sample::reject(op.clone(), [g.normal([3, 1]), g.normal([3])], ErrorKind::Shape)
+                .note("shapes that would broadcast to a wrong loss"),
+        );
         out.push(Sample::bench(op, [g.normal([1024, 1024]), g.normal([1024, 1024])]));
         out
     }

@@ -81,7 +81,11 @@ impl Describe for NllLoss {
                     if weighted {
                         x.push(g.uniform([5], 0.2, 2.0));
                     }
-                    out.push(Sample::check(op, x).no_grad(if weighted { &[2] } else { &[] }).note("C6, C7, C8: every pair of options; half and all of the targets ignored"));
+                    out.push(
+                        Sample::check(op, x)
+                            .no_grad(if weighted { &[2] } else { &[] })
+                            .note("C6, C7, C8: every pair of options; half and all of the targets ignored"),
+                    );
                 }
             }
         }
@@ -90,7 +94,10 @@ impl Describe for NllLoss {
         out.push(Sample::check(plain.clone(), [g.normal([3]), g.below(DType::U8, (), 3)]).note("one row without a batch axis"));
         out.push(Sample::check(plain.clone(), [g.normal([0, 3]), ints(&[0], &[])]).note("B16: no rows"));
         let inf = f64::INFINITY;
-        out.push(Sample::value(plain.clone(), [Input::values([2, 2], [-inf, 0.0, 0.0, -inf]), ints(&[2], &[1, 0])]).note("masked classes beside the target"));
+        out.push(
+            Sample::value(plain.clone(), [Input::values([2, 2], [-inf, 0.0, 0.0, -inf]), ints(&[2], &[1, 0])])
+                .note("masked classes beside the target"),
+        );
         out.push(Sample::reject(plain.clone(), [g.normal([2, 5]), ints(&[2], &[0, 5])], ErrorKind::Index).note("target out of range"));
         out.push(Sample::reject(plain.clone(), [g.normal([2, 5]), ints(&[3], &[0, 1, 2])], ErrorKind::Shape));
         out.push(Sample::reject(plain.clone(), [g.normal([2, 5]), g.normal([2])], ErrorKind::Dtype));

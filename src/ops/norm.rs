@@ -1,6 +1,7 @@
 //! Layer norm and RMS norm: one family, told apart by whether the mean is subtracted.
 
 use super::differentiate_vjp;
+use crate::backend::cpu::par::*;
 use crate::backend::cpu::{self, Buffer, Compute, Contiguous, Real, rows, simd};
 use crate::dtype::{DType, Element, with_float};
 use crate::error::{ErrorKind, Result, bail};
@@ -8,7 +9,6 @@ use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved,
 use crate::shape::{Axis, Shape};
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Input, Nd, Purpose, Sample, Scalar};
-use crate::backend::cpu::par::*;
 use smallvec::{SmallVec, smallvec};
 
 /// Rows per partial sum of the weight and bias derivatives; fixed, so that the grouping never depends on threads.
@@ -98,10 +98,14 @@ impl<const CENTRED: bool> Norm<CENTRED> {
         let var = centred.square()?.sum_keep(&axes[..])?.mul(&constant(over_n)?)?;
         let mut y = centred.mul(&var.add(&constant(self.eps)?)?.rsqrt()?)?;
         let mut rest = rest.iter();
-        if self.weight && let Some(w) = rest.next() {
+        if self.weight
+            && let Some(w) = rest.next()
+        {
             y = y.mul(w)?;
         }
-        if self.bias && let Some(b) = rest.next() {
+        if self.bias
+            && let Some(b) = rest.next()
+        {
             y = y.add(b)?;
         }
         Ok(y)
@@ -159,7 +163,10 @@ impl<const CENTRED: bool> Describe for Norm<CENTRED> {
             // ε is not tiny where derivatives are checked in f16 too: there 1/σ³ of a constant row must not overflow.
             let op = norm(1, 1e-3, weight, bias);
             let x = g.normal_with([3, 7], 1.3, 0.4);
-            out.push(Sample::check(op.clone(), inputs(g, &op, x)).note("B3: weight without bias, bias without weight; B1, B12: random parameters"));
+            out.push(
+                Sample::check(op.clone(), inputs(g, &op, x))
+                    .note("B3: weight without bias, bias without weight; B1, B12: random parameters"),
+            );
             let op = norm(2, 1e-3, weight, bias);
             let x = g.normal([3, 4, 5]);
             out.push(Sample::check(op.clone(), inputs(g, &op, x)).note("B2: several normalised axes, with and without parameters"));
@@ -215,12 +222,26 @@ impl<const CENTRED: bool> Describe for Norm<CENTRED> {
         let x = g.normal([3, 5000]);
         out.push(Sample::value(op.clone(), inputs(g, &op, x)).note("rows longer than one sum block"));
         let plain = norm(1, 1e-5, false, false);
-        out.push(Sample::reject(op.clone(), inputs(g, &plain, Input::values([2, 3], [0.0; 6])).into_iter().chain([g.normal([2]), g.normal([2])]).take(if CENTRED { 3 } else { 2 }).collect::<Vec<_>>(), ErrorKind::Shape).note("weight of another length"));
+        out.push(
+            Sample::reject(
+                op.clone(),
+                inputs(g, &plain, Input::values([2, 3], [0.0; 6]))
+                    .into_iter()
+                    .chain([g.normal([2]), g.normal([2])])
+                    .take(if CENTRED { 3 } else { 2 })
+                    .collect::<Vec<_>>(),
+                ErrorKind::Shape,
+            )
+            .note("weight of another length"),
+        );
         out.push(Sample::reject(norm(0, 1e-5, false, false), [g.normal([2, 3])], ErrorKind::Shape).note("no axis"));
         out.push(Sample::reject(norm(3, 1e-5, false, false), [g.normal([2, 3])], ErrorKind::Shape).note("more axes than the rank"));
         out.push(Sample::reject(norm(1, -1.0, false, false), [g.normal([2, 3])], ErrorKind::Argument).note("negative eps"));
         out.push(Sample::reject(norm(1, f64::NAN, false, false), [g.normal([2, 3])], ErrorKind::Argument));
-        out.push(Sample::reject(norm(1, 1e-5, true, false), [g.normal([2, 3]), g.normal([3]).of_dtype(DType::F64)], ErrorKind::Dtype).note("C17: mixed dtypes"));
+        out.push(
+            Sample::reject(norm(1, 1e-5, true, false), [g.normal([2, 3]), g.normal([3]).of_dtype(DType::F64)], ErrorKind::Dtype)
+                .note("C17: mixed dtypes"),
+        );
         out.push(Sample::reject(plain, [Input::ints(DType::I64, [3], &[1, 2, 3])], ErrorKind::Dtype));
         let x = g.normal([4096, 768]);
         out.push(Sample::bench(op.clone(), inputs(g, &op, x)));
@@ -326,12 +347,20 @@ fn row_stats<A: Real, const CENTRED: bool>(x: &[A], eps: A) -> (A, A) {
     if CENTRED {
         mean = simd::sum(x) / n;
         // A second look removes the rounding of the first: constant rows then have variance 0, whatever their offset.
-        mean += simd::sum_by(x, #[inline(always)] |acc: A, v: A| acc + (v - mean)) / n;
+        mean += simd::sum_by(
+            x,
+            #[inline(always)]
+            |acc: A, v: A| acc + (v - mean),
+        ) / n;
     }
-    let squares = simd::sum_by(x, #[inline(always)] |acc: A, v: A| {
-        let d = v - mean;
-        d.mul_add(d, acc)
-    });
+    let squares = simd::sum_by(
+        x,
+        #[inline(always)]
+        |acc: A, v: A| {
+            let d = v - mean;
+            d.mul_add(d, acc)
+        },
+    );
     (mean, A::ONE / (squares / n + eps).sqrt())
 }
 
@@ -339,10 +368,22 @@ fn row_stats<A: Real, const CENTRED: bool>(x: &[A], eps: A) -> (A, A) {
 fn norm_row<T: Compute>(x: &[T::Acc], y: &mut [T], mean: T::Acc, rstd: T::Acc, w: Option<&[T::Acc]>, b: Option<&[T::Acc]>) {
     let it = y.iter_mut().zip(x);
     match (w, b) {
-        (None, None) => it.for_each(#[inline(always)] |(y, &x)| *y = T::store((x - mean) * rstd)),
-        (Some(w), None) => it.zip(w).for_each(#[inline(always)] |((y, &x), &w)| *y = T::store((x - mean) * rstd * w)),
-        (None, Some(b)) => it.zip(b).for_each(#[inline(always)] |((y, &x), &b)| *y = T::store((x - mean).mul_add(rstd, b))),
-        (Some(w), Some(b)) => it.zip(w.iter().zip(b)).for_each(#[inline(always)] |((y, &x), (&w, &b))| *y = T::store(((x - mean) * rstd).mul_add(w, b))),
+        (None, None) => it.for_each(
+            #[inline(always)]
+            |(y, &x)| *y = T::store((x - mean) * rstd),
+        ),
+        (Some(w), None) => it.zip(w).for_each(
+            #[inline(always)]
+            |((y, &x), &w)| *y = T::store((x - mean) * rstd * w),
+        ),
+        (None, Some(b)) => it.zip(b).for_each(
+            #[inline(always)]
+            |((y, &x), &b)| *y = T::store((x - mean).mul_add(rstd, b)),
+        ),
+        (Some(w), Some(b)) => it.zip(w.iter().zip(b)).for_each(
+            #[inline(always)]
+            |((y, &x), (&w, &b))| *y = T::store(((x - mean) * rstd).mul_add(w, b)),
+        ),
     }
 }
 
@@ -398,16 +439,29 @@ impl<const CENTRED: bool> Describe for NormVjp<CENTRED> {
             out.push(s);
         }
         let of = Norm::<CENTRED> { axes: 1, eps: 1e-3, weight: true, bias: CENTRED };
-        for want in [[true, false, false], [false, true, false], [false, false, true], [true, true, false], [false, true, true], [true, false, true]] {
+        for want in [
+            [true, false, false],
+            [false, true, false],
+            [false, false, true],
+            [true, true, false],
+            [false, true, true],
+            [true, false, true],
+        ] {
             if want[2] && !CENTRED {
                 continue;
             }
             let op = NormVjp { of: of.clone(), stats: false, want };
-            out.push(Sample::check(op, [g.normal([3, 5]), g.normal([5]), g.normal([3, 5])]).note("B17, C16: every subset of wanted gradients"));
+            out.push(
+                Sample::check(op, [g.normal([3, 5]), g.normal([5]), g.normal([3, 5])]).note("B17, C16: every subset of wanted gradients"),
+            );
         }
         let op = NormVjp { of, stats: false, want: [true, true, CENTRED] };
-        out.push(Sample::check(op.clone(), [g.normal([3, 5]), g.normal([5]), Input::values([3, 5], [0.0; 15])]).note("A24: zero cotangent"));
-        out.push(Sample::value(op.clone(), [g.normal([16_384, 3]), g.normal([3]), g.normal([16_384, 3])]).note("B11: 16 384 rows summed in f32"));
+        out.push(
+            Sample::check(op.clone(), [g.normal([3, 5]), g.normal([5]), Input::values([3, 5], [0.0; 15])]).note("A24: zero cotangent"),
+        );
+        out.push(
+            Sample::value(op.clone(), [g.normal([16_384, 3]), g.normal([3]), g.normal([16_384, 3])]).note("B11: 16 384 rows summed in f32"),
+        );
         out.push(Sample::reject(op, [g.normal([3, 5]), g.normal([5]), g.normal([3, 4])], ErrorKind::Shape));
         out
     }
@@ -546,7 +600,14 @@ impl<T: Compute> Rows<'_, T> {
     }
 
     /// One group of rows: their x̄, and their share of w̄ and b̄ in `part`.
-    fn group<const CENTRED: bool>(&self, i: usize, mut dx: Option<&mut [T]>, part: &mut [T::Acc], has_dw: bool, has_db: bool) -> Result<()> {
+    fn group<const CENTRED: bool>(
+        &self,
+        i: usize,
+        mut dx: Option<&mut [T]>,
+        part: &mut [T::Acc],
+        has_dw: bool,
+        has_db: bool,
+    ) -> Result<()> {
         let n = self.n;
         let first = i * GROUP;
         let last = (first + GROUP).min(self.x.len() / n);

@@ -1,8 +1,8 @@
 //! A constant border.
 
 use super::slice::{Slice, Span};
-use crate::backend::cpu::remap::{Run, remap};
 use crate::backend::cpu;
+use crate::backend::cpu::remap::{Run, remap};
 use crate::dtype::{Element, with_dtype};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply_view, apply1};
@@ -84,8 +84,12 @@ impl Op for Pad {
     }
 
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
-        let runs: Vec<Vec<Run>> =
-            x[0].shape().iter().zip(&self.by).map(|(&len, &(a, b))| vec![Run::Fill(a), Run::Forward { from: 0, len }, Run::Fill(b)]).collect();
+        let runs: Vec<Vec<Run>> = x[0]
+            .shape()
+            .iter()
+            .zip(&self.by)
+            .map(|(&len, &(a, b))| vec![Run::Fill(a), Run::Forward { from: 0, len }, Run::Fill(b)])
+            .collect();
         with_dtype!(x[0].dtype(), T => remap(&x[0], &runs, <T as Element>::from_f64(self.value), y[0].slice::<T>()));
         Ok(())
     }

@@ -108,7 +108,8 @@ impl Describe for Transpose {
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let shape = g.shape(3);
         let of = |a: i32, b: i32| Transpose { a: a.into(), b: b.into() };
-        let mut out: Vec<_> = [(0, 1), (1, 2), (0, 2), (-1, -2), (1, 1)].iter().map(|&(a, b)| Sample::check(of(a, b), [g.normal(&shape)])).collect();
+        let mut out: Vec<_> =
+            [(0, 1), (1, 2), (0, 2), (-1, -2), (1, 1)].iter().map(|&(a, b)| Sample::check(of(a, b), [g.normal(&shape)])).collect();
         out.push(Sample::check(of(0, 1), [g.normal([0, 3])]).note("no elements"));
         out.push(Sample::reject(of(0, 2), [g.normal([2, 3])], ErrorKind::Shape));
         out.push(Sample::reject(of(-1, -2), [g.normal([3])], ErrorKind::Shape).note("a vector has no second axis"));

@@ -11,8 +11,16 @@ use std::ops::Range;
 use std::panic::Location;
 
 /// A tensor of `f(0), f(1), …`.
-fn fill(name: &'static str, at: &'static Location<'static>, shape: Shape, dtype: DType, key: Key, f: impl Fn(u64) -> f64 + Sync) -> Result<Tensor> {
-    let make = || with_dtype!(dtype, T => Array::build(shape, Device::Cpu, |y: &mut [T]| key.fill_each(0, y, |i| <T as Element>::from_f64(f(i)))));
+fn fill(
+    name: &'static str,
+    at: &'static Location<'static>,
+    shape: Shape,
+    dtype: DType,
+    key: Key,
+    f: impl Fn(u64) -> f64 + Sync,
+) -> Result<Tensor> {
+    let make =
+        || with_dtype!(dtype, T => Array::build(shape, Device::Cpu, |y: &mut [T]| key.fill_each(0, y, |i| <T as Element>::from_f64(f(i)))));
     make().map(Tensor::from_array).map_err(|e| e.in_op(name, at))
 }
 

@@ -61,7 +61,12 @@ impl Composite for Repeat {
     fn compose(&self, x: &[&Tensor]) -> Result<Outputs> {
         let shape = x[0].shape();
         let Some(lead) = self.0.rank().checked_sub(shape.rank()) else {
-            bail!(shape, "{} counts were given for the {} axes of {shape}; give one for each, and for new leading axes", self.0.rank(), shape.rank());
+            bail!(
+                shape,
+                "{} counts were given for the {} axes of {shape}; give one for each, and for new leading axes",
+                self.0.rank(),
+                shape.rank()
+            );
         };
         // [n₀, n₁] → [1, n₀, 1, n₁] → [c₀, n₀, c₁, n₁] → [c₀·n₀, c₁·n₁]: one copy, at the end.
         let (mut apart, mut wide, mut out) = (Vec::new(), Vec::new(), Vec::new());

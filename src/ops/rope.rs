@@ -1,5 +1,6 @@
 //! Rotary position embedding.
 
+use crate::backend::cpu::par::*;
 use crate::backend::cpu::{self, Buffer, Compute, Real, rows, simd};
 use crate::dtype::{DType, Element, with_dtype, with_float};
 use crate::error::{ErrorKind, Result, bail};
@@ -7,7 +8,6 @@ use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, ap
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Input, Nd, Sample, Scalar};
-use crate::backend::cpu::par::*;
 use smallvec::{SmallVec, smallvec};
 
 /// Which two elements of a row form a rotated pair.
@@ -137,10 +137,14 @@ impl Describe for Rope {
             }
             let given = Rope { given: true, ..op.clone() };
             out.extend([
-                Sample::check(given.clone(), [g.normal([2, 2, 4, 6]), Input::ints(DType::I64, [4], &[3, 0, 0, 17])]).note("scattered and repeated positions"),
-                Sample::check(given.clone(), [g.normal([2, 2, 3, 4]), Input::ints(DType::I64, [2, 3], &[0, 1, 2, 7, 8, 9])]).note("D34: positions per batch"),
-                Sample::check(given.clone(), [g.normal([2, 3, 4]), Input::ints(DType::U32, [2, 3], &[0, 1, 2, 70_000, 8, 9])]).note("D34: positions per batch, no heads"),
-                Sample::check(given.clone(), [g.normal([2, 4]), Input::ints(DType::I64, [2], &[-3, 5])]).note("negative positions turn backwards"),
+                Sample::check(given.clone(), [g.normal([2, 2, 4, 6]), Input::ints(DType::I64, [4], &[3, 0, 0, 17])])
+                    .note("scattered and repeated positions"),
+                Sample::check(given.clone(), [g.normal([2, 2, 3, 4]), Input::ints(DType::I64, [2, 3], &[0, 1, 2, 7, 8, 9])])
+                    .note("D34: positions per batch"),
+                Sample::check(given.clone(), [g.normal([2, 3, 4]), Input::ints(DType::U32, [2, 3], &[0, 1, 2, 70_000, 8, 9])])
+                    .note("D34: positions per batch, no heads"),
+                Sample::check(given.clone(), [g.normal([2, 4]), Input::ints(DType::I64, [2], &[-3, 5])])
+                    .note("negative positions turn backwards"),
                 Sample::check(op.clone(), [g.normal([1, 2])]).note("one pair"),
                 Sample::check(op.clone(), [g.normal([3, 2, 1, 4])]).note("one row per sequence"),
                 Sample::check(op.clone(), [g.normal([0, 3, 4])]).note("no sequences"),
@@ -152,9 +156,15 @@ impl Describe for Rope {
         let given = Rope { given: true, ..plain.clone() };
         out.push(Sample::reject(plain.clone(), [g.normal([4])], ErrorKind::Shape).note("rank 1"));
         out.push(Sample::reject(plain.clone(), [g.normal([2, 5])], ErrorKind::Shape).note("an odd number of elements"));
-        out.push(Sample::reject(Rope { rotary_dim: Some(8), ..plain.clone() }, [g.normal([2, 6])], ErrorKind::Shape).note("rotary_dim beyond the row"));
+        out.push(
+            Sample::reject(Rope { rotary_dim: Some(8), ..plain.clone() }, [g.normal([2, 6])], ErrorKind::Shape)
+                .note("rotary_dim beyond the row"),
+        );
         out.push(Sample::reject(Rope { base: -1.0, ..plain.clone() }, [g.normal([2, 6])], ErrorKind::Argument));
-        out.push(Sample::reject(given.clone(), [g.normal([2, 3, 4]), Input::ints(DType::I64, [2], &[0, 1])], ErrorKind::Shape).note("another number of positions"));
+        out.push(
+            Sample::reject(given.clone(), [g.normal([2, 3, 4]), Input::ints(DType::I64, [2], &[0, 1])], ErrorKind::Shape)
+                .note("another number of positions"),
+        );
         out.push(Sample::reject(given, [g.normal([3, 4]), g.normal([3])], ErrorKind::Dtype).note("float positions"));
         out.push(Sample::bench(plain, [g.normal([8, 12, 512, 64])]));
         out
@@ -183,7 +193,12 @@ impl Op for Rope {
             let t = shape[rank - 2];
             let fits = p.shape[..] == [t] || (rank > 2 && p.shape[..] == [shape[0], t]);
             if !fits {
-                bail!(shape, "positions must be [{t}]{}: positions {}, x {shape}", if rank > 2 { format!(" or [{}, {t}]", shape[0]) } else { String::new() }, p.shape);
+                bail!(
+                    shape,
+                    "positions must be [{t}]{}: positions {}, x {shape}",
+                    if rank > 2 { format!(" or [{}, {t}]", shape[0]) } else { String::new() },
+                    p.shape
+                );
             }
         }
         Ok(smallvec![x[0].clone()])
@@ -320,7 +335,14 @@ impl Tensor {
             RopePositions::From(start) => (*start, None),
             RopePositions::Given(p) => (0, Some(p)),
         };
-        let op = Rope { base: options.base, style: options.style, start, given: given.is_some(), rotary_dim: options.rotary_dim, inverse: false };
+        let op = Rope {
+            base: options.base,
+            style: options.style,
+            start,
+            given: given.is_some(),
+            rotary_dim: options.rotary_dim,
+            inverse: false,
+        };
         let x: SmallVec<[&Tensor; 2]> = [Some(self), given].into_iter().flatten().collect();
         apply1(op, &x)
     }

@@ -1,8 +1,8 @@
 //! Scaled dot-product attention.
 
 use super::differentiate_vjp;
-use crate::backend::cpu::attention::{self, Attention, Bars};
 use crate::backend::cpu;
+use crate::backend::cpu::attention::{self, Attention, Bars};
 use crate::dtype::{DType, U8, with_float};
 use crate::error::{Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply, apply1, expect};
@@ -59,7 +59,10 @@ impl Sdpa {
         let (q, k, v) = (&x[0].shape, &x[1].shape, &x[2].shape);
         let r = q.rank();
         if r < 3 || k.rank() != r || v.rank() != r || k[..r - 3] != q[..r - 3] || v[..r - 1] != k[..r - 1] || k[r - 1] != q[r - 1] {
-            bail!(shape, "operands do not fit: q {q}, k {k}, v {v}; expected q [.., Hq, Tq, D], k [.., Hkv, Tk, D], v [.., Hkv, Tk, Dv] with equal leading axes");
+            bail!(
+                shape,
+                "operands do not fit: q {q}, k {k}, v {v}; expected q [.., Hq, Tq, D], k [.., Hkv, Tk, D], v [.., Hkv, Tk, Dv] with equal leading axes"
+            );
         }
         if q[r - 3] != k[r - 3] && (k[r - 3] == 0 || !q[r - 3].is_multiple_of(k[r - 3])) {
             bail!(shape, "{} query heads cannot share {} key heads evenly: q {q}, k {k}", q[r - 3], k[r - 3]);
@@ -134,7 +137,11 @@ fn define_row<S: Scalar>(op: &Sdpa, x: &[Nd<S>], index: &[usize], boolean: bool)
         Some((key, keep)) => {
             let score = index.iter().zip(&q.shape[..r - 1]).fold(0, |n, (&i, &extent)| n * extent + i) * tk;
             let inv = if keep > 0.0 { 1.0 / keep } else { 0.0 };
-            weights.iter().enumerate().map(|(j, &w)| if key.bernoulli((score + j) as u64, keep) { w * S::lit(inv) } else { S::zero() }).collect()
+            weights
+                .iter()
+                .enumerate()
+                .map(|(j, &w)| if key.bernoulli((score + j) as u64, keep) { w * S::lit(inv) } else { S::zero() })
+                .collect()
         }
     };
     Row { weights, dropped }
@@ -274,7 +281,9 @@ impl Describe for SdpaVjp {
                 })
                 .collect();
             let dot = weighted(w.weights.iter().copied().zip(bars.iter().copied()));
-            scores.push(w.weights.iter().zip(&bars).map(|(&p, &b)| if p.re() == 0.0 { S::zero() } else { p * (b - dot) }).collect::<Vec<S>>());
+            scores.push(
+                w.weights.iter().zip(&bars).map(|(&p, &b)| if p.re() == 0.0 { S::zero() } else { p * (b - dot) }).collect::<Vec<S>>(),
+            );
             dropped.push(w.dropped);
             rows.push(index.to_vec());
             S::zero()
@@ -391,7 +400,9 @@ impl SdpaOp {
         let scores = scores_shape(q.shape(), k.shape());
         let (tq, tk, d) = (scores[r - 2], scores[r - 1], q.shape()[r - 1]);
         // [.., key head, query head of the group, row, column]
-        let grouped = |heads: usize, group: usize, rows: usize, cols: usize| q.shape()[..r - 3].iter().copied().chain([heads, group, rows, cols]).collect::<Shape>();
+        let grouped = |heads: usize, group: usize, rows: usize, cols: usize| {
+            q.shape()[..r - 3].iter().copied().chain([heads, group, rows, cols]).collect::<Shape>()
+        };
         let (hq, hkv) = (q.shape()[r - 3], k.shape()[r - 3]);
         let group = hq.checked_div(hkv).unwrap_or(1);
         let scale = Tensor::full((), self.options.scale_for(d), q.dtype())?;

@@ -52,7 +52,11 @@ pub(super) fn samples(g: &mut Gen) -> Vec<Sample<SdpaOp>> {
     }
     let rank3 = vec![g.normal([2, 3, 2]), g.normal([1, 3, 2]), g.normal([1, 3, 2])];
     out.push(Sample::check(op(Sdpa::causal(), None), rank3).note("no leading axis"));
-    for options in [Sdpa { scale: Some(1.0), ..Sdpa::causal() }, Sdpa { scale: Some(-0.5), ..Sdpa::default() }, Sdpa { scale: Some(0.0), ..Sdpa::default() }] {
+    for options in [
+        Sdpa { scale: Some(1.0), ..Sdpa::causal() },
+        Sdpa { scale: Some(-0.5), ..Sdpa::default() },
+        Sdpa { scale: Some(0.0), ..Sdpa::default() },
+    ] {
         out.push(Sample::check(op(options, None), Size([1, 2, 2, 3, 3, 2, 2]).qkv(g, 1.0)));
     }
     for (p, causal) in [(0.3, false), (0.5, true), (1.0, false), (1.0, true)] {
@@ -61,7 +65,11 @@ pub(super) fn samples(g: &mut Gen) -> Vec<Sample<SdpaOp>> {
     masks(g, &mut out, &dropout);
     values(g, &mut out);
     rejects(g, &mut out);
-    for (size, options) in [([4, 12, 12, 512, 512, 64, 64], Sdpa::causal()), ([8, 6, 6, 256, 256, 64, 64], Sdpa::causal()), ([1, 14, 2, 512, 512, 64, 64], Sdpa::default())] {
+    for (size, options) in [
+        ([4, 12, 12, 512, 512, 64, 64], Sdpa::causal()),
+        ([8, 6, 6, 256, 256, 64, 64], Sdpa::causal()),
+        ([1, 14, 2, 512, 512, 64, 64], Sdpa::default()),
+    ] {
         out.push(Sample::bench(op(options, None), Size(size).qkv(g, 1.0)));
     }
     out
@@ -75,17 +83,29 @@ fn masks(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>, dropout: &impl Fn(f64, bool
         for options in [Sdpa::default(), Sdpa::causal()] {
             let with = |g: &mut Gen, m: Input| [size.qkv(g, 1.0), vec![m]].concat();
             let m = g.normal(shape);
-            out.push(Sample::check(op(options.clone(), Some(&m)), with(g, m)).note("A21, A16: the mask's gradient, summed over what broadcasts"));
+            out.push(
+                Sample::check(op(options.clone(), Some(&m)), with(g, m)).note("A21, A16: the mask's gradient, summed over what broadcasts"),
+            );
             let m = g.below(U8, shape, 2);
             out.push(Sample::check(op(options, Some(&m)), with(g, m)).note("A13: some rows may be fully masked"));
         }
     }
     let m = g.normal([1, 2, 3, 4]);
-    out.push(Sample::check(op(Sdpa { scale: Some(0.7), ..dropout(0.4, true) }, Some(&m)), [size.qkv(g, 1.0), vec![m]].concat()).note("A22: all options at once"));
+    out.push(
+        Sample::check(op(Sdpa { scale: Some(0.7), ..dropout(0.4, true) }, Some(&m)), [size.qkv(g, 1.0), vec![m]].concat())
+            .note("A22: all options at once"),
+    );
     let m = Input::ints(U8, [3, 4], &[1, 1, 0, 1, 0, 0, 0, 0, 255, 0, 0, 1]);
-    out.push(Sample::check(op(Sdpa::default(), Some(&m)), [size.qkv(g, 1.0), vec![m]].concat()).note("A13: a fully masked row; any byte but 0 attends"));
+    out.push(
+        Sample::check(op(Sdpa::default(), Some(&m)), [size.qkv(g, 1.0), vec![m]].concat())
+            .note("A13: a fully masked row; any byte but 0 attends"),
+    );
     let m = Input::values([3, 4], [0.5, 0.0, -INF, 1.0, -INF, -INF, -INF, -INF, 0.0, -INF, -INF, 2.0]);
-    out.push(Sample::check(op(Sdpa::default(), Some(&m)), [size.qkv(g, 1.0), vec![m]].concat()).no_grad(&[3]).note("A13: the same with an additive mask"));
+    out.push(
+        Sample::check(op(Sdpa::default(), Some(&m)), [size.qkv(g, 1.0), vec![m]].concat())
+            .no_grad(&[3])
+            .note("A13: the same with an additive mask"),
+    );
 }
 
 /// Larger problems and special values.
@@ -100,18 +120,30 @@ fn values(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
         out.push(Sample::value(op(Sdpa::causal(), None), Size(size).qkv(g, 3.0)).note(note));
     }
     for tk in [1, 2, 3, 16, 63, 65] {
-        out.push(Sample::value(op(Sdpa::default(), None), Size([1, 1, 1, tk, tk, 16, 16]).qkv(g, 3.0)).note("A1: confident scores at every residue"));
+        out.push(
+            Sample::value(op(Sdpa::default(), None), Size([1, 1, 1, tk, tk, 16, 16]).qkv(g, 3.0))
+                .note("A1: confident scores at every residue"),
+        );
     }
     let lead: Vec<i64> = (0..100).map(|j| i64::from(j >= 80)).collect();
     let m = Input::ints(U8, [1, 100], &lead);
-    out.push(Sample::value(op(Sdpa::default(), Some(&m)), [Size([1, 1, 1, 3, 100, 4, 4]).qkv(g, 1.0), vec![m]].concat()).note("whole leading blocks masked"));
+    out.push(
+        Sample::value(op(Sdpa::default(), Some(&m)), [Size([1, 1, 1, 3, 100, 4, 4]).qkv(g, 1.0), vec![m]].concat())
+            .note("whole leading blocks masked"),
+    );
     for shift in [-128.0, -1e4, 200.0] {
         let m = g.normal_with([3, 5], 1.0, shift);
-        out.push(Sample::value(op(Sdpa::default(), Some(&m)), [Size([1, 1, 1, 3, 5, 4, 4]).qkv(g, 1.0), vec![m]].concat()).note("A11, A12: shifted scores"));
+        out.push(
+            Sample::value(op(Sdpa::default(), Some(&m)), [Size([1, 1, 1, 3, 5, 4, 4]).qkv(g, 1.0), vec![m]].concat())
+                .note("A11, A12: shifted scores"),
+        );
     }
     let min = f64::from(f32::MIN);
     let m = Input::values([2, 3], [0.0, min, min, min, min, min]);
-    out.push(Sample::value(op(Sdpa::default(), Some(&m)), [Size([1, 1, 1, 2, 3, 4, 4]).qkv(g, 1.0), vec![m]].concat()).note("A15: finfo.min as a mask"));
+    out.push(
+        Sample::value(op(Sdpa::default(), Some(&m)), [Size([1, 1, 1, 2, 3, 4, 4]).qkv(g, 1.0), vec![m]].concat())
+            .note("A15: finfo.min as a mask"),
+    );
     // A14: what is masked may hold anything.
     let hidden = |x: f64| {
         vec![
@@ -125,7 +157,9 @@ fn values(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
         out.push(Sample::value(op(Sdpa::default(), Some(&m)), [hidden(x), vec![m]].concat()).note("A14: NaN and infinity in a masked key"));
         let m = Input::values([3], [0.0, 0.5, -INF]);
         out.push(Sample::value(op(Sdpa::default(), Some(&m)), [hidden(x), vec![m]].concat()).note("A14: the same with an additive mask"));
-        out.push(Sample::value(op(Sdpa::causal(), None), hidden(x)).note("A14: NaN and infinity in the last key reach the last query only"));
+        out.push(
+            Sample::value(op(Sdpa::causal(), None), hidden(x)).note("A14: NaN and infinity in the last key reach the last query only"),
+        );
     }
 }
 
@@ -199,7 +233,10 @@ pub(super) fn vjp_samples(g: &mut Gen) -> Vec<Sample<SdpaVjp>> {
             Input::values([1, 2, 1], [x, 1.5]),
         ];
         let of = op(Sdpa::default(), Some(&m));
-        out.push(Sample::value(SdpaVjp { of, want: [true, true, true, false] }, inputs).note("A14: NaN and infinity in a query that sees no key"));
+        out.push(
+            Sample::value(SdpaVjp { of, want: [true, true, true, false] }, inputs)
+                .note("A14: NaN and infinity in a query that sees no key"),
+        );
     }
     out
 }

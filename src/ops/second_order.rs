@@ -4,10 +4,17 @@
 //! the composition on a tape, sweep it, and sweep the sweep.
 
 use super::ACCUMULATE;
+use crate::dtype::F32;
 use crate::error::Result;
 use crate::op::{InputCotangents, Outputs};
 use crate::tape::{Isolated, common_tape};
 use crate::tensor::Tensor;
+
+/// Half types as f32: a composition rounds after every op, and its intermediate values overflow f16 where the fused
+/// kernel, which computes in f32, does not. The casts are recorded, so cotangents come back in the operand's own type.
+fn widened(x: &[Tensor]) -> Result<Vec<Tensor>> {
+    x.iter().map(|t| if t.dtype().is_half() { t.cast(F32) } else { Ok(t.clone()) }).collect()
+}
 
 /// Cotangents of the wanted `inputs` of a composition, given those of its outputs.
 ///
@@ -25,8 +32,8 @@ pub fn differentiate(
     let tape = common_tape(&operands)?;
     let record = tape.is_some();
     let local = Isolated::new(inputs, tape);
-    let y = composition(&local.inputs)?;
-    let bars: Vec<Option<Tensor>> = y_bar.iter().cloned().map(Some).collect();
+    let y = composition(&widened(&local.inputs)?)?;
+    let bars: Vec<Option<Tensor>> = widened(y_bar)?.into_iter().map(Some).collect();
     local.pull_back(&y, &bars, want, record, ACCUMULATE)
 }
 
@@ -51,8 +58,8 @@ pub fn differentiate_vjp(
     let record = tape.is_some();
     let local = Isolated::new(&all, tape);
     let (x, g) = local.inputs.split_at(inputs.len());
-    let y = composition(x)?;
-    let bars: Vec<Option<Tensor>> = g.iter().cloned().map(Some).collect();
+    let y = composition(&widened(x)?)?;
+    let bars: Vec<Option<Tensor>> = widened(g)?.into_iter().map(Some).collect();
     let mut first: Vec<bool> = x_bar_bar.iter().map(Option::is_some).collect();
     first.resize(all.len(), false);
     let x_bar = local.pull_back(&y, &bars, &first, true, ACCUMULATE)?;

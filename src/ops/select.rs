@@ -33,13 +33,15 @@ impl Describe for WhereSelect {
         let mut out = vec![
             Sample::check(WhereSelect, [g.below(U8, [m, n], 2), g.normal([m, n]), g.normal([m, n])]),
             Sample::check(WhereSelect, [g.below(U8, [m, 1], 2), g.normal([n]), g.normal([m, n])]),
-            Sample::check(WhereSelect, [g.below(U8, [4, 1, 1], 2), g.normal([1, 3, 1]), g.normal([1, 1, 2])]).note("D9: all three broadcast"),
+            Sample::check(WhereSelect, [g.below(U8, [4, 1, 1], 2), g.normal([1, 3, 1]), g.normal([1, 1, 2])])
+                .note("D9: all three broadcast"),
             Sample::check(WhereSelect, [g.below(U8, [], 2), g.normal([3]), g.normal([])]),
             Sample::check(WhereSelect, [g.below(U8, [0, 2], 2), g.normal([2]), g.normal([1, 1])]),
             Sample::check(WhereSelect, [Input::ints(U8, [3], &[0, 255, 2]), g.normal([3]), g.normal([3])]).note("any value but 0 is true"),
         ];
         let (inf, nan) = (f64::INFINITY, f64::NAN);
-        let masked = [Input::ints(U8, [4], &[1, 0, 1, 0]), Input::values([4], [1.0, nan, 2.0, inf]), Input::values([4], [nan, 3.0, -inf, 4.0])];
+        let masked =
+            [Input::ints(U8, [4], &[1, 0, 1, 0]), Input::values([4], [1.0, nan, 2.0, inf]), Input::values([4], [nan, 3.0, -inf, 4.0])];
         out.push(Sample::check(WhereSelect, masked).at_kink().note("D5: NaN and ∞ in the branch that is not taken"));
         out.push(Sample::value(WhereSelect, [g.below(U8, [3, 2], 2), g.below(I64, [2], 9), g.below(I64, [3, 1], 9)]).note("integers"));
         out.push(Sample::reject(WhereSelect, [g.normal([2]), g.normal([2]), g.normal([2])], ErrorKind::Dtype));

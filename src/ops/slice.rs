@@ -1,7 +1,7 @@
 //! Parts of an axis: views, no element moves. Their derivative writes into zeros, which does.
 
-use crate::backend::cpu::remap::{Run, remap};
 use crate::backend::cpu;
+use crate::backend::cpu::remap::{Run, remap};
 use crate::dtype::{Element, with_dtype};
 use crate::error::{ErrorKind, Result, bail};
 use crate::layout::Layout;
@@ -142,7 +142,17 @@ impl Describe for Slice {
         let (a, b, n) = (g.extent(), g.extent(), g.int(4, 7));
         let of = |axis: i32, span: Span, step: usize| Slice { axis: axis.into(), span, step };
         let mut out = Vec::new();
-        let spans: [Span; 9] = [(..).into(), (1..).into(), (..3).into(), (1..3).into(), (-2..).into(), (..-1).into(), (1..=2).into(), (..=-1).into(), (2..2).into()];
+        let spans: [Span; 9] = [
+            (..).into(),
+            (1..).into(),
+            (..3).into(),
+            (1..3).into(),
+            (-2..).into(),
+            (..-1).into(),
+            (1..=2).into(),
+            (..=-1).into(),
+            (2..2).into(),
+        ];
         for span in spans {
             for step in [1, 2, 3] {
                 out.push(Sample::check(of(1, span, step), [g.normal([a, n, 2])]));
@@ -208,7 +218,8 @@ impl Describe for SliceVjp {
     }
 
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
-        let of = |of: &[usize], axis: i32, span: Span, step: usize| SliceVjp { slice: Slice { axis: axis.into(), span, step }, of: of.into() };
+        let of =
+            |of: &[usize], axis: i32, span: Span, step: usize| SliceVjp { slice: Slice { axis: axis.into(), span, step }, of: of.into() };
         vec![
             Sample::check(of(&[3, 5], 1, (1..4).into(), 1), [g.normal([3, 3])]),
             Sample::check(of(&[5, 3], 0, (1..).into(), 2), [g.normal([2, 3])]),

@@ -79,12 +79,17 @@ pub(crate) fn line_samples<O: Clone>(g: &mut Gen, op: impl Fn(Axis) -> O) -> Vec
         Sample::check(last(), [g.normal_with([2, 5], 1.0, 1e4)]).note("shift invariance at a common offset"),
         Sample::check(last(), [g.normal_with([3, 7], 1.0, -100.0)]).note("C4, A11: |logit| > 90"),
         Sample::value(last(), [g.normal_with([3, 7], 100.0, 0.0)]).note("C4: |logit| > 90, saturated"),
-        Sample::check(last(), [Input::values([2, 3], [1e30, -1e30, 0.0, 500.0, 499.0, -500.0])]).note("huge logits: nothing overflows").first_order(),
+        Sample::check(last(), [Input::values([2, 3], [1e30, -1e30, 0.0, 500.0, 499.0, -500.0])])
+            .note("huge logits: nothing overflows")
+            .first_order(),
         Sample::check(last(), [Input::values([4, 3], [-inf, 1.0, 2.0, 0.5, -inf, -inf, -inf, -inf, -inf, 0.1, 0.2, 0.3])])
             .note("C13, A13: masked entries, a fully masked line, and a line beside it")
             .at_kink(),
-        Sample::check(op(Axis(0)), [Input::values([2, 2], [-inf, 0.5, -inf, 1.5])]).note("C13: a fully masked line along another axis").at_kink(),
-        Sample::value(last(), [Input::values([3, 3], [nan, 1.0, 2.0, inf, 1.0, 2.0, 0.1, 0.2, 0.3])]).note("D6: NaN and +∞ spoil their own line only"),
+        Sample::check(op(Axis(0)), [Input::values([2, 2], [-inf, 0.5, -inf, 1.5])])
+            .note("C13: a fully masked line along another axis")
+            .at_kink(),
+        Sample::value(last(), [Input::values([3, 3], [nan, 1.0, 2.0, inf, 1.0, 2.0, 0.1, 0.2, 0.3])])
+            .note("D6: NaN and +∞ spoil their own line only"),
         Sample::check(last(), [g.normal([0, 3])]).note("B16: no lines"),
         Sample::check(last(), [g.normal([3, 0])]).note("B16: lines without elements"),
         Sample::check(op(Axis(1)), [g.normal([2, 3, 0])]).note("B16: nothing beside the axis"),
@@ -182,7 +187,9 @@ impl Describe for SoftmaxVjp {
             })
             .collect();
         let y = g.uniform([2, 6], 0.0, 1.0);
-        out.push(Sample::check(SoftmaxVjp { axis: Axis(-1) }, [y.clone(), Input::values([2, 6], vec![0.0; 12])]).note("A24: zero cotangent"));
+        out.push(
+            Sample::check(SoftmaxVjp { axis: Axis(-1) }, [y.clone(), Input::values([2, 6], vec![0.0; 12])]).note("A24: zero cotangent"),
+        );
         out.push(Sample::reject(SoftmaxVjp { axis: Axis(-1) }, [y, g.normal([2, 5])], ErrorKind::Shape));
         out
     }

@@ -45,7 +45,9 @@ pub(crate) fn reduce_define<S: Scalar>(x: &Nd<S>, axes: &Axes, keep: bool, f: im
     let kept = x.shape.reduced(&axes, true);
     let mut groups: Vec<Vec<S>> = vec![Vec::new(); kept.numel()];
     let strides = crate::layout::contiguous_strides(&kept);
-    let mut at = Nd::from_fn(&x.shape, |i| S::lit(i.iter().zip(&strides).enumerate().map(|(k, (i, s))| if axes.contains(&k) { 0 } else { i * s }).sum::<usize>() as f64));
+    let mut at = Nd::from_fn(&x.shape, |i| {
+        S::lit(i.iter().zip(&strides).enumerate().map(|(k, (i, s))| if axes.contains(&k) { 0 } else { i * s }).sum::<usize>() as f64)
+    });
     for (slot, &v) in at.data.iter_mut().zip(&x.data) {
         groups[slot.re() as usize].push(v);
     }
@@ -66,8 +68,7 @@ pub(crate) fn reduction_samples_of<R: Clone>(
     let input = |g: &mut Gen, shape: &[usize]| input(g, &shape.into());
     let shape = g.shape(3);
     let mut out = Vec::new();
-    let sets: [Axes; 8] =
-        [(..).into(), (-1).into(), 0.into(), 1.into(), [0, 1].into(), [1, 2].into(), [0, 2].into(), [2, 0, 1].into()];
+    let sets: [Axes; 8] = [(..).into(), (-1).into(), 0.into(), 1.into(), [0, 1].into(), [1, 2].into(), [0, 2].into(), [2, 0, 1].into()];
     for axes in sets {
         for keep in [false, true] {
             out.push(Sample::check(op(axes.clone(), keep, &shape), [input(g, &shape)]));
@@ -80,7 +81,10 @@ pub(crate) fn reduction_samples_of<R: Clone>(
     out.push(Sample::check(op(0.into(), false, &[1, 70].into()), [input(g, &[1, 70])]));
     out.push(Sample::check(op(0.into(), false, &[131, 5].into()), [input(g, &[131, 5])]).note("more rows than one group"));
     out.push(Sample::value(op((-1).into(), false, &[2, 40_000].into()), [input(g, &[2, 40_000])]).note("row longer than a parallel piece"));
-    out.push(Sample::value(op(0.into(), false, &[300, 270].into()), [input(g, &[300, 270])]).note("columns wider than a strip, in several parallel pieces"));
+    out.push(
+        Sample::value(op(0.into(), false, &[300, 270].into()), [input(g, &[300, 270])])
+            .note("columns wider than a strip, in several parallel pieces"),
+    );
     out.push(Sample::value(op(1.into(), false, &[40, 30, 20].into()), [input(g, &[40, 30, 20])]).note("many blocks of columns"));
     out.push(Sample::value(op(0.into(), true, &[40_001, 3].into()), [input(g, &[40_001, 3])]).note("narrow and long columns"));
     out.push(Sample::reject(op(3.into(), false, &[2, 3].into()), [g.normal([2, 3])], ErrorKind::Shape).note("C14: axis out of range"));

@@ -44,10 +44,11 @@ impl Describe for Reshape {
 impl View for Reshape {
     fn layout(&self, x: &Layout) -> Result<Layout> {
         let fits = self.0.checked_numel()? == x.numel();
-        fits.then(|| x.reshape(&self.0)).ok_or_else(|| {
-            Error::shape(format!("cannot reshape {} ({} elements) to {} ({} elements)", x.shape(), x.numel(), self.0, self.0.numel()))
-        })?
-        .ok_or_else(|| Error::shape("this layout needs a copy first: call contiguous()"))
+        fits.then(|| x.reshape(&self.0))
+            .ok_or_else(|| {
+                Error::shape(format!("cannot reshape {} ({} elements) to {} ({} elements)", x.shape(), x.numel(), self.0, self.0.numel()))
+            })?
+            .ok_or_else(|| Error::shape("this layout needs a copy first: call contiguous()"))
     }
 
     fn vjp(&self, x: &Spec, y_bar: &Tensor) -> Result<Tensor> {

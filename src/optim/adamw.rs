@@ -97,7 +97,13 @@ impl AdamW {
     fn run<M: Module + Clone>(&mut self, model: &mut M, grads: &Grads<M>) -> Result<()> {
         let (b1, b2) = self.betas;
         if !(0.0..1.0).contains(&b1) || !(0.0..1.0).contains(&b2) || self.eps.is_nan() || self.eps < 0.0 || !self.lr.is_finite() {
-            bail!(argument, "betas must be in [0, 1), eps not negative and lr finite; found betas {:?}, eps {}, lr {}", self.betas, self.eps, self.lr);
+            bail!(
+                argument,
+                "betas must be in [0, 1), eps not negative and lr finite; found betas {:?}, eps {}, lr {}",
+                self.betas,
+                self.eps,
+                self.lr
+            );
         }
         // Refuse before anything changes.
         for_each_param(model, grads, |name, p, _| {
@@ -105,9 +111,13 @@ impl AdamW {
                 bail!(dtype, "`{name}` is {}: keep f32 parameters and cast them inside the gradient function", p.dtype());
             }
             match self.state.moments.get(name) {
-                Some(m) if m.first.shape() != p.shape() || m.first.dtype() != p.dtype() => {
-                    Err(Error::shape(format!("`{name}` is {} {}, its moments are {} {}", p.dtype(), p.shape(), m.first.dtype(), m.first.shape())))
-                }
+                Some(m) if m.first.shape() != p.shape() || m.first.dtype() != p.dtype() => Err(Error::shape(format!(
+                    "`{name}` is {} {}, its moments are {} {}",
+                    p.dtype(),
+                    p.shape(),
+                    m.first.dtype(),
+                    m.first.shape()
+                ))),
                 _ => Ok(()),
             }
         })?;

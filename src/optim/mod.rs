@@ -19,7 +19,11 @@ use crate::tensor::Tensor;
 ///
 /// # Errors
 /// Shape or dtype error when a gradient does not fit its parameter; whatever `f` returns.
-fn for_each_param<M: Module + Clone>(model: &mut M, grads: &Grads<M>, mut f: impl FnMut(&str, &mut Tensor, &Tensor) -> Result<()>) -> Result<()> {
+fn for_each_param<M: Module + Clone>(
+    model: &mut M,
+    grads: &Grads<M>,
+    mut f: impl FnMut(&str, &mut Tensor, &Tensor) -> Result<()>,
+) -> Result<()> {
     let named = grads.named();
     let mut it = named.iter();
     try_walk(model, |name, leaf| {

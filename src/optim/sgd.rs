@@ -37,7 +37,13 @@ impl Sgd {
         let at = std::panic::Location::caller();
         let mut run = || {
             if !self.lr.is_finite() || !self.momentum.is_finite() || !self.weight_decay.is_finite() {
-                bail!(argument, "lr, momentum and weight decay must be finite; found {}, {}, {}", self.lr, self.momentum, self.weight_decay);
+                bail!(
+                    argument,
+                    "lr, momentum and weight decay must be finite; found {}, {}, {}",
+                    self.lr,
+                    self.momentum,
+                    self.weight_decay
+                );
             }
             for_each_param(model, grads, |name, p, g| {
                 let mut g = g.clone();

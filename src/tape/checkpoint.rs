@@ -1,8 +1,8 @@
 //! Checkpointing: keep the inputs of a function instead of its intermediate values, and run it again in the sweep.
 
 use super::{
-    Accumulate, Cotangents, Guard, Inner, InputCotangents, Kind, Node, NodeRef, OpNode, Pull, PullContext, Saved, Sweep, common_tape, record,
-    sweep,
+    Accumulate, Cotangents, Guard, Inner, InputCotangents, Kind, Node, NodeRef, OpNode, Pull, PullContext, Saved, Sweep, common_tape,
+    record, sweep,
 };
 use crate::error::{Result, bail};
 use crate::tensor::Tensor;
@@ -92,7 +92,14 @@ impl Isolated {
     }
 
     /// Cotangents of the inputs, given those of values computed from them.
-    pub(crate) fn pull_back(&self, y: &[Tensor], y_bar: &[Option<Tensor>], want: &[bool], record: bool, ops: Accumulate) -> Result<InputCotangents> {
+    pub(crate) fn pull_back(
+        &self,
+        y: &[Tensor],
+        y_bar: &[Option<Tensor>],
+        want: &[bool],
+        record: bool,
+        ops: Accumulate,
+    ) -> Result<InputCotangents> {
         let seeds = y.iter().zip(y_bar).filter_map(|(y, bar)| Some((y.node.as_ref()?.id, bar.clone()?))).collect();
         let wanted: Vec<usize> = self.ids.iter().zip(want).filter(|(_, w)| **w).filter_map(|(id, _)| *id).collect();
         // A first derivative on the fresh tape may be followed by a second sweep over the same nodes: keep them.

@@ -7,8 +7,8 @@
 mod checkpoint;
 mod sweep;
 
-pub use checkpoint::checkpoint;
 pub(crate) use checkpoint::Isolated;
+pub use checkpoint::checkpoint;
 pub(crate) use sweep::{Accumulate, Sweep, sweep};
 
 use crate::dtype::DType;
@@ -170,7 +170,10 @@ impl Inner {
 
     pub(crate) fn is_recording(&self) -> Result<bool> {
         if self.sealed.load(SeqCst) > 0 {
-            bail!(tape, "a checkpointed function uses a tracked tensor that it captured; pass it as an input, or its gradient would be lost");
+            bail!(
+                tape,
+                "a checkpointed function uses a tracked tensor that it captured; pass it as an input, or its gradient would be lost"
+            );
         }
         Ok(self.paused.load(SeqCst) == 0)
     }

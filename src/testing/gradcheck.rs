@@ -175,7 +175,11 @@ impl GradCheck {
             }
             let wrt: Vec<&Tensor> = x[..n].iter().filter(|t| t.is_tracked()).collect();
             let bars = tape.cotangents(&[(&y, x[n].clone())], &wrt, record)?;
-            bars.into_iter().enumerate().filter_map(|(i, b)| Some((i, b?))).map(|(i, b)| Ok((b.clone(), self.cotangent(&b, i + 1)?))).collect()
+            bars.into_iter()
+                .enumerate()
+                .filter_map(|(i, b)| Some((i, b?)))
+                .map(|(i, b)| Ok((b.clone(), self.cotangent(&b, i + 1)?)))
+                .collect()
         };
         let tape = Tape::new();
         let watched = watch(&tape, &x)?;
@@ -242,7 +246,9 @@ impl GradCheck {
                     scale,
                 )?;
                 report.compared += 1;
-                let allowed = self.tolerance * scale.max(numeric.abs()).max(1e-3 * largest) + 4.0 * apart.min(1e-3 * scale.max(numeric.abs())) + 1e-12;
+                let allowed = self.tolerance * scale.max(numeric.abs()).max(1e-3 * largest)
+                    + 4.0 * apart.min(1e-3 * scale.max(numeric.abs()))
+                    + 1e-12;
                 let error = (analytic - numeric).abs();
                 let ratio = if error.is_nan() { f64::INFINITY } else { error / allowed };
                 if ratio > worst {

@@ -310,7 +310,10 @@ impl Mul for Ball {
     type Output = Self;
     fn mul(self, o: Self) -> Self {
         let v = self.v * o.v;
-        Ball { v, e: scaled(self.v.abs(), o.e) + scaled(o.v.abs(), self.e) + v.abs() }
+        // The product of both errors matters where a factor cancelled to 0. In units of u it carries another u; that of
+        // f32 serves all, since in f64 the term is then merely generous.
+        let second = 2f64.powi(-24) * self.e * o.e;
+        Ball { v, e: scaled(self.v.abs(), o.e) + scaled(o.v.abs(), self.e) + second + v.abs() }
     }
 }
 impl Div for Ball {

@@ -19,7 +19,8 @@ fn tensor(values: &[f64], shape: &crate::Shape, dtype: DType) -> Result<Tensor> 
 
 /// A sample to time.
 pub(super) fn bench_case(s: AnySample, dtype: DType) -> Result<BenchCase> {
-    let x: Vec<Tensor> = s.inputs.iter().map(|i: &Input| tensor(&i.to_vec(), i.shape(), i.dtype().unwrap_or(dtype))).collect::<Result<_>>()?;
+    let x: Vec<Tensor> =
+        s.inputs.iter().map(|i: &Input| tensor(&i.to_vec(), i.shape(), i.dtype().unwrap_or(dtype))).collect::<Result<_>>()?;
     let y = s.op.run(&x.iter().collect::<Vec<_>>())?;
     let bytes = x.iter().chain(&y).map(|t| t.numel() * t.dtype().size()).sum();
     let shapes: Vec<String> = x.iter().map(|t| t.shape().to_string()).collect();
@@ -38,10 +39,14 @@ pub(super) fn bench_case(s: AnySample, dtype: DType) -> Result<BenchCase> {
     let (inputs, sample) = (x.clone(), Arc::clone(&s));
     let backward = move || {
         let tape = Tape::new();
-        let watched: Vec<Tensor> =
-            inputs.iter().enumerate().map(|(i, t)| if watches(&sample, i, t) { tape.watch(t) } else { Ok(t.clone()) }).collect::<Result<_>>()?;
+        let watched: Vec<Tensor> = inputs
+            .iter()
+            .enumerate()
+            .map(|(i, t)| if watches(&sample, i, t) { tape.watch(t) } else { Ok(t.clone()) })
+            .collect::<Result<_>>()?;
         let y = sample.op.run(&watched.iter().collect::<Vec<_>>())?;
-        let pairs: Vec<(&Tensor, Tensor)> = y.iter().zip(&seeds).filter_map(|(y, s)| Some((y, s.clone()?))).filter(|(y, _)| y.is_tracked()).collect();
+        let pairs: Vec<(&Tensor, Tensor)> =
+            y.iter().zip(&seeds).filter_map(|(y, s)| Some((y, s.clone()?))).filter(|(y, _)| y.is_tracked()).collect();
         let wrt: Vec<&Tensor> = watched.iter().filter(|t| t.is_tracked()).collect();
         tape.cotangents(&pairs, &wrt, false).map(drop)
     };

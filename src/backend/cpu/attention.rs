@@ -14,13 +14,13 @@ use super::gemm::{Mat, gemm_here};
 use super::map::Compute;
 use super::math::Real;
 use super::matmul::Multiply;
+use super::par::*;
 use super::simd;
 use super::view::In;
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::rng::Key;
-use super::par::*;
 use std::ops::Range;
 
 /// Query rows of a block, unless long rows of scores allow fewer.
@@ -136,7 +136,14 @@ where
         let (shape, strides) = (l.shape(), l.strides());
         let data = if l.numel() == 0 { &[] } else { x.storage::<T>() };
         let lead = Layout::from_parts(shape[..r].into(), strides[..r].iter().copied().collect(), l.offset())?;
-        Ok(Heads { data, offsets: lead.indices().collect(), rows: shape[r], cols: shape[r + 1], row_stride: strides[r], col_stride: strides[r + 1] })
+        Ok(Heads {
+            data,
+            offsets: lead.indices().collect(),
+            rows: shape[r],
+            cols: shape[r + 1],
+            row_stride: strides[r],
+            col_stride: strides[r + 1],
+        })
     }
 
     /// Rows of consecutive heads: row `r` is row `r % self.rows` of head `first + r / self.rows`.
@@ -178,7 +185,16 @@ where
 }
 
 /// `y ← y + alpha w x` for the rows of `x` that the product left out; `transposed` reads `wᵀ`.
-fn add_bad<A: Real + Compute<Acc = A>>(alpha: A, w: &[A], ld: usize, outputs: usize, transposed: bool, x: &Panel<'_, A>, limit: usize, y: &mut [A]) {
+fn add_bad<A: Real + Compute<Acc = A>>(
+    alpha: A,
+    w: &[A],
+    ld: usize,
+    outputs: usize,
+    transposed: bool,
+    x: &Panel<'_, A>,
+    limit: usize,
+    y: &mut [A],
+) {
     for &b in x.bad.iter().filter(|&&b| b < limit) {
         for (o, y) in y.chunks_mut(x.cols).take(outputs).enumerate() {
             let weight = if transposed { w[b * ld + o] } else { w[o * ld + b] };
@@ -210,7 +226,14 @@ fn add_mask<T: Compute<Acc = A>, A: Real>(row: &mut [A], mask: &In<'_>, at: usiz
         );
     }
     if mask.dtype() == DType::U8 {
-        each(row, mask.storage::<u8>(), at, step, #[inline(always)] |x, m: u8| if m == 0 { A::NEG_INFINITY } else { x });
+        each(
+            row,
+            mask.storage::<u8>(),
+            at,
+            step,
+            #[inline(always)]
+            |x, m: u8| if m == 0 { A::NEG_INFINITY } else { x },
+        );
         return;
     }
     // A forbidden score stays forbidden, whatever the key holds.
@@ -255,7 +278,12 @@ struct Scratch<A> {
 impl<A: Element> Scratch<A> {
     fn new(len: usize, dropout: bool) -> Result<Self> {
         let dropped = if dropout { Some(Buffer::alloc(A::DTYPE, len)?) } else { None };
-        Ok(Scratch { p: Buffer::alloc(A::DTYPE, len)?, dropped, keep: if dropout { vec![0; len] } else { Vec::new() }, _acc: std::marker::PhantomData })
+        Ok(Scratch {
+            p: Buffer::alloc(A::DTYPE, len)?,
+            dropped,
+            keep: if dropout { vec![0; len] } else { Vec::new() },
+            _acc: std::marker::PhantomData,
+        })
     }
 }
 
@@ -459,7 +487,8 @@ pub(crate) fn forward<T: Multiply>(x: &Attention<'_>, y: &mut [T]) -> Result<()>
     let blocks = p.blocks();
     let runs = p.runs(&blocks);
     let mut rest = y;
-    let tasks: Vec<_> = (0..p.units).flat_map(|u| runs.iter().map(move |r| (u, *r))).map(|(u, r)| (u, r, take(&mut rest, rows_of(r) * dv))).collect();
+    let tasks: Vec<_> =
+        (0..p.units).flat_map(|u| runs.iter().map(move |r| (u, *r))).map(|(u, r)| (u, r, take(&mut rest, rows_of(r) * dv))).collect();
     run_all(p.serial(), tasks, |(unit, run, mut y)| {
         let zero = T::Acc::ZERO;
         let keys = run.iter().map(|b| b.keys).max().unwrap_or(0);

@@ -7,8 +7,8 @@
 
 use std::ops::Range;
 
-use gemm::Parallelism;
 use super::par::*;
+use gemm::Parallelism;
 
 use super::math::{Real, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use super::simd::dispatch;
@@ -267,7 +267,9 @@ pub(crate) fn gemm<T: GemmFloat>(alpha: T, a: Mat<T>, b: Mat<T>, beta: T, c: &mu
             parts.par_chunks_mut(m * n).enumerate().for_each(|(i, part)| {
                 let depth = i * size..((i + 1) * size).min(k);
                 // SAFETY: a part is a contiguous m × n matrix of its own.
-                unsafe { tile(alpha, a.block(0..m, depth.clone()), b.block(depth, 0..n), T::ZERO, part.as_mut_ptr(), n, Parallelism::None) };
+                unsafe {
+                    tile(alpha, a.block(0..m, depth.clone()), b.block(depth, 0..n), T::ZERO, part.as_mut_ptr(), n, Parallelism::None)
+                };
             });
             let mut count = k.div_ceil(size);
             while count > 1 {
@@ -419,29 +421,39 @@ pub(crate) fn gemm_half<H: Half>(alpha: f32, a: Mat<H>, b: Mat<H>, beta: f32, c:
     with_scratch(k * n + panel * (k + n), |scratch| {
         let (wide_b, rest) = scratch.split_at_mut(k * n);
         let (wide_a, wide_c) = rest.split_at_mut(panel * k);
-        if flip { b.transposed().widen(wide_b) } else { b.widen(wide_b) }
+        if flip {
+            b.transposed().widen(wide_b)
+        } else {
+            b.widen(wide_b)
+        }
         let wide_b = if flip { Mat::row_major(wide_b, n, k).transposed() } else { Mat::row_major(wide_b, k, n) };
         for start in (0..m).step_by(PANEL) {
             let rows = PANEL.min(m - start);
             let part = a.block(start..start + rows, 0..k);
             let flip = part.col_stride != 1 && part.row_stride == 1;
             let wide = &mut wide_a[..rows * k];
-            if flip { part.transposed().widen(wide) } else { part.widen(wide) }
+            if flip {
+                part.transposed().widen(wide)
+            } else {
+                part.widen(wide)
+            }
             let wide = if flip { Mat::row_major(wide, k, rows).transposed() } else { Mat::row_major(wide, rows, k) };
             let product = &mut wide_c[..rows * n];
             gemm(alpha, wide, wide_b, 0.0, product, n);
             let from = start * c_row_stride;
             let window = &mut c[from..from + (rows - 1) * c_row_stride + n];
-            window.par_chunks_mut(c_row_stride.max(n)).zip(product.par_chunks(n)).with_min_len(16_384usize.div_ceil(n)).for_each(|(out, sums)| {
-                dispatch(
-                    #[inline(always)]
-                    || {
-                        for (y, &x) in out.iter_mut().zip(sums) {
-                            *y = H::narrow(if beta == 0.0 { x } else { beta.mul_add(y.widen(), x) });
-                        }
-                    },
-                );
-            });
+            window.par_chunks_mut(c_row_stride.max(n)).zip(product.par_chunks(n)).with_min_len(16_384usize.div_ceil(n)).for_each(
+                |(out, sums)| {
+                    dispatch(
+                        #[inline(always)]
+                        || {
+                            for (y, &x) in out.iter_mut().zip(sums) {
+                                *y = H::narrow(if beta == 0.0 { x } else { beta.mul_add(y.widen(), x) });
+                            }
+                        },
+                    );
+                },
+            );
         }
     });
 }
@@ -451,7 +463,15 @@ pub(crate) fn gemm_half<H: Half>(alpha: f32, a: Mat<H>, b: Mat<H>, beta: f32, c:
 /// # Panics
 /// When the sizes do not fit each other or C.
 #[track_caller]
-pub(crate) fn batched_half<H: Half>(alpha: f32, a: Batch<H>, b: Batch<H>, beta: f32, c: &mut [H], c_offsets: &[usize], c_row_stride: usize) {
+pub(crate) fn batched_half<H: Half>(
+    alpha: f32,
+    a: Batch<H>,
+    b: Batch<H>,
+    beta: f32,
+    c: &mut [H],
+    c_offsets: &[usize],
+    c_row_stride: usize,
+) {
     check_batch(&a, &b, c.len(), c_offsets, c_row_stride);
     let (m, n, k) = (a.rows, b.cols, a.cols);
     let need = span(m, n, c_row_stride, 1).unwrap_or(0);

@@ -108,7 +108,9 @@ fn training_shapes_same_bits() {
 
 #[test]
 fn batches_broadcast_and_keep_bits() {
-    for (batch, m, n, k) in [(1, 4, 4, 4), (6, 5, 9, 3), (48, 32, 64, 16), (3, 200, 150, 170), (2000, 2, 3, 4), (9, 1, 64, 40), (9, 4, 0, 3), (5, 3, 2, 0)] {
+    for (batch, m, n, k) in
+        [(1, 4, 4, 4), (6, 5, 9, 3), (48, 32, 64, 16), (3, 200, 150, 170), (2000, 2, 3, 4), (9, 1, 64, 40), (9, 4, 0, 3), (5, 3, 2, 0)]
+    {
         let a = noise(batch * m * k, 4);
         let b = noise(2 * k * n, 5);
         let ao: Vec<usize> = (0..batch).map(|i| i * m * k).collect();
@@ -166,7 +168,9 @@ fn half_products_round_once() {
                 c.chunks(n + 2).flat_map(|r| r[..n].iter().map(|&x| f32::from(x))).collect()
             });
             for i in (0..m * n).step_by(37) {
-                let w: f64 = (0..k).map(|p| a[i / n * ma.row_stride + p * ma.col_stride].to_f64() * b[p * mb.row_stride + i % n * mb.col_stride].to_f64()).sum();
+                let w: f64 = (0..k)
+                    .map(|p| a[i / n * ma.row_stride + p * ma.col_stride].to_f64() * b[p * mb.row_stride + i % n * mb.col_stride].to_f64())
+                    .sum();
                 assert!((got[i] as f64 - w).abs() <= w.abs() * 4.9e-4 + 1e-4, "{m} {n} {k} {ta} {tb} at {i}: {} {w}", got[i]);
             }
         }
@@ -243,7 +247,9 @@ fn gemm_speed() {
             pool(threads, || {
                 let own = best(|| gemm(1.0, ma, mb, 0.0, &mut c, n));
                 // SAFETY: c is m × n.
-                let theirs = best(|| unsafe { tile(1.0, ma, mb, 0.0, c.as_mut_ptr(), n, if threads == 1 { Parallelism::None } else { Parallelism::Rayon(0) }) });
+                let theirs = best(|| unsafe {
+                    tile(1.0, ma, mb, 0.0, c.as_mut_ptr(), n, if threads == 1 { Parallelism::None } else { Parallelism::Rayon(0) })
+                });
                 println!("{threads} threads {name:>8} {m}×{k}·{k}×{n}: own {:.0} crate {:.0} GFLOP/s", flop / own, flop / theirs);
             });
         }

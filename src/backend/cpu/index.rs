@@ -1,14 +1,14 @@
 //! Rows picked by index, and sums back into them. Indices are checked before anything is read through them; sums run in
 //! an order that the indices alone decide, whatever the number of threads.
 
+use super::Buffer;
 use super::map::{Compute, rows};
 use super::math::Real;
+use super::par::*;
 use super::simd;
 use super::view::{Contiguous, In, SERIAL};
-use super::Buffer;
 use crate::dtype::{DType, Element, I64, U8, U32};
 use crate::error::{Error, Result, bail};
-use super::par::*;
 use std::marker::PhantomData;
 
 /// Columns that one accumulator block holds: it stays in the first-level cache.
@@ -220,12 +220,17 @@ pub(crate) fn scatter_add<T: Compute>(s: &[T], extent: usize, width: usize, ids:
     let parts = if source.len() >= 8 || s.len() < SERIAL { 1 } else { 8 };
     let rows = extent.div_ceil(parts);
     let small = y.len() + s.len() < SERIAL;
-    let tasks = y.chunks_mut(slab).zip(source).filter_map(|(y, k)| Some((k?, y))).flat_map(|(k, y)| y.chunks_mut(rows * width).enumerate().map(move |(p, y)| (k, p * rows, y)));
+    let tasks = y
+        .chunks_mut(slab)
+        .zip(source)
+        .filter_map(|(y, k)| Some((k?, y)))
+        .flat_map(|(k, y)| y.chunks_mut(rows * width).enumerate().map(move |(p, y)| (k, p * rows, y)));
     let run = |(k, first, y): (usize, usize, &mut [T])| {
         let here = first..first + y.len() / width;
         let block = k * n * inner..(k + 1) * n * inner;
         let terms = ids[block.clone()].chunks(inner).zip(s[block].chunks(inner)).flat_map(|(ids, s)| ids.iter().zip(s).zip(&lines.inner));
-        let terms = terms.filter(|((id, _), _)| here.contains(&(**id as usize))).map(|((&id, &s), &i)| ((id as usize - first) * width + i, s));
+        let terms =
+            terms.filter(|((id, _), _)| here.contains(&(**id as usize))).map(|((&id, &s), &i)| ((id as usize - first) * width + i, s));
         if !T::DTYPE.is_half() {
             // Computed in its own type: in place.
             terms.for_each(|(at, s)| y[at] = T::store(y[at].load() + s.load()));

@@ -4,13 +4,13 @@
 //! slices (`&dyn Fn`, one indirect call per block). With some hundred elementwise kernels this keeps the build short.
 
 use super::math::{Real, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
+use super::par::*;
 use super::simd;
 use super::view::{Contiguous, In, OuterWalk, SERIAL};
 use crate::dtype::Element;
 use crate::error::Result;
 use crate::layout::{Layout, collapse};
 use half::{bf16, f16};
-use super::par::*;
 
 /// Elements per parallel piece: small enough to balance, large enough to hide the hand-over.
 pub(crate) const PIECE: usize = 8 * 1024;

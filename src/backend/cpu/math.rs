@@ -265,16 +265,7 @@ pub(crate) fn tanh_f32(x: f32) -> f32 {
 pub(crate) fn erf_f32(x: f32) -> f32 {
     let a = x.abs();
     let a2 = a * a;
-    let p = poly!(
-        a2,
-        0.128_379_17,
-        -0.376_126_35,
-        0.112_837_03,
-        -0.026_859_796,
-        0.005_201_953_5,
-        -0.000_815_255_6,
-        8.409_640_6e-5
-    );
+    let p = poly!(a2, 0.128_379_17, -0.376_126_35, 0.112_837_03, -0.026_859_796, 0.005_201_953_5, -0.000_815_255_6, 8.409_640_6e-5);
     let small = p.mul_add(a, a);
     // erf is 1 to the last bit from 3.92 on; the fit ends a little later.
     let b = if a > 3.95 { 3.95 } else { a };

@@ -105,7 +105,18 @@ fn loops_give_the_bits_of_single_calls() {
         ("cdf", |a, b| run(a, b, normal_cdf_f32), normal_cdf_f32),
         ("sin", |a, b| run(a, b, sin_f32), sin_f32),
         ("cos", |a, b| run(a, b, cos_f32), cos_f32),
-        ("sigmoid", |a, b| run(a, b, #[inline(always)] |x: f32| x.sigmoid()), |x| x.sigmoid()),
+        (
+            "sigmoid",
+            |a, b| {
+                run(
+                    a,
+                    b,
+                    #[inline(always)]
+                    |x: f32| x.sigmoid(),
+                )
+            },
+            |x| x.sigmoid(),
+        ),
     ];
     let mut ys = vec![0.0; xs.len()];
     for (name, vector, scalar) in cases {
@@ -123,10 +134,32 @@ fn special_values() {
     const TINY: f32 = 1e-45;
     type Case = (&'static str, fn(f32) -> f32, &'static [(f32, f32)]);
     let cases: [Case; 12] = [
-        ("exp", exp_f32, &[(0.0, 1.0), (-0.0, 1.0), (INF, INF), (-INF, 0.0), (88.0, 1.651_636_3e38), (88.73, INF), (-104.0, 0.0), (-103.5, TINY), (TINY, 1.0)]),
-        ("expm1", expm1_f32, &[(0.0, 0.0), (-0.0, -0.0), (INF, INF), (-INF, -1.0), (89.0, INF), (-30.0, -1.0), (TINY, TINY), (-TINY, -TINY), (1e-30, 1e-30)]),
+        (
+            "exp",
+            exp_f32,
+            &[
+                (0.0, 1.0),
+                (-0.0, 1.0),
+                (INF, INF),
+                (-INF, 0.0),
+                (88.0, 1.651_636_3e38),
+                (88.73, INF),
+                (-104.0, 0.0),
+                (-103.5, TINY),
+                (TINY, 1.0),
+            ],
+        ),
+        (
+            "expm1",
+            expm1_f32,
+            &[(0.0, 0.0), (-0.0, -0.0), (INF, INF), (-INF, -1.0), (89.0, INF), (-30.0, -1.0), (TINY, TINY), (-TINY, -TINY), (1e-30, 1e-30)],
+        ),
         ("ln", ln_f32, &[(0.0, -INF), (-0.0, -INF), (1.0, 0.0), (INF, INF), (-1.0, f32::NAN), (-INF, f32::NAN), (TINY, -103.278_93)]),
-        ("ln_1p", ln_1p_f32, &[(0.0, 0.0), (-0.0, -0.0), (-1.0, -INF), (INF, INF), (-1.1, f32::NAN), (-INF, f32::NAN), (TINY, TINY), (-1e-30, -1e-30)]),
+        (
+            "ln_1p",
+            ln_1p_f32,
+            &[(0.0, 0.0), (-0.0, -0.0), (-1.0, -INF), (INF, INF), (-1.1, f32::NAN), (-INF, f32::NAN), (TINY, TINY), (-1e-30, -1e-30)],
+        ),
         ("sin", sin_f32, &[(0.0, 0.0), (-0.0, -0.0), (INF, f32::NAN), (-INF, f32::NAN), (TINY, TINY)]),
         ("cos", cos_f32, &[(0.0, 1.0), (-0.0, 1.0), (INF, f32::NAN), (-INF, f32::NAN), (TINY, 1.0)]),
         ("tanh", tanh_f32, &[(0.0, 0.0), (-0.0, -0.0), (INF, 1.0), (-INF, -1.0), (TINY, TINY), (20.0, 1.0), (-20.0, -1.0)]),
@@ -275,7 +308,10 @@ fn speed() {
     let mut best = f64::INFINITY;
     for _ in 0..600 {
         let t = std::time::Instant::now();
-        let s = dispatch(#[inline(always)] || super::super::simd::sum(std::hint::black_box(&xs[..])));
+        let s = dispatch(
+            #[inline(always)]
+            || super::super::simd::sum(std::hint::black_box(&xs[..])),
+        );
         std::hint::black_box(s);
         best = best.min(t.elapsed().as_secs_f64() / xs.len() as f64 * 1e9);
     }

@@ -24,8 +24,17 @@ impl<T: Compute> Reduction<T> for Moments<T> {
     fn row(&self, x: &[T]) -> Self::Part {
         let n = x.len() as f64;
         let count = T::Acc::from_f64(n);
-        let rough = simd::sum_by(x, #[inline(always)] |acc: T::Acc, v: T| acc + v.load()) / count;
-        let mean = rough + simd::sum_by(x, #[inline(always)] |acc: T::Acc, v: T| acc + (v.load() - rough)) / count;
+        let rough = simd::sum_by(
+            x,
+            #[inline(always)]
+            |acc: T::Acc, v: T| acc + v.load(),
+        ) / count;
+        let mean = rough
+            + simd::sum_by(
+                x,
+                #[inline(always)]
+                |acc: T::Acc, v: T| acc + (v.load() - rough),
+            ) / count;
         let squares = simd::sum_by(
             x,
             #[inline(always)]
@@ -105,7 +114,11 @@ impl<T: Compute> Reduction<T> for LogSum<T> {
         let max = max.row(x);
         // Without a finite maximum there is nothing to subtract, and the sum is not used.
         let m = if max.is_finite() { max } else { T::Acc::ZERO };
-        let sum = simd::sum_by(x, #[inline(always)] |acc: T::Acc, v: T| acc + (v.load() - m).exp());
+        let sum = simd::sum_by(
+            x,
+            #[inline(always)]
+            |acc: T::Acc, v: T| acc + (v.load() - m).exp(),
+        );
         LogSumPart { max, sum }
     }
     #[inline(always)]

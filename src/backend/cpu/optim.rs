@@ -1,8 +1,8 @@
 //! Optimizer steps in one pass over their four arrays.
 
 use super::math::Real;
-use super::simd;
 use super::par::*;
+use super::simd;
 
 const PIECE: usize = 16 * 1024;
 

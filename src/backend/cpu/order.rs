@@ -3,6 +3,7 @@
 use super::Buffer;
 use super::map::Compute;
 use super::math::Real;
+use super::par::*;
 use super::reduce::STRIP;
 use super::simd;
 use super::view::{Contiguous, In, SERIAL, copy_strided};
@@ -10,7 +11,6 @@ use crate::dtype::{DType, I64};
 use crate::error::{Result, bail};
 use crate::layout::Layout;
 use crate::shape::Dims;
-use super::par::*;
 
 /// Whether `v` takes the place of the extremum `best`: NaN beats numbers, and the first of equals stays.
 #[inline(always)]
@@ -126,7 +126,13 @@ fn arg_row<T: Compute>(x: &[T], largest: bool) -> i64 {
 #[inline(always)]
 fn key32(v: f32, descending: bool) -> u32 {
     let bits = (v + 0.0).to_bits();
-    let key = if v.is_nan() { u32::MAX } else if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
+    let key = if v.is_nan() {
+        u32::MAX
+    } else if bits >> 31 == 1 {
+        !bits
+    } else {
+        bits | 1 << 31
+    };
     if descending { !key } else { key }
 }
 
@@ -134,7 +140,13 @@ fn key32(v: f32, descending: bool) -> u32 {
 #[inline(always)]
 fn key64(v: f64, descending: bool) -> u64 {
     let bits = (v + 0.0).to_bits();
-    let key = if v.is_nan() { u64::MAX } else if bits >> 63 == 1 { !bits } else { bits | 1 << 63 };
+    let key = if v.is_nan() {
+        u64::MAX
+    } else if bits >> 63 == 1 {
+        !bits
+    } else {
+        bits | 1 << 63
+    };
     if descending { !key } else { key }
 }
 
@@ -159,7 +171,17 @@ pub(crate) fn sort<T: Compute>(x: &In<'_>, axis: usize, k: usize, descending: bo
     let mut rows = Buffer::alloc(T::DTYPE, values.len())?;
     let mut places = Buffer::alloc(I64, indices.len())?;
     sort_rows(&data, n, k, descending, rows.slice_mut::<T>(), places.slice_mut::<i64>());
-    let back: Dims = (0..rank).map(|i| if i < axis { i } else if i == axis { rank - 1 } else { i - 1 }).collect();
+    let back: Dims = (0..rank)
+        .map(|i| {
+            if i < axis {
+                i
+            } else if i == axis {
+                rank - 1
+            } else {
+                i - 1
+            }
+        })
+        .collect();
     let layout = Layout::contiguous(moved.shape().with_dim(rank - 1, k)).permute(&back)?;
     copy_strided(rows.slice::<T>(), &layout, values);
     copy_strided(places.slice::<i64>(), &layout, indices);
@@ -230,7 +252,11 @@ pub(crate) fn cumsum<T: Compute>(x: &In<'_>, axis: usize, reverse: bool, y: &mut
             starts[s].copy_from_slice(&acc);
             acc.iter_mut().zip(&totals[s]).for_each(|(a, &t)| *a += t);
         };
-        if reverse { (0..totals.len()).rev().for_each(&mut step) } else { (0..totals.len()).for_each(&mut step) }
+        if reverse {
+            (0..totals.len()).rev().for_each(&mut step)
+        } else {
+            (0..totals.len()).for_each(&mut step)
+        }
         y.par_chunks_mut(segment).zip(x.par_chunks(segment)).zip(starts).for_each(|((y, x), mut acc)| scan(x, y, inner, reverse, &mut acc));
     };
     if x.len() < SERIAL {
@@ -248,7 +274,11 @@ fn total<T: Compute>(x: &[T], inner: usize) -> Vec<T::Acc> {
         #[inline(always)]
         || {
             if inner == 1 {
-                acc[0] = simd::sum_by(x, #[inline(always)] |a: T::Acc, v: T| a + v.load());
+                acc[0] = simd::sum_by(
+                    x,
+                    #[inline(always)]
+                    |a: T::Acc, v: T| a + v.load(),
+                );
                 return;
             }
             for row in x.chunks(inner) {
@@ -269,7 +299,11 @@ fn scan<T: Compute>(x: &[T], y: &mut [T], inner: usize, reverse: bool, acc: &mut
             a += x.load();
             *y = T::store(a);
         };
-        if reverse { y.iter_mut().zip(x).rev().for_each(&mut step) } else { y.iter_mut().zip(x).for_each(&mut step) }
+        if reverse {
+            y.iter_mut().zip(x).rev().for_each(&mut step)
+        } else {
+            y.iter_mut().zip(x).for_each(&mut step)
+        }
         return;
     }
     let mut step = |(y, x): (&mut [T], &[T])| {

@@ -7,12 +7,12 @@
 use super::Buffer;
 use super::map::Compute;
 use super::math::Real;
+use super::par::*;
 use super::simd;
 use super::view::{In, SERIAL, copy_strided};
 use crate::error::Result;
 use crate::layout::Layout;
 use crate::shape::Dims;
-use super::par::*;
 
 /// Rows per partial result when columns are reduced; fixed, so that the grouping never depends on threads.
 const ROWS: usize = 64;
@@ -129,7 +129,9 @@ fn reduce_lines<T: Sync, R: Reduction<T>, O: Copy + Send>(
         y.chunks_mut(inner).zip(x.chunks(block)).for_each(one);
     } else {
         let outers = (SERIAL / block).max(1);
-        y.par_chunks_mut(outers * inner).zip(x.par_chunks(outers * block)).for_each(|(y, x)| y.chunks_mut(inner).zip(x.chunks(block)).for_each(one));
+        y.par_chunks_mut(outers * inner)
+            .zip(x.par_chunks(outers * block))
+            .for_each(|(y, x)| y.chunks_mut(inner).zip(x.chunks(block)).for_each(one));
     }
 }
 
@@ -239,7 +241,8 @@ fn wide_columns<T: Sync, R: Reduction<T>>(x: &[T], inner: usize, r: &R) -> Vec<R
     };
     let tasks: Vec<(usize, usize)> = (0..inner).step_by(TILE).flat_map(|c| (0..reduced).step_by(segment).map(move |s| (s, c))).collect();
     let segments = reduced.div_ceil(segment);
-    let done: Vec<Vec<R::Part>> = if x.len() < 4 * SERIAL { tasks.into_iter().map(task).collect() } else { tasks.into_par_iter().map(task).collect() };
+    let done: Vec<Vec<R::Part>> =
+        if x.len() < 4 * SERIAL { tasks.into_iter().map(task).collect() } else { tasks.into_par_iter().map(task).collect() };
     let mut out = Vec::with_capacity(inner);
     let mut done = done.into_iter();
     for _ in (0..inner).step_by(TILE) {

@@ -3,9 +3,9 @@
 //! An output axis is a short list of runs, each of which reads consecutive positions of the operand's axis or lies
 //! outside of it. Axes that nothing happens to are merged, so that most of the work is long block copies.
 
+use super::par::*;
 use super::view::{In, SERIAL};
 use crate::dtype::Element;
-use super::par::*;
 
 /// Elements per parallel piece.
 const PIECE: usize = 8 * 1024;

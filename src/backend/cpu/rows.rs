@@ -1,16 +1,16 @@
 //! Kernels that see whole rows: softmax, norms, losses. A row stays in L1 or L2 while it is passed over several times,
 //! so memory is read once. Rows are handed out in groups that depend on the row length alone.
 
+use super::Buffer;
 use super::map::Compute;
 use super::math::Real;
+use super::par::*;
 use super::simd;
 use super::view::{Contiguous, In, SERIAL, copy_strided};
-use super::Buffer;
 use crate::dtype::Element;
 use crate::error::Result;
 use crate::layout::Layout;
 use crate::shape::Dims;
-use super::par::*;
 use smallvec::SmallVec;
 
 /// Elements per task.
@@ -29,7 +29,11 @@ pub(crate) fn for_tasks<T: Send>(cols: usize, y: &mut [T], task: impl Fn(usize, 
     }
     let rows = rows_per_task(cols);
     let run = |(t, y): (usize, &mut [T])| task(t * rows, y);
-    if y.len() < SERIAL { y.chunks_mut(rows * cols).enumerate().try_for_each(run) } else { y.par_chunks_mut(rows * cols).enumerate().try_for_each(run) }
+    if y.len() < SERIAL {
+        y.chunks_mut(rows * cols).enumerate().try_for_each(run)
+    } else {
+        y.par_chunks_mut(rows * cols).enumerate().try_for_each(run)
+    }
 }
 
 /// `f(rows of the inputs, row of the output, scratch)` for each row of `cols` elements, inside [`simd::dispatch`]: mark `f`
@@ -77,9 +81,20 @@ pub(crate) fn map_lines<T: Compute, const N: usize>(
     }
     let rank = shape.rank();
     let to_rows: Dims = (0..rank).filter(|&i| i != axis).chain([axis]).collect();
-    let back: Dims = (0..rank).map(|i| if i < axis { i } else if i == axis { rank - 1 } else { i - 1 }).collect();
+    let back: Dims = (0..rank)
+        .map(|i| {
+            if i < axis {
+                i
+            } else if i == axis {
+                rank - 1
+            } else {
+                i - 1
+            }
+        })
+        .collect();
     let layouts: SmallVec<[Layout; 2]> = x.iter().map(|x| x.layout().permute(&to_rows)).collect::<Result<_>>()?;
-    let data: SmallVec<[Contiguous<'_, T>; 2]> = x.iter().zip(&layouts).map(|(x, l)| x.with_layout(l).contiguous()).collect::<Result<_>>()?;
+    let data: SmallVec<[Contiguous<'_, T>; 2]> =
+        x.iter().zip(&layouts).map(|(x, l)| x.with_layout(l).contiguous()).collect::<Result<_>>()?;
     let mut rows = Buffer::alloc(T::DTYPE, y.len())?;
     map_rows(n, std::array::from_fn(|i| &*data[i]), rows.slice_mut::<T>(), scratch, f)?;
     let layout = Layout::contiguous(layouts[0].shape().clone()).permute(&back)?;

@@ -207,13 +207,25 @@ mod tests {
             let y: Vec<f32> = noise(n + 7)[7..].to_vec();
             let exact: f64 = x.iter().map(|&v| v as f64).sum();
             let size: f64 = x.iter().map(|&v| v.abs() as f64).sum();
-            let got = dispatch(#[inline(always)] || sum(&x)) as f64;
+            let got = dispatch(
+                #[inline(always)]
+                || sum(&x),
+            ) as f64;
             assert!((got - exact).abs() <= 4e-7 * size, "sum of {n}: {got} {exact}");
             let exact: f64 = x.iter().zip(&y).map(|(&a, &b)| a as f64 * b as f64).sum();
-            let got = dispatch(#[inline(always)] || dot(&x, &y)) as f64;
+            let got = dispatch(
+                #[inline(always)]
+                || dot(&x, &y),
+            ) as f64;
             assert!((got - exact).abs() <= 4e-7 * size, "dot of {n}: {got} {exact}");
             let exact = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            assert_eq!(dispatch(#[inline(always)] || max(&x)), exact);
+            assert_eq!(
+                dispatch(
+                    #[inline(always)]
+                    || max(&x)
+                ),
+                exact
+            );
         }
     }
 
@@ -221,7 +233,10 @@ mod tests {
     fn every_feature_level_gives_the_same_bits() {
         for n in LENGTHS {
             let (x, y) = (noise(n), noise(n));
-            let native = dispatch(#[inline(always)] || (sum(&x), dot(&x, &y), max(&x)));
+            let native = dispatch(
+                #[inline(always)]
+                || (sum(&x), dot(&x, &y), max(&x)),
+            );
             let base = (sum(&x), dot(&x, &y), max(&x));
             assert_eq!(native.0.to_bits(), base.0.to_bits());
             assert_eq!(native.1.to_bits(), base.1.to_bits());
@@ -234,7 +249,14 @@ mod tests {
         for at in [0, 5, 31, 32, 63, 64, 69] {
             let mut x = noise(70);
             x[at] = f32::NAN;
-            assert!(dispatch(#[inline(always)] || max(&x)).is_nan(), "NaN at {at}");
+            assert!(
+                dispatch(
+                    #[inline(always)]
+                    || max(&x)
+                )
+                .is_nan(),
+                "NaN at {at}"
+            );
         }
         assert_eq!(max::<f64>(&[]), f64::NEG_INFINITY);
     }
@@ -243,6 +265,12 @@ mod tests {
     fn tree_adds_whole_blocks_by_pairs() {
         // 2^24 ones: a running f32 sum would still be right, 2^25 would stick at 2^24.
         let ones = vec![1f32; 1 << 25];
-        assert_eq!(dispatch(#[inline(always)] || sum(&ones)), (1 << 25) as f32);
+        assert_eq!(
+            dispatch(
+                #[inline(always)]
+                || sum(&ones)
+            ),
+            (1 << 25) as f32
+        );
     }
 }

@@ -1,11 +1,11 @@
 //! What a CPU kernel sees of its operands.
 
 use super::Buffer;
+use super::par::*;
 use crate::dtype::{DType, Element};
 use crate::error::Result;
 use crate::layout::Layout;
 use crate::shape::Shape;
-use super::par::*;
 use std::ops::Deref;
 
 /// Elements below which a loop stays on the calling thread; waking the pool costs some microseconds.
@@ -160,9 +160,10 @@ pub(crate) fn copy_strided<T: Element>(src: &[T], layout: &Layout, dst: &mut [T]
                 }
             }
         };
-        let bands = dst.chunks_mut(rows * cols).zip(starts).flat_map(|(m, start)| {
-            m.chunks_mut(TILE * cols).enumerate().map(move |(i, out)| (start, i * TILE, out))
-        });
+        let bands = dst
+            .chunks_mut(rows * cols)
+            .zip(starts)
+            .flat_map(|(m, start)| m.chunks_mut(TILE * cols).enumerate().map(move |(i, out)| (start, i * TILE, out)));
         if rows * cols >= SERIAL {
             bands.collect::<Vec<_>>().into_par_iter().for_each(band);
         } else if layout.numel() >= SERIAL {

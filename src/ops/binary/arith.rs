@@ -65,10 +65,7 @@ impl Binary for Mul {
         Saved::of([want[1].then_some(a), want[0].then_some(b)])
     }
     fn vjp(&self, saved: &Saved, g: &Tensor, want: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
-        Ok([
-            if want[0] { Some(g.mul(saved.get(1)?)?) } else { None },
-            if want[1] { Some(g.mul(saved.get(0)?)?) } else { None },
-        ])
+        Ok([if want[0] { Some(g.mul(saved.get(1)?)?) } else { None }, if want[1] { Some(g.mul(saved.get(0)?)?) } else { None }])
     }
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         broadcast_samples(g, Mul)
@@ -103,7 +100,9 @@ impl Binary for Sub {
     }
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let mut out = broadcast_samples(g, Sub);
-        out.push(Sample::value(Sub, [Input::values([4], [INF, -INF, INF, NAN]), Input::values([4], [INF, INF, 1.0, 0.0])]).note("∞ − ∞ is NaN"));
+        out.push(
+            Sample::value(Sub, [Input::values([4], [INF, -INF, INF, NAN]), Input::values([4], [INF, INF, 1.0, 0.0])]).note("∞ − ∞ is NaN"),
+        );
         out
     }
 }
@@ -138,7 +137,9 @@ impl Binary for Div {
     }
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let mut out = broadcast_samples_of(g, Div, |g, s| g.normal(s), |g, s| g.uniform(s, -2.5, -0.5));
-        out.push(Sample::check(Div, [Input::values([3], [0.0, -0.0, 2.0]), Input::values([3], [3.0, 0.5, -4.0])]).note("D7: zero numerator"));
+        out.push(
+            Sample::check(Div, [Input::values([3], [0.0, -0.0, 2.0]), Input::values([3], [3.0, 0.5, -4.0])]).note("D7: zero numerator"),
+        );
         let (a, b) = ([1.0, -1.0, 0.0, INF, INF, 1.0, NAN], [0.0, 0.0, 0.0, INF, 2.0, INF, 1.0]);
         out.push(Sample::value(Div, [Input::values([7], a), Input::values([7], b)]).note("x/0, 0/0, ∞/∞, x/∞"));
         out

@@ -106,7 +106,10 @@ impl Binary for Pow {
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let mut out = broadcast_samples_of(g, POWER, |g, s| g.uniform(s, 0.4, 2.5), |g, s| g.normal(s));
         for (by_base, by_exponent) in [(1, 0), (0, 1), (2, 0), (1, 1), (0, 2), (2, 1)] {
-            out.push(Sample::check(Pow { by_base, by_exponent }, [g.uniform([3, 4], 0.4, 2.5), g.normal([4])]).note("a derivative of pow is an op of its own"));
+            out.push(
+                Sample::check(Pow { by_base, by_exponent }, [g.uniform([3, 4], 0.4, 2.5), g.normal([4])])
+                    .note("a derivative of pow is an op of its own"),
+            );
         }
         let base = Input::values([6], [-2.0, -1.5, -0.5, -3.0, 2.0, 0.25]);
         let exponent = Input::values([6], [2.0, 3.0, -1.0, 0.0, 0.0, 1.0]);
@@ -120,9 +123,15 @@ impl Binary for Pow {
         let base = [0.0, 0.0, 0.0, 0.0, nan];
         let exponent = [0.0, 1.0, 2.5, -1.0, 0.0];
         let slope = Pow { by_base: 1, by_exponent: 0 };
-        out.push(Sample::value(slope, [Input::values([5], base), Input::values([5], exponent)]).note("D2: slope in the base at base 0; 0 at exponent 0"));
+        out.push(
+            Sample::value(slope, [Input::values([5], base), Input::values([5], exponent)])
+                .note("D2: slope in the base at base 0; 0 at exponent 0"),
+        );
         let slope = Pow { by_base: 0, by_exponent: 1 };
-        out.push(Sample::value(slope, [Input::values([4], [0.0; 4]), Input::values([4], [0.0, 1.0, 2.5, 0.5])]).note("D2: slope in the exponent at base 0"));
+        out.push(
+            Sample::value(slope, [Input::values([4], [0.0; 4]), Input::values([4], [0.0, 1.0, 2.5, 0.5])])
+                .note("D2: slope in the exponent at base 0"),
+        );
         out
     }
 }

@@ -13,7 +13,8 @@ const INF: f64 = f64::INFINITY;
 const NAN: f64 = f64::NAN;
 /// Where tails overflow, cancel or multiply 0 by ∞ in naive forms. Values and first derivatives are checked there; second
 /// derivatives are compositions, which keep absolute but not relative accuracy in the tails.
-const TAILS: [f64; 19] = [-5.5, 6.0, -8.0, -17.0, 20.0, 10.5, -10.5, 13.0, -13.0, 19.875, -19.875, 41.0, -41.0, 88.0, -88.0, 1e4, -1e4, 1e19, -1e19];
+const TAILS: [f64; 19] =
+    [-5.5, 6.0, -8.0, -17.0, 20.0, 10.5, -10.5, 13.0, -13.0, 19.875, -19.875, 41.0, -41.0, 88.0, -88.0, 1e4, -1e4, 1e19, -1e19];
 const LIMITS: [f64; 5] = [INF, -INF, NAN, 1e30, -1e30];
 
 /// x between −`bound` and `bound`; NaN stays.

@@ -353,7 +353,8 @@ impl<U: Unary> Op for MapVjp<U> {
         let s_bar = if want[0] {
             let seed = z.mul(saved.get(1)?)?;
             let u = self.0.clone();
-            differentiate(std::slice::from_ref(s), &[true], &[seed], move |x| Ok(Outputs::from_iter([u.derivative(&x[0])?])))?.swap_remove(0)
+            differentiate(std::slice::from_ref(s), &[true], &[seed], move |x| Ok(Outputs::from_iter([u.derivative(&x[0])?])))?
+                .swap_remove(0)
         } else {
             None
         };

@@ -37,11 +37,25 @@ impl Group for LogSumExp {
         reduce::reduce(x, axes, y, T::store(T::Acc::NEG_INFINITY), &LogSum::<T>(PhantomData), |p| T::store(p.value()))
     }
     fn backward<T: Compute>(&self, x: &cpu::In<'_>, g: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
-        reduce::spread(x, g, axes, y, &LogSum::<T>(PhantomData), #[inline(always)] |x, p, g| {
-            let share = (x - p.max).exp() * (g / p.sum);
-            // Nothing flows where there is no finite maximum: the limit of −∞ − −∞ must not become NaN.
-            if p.max.is_finite() { share } else if p.max.is_nan() { p.max } else { T::Acc::ZERO }
-        })
+        reduce::spread(
+            x,
+            g,
+            axes,
+            y,
+            &LogSum::<T>(PhantomData),
+            #[inline(always)]
+            |x, p, g| {
+                let share = (x - p.max).exp() * (g / p.sum);
+                // Nothing flows where there is no finite maximum: the limit of −∞ − −∞ must not become NaN.
+                if p.max.is_finite() {
+                    share
+                } else if p.max.is_nan() {
+                    p.max
+                } else {
+                    T::Acc::ZERO
+                }
+            },
+        )
     }
     fn curve(&self, at: &Curve<'_, Self>) -> Result<Option<Tensor>> {
         // p = softmax: ∂(g·Σ z·p)/∂x = g·p·(z − Σ z·p).
@@ -69,7 +83,10 @@ impl Group for LogSumExp {
         }
         let op = Reduce { of: LogSumExp, axes: (-1).into(), keep: false };
         out.push(Sample::check(op, [g.normal([2, 0])]).note("empty groups give −∞"));
-        out.push(Sample::value(Reduce { of: LogSumExp, axes: 0.into(), keep: true }, [g.normal_with([300, 3], 30.0, 0.0)]).note("groups of rows with different maxima"));
+        out.push(
+            Sample::value(Reduce { of: LogSumExp, axes: 0.into(), keep: true }, [g.normal_with([300, 3], 30.0, 0.0)])
+                .note("groups of rows with different maxima"),
+        );
         out
     }
 }

@@ -37,11 +37,19 @@ impl Group for Norm {
         reduce::reduce(x, axes, y, T::store(T::Acc::ZERO), &SquareSum::<T>(PhantomData), |p| T::store(T::Acc::from_f64(p.norm())))
     }
     fn backward<T: Compute>(&self, x: &cpu::In<'_>, g: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
-        reduce::spread(x, g, axes, y, &SquareSum::<T>(PhantomData), #[inline(always)] |x, p, g| {
-            let norm = p.norm();
-            // In f64, where neither the norm nor its reciprocal leaves the range of an f32.
-            if norm == 0.0 { T::Acc::ZERO } else { g * T::Acc::from_f64(x.to_f64() / norm) }
-        })
+        reduce::spread(
+            x,
+            g,
+            axes,
+            y,
+            &SquareSum::<T>(PhantomData),
+            #[inline(always)]
+            |x, p, g| {
+                let norm = p.norm();
+                // In f64, where neither the norm nor its reciprocal leaves the range of an f32.
+                if norm == 0.0 { T::Acc::ZERO } else { g * T::Acc::from_f64(x.to_f64() / norm) }
+            },
+        )
     }
     fn curve(&self, at: &Curve<'_, Self>) -> Result<Option<Tensor>> {
         // u = x/‖x‖: ∂(g·Σ z·u)/∂x = g/‖x‖ · (z − u·Σ z·u), and 0 at the zero vector.
@@ -74,7 +82,9 @@ impl Group for Norm {
             out.push(Sample::value(op, x).note("∞ and NaN"));
         }
         let columns = Reduce { of: Norm, axes: 0.into(), keep: false };
-        out.push(Sample::value(columns.clone(), [Input::values([2, 3], [3e200, 0.0, 3e-200, 4e200, 0.0, -4e-200])]).note("scaling in columns"));
+        out.push(
+            Sample::value(columns.clone(), [Input::values([2, 3], [3e200, 0.0, 3e-200, 4e200, 0.0, -4e-200])]).note("scaling in columns"),
+        );
         out.push(Sample::check(columns, [g.normal([0, 2])]).note("empty groups"));
         out
     }

@@ -36,13 +36,21 @@ impl Group for Prod {
         })
     }
     fn backward<T: Compute>(&self, x: &cpu::In<'_>, g: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
-        reduce::spread(x, g, axes, y, &Factors::<T>(PhantomData), #[inline(always)] |x, p, g| {
-            let v = x.to_f64();
-            // In f64: dividing one factor out again costs no accuracy that an f32 could show.
-            let others = if v == 0.0 { p.product } else { p.product / v };
-            let own = if v == 0.0 { 1.0 } else { 0.0 };
-            g * T::Acc::from_f64(if p.zeros > own { 0.0 } else { others })
-        })
+        reduce::spread(
+            x,
+            g,
+            axes,
+            y,
+            &Factors::<T>(PhantomData),
+            #[inline(always)]
+            |x, p, g| {
+                let v = x.to_f64();
+                // In f64: dividing one factor out again costs no accuracy that an f32 could show.
+                let others = if v == 0.0 { p.product } else { p.product / v };
+                let own = if v == 0.0 { 1.0 } else { 0.0 };
+                g * T::Acc::from_f64(if p.zeros > own { 0.0 } else { others })
+            },
+        )
     }
     fn curve(&self, at: &Curve<'_, Self>) -> Result<Option<Tensor>> {
         // The first derivative as a composition: for every element the product of a copy of its group with a 1 in its place.
@@ -72,7 +80,9 @@ impl Group for Prod {
             out.push(Sample::check(op, x).note("D2: zero, one or several zeros in a group"));
         }
         let columns = Reduce { of: Prod, axes: 0.into(), keep: false };
-        out.push(Sample::check(columns.clone(), [Input::values([3, 3], [1.0, 0.0, 0.0, 2.0, 5.0, 0.0, 3.0, 6.0, 7.0])]).note("D2 in columns"));
+        out.push(
+            Sample::check(columns.clone(), [Input::values([3, 3], [1.0, 0.0, 0.0, 2.0, 5.0, 0.0, 3.0, 6.0, 7.0])]).note("D2 in columns"),
+        );
         out.push(Sample::check(columns, [g.normal([0, 2])]).note("empty groups give 1"));
         let (inf, nan) = (f64::INFINITY, f64::NAN);
         for values in [&[inf, 2.0][..], &[inf, 0.0], &[nan, 0.0], &[-inf, -2.0], &[1e30, 1e30, 1e-30, 1e-30]] {

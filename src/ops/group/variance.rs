@@ -58,9 +58,15 @@ impl Group for Var {
     }
     fn backward<T: Compute>(&self, x: &cpu::In<'_>, g: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
         let correction = self.correction;
-        reduce::spread(x, g, axes, y, &Moments::<T>(PhantomData), #[inline(always)] |x, p, g| {
-            g * ((x - p.mean) * T::Acc::from_f64(2.0 / degrees(p.n, correction)))
-        })
+        reduce::spread(
+            x,
+            g,
+            axes,
+            y,
+            &Moments::<T>(PhantomData),
+            #[inline(always)]
+            |x, p, g| g * ((x - p.mean) * T::Acc::from_f64(2.0 / degrees(p.n, correction))),
+        )
     }
     fn curve(&self, at: &Curve<'_, Self>) -> Result<Option<Tensor>> {
         let n = at.x.numel() as f64 / at.g.numel().max(1) as f64;
@@ -113,12 +119,20 @@ impl Group for Std {
     }
     fn backward<T: Compute>(&self, x: &cpu::In<'_>, g: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
         let correction = self.correction;
-        reduce::spread(x, g, axes, y, &Moments::<T>(PhantomData), #[inline(always)] |x, p, g| {
-            let n = T::Acc::from_f64(degrees(p.n, correction));
-            let std = (p.squares / n).sqrt();
-            let slope = (x - p.mean) / (n * std);
-            if p.squares == T::Acc::ZERO && n > T::Acc::ZERO { T::Acc::ZERO } else { g * slope }
-        })
+        reduce::spread(
+            x,
+            g,
+            axes,
+            y,
+            &Moments::<T>(PhantomData),
+            #[inline(always)]
+            |x, p, g| {
+                let n = T::Acc::from_f64(degrees(p.n, correction));
+                let std = (p.squares / n).sqrt();
+                let slope = (x - p.mean) / (n * std);
+                if p.squares == T::Acc::ZERO && n > T::Acc::ZERO { T::Acc::ZERO } else { g * slope }
+            },
+        )
     }
     fn curve(&self, at: &Curve<'_, Self>) -> Result<Option<Tensor>> {
         // s = (x − mean)/(N·y): ∂(g·Σ z·s)/∂x = g/(N·y)·(z − mean z) − g·Σ(z·s)/y · s, and 0 where y = 0.

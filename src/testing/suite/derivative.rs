@@ -42,9 +42,15 @@ pub(super) fn seed_values(k: usize, n: usize) -> Vec<f64> {
 }
 
 /// Runs the op on a tape that watches `track`, and pulls back the cotangents that `seed` gives for each output.
-pub(super) fn pull(case: &Case<'_>, x: &[Tensor], track: &[usize], seed: impl Fn(usize, &Tensor) -> Result<Option<Tensor>>) -> Result<Pulled> {
+pub(super) fn pull(
+    case: &Case<'_>,
+    x: &[Tensor],
+    track: &[usize],
+    seed: impl Fn(usize, &Tensor) -> Result<Option<Tensor>>,
+) -> Result<Pulled> {
     let tape = Tape::new();
-    let watched: Vec<Tensor> = x.iter().enumerate().map(|(i, t)| if track.contains(&i) { tape.watch(t) } else { Ok(t.clone()) }).collect::<Result<_>>()?;
+    let watched: Vec<Tensor> =
+        x.iter().enumerate().map(|(i, t)| if track.contains(&i) { tape.watch(t) } else { Ok(t.clone()) }).collect::<Result<_>>()?;
     let y = case.run(&watched)?;
     if let Some(k) = y.iter().position(|y| y.dtype().is_float() && !y.is_tracked()) {
         return Err(Error::tape(format!("output {k} left the tape although an input is tracked")));
@@ -60,7 +66,13 @@ pub(super) fn pull(case: &Case<'_>, x: &[Tensor], track: &[usize], seed: impl Fn
         if let Some(bar) = &bar
             && (bar.shape() != x[i].shape() || bar.dtype() != x[i].dtype())
         {
-            return Err(Error::shape(format!("input {i} is {}{}, its cotangent {}{}", x[i].dtype(), x[i].shape(), bar.dtype(), bar.shape())));
+            return Err(Error::shape(format!(
+                "input {i} is {}{}, its cotangent {}{}",
+                x[i].dtype(),
+                x[i].shape(),
+                bar.dtype(),
+                bar.shape()
+            )));
         }
         bars[i] = bar;
     }
@@ -89,7 +101,12 @@ fn exact(case: &Case<'_>, values: &[Vec<f64>], seeds: &[Option<Tensor>], floats:
     // ⟨v, J u⟩ for the direction that the tangents hold.
     let contract = |x: &[Nd<Dual<Ball>>]| {
         let y = case.s.op.define_dual_ball(x);
-        let terms: Vec<Ball> = y.iter().zip(&v).filter_map(|(y, v)| Some((y, v.as_ref()?))).flat_map(|(y, v)| y.data.iter().zip(v).map(|(y, &v)| y.d * Ball::lit(v))).collect();
+        let terms: Vec<Ball> = y
+            .iter()
+            .zip(&v)
+            .filter_map(|(y, v)| Some((y, v.as_ref()?)))
+            .flat_map(|(y, v)| y.data.iter().zip(v).map(|(y, &v)| y.d * Ball::lit(v)))
+            .collect();
         Ball::sum(&terms)
     };
     let elements: Vec<(usize, usize)> = floats.iter().flat_map(|&i| (0..values[i].len()).map(move |j| (i, j))).collect();
@@ -132,7 +149,14 @@ fn differs(p: &Pulled, x: &Operands, want: &Exact, floats: &[usize]) -> Result<O
         let tolerance = Tolerance::vjp(x.tensors[i].dtype(), widest);
         if !tolerance.accepts(bar(i, j), ball) {
             wrong += 1;
-            first.get_or_insert_with(|| format!("cotangent of input {i}, element {j}: {:e} instead of {:e}, allowed error {:e}", bar(i, j), ball.v, tolerance.bound(ball)));
+            first.get_or_insert_with(|| {
+                format!(
+                    "cotangent of input {i}, element {j}: {:e} instead of {:e}, allowed error {:e}",
+                    bar(i, j),
+                    ball.v,
+                    tolerance.bound(ball)
+                )
+            });
         }
     }
     if let Some(first) = first {
@@ -291,7 +315,9 @@ fn zero(case: &Case<'_>, x: &Operands, floats: &[usize], want: &Exact, r: &mut R
         return Ok(());
     }
     case.count(r, x.dtype, Arrangement::Contiguous, Check::ZeroCotangent);
-    let p = pull(case, &x.tensors, floats, |_, y| Tensor::from_slice(&vec![0f64; y.numel()], y.shape()).and_then(|z| round_to(&z, y.dtype())).map(Some))?;
+    let p = pull(case, &x.tensors, floats, |_, y| {
+        Tensor::from_slice(&vec![0f64; y.numel()], y.shape()).and_then(|z| round_to(&z, y.dtype())).map(Some)
+    })?;
     for (i, bar) in p.bars.iter().enumerate() {
         if let Some(bar) = bar
             && let Some(v) = bar.to_f64_vec()?.into_iter().find(|v| *v != 0.0)
@@ -322,7 +348,11 @@ fn subsets(case: &Case<'_>, x: &Operands, floats: &[usize], base: &Pulled, r: &m
                 (a, b) => a.is_none() && b.is_none(),
             };
             if !same {
-                case.fail(r, Check::WantSubsets, &format!("{}: the cotangent of input {i} changes when only inputs {track:?} are tracked", x.dtype));
+                case.fail(
+                    r,
+                    Check::WantSubsets,
+                    &format!("{}: the cotangent of input {i} changes when only inputs {track:?} are tracked", x.dtype),
+                );
                 return Ok(());
             }
         }
@@ -369,7 +399,8 @@ pub(super) fn large(case: &Case<'_>, r: &mut Report) -> Result<()> {
 }
 
 /// A pool that cannot be had (no threads left) is left out.
-static POOLS: LazyLock<Vec<ThreadPool>> = LazyLock::new(|| (1..=3).filter_map(|n| ThreadPoolBuilder::new().num_threads(n).build().ok()).collect());
+static POOLS: LazyLock<Vec<ThreadPool>> =
+    LazyLock::new(|| (1..=3).filter_map(|n| ThreadPoolBuilder::new().num_threads(n).build().ok()).collect());
 
 /// The same bits again, and with 1, 2 and 3 threads; forward and, where there is one, backward.
 pub(super) fn determinism(case: &Case<'_>, r: &mut Report) -> Result<()> {

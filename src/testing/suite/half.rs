@@ -50,7 +50,11 @@ fn one(case: &Case<'_>, dtype: DType, r: &mut Report) -> Result<()> {
     let tolerance = Tolerance::value(dtype, case.traits);
     if let Some(i) = (0..y.len()).find(|&i| !tolerance.accepts(y[i], want.data[i].v)) {
         let w = want.data[i].v;
-        case.fail(r, Check::AllHalfPatterns, &format!("{dtype} {:e}: {:e} instead of {:e}, allowed error {:e}", values[i], y[i], w.v, tolerance.bound(w)));
+        case.fail(
+            r,
+            Check::AllHalfPatterns,
+            &format!("{dtype} {:e}: {:e} instead of {:e}, allowed error {:e}", values[i], y[i], w.v, tolerance.bound(w)),
+        );
     }
     let Some(bar) = &p.bars[0] else { return Ok(()) };
     let bar = bar.to_f64_vec()?;
@@ -65,7 +69,11 @@ fn one(case: &Case<'_>, dtype: DType, r: &mut Report) -> Result<()> {
     };
     if let Some(i) = (0..bar.len()).find(|&i| wrong(i)) {
         let w = want.data[i].d * Ball::lit(seed(i));
-        case.fail(r, Check::AllHalfPatterns, &format!("{dtype} {:e}: cotangent {:e} instead of {:e}, allowed error {:e}", values[i], bar[i], w.v, tolerance.bound(w)));
+        case.fail(
+            r,
+            Check::AllHalfPatterns,
+            &format!("{dtype} {:e}: cotangent {:e} instead of {:e}, allowed error {:e}", values[i], bar[i], w.v, tolerance.bound(w)),
+        );
     }
     Ok(())
 }

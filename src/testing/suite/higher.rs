@@ -105,8 +105,12 @@ pub(super) fn finite_differences(case: &Case<'_>, floats: &[usize], r: &mut Repo
 pub(super) fn second(case: &Case<'_>, floats: &[usize], r: &mut Report) -> Result<()> {
     let x = case.operands(F64)?;
     let tape = Tape::new();
-    let watched: Vec<Tensor> =
-        x.tensors.iter().enumerate().map(|(i, t)| if floats.contains(&i) { tape.watch(t) } else { Ok(t.clone()) }).collect::<Result<_>>()?;
+    let watched: Vec<Tensor> = x
+        .tensors
+        .iter()
+        .enumerate()
+        .map(|(i, t)| if floats.contains(&i) { tape.watch(t) } else { Ok(t.clone()) })
+        .collect::<Result<_>>()?;
     let y = case.run(&watched)?;
     let mut seeds: Vec<Option<Tensor>> = Vec::new();
     for (k, y) in y.iter().enumerate() {
@@ -118,7 +122,11 @@ pub(super) fn second(case: &Case<'_>, floats: &[usize], r: &mut Report) -> Resul
     let bars = tape.cotangents(&pairs, &wrt, true).map_err(|e| Error::tape(format!("recording the derivative: {e}")))?;
     let w = directions(case, &x.values, floats, 5);
     // Directions of unequal length, so that symmetric mistakes do not cancel.
-    let w: Vec<Vec<f64>> = w.iter().enumerate().map(|(i, w)| w.iter().enumerate().map(|(j, s)| s * (0.5 + ((i * 7 + j * 3) % 5) as f64 / 4.0)).collect()).collect();
+    let w: Vec<Vec<f64>> = w
+        .iter()
+        .enumerate()
+        .map(|(i, w)| w.iter().enumerate().map(|(j, s)| s * (0.5 + ((i * 7 + j * 3) % 5) as f64 / 4.0)).collect())
+        .collect();
     let mut results = Vec::new();
     for (&i, bar) in floats.iter().zip(&bars) {
         if let Some(bar) = bar.as_ref().filter(|b| b.is_tracked()) {
@@ -126,7 +134,11 @@ pub(super) fn second(case: &Case<'_>, floats: &[usize], r: &mut Report) -> Resul
         }
     }
     let inputs: Vec<&Tensor> = wrt.iter().copied().chain(seeds.iter().flatten()).collect();
-    let found = if results.is_empty() { vec![None; inputs.len()] } else { tape.cotangents(&results, &inputs, false).map_err(|e| Error::tape(format!("second sweep: {e}")))? };
+    let found = if results.is_empty() {
+        vec![None; inputs.len()]
+    } else {
+        tape.cotangents(&results, &inputs, false).map_err(|e| Error::tape(format!("second sweep: {e}")))?
+    };
     let found: Vec<Option<Vec<f64>>> = found.iter().map(|t| t.as_ref().map(Tensor::to_f64_vec).transpose()).collect::<Result<_>>()?;
     case.count(r, F64, Arrangement::Contiguous, Check::Second);
     let v: Vec<Option<Vec<f64>>> = seeds.iter().map(|s| s.as_ref().map(Tensor::to_f64_vec).transpose()).collect::<Result<_>>()?;

@@ -63,7 +63,11 @@ pub(super) fn arrange(values: &[f64], shape: &Shape, dtype: DType, how: Arrangem
         }
         Arrangement::Transposed => {
             let mut order: Vec<usize> = (0..rank).collect();
-            if turn.is_multiple_of(2) { order.reverse() } else { order.swap(rank - 1, rank - 2) }
+            if turn.is_multiple_of(2) {
+                order.reverse()
+            } else {
+                order.swap(rank - 1, rank - 2)
+            }
             let mut step = 1;
             for &axis in order.iter().rev() {
                 strides[axis] = step;

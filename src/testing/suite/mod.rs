@@ -234,7 +234,11 @@ pub(crate) fn check(samples: &[AnySample], traits: Traits, config: &Config, repo
         match run {
             Ok(r) => report.merge(r),
             Err(panic) => {
-                let what = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).into())).unwrap_or_default();
+                let what = panic
+                    .downcast_ref::<String>()
+                    .cloned()
+                    .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).into()))
+                    .unwrap_or_default();
                 case.fail(report, Check::Value, &format!("panicked: {what}"));
             }
         }
@@ -298,7 +302,8 @@ fn reject(case: &Case<'_>, kind: ErrorKind, r: &mut Report) {
     if !message.starts_with(&format!("{name}: ")) {
         case.fail(r, Check::Reject, &format!("the message does not start with the op's name: {message}"));
     }
-    let shows = message.contains("axis") || message.contains("axes") || case.s.inputs.iter().any(|i| message.contains(&i.shape().to_string()));
+    let shows =
+        message.contains("axis") || message.contains("axes") || case.s.inputs.iter().any(|i| message.contains(&i.shape().to_string()));
     if kind == ErrorKind::Shape && !case.s.inputs.is_empty() && !shows {
         case.fail(r, Check::Reject, &format!("the message of a shape error shows neither an operand's shape nor an axis: {message}"));
     }

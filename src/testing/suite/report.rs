@@ -114,7 +114,9 @@ impl Report {
     pub fn table(&self) -> String {
         let ops: BTreeSet<&str> = self.counts.keys().map(|k| k.0).collect();
         let width = ops.iter().map(|o| o.len()).max().unwrap_or(2).max(5);
-        let sum = |keep: &dyn Fn(&(&'static str, DType, Arrangement, Check)) -> bool| self.counts.iter().filter(|(k, _)| keep(k)).map(|(_, n)| n).sum::<u64>();
+        let sum = |keep: &dyn Fn(&(&'static str, DType, Arrangement, Check)) -> bool| {
+            self.counts.iter().filter(|(k, _)| keep(k)).map(|(_, n)| n).sum::<u64>()
+        };
         let mut out = String::new();
         let _ = write!(out, "{:width$}", "op");
         for d in DType::FLOATS {
@@ -152,7 +154,8 @@ impl Report {
     pub fn missing(&self, entries: &[OpEntry]) -> Vec<String> {
         let mut out = Vec::new();
         for e in entries {
-            let has = |keep: &dyn Fn(&(&'static str, DType, Arrangement, Check)) -> bool| self.counts.keys().any(|k| k.0 == e.name && keep(k));
+            let has =
+                |keep: &dyn Fn(&(&'static str, DType, Arrangement, Check)) -> bool| self.counts.keys().any(|k| k.0 == e.name && keep(k));
             if !has(&|_| true) {
                 out.push(format!("{}: never checked", e.name));
                 continue;

@@ -20,7 +20,13 @@ pub(super) struct Tolerance {
 impl Tolerance {
     /// Of an op's value: kernels compute half types in f32, compositions round each step.
     pub(super) fn value(dtype: DType, traits: Traits) -> Self {
-        let unit = if dtype == F64 { F64.epsilon() / 2.0 } else if dtype.is_half() && traits.composite { dtype.epsilon() / 2.0 } else { F32.epsilon() / 2.0 };
+        let unit = if dtype == F64 {
+            F64.epsilon() / 2.0
+        } else if dtype.is_half() && traits.composite {
+            dtype.epsilon() / 2.0
+        } else {
+            F32.epsilon() / 2.0
+        };
         Tolerance { dtype, unit: 2.0 * unit }
     }
 

@@ -50,7 +50,8 @@ fn arranged(
     if !repeats {
         return compare(case, &case.arranged(dtype, how)?.0, want, label, r);
     }
-    let (x, _) = case.arranged(dtype, |i| if how(i).0 == Arrangement::Expanded && !may_repeat(case) { (Arrangement::Transposed, 1) } else { how(i) })?;
+    let (x, _) = case
+        .arranged(dtype, |i| if how(i).0 == Arrangement::Expanded && !may_repeat(case) { (Arrangement::Transposed, 1) } else { how(i) })?;
     compare(case, &x, &define(case, &x), label, r)
 }
 
