@@ -44,11 +44,11 @@ fn ops(c: &mut Criterion, dtype: DType) {
             group.throughput(Throughput::Bytes(case.bytes as u64));
             let shapes = case.id.split_once('/').map_or(case.id.as_str(), |(_, shapes)| shapes).replace('/', "_");
             group.bench_function(BenchmarkId::new(format!("{dtype} forward"), &shapes), |b| {
-                b.iter(|| (case.forward)().expect("bench sample"))
+                b.iter(|| (case.forward)().expect("bench sample"));
             });
             if let Some(backward) = &case.backward {
                 group.bench_function(BenchmarkId::new(format!("{dtype} forward+backward"), &shapes), |b| {
-                    b.iter(|| backward().expect("bench sample"))
+                    b.iter(|| backward().expect("bench sample"));
                 });
             }
         }

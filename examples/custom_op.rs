@@ -118,8 +118,8 @@ fn main() -> Result<()> {
 
     // The checks work on functions too.
     let x = Tensor::randn([3, 4], cotangent::F64, Key::new(1))?;
-    println!("{}", gradcheck(|x| smooth_abs(&x[0], 0.5), &[x.clone()])?);
-    println!("{}", gradgradcheck(|x| smooth_abs(&x[0], 0.5), &[x.clone()])?);
+    println!("{}", gradcheck(|x| smooth_abs(&x[0], 0.5), std::slice::from_ref(&x))?);
+    println!("{}", gradgradcheck(|x| smooth_abs(&x[0], 0.5), std::slice::from_ref(&x))?);
 
     // And it is an op like any other.
     let (loss, grads) = value_and_grad(&x, |x| smooth_abs(x, 0.1)?.mean(..))?;

@@ -86,9 +86,15 @@ pub trait Op: Describe {
     const AUX: usize;
 
     /// Shape and dtype of every output, or why the inputs do not fit.
+    ///
+    /// # Errors
+    /// Shape, dtype or argument error.
     fn infer(&self, x: &[Spec]) -> Result<Specs>;
 
     /// The CPU kernel: writes every element of every output.
+    ///
+    /// # Errors
+    /// What only the data shows: an index out of range; out of memory.
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()>;
 
     /// Keeps what the wanted derivatives need, and no more. `y` includes the internal outputs.
@@ -96,21 +102,33 @@ pub trait Op: Describe {
 
     /// Cotangents of the wanted inputs from those of the outputs, in tensor ops. `None` means zero.
     /// A cotangent may have the shape an input was broadcast to: the sweep sums it.
+    ///
+    /// # Errors
+    /// What the tensor ops refuse.
     fn vjp(&self, saved: &Saved, y_bar: &Cotangents, want: &[bool]) -> Result<InputCotangents>;
 }
 
 /// An op that only changes the layout: no data moves on any device.
 pub trait View: Describe {
     /// The output's layout over the input's storage, or why the input does not fit.
+    ///
+    /// # Errors
+    /// Shape or index error.
     fn layout(&self, x: &Layout) -> Result<Layout>;
 
     /// The input's cotangent, given the input's shape.
+    ///
+    /// # Errors
+    /// What the tensor ops refuse.
     fn vjp(&self, x: &Spec, y_bar: &Tensor) -> Result<Tensor>;
 }
 
 /// An op made of other ops; its derivative is theirs.
 pub trait Composite: Describe {
     /// The composition.
+    ///
+    /// # Errors
+    /// What the parts refuse.
     fn compose(&self, x: &[&Tensor]) -> Result<Outputs>;
 }
 

@@ -553,8 +553,8 @@ fn the_reader_of_rust_reads_rust() {
 #[test]
 fn the_worked_example_is_the_compiled_one() {
     let between = |text: &str, from: &str, to: &str| {
-        let start = text.find(from).map(|i| i + from.len()).unwrap_or_else(|| panic!("no {from}"));
-        let end = text[start..].find(to).map(|i| start + i).unwrap_or_else(|| panic!("no {to}"));
+        let start = text.find(from).map_or_else(|| panic!("no {from}"), |i| i + from.len());
+        let end = text[start..].find(to).map_or_else(|| panic!("no {to}"), |i| start + i);
         (start, end)
     };
     let example = read("examples/custom_op.rs");

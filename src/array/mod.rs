@@ -73,10 +73,6 @@ impl Array {
         self.layout.shape()
     }
 
-    pub(crate) fn storage(&self) -> &Storage {
-        &self.storage
-    }
-
     /// Whether two values share memory.
     pub(crate) fn same_storage(&self, other: &Array) -> bool {
         Arc::ptr_eq(&self.storage, &other.storage)

@@ -296,9 +296,3 @@ methods! {
     "≥", ge, ge_scalar, AtLeast;
 }
 
-impl Tensor {
-    /// Where an extremum `y` of this tensor was taken: equal to it, or NaN.
-    pub(crate) fn taken(&self, y: &Tensor) -> Result<Tensor> {
-        apply1(Compare(Taken), &[self, y])
-    }
-}

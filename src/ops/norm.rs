@@ -655,7 +655,7 @@ impl<T: Compute> Rows<'_, T> {
                         rows::load(g, h);
                         if let Some(w) = self.w {
                             for (h, &w) in h.iter_mut().zip(w) {
-                                *h = *h * w;
+                                *h *= w;
                             }
                         }
                         let c1 = if CENTRED { simd::sum(h) / count } else { T::Acc::ZERO };

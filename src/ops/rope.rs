@@ -182,7 +182,7 @@ impl Op for Rope {
             bail!(shape, "rope needs [.., T, D], found {shape}");
         }
         let dim = self.dim(shape);
-        if dim % 2 != 0 || dim > shape[rank - 1] {
+        if !dim.is_multiple_of(2) || dim > shape[rank - 1] {
             bail!(shape, "rope rotates an even number of elements, at most a row: rotary_dim {dim}, x {shape}");
         }
         if !(self.base > 0.0 && self.base.is_finite()) {

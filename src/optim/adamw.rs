@@ -2,6 +2,7 @@
 
 use super::for_each_param;
 use crate::backend::cpu::optim::{AdamStep, adam_update};
+use crate::backend::cpu::{Compute, Real};
 use crate::dtype::DType;
 use crate::error::{Error, Result, bail};
 use crate::functional::Grads;
@@ -148,10 +149,7 @@ impl AdamW {
     }
 }
 
-fn update<T: crate::backend::cpu::Compute<Acc = T>>(p: &mut Tensor, g: &Tensor, m: &mut Moments, step: AdamStep) -> Result<()>
-where
-    T: crate::backend::cpu::Real,
-{
+fn update<T: Compute<Acc = T> + Real>(p: &mut Tensor, g: &Tensor, m: &mut Moments, step: AdamStep) -> Result<()> {
     let g = g.array.cpu()?.contiguous::<T>()?;
     // Three nested closures: each opens one tensor for writing.
     let Moments { first, second, largest } = m;

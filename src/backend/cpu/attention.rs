@@ -106,6 +106,7 @@ impl<'a, A: Real + Compute<Acc = A>> Panel<'a, A> {
                         total += simd::sum_by(
                             self.row(i),
                             #[inline(always)]
+                            #[allow(clippy::eq_op)] // reason: x − x is 0, or NaN where x is not finite
                             |a: A, x: A| a + (x - x),
                         );
                     }

@@ -61,14 +61,6 @@ impl<'a, T: Copy> Mat<'a, T> {
         Self { data: self.data, rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride }
     }
 
-    pub(crate) fn rows(&self) -> usize {
-        self.rows
-    }
-
-    pub(crate) fn cols(&self) -> usize {
-        self.cols
-    }
-
     fn block(self, rows: Range<usize>, cols: Range<usize>) -> Self {
         let (m, n) = (rows.len(), cols.len());
         let at = if m == 0 || n == 0 { 0 } else { rows.start * self.row_stride + cols.start * self.col_stride };

@@ -34,33 +34,55 @@ pub trait Real:
     + MulAssign
     + 'static
 {
+    /// 0.
     const ZERO: Self;
+    /// 1.
     const ONE: Self;
+    /// 1/2.
     const HALF: Self;
+    /// +∞.
     const INFINITY: Self;
+    /// −∞.
     const NEG_INFINITY: Self;
+    /// A quiet NaN.
     const NAN: Self;
 
+    /// Nearest value.
     fn from_f64(x: f64) -> Self;
+    /// The value, exactly.
     fn to_f64(self) -> f64;
     /// `self * a + b`, rounded once at every feature level: where the instruction is missing (x86 before 2013) it is a
     /// library call, slow but with the same bits.
     fn mul_add(self, a: Self, b: Self) -> Self;
+    /// Absolute value.
     fn abs(self) -> Self;
+    /// Square root, correctly rounded.
     fn sqrt(self) -> Self;
+    /// Largest integer not above.
     fn floor(self) -> Self;
+    /// Smallest integer not below.
     fn ceil(self) -> Self;
+    /// Integer part.
     fn trunc(self) -> Self;
     /// Nearest integer, ties to even.
     fn round_ties_even(self) -> Self;
+    /// This magnitude with another sign.
     fn copysign(self, sign: Self) -> Self;
+    /// eˣ.
     fn exp(self) -> Self;
+    /// eˣ − 1 without cancellation near 0.
     fn expm1(self) -> Self;
+    /// Natural logarithm.
     fn ln(self) -> Self;
+    /// ln(1 + x) without cancellation near 0.
     fn ln_1p(self) -> Self;
+    /// Sine, for arguments of any size.
     fn sin(self) -> Self;
+    /// Cosine, for arguments of any size.
     fn cos(self) -> Self;
+    /// Hyperbolic tangent.
     fn tanh(self) -> Self;
+    /// Error function.
     fn erf(self) -> Self;
     /// Φ(x), the standard normal distribution function, with full relative accuracy in the left tail.
     fn normal_cdf(self) -> Self;
@@ -72,17 +94,20 @@ pub trait Real:
     /// `self` to an integer power: exact products for the small powers that models use, else through a wider or scalar `pow`.
     fn powi(self, n: i32) -> Self;
 
+    /// 1/x.
     #[inline(always)]
     fn recip(self) -> Self {
         Self::ONE / self
     }
 
+    /// Whether it is NaN.
     #[inline(always)]
     #[allow(clippy::eq_op, reason = "the definition of NaN, and it vectorises")]
     fn is_nan(self) -> bool {
         self != self
     }
 
+    /// Whether it is neither NaN nor infinite.
     #[inline(always)]
     fn is_finite(self) -> bool {
         self.abs() < Self::INFINITY

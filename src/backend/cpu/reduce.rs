@@ -44,7 +44,6 @@ pub(crate) trait Reduction<T>: Sync {
 /// copy. `inner` is 1 when the reduced axes are innermost.
 pub(crate) struct Lines {
     pub(crate) layout: Layout,
-    pub(crate) outer: usize,
     pub(crate) reduced: usize,
     pub(crate) inner: usize,
     /// The axes' order in `layout`, when they had to move.
@@ -57,15 +56,14 @@ pub(crate) fn lines(layout: &Layout, axes: &[usize]) -> Result<Lines> {
     let size = |r: std::ops::Range<usize>| r.map(|i| layout.shape()[i]).product::<usize>();
     let adjacent = axes.windows(2).all(|w| w[1] == w[0] + 1);
     if let (Some(&first), Some(&last), true) = (axes.first(), axes.last(), adjacent) {
-        let (outer, reduced, inner) = (size(0..first), size(first..last + 1), size(last + 1..rank));
-        return Ok(Lines { layout: layout.clone(), outer, reduced, inner, order: None });
+        let (reduced, inner) = (size(first..last + 1), size(last + 1..rank));
+        return Ok(Lines { layout: layout.clone(), reduced, inner, order: None });
     }
     let order: Dims = (0..rank).filter(|i| !axes.contains(i)).chain(axes.iter().copied()).collect();
     let moved = layout.permute(&order)?;
     let kept = rank - axes.len();
-    let outer = moved.shape()[..kept].iter().product();
     let reduced = moved.shape()[kept..].iter().product();
-    Ok(Lines { layout: moved, outer, reduced, inner: 1, order: Some(order) })
+    Ok(Lines { layout: moved, reduced, inner: 1, order: Some(order) })
 }
 
 /// `y[o, i] = finish(all of x[o, ·, i])`, and `empty` when there is nothing to reduce.
@@ -452,7 +450,7 @@ impl<T: Copy + Sync, A: Copy + Send + Sync, L: Fn(T) -> A + Sync, F: Fn(A, A) ->
 pub(crate) fn max_abs<T: Compute>(x: &In<'_>) -> Result<f64> {
     let x = x.contiguous::<T>()?;
     let piece = |x: &[T]| {
-        let m = simd::dispatch(
+        simd::dispatch(
             #[inline(always)]
             || {
                 // A NaN anywhere makes the sum of x·0 NaN; the maximum alone would drop it.
@@ -478,8 +476,7 @@ pub(crate) fn max_abs<T: Compute>(x: &In<'_>) -> Result<f64> {
                 }
                 if nan { f64::NAN } else { m }
             },
-        );
-        m
+        )
     };
     let parts: Vec<f64> = if x.len() < SERIAL { vec![piece(&x)] } else { x.par_chunks(SERIAL).map(piece).collect() };
     // f64::max drops NaN, so look for it.

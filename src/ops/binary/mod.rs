@@ -33,6 +33,9 @@ pub trait Binary: Clone + Debug + Send + Sync + 'static {
     /// What the wanted derivatives need.
     fn save(&self, a: &Tensor, b: &Tensor, y: &Tensor, want: [bool; 2]) -> Saved;
     /// Cotangents of `a` and `b`, in the output's shape.
+    ///
+    /// # Errors
+    /// What the tensor ops refuse.
     fn vjp(&self, saved: &Saved, g: &Tensor, want: [bool; 2]) -> Result<[Option<Tensor>; 2]>;
     /// Inputs to check.
     fn samples(g: &mut Gen) -> Vec<Sample<Self>>;

@@ -162,11 +162,17 @@ pub trait Unary: Clone + Debug + Send + Sync + 'static {
     /// Its derivative in terms of the saved value, plainly. With [`Saves::Input`] this is [`slope_of_input`].
     fn slope<S: Scalar>(&self, saved: S) -> S;
     /// Its derivative in terms of the saved value, as tensor ops (for second and higher derivatives).
+    ///
+    /// # Errors
+    /// What the tensor ops refuse.
     fn derivative(&self, saved: &Tensor) -> Result<Tensor>;
     /// What deserves a check of its own: every option, limits, kinks, refusals. At least one; sizes, random values and a
     /// bench are added to the op of the first.
     fn samples() -> Vec<Sample<Self>>;
     /// An argument check (parameters out of range), run by the shape rule.
+    ///
+    /// # Errors
+    /// Argument error.
     fn validate(&self) -> Result<()>;
 }
 

@@ -38,12 +38,24 @@ pub trait Group: Clone + Debug + Send + Sync + 'static {
     /// The function, plainly.
     fn define<S: Scalar>(&self, x: &[S]) -> S;
     /// The kernel: one value per group.
+    ///
+    /// # Errors
+    /// Out of memory.
     fn forward<T: Compute>(&self, x: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()>;
     /// The derivative kernel: `ȳ·∂f/∂xᵢ` for every element, given `ȳ` for every group.
+    ///
+    /// # Errors
+    /// Out of memory.
     fn backward<T: Compute>(&self, x: &cpu::In<'_>, g: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()>;
     /// The second derivative in tensor ops; `None` where it is zero everywhere.
+    ///
+    /// # Errors
+    /// What the tensor ops refuse.
     fn curve(&self, at: &Curve<'_, Self>) -> Result<Option<Tensor>>;
     /// Whether a group of `n` elements is acceptable.
+    ///
+    /// # Errors
+    /// Shape error.
     fn validate(&self, n: usize) -> Result<()>;
     /// Inputs to check, options included.
     fn samples(g: &mut Gen) -> Vec<Sample<Reduce<Self>>>;
@@ -62,16 +74,25 @@ pub struct Curve<'a, G> {
 
 impl<G: Group> Curve<'_, G> {
     /// `∂f/∂x`.
+    ///
+    /// # Errors
+    /// Out of memory.
     pub fn slope(&self) -> Result<Tensor> {
         apply1(self.op.clone(), &[self.x, &self.g.ones_like()?])
     }
 
     /// The sum over each group, axes kept.
+    ///
+    /// # Errors
+    /// Out of memory.
     pub fn total(&self, t: &Tensor) -> Result<Tensor> {
         t.sum_keep(self.op.axes.clone())
     }
 
     /// The mean over each group, axes kept.
+    ///
+    /// # Errors
+    /// Out of memory.
     pub fn mean(&self, t: &Tensor) -> Result<Tensor> {
         t.mean_keep(self.op.axes.clone())
     }

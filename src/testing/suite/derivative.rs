@@ -421,7 +421,7 @@ pub(super) fn determinism(case: &Case<'_>, r: &mut Report) -> Result<()> {
         if case.config.quick && pool.current_num_threads() == 2 {
             continue;
         }
-        if pool.install(&run)? != base {
+        if pool.install(run)? != base {
             case.fail(r, Check::Determinism, &format!("{dtype}: {} threads give other bits", pool.current_num_threads()));
             return Ok(());
         }

@@ -38,7 +38,8 @@ impl Arrangement {
     }
 
     /// Whether the arranged tensor has the given values ([`Arrangement::Expanded`] repeats some of them).
-    pub(super) const fn keeps_values(self) -> bool {
+    #[cfg(test)]
+    const fn keeps_values(self) -> bool {
         !matches!(self, Arrangement::Expanded)
     }
 }

@@ -54,7 +54,6 @@ pub(crate) trait Subject: Send + Sync {
     fn show(&self) -> String;
     fn run(&self, x: &[&Tensor]) -> Result<Outputs>;
     fn define_ball(&self, x: &[Nd<Ball>]) -> Vec<Nd<Ball>>;
-    fn define_dual(&self, x: &[Nd<Dual<f64>>]) -> Vec<Nd<Dual<f64>>>;
     fn define_dual_ball(&self, x: &[Nd<Dual<Ball>>]) -> Vec<Nd<Dual<Ball>>>;
     fn define_second(&self, x: &[Nd<Dual<Dual<f64>>>]) -> Vec<Nd<Dual<Dual<f64>>>>;
 }
@@ -72,9 +71,6 @@ impl<O: Describe> Subject for Bound<O> {
         (self.1)(&self.0, x)
     }
     fn define_ball(&self, x: &[Nd<Ball>]) -> Vec<Nd<Ball>> {
-        self.0.define(x)
-    }
-    fn define_dual(&self, x: &[Nd<Dual<f64>>]) -> Vec<Nd<Dual<f64>>> {
         self.0.define(x)
     }
     fn define_dual_ball(&self, x: &[Nd<Dual<Ball>>]) -> Vec<Nd<Dual<Ball>>> {
@@ -291,9 +287,8 @@ fn reject(case: &Case<'_>, kind: ErrorKind, r: &mut Report) {
     let name = case.s.op.name();
     case.count(r, F32, Arrangement::Contiguous, Check::Reject);
     let run = case.operands(F32).and_then(|x| case.run(&x.tensors));
-    let e = match run {
-        Ok(_) => return case.fail(r, Check::Reject, &format!("accepted inputs that it must refuse with {kind:?}")),
-        Err(e) => e,
+    let Err(e) = run else {
+        return case.fail(r, Check::Reject, &format!("accepted inputs that it must refuse with {kind:?}"));
     };
     let message = e.to_string();
     if e.kind() != kind {
