@@ -19,7 +19,7 @@
 //! assert_ne!(weights.uniform_f64(0), noise.uniform_f64(0));
 //! ```
 
-use crate::backend::cpu::par::*;
+use rayon::prelude::*;
 
 const MUL0: u32 = 0xD251_1F53;
 const MUL1: u32 = 0xCD9E_8D57;

@@ -295,4 +295,3 @@ methods! {
     ">", gt, gt_scalar, Greater;
     "≥", ge, ge_scalar, AtLeast;
 }
-

@@ -1,9 +1,7 @@
 //! Cross-entropy of logits with class targets, fused: neither probabilities nor their logarithms are ever stored.
 
-use super::differentiate_vjp;
-use super::log_softmax::log_softmax_line;
 use super::loss::{Classes, Reduction, check_classes};
-use super::softmax::{largest, softmax_line};
+use super::{differentiate_vjp, log_softmax::log_softmax_line, softmax::largest, softmax::softmax_line};
 use crate::backend::cpu::par::*;
 use crate::backend::cpu::{self, Buffer, Compute, Contiguous, Real, rows, simd};
 use crate::dtype::{DType, Element, with_float};
@@ -500,9 +498,10 @@ impl Op for CrossEntropyVjp {
     fn vjp(&self, saved: &Saved, y_bar: &Cotangents, want: &[bool]) -> Result<InputCotangents> {
         refuse_weights(self.of.weighted && want[2])?;
         let (x, targets, g) = (saved.get(0)?, saved.get(1)?, saved.get(self.g())?);
-        let weights = if self.of.weighted { Some(saved.get(2)?) } else { None };
-        // The targets enter as a constant distribution, so that the composition is a product.
-        let q = self.of.distribution(x, targets, weights)?;
+        // The targets enter as a constant distribution, in the type of the composition (f32 for half types).
+        let like = if x.dtype().is_half() { x.detach().cast(DType::F32)? } else { x.detach() };
+        let weights = if self.of.weighted { Some(saved.get(2)?.cast(like.dtype())?) } else { None };
+        let q = self.of.distribution(&like, targets, weights.as_ref())?;
         let each = self.of.reduction == Reduction::None;
         let wanted = [want[0], want[self.g()]];
         let found = differentiate_vjp(std::slice::from_ref(x), std::slice::from_ref(g), &[y_bar.get(0).cloned()], &wanted, move |x| {
