@@ -16,7 +16,7 @@ pub(crate) use half_types::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 
 /// A type that kernels compute in: f32 or f64. Half types are stored, never computed in.
 ///
-/// All methods are `#[inline(always)]` and meant for loops inside [`dispatch`](super::simd::dispatch).
+/// All methods are `#[inline(always)]` and meant for loops inside `simd::dispatch`.
 pub trait Real:
     Copy
     + Send
