@@ -17,7 +17,8 @@ fn copy(c: &mut Criterion) {
         let n = (mib << 20) / 8;
         let (src, mut dst) = (vec![1f32; n], vec![0f32; n]);
         group.throughput(Throughput::Bytes((2 * n * size_of::<f32>()) as u64));
-        group.bench_function(BenchmarkId::new("one thread", format!("{mib} MiB")), |b| b.iter(|| black_box(&mut dst).copy_from_slice(&src)));
+        group
+            .bench_function(BenchmarkId::new("one thread", format!("{mib} MiB")), |b| b.iter(|| black_box(&mut dst).copy_from_slice(&src)));
         group.bench_function(BenchmarkId::new("all threads", format!("{mib} MiB")), |b| {
             let piece = n.div_ceil(rayon::current_num_threads());
             b.iter(|| {
@@ -42,9 +43,13 @@ fn ops(c: &mut Criterion, dtype: DType) {
         for case in cases {
             group.throughput(Throughput::Bytes(case.bytes as u64));
             let shapes = case.id.split_once('/').map_or(case.id.as_str(), |(_, shapes)| shapes).replace('/', "_");
-            group.bench_function(BenchmarkId::new(format!("{dtype} forward"), &shapes), |b| b.iter(|| (case.forward)().expect("bench sample")));
+            group.bench_function(BenchmarkId::new(format!("{dtype} forward"), &shapes), |b| {
+                b.iter(|| (case.forward)().expect("bench sample"))
+            });
             if let Some(backward) = &case.backward {
-                group.bench_function(BenchmarkId::new(format!("{dtype} forward+backward"), &shapes), |b| b.iter(|| backward().expect("bench sample")));
+                group.bench_function(BenchmarkId::new(format!("{dtype} forward+backward"), &shapes), |b| {
+                    b.iter(|| backward().expect("bench sample"))
+                });
             }
         }
         group.finish();
@@ -52,7 +57,8 @@ fn ops(c: &mut Criterion, dtype: DType) {
 }
 
 fn main() -> Result<()> {
-    let mut c = Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1)).configure_from_args();
+    let mut c =
+        Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1)).configure_from_args();
     copy(&mut c);
     for name in std::env::var("COTANGENT_BENCH_DTYPES").as_deref().unwrap_or("f32").split(',') {
         ops(&mut c, name.trim().parse()?);

@@ -19,7 +19,12 @@ fn block(c: &mut Criterion) -> Result<()> {
         ln_1: LayerNorm::new(width, true, F32)?,
         attn: CausalSelfAttention { c_attn: linear(width, 3 * width, 0)?, c_proj: linear(width, width, 1)?, heads, dropout: 0.0 },
         ln_2: LayerNorm::new(width, true, F32)?,
-        mlp: Mlp { c_fc: linear(width, 4 * width, 2)?, c_proj: linear(4 * width, width, 3)?, activation: Activation::GeluTanh, dropout: 0.0 },
+        mlp: Mlp {
+            c_fc: linear(width, 4 * width, 2)?,
+            c_proj: linear(4 * width, width, 3)?,
+            activation: Activation::GeluTanh,
+            dropout: 0.0,
+        },
     };
     let x = Tensor::randn([batch, time, width], F32, key.fold(4))?;
     let weights = Tensor::randn([batch, time, width], F32, key.fold(5))?;

@@ -32,13 +32,18 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// Uses of a module from a later row, with the reason why each is right.
-const UPWARD: &[(&str, &str, &str)] = &[
-    ("testing", "ops", "a registry entry says whether an op is a `Unary`: those are checked on all half values, and a failure names `ops::replay`"),
-];
+const UPWARD: &[(&str, &str, &str)] = &[(
+    "testing",
+    "ops",
+    "a registry entry says whether an op is a `Unary`: those are checked on all half values, and a failure names `ops::replay`",
+)];
 
 /// Files that may be longer than [`BUDGET`], with the reason.
-const LONGER: &[(&str, usize, &str)] =
-    &[("src/backend/cpu/math.rs", 700, "one elementary function after the other, each with its polynomial; no part is read without the others")];
+const LONGER: &[(&str, usize, &str)] = &[(
+    "src/backend/cpu/math.rs",
+    700,
+    "one elementary function after the other, each with its polynomial; no part is read without the others",
+)];
 
 /// Lines a source file may have, its unit tests not counted.
 const BUDGET: usize = 600;
@@ -75,7 +80,8 @@ fn rust(folders: &[&str]) -> Vec<String> {
 }
 
 fn documents() -> Vec<String> {
-    let mut out: Vec<String> = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "benches/record/README.md"].map(String::from).into();
+    let mut out: Vec<String> =
+        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "benches/record/README.md"].map(String::from).into();
     out.extend(files("docs", &["md"]));
     out
 }
@@ -402,7 +408,8 @@ fn op_methods_have_headings() {
                 if signature.contains("-> Result<") && !doc.contains("# Errors") {
                     problems.push(format!("{file}: `{name}` has no `# Errors`"));
                 }
-                let is_op = signature.contains("&self") && (signature.contains("-> Result<Tensor>") || signature.contains("-> Result<Vec<Tensor>>"));
+                let is_op = signature.contains("&self")
+                    && (signature.contains("-> Result<Tensor>") || signature.contains("-> Result<Vec<Tensor>>"));
                 if is_op && !refers && !doc.contains("# Gradient") && !file.ends_with("create.rs") {
                     problems.push(format!("{file}: `{name}` has no `# Gradient`"));
                 }
@@ -439,7 +446,10 @@ fn render_ops() -> String {
             continue;
         }
         list.sort_by_key(|e| e.name);
-        let _ = write!(out, "\n## {title}\n\n{what}\n\n| Op | Value | Derivative | Kinks and limits | Cost | References |\n|---|---|---|---|---|---|\n");
+        let _ = write!(
+            out,
+            "\n## {title}\n\n{what}\n\n| Op | Value | Derivative | Kinks and limits | Cost | References |\n|---|---|---|---|---|---|\n"
+        );
         for e in list {
             let cell = |s: &str| s.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|");
             let m = e.math;
