@@ -17,11 +17,20 @@ use std::path::Path;
 /// Where this crate differs from PyTorch on purpose: case, what is not compared, why.
 const DIFFERENCES: &[(&str, &[&str], &str)] = &[
     ("cross_entropy/all_ignored_mean", &["out.y", "grad.x"], "the mean over no target is 0 with zero gradient, PyTorch gives 0/0 = NaN"),
+    ("rms_norm/size1", &["grad.x in f32"], "1 - xhat² cancels to 1e-5: what is left in f32 is rounding of either implementation"),
     ("reductions/max_dim_ties", &["grad.x"], "ties share the gradient equally, as PyTorch's amax; its max(dim) picks one index"),
 ];
 
-/// Sums long enough that the order of summation shows in the twelfth digit.
-const LONG: &[&str] = &["matmul/long_k", "embedding/same_id_4096", "reductions/sum_alternating_1e6", "softmax/huge", "sdpa/huge"];
+/// Sums so long, or angles and scores so large, that rounding shows in the twelfth digit.
+const LONG: &[&str] = &[
+    "embedding/same_id_4096",
+    "matmul/long_k",
+    "reductions/sum_alternating_1e6",
+    "rotary/half_pos",
+    "rotary/interleaved_pos",
+    "sdpa/huge",
+    "softmax/huge",
+];
 
 struct Case<'a> {
     id: String,
@@ -121,9 +130,10 @@ fn elementwise(c: &Case<'_>) -> Result<Tensor> {
         let x = c.x("x");
         return match f {
             "exp" => x.exp(),
-            "log" => x.log(),
-            "sqrt" => x.sqrt(),
-            "rsqrt" => x.rsqrt(),
+            // Made positive first.
+            "log" => x.abs()?.add_scalar(0.1)?.log(),
+            "sqrt" => x.abs()?.add_scalar(0.1)?.sqrt(),
+            "rsqrt" => x.abs()?.add_scalar(0.1)?.rsqrt(),
             "sin" => x.sin(),
             "cos" => x.cos(),
             "neg" => x.neg(),
@@ -200,12 +210,7 @@ fn reduction(c: &Case<'_>) -> Result<Tensor> {
         Some("logsumexp") => x.logsumexp(c.axes()),
         Some("var") => x.var(c.axes(), 0),
         Some("norm") => x.norm(..),
-        // No op of its own: a product with a triangle of ones.
-        Some("cumsum") => {
-            let n = x.size(c.axis())?;
-            let ones = Tensor::ones([n, n], x.dtype())?.triu(0)?;
-            x.transpose(c.axis(), -1)?.matmul(&ones)?.transpose(c.axis(), -1)
-        }
+        Some("cumsum") => x.cumsum(c.axis()),
         _ => panic!("{}: no such function", c.id),
     }
 }
@@ -224,8 +229,9 @@ fn read(file: &SafeTensors<'_>, name: &str, dtype: DType) -> Result<Tensor> {
     }
 }
 
-/// Why a tensor is not PyTorch's, if it is not. `f32` is PyTorch's own largest error in float32.
-fn differs(got: &Tensor, want: &Tensor, f32_error: f64, long: bool) -> Result<Option<String>> {
+/// Why a tensor is not PyTorch's, if it is not. `f32_error` is PyTorch's own largest error in float32; below `floor` two
+/// f64 numbers are the same zero.
+fn differs(got: &Tensor, want: &Tensor, f32_error: f64, floor: f64, long: bool) -> Result<Option<String>> {
     if got.shape() != want.shape() {
         return Ok(Some(format!("shape {} instead of {}", got.shape(), want.shape())));
     }
@@ -235,7 +241,7 @@ fn differs(got: &Tensor, want: &Tensor, f32_error: f64, long: bool) -> Result<Op
         if w.is_nan() || w.is_infinite() {
             return !(g.to_bits() == w.to_bits() || g.is_nan() && w.is_nan());
         }
-        let allowed = if dtype == F32 { 2.0 * f32_error + f64::from(f32::EPSILON) * largest } else { largest * if long { 1e-10 } else { 1e-12 } };
+        let allowed = if dtype == F32 { 2.0 * f32_error + f64::from(f32::EPSILON) * largest } else { floor + largest * if long { 1e-10 } else { 1e-12 } };
         // Written so that NaN fails; below the smallest normal number f32 has no relative precision.
         !((*g - *w).abs() <= allowed + if dtype == F32 { f64::from(f32::MIN_POSITIVE) } else { 0.0 })
     });
@@ -280,19 +286,20 @@ fn replay(folder: &Path) -> (usize, Vec<String>) {
                     let case = Case { id: id.clone(), op, name, attributes, inputs };
                     let y = compute(&case)?;
                     let error = |what: &str| attributes["f32"][what][0].as_f64().unwrap_or(0.0);
+                    let seed = read(&file, &format!("{name}.ct.y"), dtype)?;
+                    let floor = 5e-14 * seed.to_f64_vec()?.iter().fold(0f64, |m, v| m.max(v.abs()));
                     let mut check = |what: String, got: &Tensor| -> Result<()> {
-                        if skipped.contains(&what.as_str()) {
+                        if skipped.contains(&what.as_str()) || skipped.contains(&format!("{what} in {dtype}").as_str()) {
                             return Ok(());
                         }
                         compared += 1;
-                        if let Some(why) = differs(got, &read(&file, &format!("{name}.{what}"), F64)?, error(&what), long)? {
+                        if let Some(why) = differs(got, &read(&file, &format!("{name}.{what}"), F64)?, error(&what), floor, long)? {
                             failures.push(format!("{id} {what} in {dtype}: {why}"));
                         }
                         Ok(())
                     };
                     check("out.y".into(), &y)?;
                     let wrt: Vec<&Tensor> = gradients.iter().map(|g| case.x(g)).collect();
-                    let seed = read(&file, &format!("{name}.ct.y"), dtype)?;
                     for (g, bar) in gradients.iter().zip(tape.cotangents(&[(&y, seed)], &wrt, false)?) {
                         let zero = case.x(g).zeros_like()?;
                         check(format!("grad.{g}"), bar.as_ref().unwrap_or(&zero))?;

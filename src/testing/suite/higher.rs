@@ -22,13 +22,17 @@ pub(crate) fn difference_quotient(mut f: impl FnMut(f64) -> Result<f64>, mut h: 
     let mut best = (f64::NAN, f64::INFINITY);
     let mut last = f64::NAN;
     for _ in 0..8 {
-        let mut d = 0.0;
+        let (mut d, mut size) = (0.0, 0f64);
         for (k, w) in STENCIL.iter().enumerate() {
             let t = (k + 1) as f64 * h;
-            d += w * (f(t)? - f(-t)?);
+            let (up, down) = (f(t)?, f(-t)?);
+            d += w * (up - down);
+            size = size.max(up.abs()).max(down.abs());
         }
         d /= 60.0 * h;
+        // Two steps may agree by chance, but never better than the value's own rounding allows.
         let apart = (d - last).abs();
+        let apart = if apart.is_nan() { f64::INFINITY } else { apart.max(f64::EPSILON * size / h) };
         if apart < best.1 {
             best = (d, apart);
         }
@@ -54,9 +58,10 @@ pub(super) fn finite_differences(case: &Case<'_>, floats: &[usize], r: &mut Repo
             continue;
         }
         let mut failed = None;
-        // Steps in proportion to max(1, |x|); if that crosses an edge, in proportion to |x|.
-        for relative in [false, true] {
-            let along: Vec<f64> = x.values[i].iter().zip(&signs[i]).map(|(v, s)| s * if relative { v.abs() } else { v.abs().max(1.0) }).collect();
+        // Plain steps; where those drown in large values, in proportion to max(1, |x|); where they cross an edge, to |x|.
+        let scales: [fn(f64) -> f64; 3] = [|_| 1.0, |v| v.abs().max(1.0), f64::abs];
+        for scale_of in scales {
+            let along: Vec<f64> = x.values[i].iter().zip(&signs[i]).map(|(&v, s)| s * scale_of(v)).collect();
             let mut size = 0f64;
             let f = |t: f64| -> Result<f64> {
                 let moved: Vec<f64> = x.values[i].iter().zip(&along).map(|(x, a)| x + t * a).collect();
