@@ -32,8 +32,8 @@ pub fn differentiate(
     let tape = common_tape(&operands)?;
     let record = tape.is_some();
     let local = Isolated::new(inputs, tape);
-    let y = composition(&widened(&local.inputs)?)?;
-    let bars: Vec<Option<Tensor>> = widened(y_bar)?.into_iter().map(Some).collect();
+    let y = composition(&local.inputs)?;
+    let bars: Vec<Option<Tensor>> = y_bar.iter().cloned().map(Some).collect();
     local.pull_back(&y, &bars, want, record, ACCUMULATE)
 }
 
