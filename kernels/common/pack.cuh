@@ -33,11 +33,13 @@ DEVICE i64 thread_count() { return i64(gridDim.x) * blockDim.x; }
 // y[i…] = f(i, out) for all i below n: f fills an array of N results, or of one: in the rest, or all along unless `in_packs`.
 template <int N, class Y, class F> DEVICE void for_packs(Y* y, i64 n, bool in_packs, F f) {
     i64 packs = in_packs && aligned<Y, N>(y) ? n / N : 0;
+#pragma unroll 1
     for (i64 k = thread_index(); k < packs; k += thread_count()) {
         Pack<Y, N> out;
         f(k * N, out.v);
         out.store(y + k * N);
     }
+#pragma unroll 1
     for (i64 i = packs * N + thread_index(); i < n; i += thread_count()) {
         Y out[1];
         f(i, out);

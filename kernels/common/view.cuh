@@ -17,6 +17,7 @@ struct Params {
 
 template <class I> DEVICE i64 offset_in(const View& v, I i) {
     i64 at = 0;
+#pragma unroll 1
     for (i32 k = v.rank - 1; k > 0; k--) {
         I extent = I(v.shape[k]), next = i / extent;
         at += i64(i - next * extent) * v.stride[k];
@@ -41,6 +42,7 @@ template <class T, int N> struct Operand {
         bool whole = v.rank == 1 || v.shape[v.rank - 1] % N == 0;
         repeated = inner == 0 && whole;
         packed = inner == 1 && whole && aligned<T, N>(x);
+#pragma unroll 1
         for (i32 k = 0; k + 1 < v.rank; k++) packed = packed && v.stride[k] % N == 0;
     }
 
