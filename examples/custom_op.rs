@@ -9,6 +9,7 @@ use cotangent::{Key, Result, Tensor, value_and_grad};
 // <op>
 use cotangent::DType;
 use cotangent::backend::cpu::{Compute, In, Out, Real};
+use cotangent::backend::cuda;
 use cotangent::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, Specs, apply1, expect};
 use cotangent::testing::{Gen, Input, Nd, Sample, Scalar};
 use cotangent::{Error, ErrorKind};
@@ -71,6 +72,10 @@ impl Op for SmoothAbs {
         }
     }
 
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
+    }
+
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
         Saved::of([Some(x[0])])
     }
@@ -105,7 +110,7 @@ fn main() -> Result<()> {
     let entry = OpEntry::op::<SmoothAbs>();
     let mut report = Report::default();
     for (seed, limit) in [(0, 3), (1, 9), (2, 17)] {
-        entry.check(&Config { seed, limit, quick: false }, &mut report);
+        entry.check(&Config { seed, limit, ..Config::default() }, &mut report);
     }
     println!("{}", report.table());
     for failure in &report.failures {

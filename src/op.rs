@@ -6,7 +6,7 @@
 //! same contract and are checked by the same suite; see `examples/custom_op.rs`.
 
 use crate::array::Array;
-use crate::backend::{Device, Storage, cpu};
+use crate::backend::{Device, Storage, cpu, cuda};
 use crate::dtype::DType;
 use crate::error::{Result, bail};
 use crate::layout::Layout;
@@ -97,6 +97,12 @@ pub trait Op: Describe {
     /// What only the data shows: an index out of range; out of memory.
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()>;
 
+    /// The CUDA kernels: queues what writes every element of every output. The values stay on the device.
+    ///
+    /// # Errors
+    /// What the device reports; out of memory; for an op without CUDA kernels, an error that says so.
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()>;
+
     /// Keeps what the wanted derivatives need, and no more. `y` includes the internal outputs.
     fn save(&self, x: &[&Tensor], y: &[Tensor], want: &[bool]) -> Saved;
 
@@ -159,6 +165,7 @@ trait AnyOp: Pull {
     fn aux(&self) -> usize;
     fn infer(&self, x: &[Spec]) -> Result<SmallVec<[Spec; 2]>>;
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()>;
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()>;
     fn save(&self, x: &[&Tensor], y: &[Tensor], want: &[bool]) -> Saved;
 }
 
@@ -174,6 +181,9 @@ impl<O: Op> AnyOp for RecordedOp<O> {
     }
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
         self.0.cpu(x, y)
+    }
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        self.0.cuda(x, y)
     }
     fn save(&self, x: &[&Tensor], y: &[Tensor], want: &[bool]) -> Saved {
         self.0.save(x, y, want)
@@ -192,20 +202,24 @@ fn apply_any(op: Arc<dyn AnyOp>, x: &[&Tensor], at: &'static Location<'static>) 
     for s in &out_specs {
         storages.push(Storage::alloc(device, s.dtype, s.shape.checked_numel()?)?);
     }
-    match device {
-        Device::Cpu => {
-            let mut ins: SmallVec<[cpu::In<'_>; 4]> = SmallVec::new();
-            for t in x {
-                ins.push(t.array.cpu()?);
+    if device == Device::Cpu {
+        let ins = x.iter().map(|t| t.array.cpu()).collect::<Result<SmallVec<[cpu::In<'_>; 4]>>>()?;
+        let mut outs: SmallVec<[cpu::Out<'_>; 2]> = SmallVec::new();
+        for (s, spec) in storages.iter_mut().zip(&out_specs) {
+            if let Storage::Cpu(b) = s {
+                outs.push(cpu::Out::new(b, &spec.shape));
             }
-            let mut outs: SmallVec<[cpu::Out<'_>; 2]> = SmallVec::new();
-            for (s, spec) in storages.iter_mut().zip(&out_specs) {
-                match s {
-                    Storage::Cpu(b) => outs.push(cpu::Out::new(b, &spec.shape)),
-                }
-            }
-            op.cpu(&ins, &mut outs)?;
         }
+        op.cpu(&ins, &mut outs)?;
+    } else {
+        let ins = x.iter().map(|t| t.array.cuda()).collect::<Result<SmallVec<[cuda::In<'_>; 4]>>>()?;
+        let mut outs: SmallVec<[cuda::Out<'_>; 2]> = SmallVec::new();
+        for (s, spec) in storages.iter_mut().zip(&out_specs) {
+            if let Storage::Cuda(b) = s {
+                outs.push(cuda::Out::new(b, &spec.shape));
+            }
+        }
+        op.cuda(&ins, &mut outs)?;
     }
     let mut y: Outputs =
         storages.into_iter().zip(out_specs).map(|(s, spec)| Tensor::from_array(Array::from_storage(s, spec.dtype, spec.shape))).collect();

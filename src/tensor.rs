@@ -3,7 +3,7 @@
 use crate::array::Array;
 use crate::backend::Device;
 use crate::dtype::{DType, Element};
-use crate::error::{Error, Result, bail};
+use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::shape::Shape;
 use crate::tape::NodeRef;
@@ -162,17 +162,6 @@ impl Tensor {
             return Err(Error::tape("the tensor is tracked: update the watched original, after the sweep").in_op("update", at));
         }
         self.array.update(f).map_err(|e| e.in_op("update", at))
-    }
-
-    /// Moves or copies to another device; free when it is already there.
-    ///
-    /// # Errors
-    /// Device error when the device is not available.
-    pub fn to_device(&self, device: Device) -> Result<Self> {
-        if device == self.device() {
-            return Ok(self.clone());
-        }
-        bail!(device_unavailable, "no copy from {} to {device}", self.device())
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The op is `y = x² · w` with `x` of shape [m, n] and `w` of shape [n]; its twin without a mistake passes.
 
-use cotangent::backend::cpu;
+use cotangent::backend::{cpu, cuda};
 use cotangent::op::{self, Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec};
 use cotangent::testing::{Check, Config, Gen, Input, Nd, OpEntry, Report, Sample, Scalar, gradcheck, gradgradcheck};
 use cotangent::{BF16, DType, Element, Error, ErrorKind, F16, F32, F64, Result, Tensor};
@@ -149,6 +149,10 @@ impl Op for SquareTimes {
         on_float!(x[0].dtype(), T => self.kernel::<T>(x, &mut y[0]))
     }
 
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
+    }
+
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
         Saved::of([Some(x[0]), Some(x[1])])
     }
@@ -226,6 +230,10 @@ impl Op for Copy {
         }
         on_float!(x[0].dtype(), T => copy(self.bug, &x[0], y[0].slice::<T>()))
     }
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
+    }
+
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
         Saved::none()
     }
@@ -237,7 +245,7 @@ impl Op for Copy {
 fn suite(bug: Bug) -> Report {
     PLANTED.set(bug);
     let mut report = Report::default();
-    OpEntry::op::<SquareTimes>().check(&Config { seed: 5, limit: 4, quick: false }, &mut report);
+    OpEntry::op::<SquareTimes>().check(&Config { seed: 5, limit: 4, ..Config::default() }, &mut report);
     report
 }
 

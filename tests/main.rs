@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)] // a failed unwrap is a failed test
 
 mod checker;
+mod device;
 mod engine;
 mod functional;
 mod gradcheck;

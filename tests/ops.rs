@@ -14,13 +14,13 @@ fn quick() -> bool {
     std::env::var_os("COTANGENT_QUICK").is_some_and(|v| v != "0")
 }
 
-fn entries() -> Vec<OpEntry> {
+pub fn entries() -> Vec<OpEntry> {
     let wanted = std::env::var("COTANGENT_OP").unwrap_or_default();
     registry().into_iter().filter(|e| e.name.contains(&wanted)).collect()
 }
 
 /// Runs `f` on every entry, on as many threads as the machine has.
-fn for_all(entries: &[OpEntry], f: impl Fn(&OpEntry) -> Report + Sync) -> (Report, Vec<(Duration, &'static str)>) {
+pub fn for_all(entries: &[OpEntry], f: impl Fn(&OpEntry) -> Report + Sync) -> (Report, Vec<(Duration, &'static str)>) {
     let (next, all) = (AtomicUsize::new(0), Mutex::new((Report::default(), Vec::new())));
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     std::thread::scope(|s| {
@@ -39,7 +39,7 @@ fn for_all(entries: &[OpEntry], f: impl Fn(&OpEntry) -> Report + Sync) -> (Repor
     all.into_inner().unwrap()
 }
 
-fn show(failures: &[String]) -> String {
+pub fn show(failures: &[String]) -> String {
     let shown = failures.iter().take(40).map(String::as_str).collect::<Vec<_>>().join("\n");
     format!("{} failures, the first of them:\n{shown}", failures.len())
 }
@@ -48,7 +48,7 @@ fn show(failures: &[String]) -> String {
 fn shrink(entry: &OpEntry, seed: u64, limit: usize) -> Report {
     for limit in 1..=limit {
         let mut r = Report::default();
-        entry.check(&Config { seed, limit, quick: quick() }, &mut r);
+        entry.check(&Config { seed, limit, quick: quick(), ..Config::default() }, &mut r);
         if !r.failures.is_empty() {
             return r;
         }
@@ -64,7 +64,7 @@ fn every_op_passes_every_check() {
         let mut all = Report::default();
         for &(seed, limit) in rounds {
             let mut r = Report::default();
-            e.check(&Config { seed, limit, quick: quick() }, &mut r);
+            e.check(&Config { seed, limit, quick: quick(), ..Config::default() }, &mut r);
             if !r.failures.is_empty() {
                 let small = shrink(e, seed, limit);
                 if !small.failures.is_empty() {
@@ -94,7 +94,7 @@ fn random_cases() {
     let mut runner = TestRunner::new(RunnerConfig { cases, failure_persistence: None, max_shrink_iters: 200, ..RunnerConfig::default() });
     let result = runner.run(&(0..entries.len(), 0..1_000_000u64, 1..14usize), |(i, seed, limit)| {
         let mut r = Report::default();
-        entries[i].check(&Config { seed, limit, quick: true }, &mut r);
+        entries[i].check(&Config { seed, limit, quick: true, ..Config::default() }, &mut r);
         if r.failures.is_empty() { Ok(()) } else { Err(TestCaseError::fail(show(&r.failures))) }
     });
     if let Err(TestError::Fail(why, (i, seed, limit))) = result {

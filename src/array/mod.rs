@@ -2,7 +2,7 @@
 
 mod print;
 
-use crate::backend::{Device, Storage, cpu};
+use crate::backend::{Device, Storage, cpu, cuda};
 use crate::dtype::{DType, Element, with_dtype};
 use crate::error::{Error, Result, bail};
 use crate::layout::Layout;
@@ -35,11 +35,30 @@ impl Array {
 
     /// Fills fresh host memory with `fill` and moves it to the device.
     pub(crate) fn build<T: Element>(shape: Shape, device: Device, fill: impl FnOnce(&mut [T])) -> Result<Self> {
-        let mut storage = Storage::alloc(device, T::DTYPE, shape.checked_numel()?)?;
-        match &mut storage {
-            Storage::Cpu(b) => fill(b.slice_mut()),
-        }
+        let mut host = cpu::Buffer::alloc(T::DTYPE, shape.checked_numel()?)?;
+        fill(host.slice_mut());
+        let storage = match Storage::alloc(device, T::DTYPE, if device == Device::Cpu { 0 } else { host.len() })? {
+            Storage::Cpu(_) => Storage::Cpu(host),
+            Storage::Cuda(mut b) => {
+                b.upload::<T>(host.slice())?;
+                Storage::Cuda(b)
+            }
+        };
         Ok(Self::from_storage(storage, T::DTYPE, shape))
+    }
+
+    /// The same values on another device, in row-major order.
+    pub(crate) fn to_device(&self, device: Device) -> Result<Self> {
+        if device == self.device() {
+            return Ok(self.clone());
+        }
+        // A broadcast scalar stays one element.
+        if self.numel() > 1 && self.layout.strides().iter().zip(self.shape().iter()).all(|(&s, &d)| s == 0 || d == 1) {
+            let one = Layout::from_parts(Shape::scalar(), smallvec::SmallVec::new(), self.layout.offset())?;
+            let one = with_dtype!(self.dtype, T => Self::from_slice(&self.with_layout(one)?.to_vec::<T>()?, Shape::scalar(), device)?);
+            return one.with_layout(one.layout.expand(self.shape())?);
+        }
+        with_dtype!(self.dtype, T => Self::from_slice(&self.to_vec::<T>()?, self.shape().clone(), device))
     }
 
     /// One value everywhere. Stored once and broadcast, so it costs no memory until something writes a copy.
@@ -47,6 +66,15 @@ impl Array {
         shape.checked_numel()?;
         let one = with_dtype!(dtype, T => Self::build(Shape::scalar(), device, |out: &mut [T]| out[0] = T::from_f64(value))?);
         one.with_layout(one.layout.expand(&shape)?)
+    }
+
+    /// The same layout over a copy of the whole storage on another device: what tests hand to kernels.
+    pub(crate) fn storage_to_device(&self, device: Device) -> Result<Self> {
+        if device == self.device() {
+            return Ok(self.clone());
+        }
+        let all = Array { layout: Layout::contiguous([self.storage.len()]), ..self.clone() };
+        Ok(Array { layout: self.layout.clone(), ..all.to_device(device)? })
     }
 
     /// The same storage under another layout.
@@ -82,7 +110,20 @@ impl Array {
     pub(crate) fn cpu(&self) -> Result<cpu::In<'_>> {
         match &*self.storage {
             Storage::Cpu(b) => Ok(cpu::In::new(b, &self.layout)),
+            Storage::Cuda(_) => Err(Error::device_unavailable(format!("a value on {} is not the host's to read; move it with to_device()", self.device()))),
         }
+    }
+
+    /// The CUDA kernel's view of this value; an error when it lies elsewhere.
+    pub(crate) fn cuda(&self) -> Result<cuda::In<'_>> {
+        match &*self.storage {
+            Storage::Cuda(b) => Ok(cuda::In::new(b, &self.layout)),
+            Storage::Cpu(_) => Err(Error::device_unavailable("a value on cpu is not a CUDA device's to read; move it with to_device()")),
+        }
+    }
+
+    fn numel(&self) -> usize {
+        self.layout.numel()
     }
 
     /// Elements in row-major order.
@@ -90,12 +131,24 @@ impl Array {
         if T::DTYPE != self.dtype {
             bail!(dtype, "the tensor holds {}, not {}; cast it first", self.dtype, T::DTYPE);
         }
-        Ok(self.cpu()?.contiguous::<T>()?.to_vec())
+        match &*self.storage {
+            Storage::Cpu(_) => Ok(self.cpu()?.contiguous::<T>()?.to_vec()),
+            Storage::Cuda(b) if self.layout.is_contiguous() && self.numel() == b.len() => b.download(),
+            Storage::Cuda(b) => {
+                let mut dense = b.context().alloc(self.dtype, self.numel())?;
+                let x = self.cuda()?;
+                cuda::copy::gather(b.context(), x.start(), &self.layout, cuda::launch::Dst::new(&mut dense))?;
+                dense.download()
+            }
+        }
     }
 
     /// Elements in row-major order, converted to `f64`.
     pub(crate) fn to_f64(&self) -> Result<Vec<f64>> {
-        with_dtype!(self.dtype, T => Ok(self.cpu()?.contiguous::<T>()?.iter().map(|x| x.to_f64()).collect()))
+        with_dtype!(self.dtype, T => match &*self.storage {
+            Storage::Cpu(_) => Ok(self.cpu()?.contiguous::<T>()?.iter().map(|x| x.to_f64()).collect()),
+            Storage::Cuda(_) => Ok(self.to_vec::<T>()?.into_iter().map(Element::to_f64).collect()),
+        })
     }
 
     /// Runs `f` on the elements in place. Copies first when the storage is shared or the layout is not row-major over
@@ -104,6 +157,12 @@ impl Array {
         if T::DTYPE != self.dtype {
             bail!(dtype, "the tensor holds {}, not {}", self.dtype, T::DTYPE);
         }
+        if self.device() != Device::Cpu {
+            let mut data = self.to_vec::<T>()?;
+            f(&mut data);
+            *self = Self::from_slice(&data, self.shape().clone(), self.device())?;
+            return Ok(());
+        }
         let whole = self.layout.is_contiguous() && self.layout.offset() == 0 && self.storage.len() == self.layout.numel();
         if !whole || Arc::get_mut(&mut self.storage).is_none() {
             let data = self.cpu()?.contiguous::<T>()?;
@@ -111,7 +170,7 @@ impl Array {
         }
         match Arc::get_mut(&mut self.storage) {
             Some(Storage::Cpu(b)) => f(b.slice_mut()),
-            None => bail!(tape, "storage became shared during an update"),
+            _ => bail!(tape, "storage became shared during an update"),
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! holds them.
 
 pub mod cpu;
+pub mod cuda;
 
 use crate::dtype::DType;
 use crate::error::Result;
@@ -16,12 +17,48 @@ pub enum Device {
     /// The host's processor and memory; always there.
     #[default]
     Cpu,
+    /// An NVIDIA GPU, by its number; [`Device::cuda`] opens it and says what is missing if it cannot.
+    Cuda(u32),
+    /// The CUDA backend on the host, for tests: the same kernels, run thread by thread. Needs the feature `emulator`.
+    CudaEmulated,
+}
+
+impl Device {
+    /// Opens GPU `ordinal`.
+    ///
+    /// # Errors
+    /// Device error that says what is missing: the driver, the GPU, or a capability of it.
+    pub fn cuda(ordinal: u32) -> Result<Self> {
+        cuda::Context::of(Device::Cuda(ordinal))?;
+        Ok(Device::Cuda(ordinal))
+    }
+
+    /// The CUDA backend's emulated device, for tests.
+    ///
+    /// # Errors
+    /// Device error when the crate was built without its feature `emulator`.
+    pub fn cuda_emulated() -> Result<Self> {
+        cuda::Context::of(Device::CudaEmulated)?;
+        Ok(Device::CudaEmulated)
+    }
+
+    /// The first GPU when it can be used, else the CPU.
+    pub fn best() -> Self {
+        Self::cuda(0).unwrap_or(Device::Cpu)
+    }
+
+    /// Whether kernels of the CUDA backend run there.
+    pub fn is_cuda(self) -> bool {
+        matches!(self, Device::Cuda(_) | Device::CudaEmulated)
+    }
 }
 
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Device::Cpu => f.pad("cpu"),
+            Device::Cuda(n) => f.pad(&format!("cuda:{n}")),
+            Device::CudaEmulated => f.pad("cuda-emulated"),
         }
     }
 }
@@ -31,7 +68,12 @@ impl std::str::FromStr for Device {
     fn from_str(s: &str) -> Result<Self> {
         match s {
             "cpu" => Ok(Device::Cpu),
-            _ => Err(crate::Error::device_unavailable(format!("unknown device `{s}`: this version of the crate computes on `cpu`"))),
+            "cuda" => Ok(Device::Cuda(0)),
+            "cuda-emulated" => Ok(Device::CudaEmulated),
+            _ => match s.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
+                Some(n) => Ok(Device::Cuda(n)),
+                None => Err(crate::Error::device_unavailable(format!("unknown device `{s}`: expected cpu, cuda, cuda:N or cuda-emulated"))),
+            },
         }
     }
 }
@@ -40,6 +82,7 @@ impl std::str::FromStr for Device {
 #[derive(Debug)]
 pub(crate) enum Storage {
     Cpu(cpu::Buffer),
+    Cuda(cuda::Buffer),
 }
 
 impl Storage {
@@ -47,12 +90,14 @@ impl Storage {
     pub(crate) fn alloc(device: Device, dtype: DType, len: usize) -> Result<Self> {
         match device {
             Device::Cpu => Ok(Storage::Cpu(cpu::Buffer::alloc(dtype, len)?)),
+            _ => Ok(Storage::Cuda(cuda::Context::of(device)?.alloc(dtype, len)?)),
         }
     }
 
     pub(crate) fn device(&self) -> Device {
         match self {
             Storage::Cpu(_) => Device::Cpu,
+            Storage::Cuda(b) => b.context().device(),
         }
     }
 
@@ -60,6 +105,7 @@ impl Storage {
     pub(crate) fn len(&self) -> usize {
         match self {
             Storage::Cpu(b) => b.len(),
+            Storage::Cuda(b) => b.len(),
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::logical::expect_masks;
 use super::sum::reduce_define;
 use crate::backend::cpu::{self, reduce};
+use crate::backend::cuda;
 use crate::dtype::U8;
 use crate::error::{ErrorKind, Result};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1};
@@ -79,6 +80,10 @@ impl Op for AnyAll {
         } else {
             reduce::reduce(&x[0], &axes, out, 0, &reduce::Fold { init: 0, load, f: |a: u8, b: u8| a | b }, |v| v)
         }
+    }
+
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

@@ -1,6 +1,7 @@
 //! Where the largest or smallest element along an axis stands.
 
 use crate::backend::cpu::{self, order};
+use crate::backend::cuda;
 use crate::dtype::{I64, with_float};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply, apply1, expect};
@@ -125,6 +126,10 @@ impl Op for Arg {
         with_float!(x[0].dtype(), T => order::arg::<T>(&x[0], axis, self.largest, y[0].slice::<i64>()))
     }
 
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
+    }
+
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
         Saved::none()
     }
@@ -179,6 +184,10 @@ impl Op for WithIndex {
             }
         });
         Ok(())
+    }
+
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
     }
 
     fn save(&self, _: &[&Tensor], y: &[Tensor], _: &[bool]) -> Saved {

@@ -1,6 +1,7 @@
 //! Conversion between element types.
 
 use crate::backend::cpu::{self, Compute, map};
+use crate::backend::cuda;
 use crate::dtype::{DType, Element, with_dtype};
 use crate::error::Result;
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1};
@@ -161,6 +162,10 @@ impl Op for Cast {
             return map::unary(&x[0], y[0].slice::<B>(), #[inline(always)] |v: A| B::store(v.load()));
         }));
         with_dtype!(x[0].dtype(), A => with_dtype!(self.to, B => map::unary(&x[0], y[0].slice::<B>(), #[inline(always)] |v: A| convert::<A, B>(v))))
+    }
+
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        cuda::copy::cast(y[0].context(), &x[0], y[0].dst())
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

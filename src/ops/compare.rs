@@ -1,6 +1,7 @@
 //! Comparisons: masks of 0 and 1 in `u8`, never tracked.
 
 use crate::backend::cpu::{self, Compute, Real, map};
+use crate::backend::cuda;
 use crate::dtype::{DType, F64, I64, U8, U32};
 use crate::error::{ErrorKind, Result};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};
@@ -158,6 +159,10 @@ impl Op for Compare {
         }
     }
 
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
+    }
+
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
         Saved::none()
     }
@@ -237,6 +242,10 @@ impl Op for CompareScalar {
             DType::U32 => whole!(u32),
             DType::U8 => whole!(u8),
         }
+    }
+
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

@@ -1,6 +1,7 @@
 //! Tensors joined along an existing axis or along a new one.
 
 use crate::backend::cpu::{self, map};
+use crate::backend::cuda;
 use crate::dtype::with_dtype;
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Composite, Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, apply1, compose1, expect};
@@ -138,6 +139,10 @@ impl Op for Concat {
             });
         });
         Ok(())
+    }
+
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

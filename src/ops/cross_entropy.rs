@@ -4,6 +4,7 @@ use super::loss::{Classes, Reduction, check_classes};
 use super::{differentiate_vjp, log_softmax::log_softmax_line, softmax::largest, softmax::softmax_line};
 use crate::backend::cpu::par::*;
 use crate::backend::cpu::{self, Buffer, Compute, Contiguous, Real, rows, simd};
+use crate::backend::cuda;
 use crate::dtype::{DType, Element, with_float};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, apply1};
@@ -290,6 +291,10 @@ impl Op for CrossEntropyLoss {
         })
     }
 
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
+    }
+
     fn save(&self, x: &[&Tensor], y: &[Tensor], _: &[bool]) -> Saved {
         Saved::of([Some(x[0]), Some(x[1]), if self.weighted { Some(x[2]) } else { None }, y.get(1)])
     }
@@ -489,6 +494,10 @@ impl Op for CrossEntropyVjp {
                 Ok(())
             })
         })
+    }
+
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

@@ -1,6 +1,7 @@
 //! Running sum along an axis.
 
 use crate::backend::cpu::{self, order};
+use crate::backend::cuda;
 use crate::dtype::with_float;
 use crate::error::{ErrorKind, Result};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};
@@ -79,6 +80,10 @@ impl Op for Cumsum {
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
         let axis = self.axis.resolve(x[0].shape().rank())?;
         with_float!(x[0].dtype(), T => order::cumsum::<T>(&x[0], axis, self.reverse, y[0].slice::<T>()))
+    }
+
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

@@ -1,6 +1,7 @@
 //! Dropout with a mask that is a function of a key and the element's index.
 
 use crate::backend::cpu::{self, Compute, Real, rows, simd};
+use crate::backend::cuda;
 use crate::dtype::with_float;
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};
@@ -102,6 +103,10 @@ impl Op for Dropout {
                 Ok(())
             })
         })
+    }
+
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

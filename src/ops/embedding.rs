@@ -1,6 +1,7 @@
 //! Rows of a table picked by token ids.
 
 use crate::backend::cpu::{self, index};
+use crate::backend::cuda;
 use crate::dtype::{DType, I64, U8, U32, with_dtype, with_float};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};
@@ -137,6 +138,10 @@ impl Op for Embedding {
         Ok(())
     }
 
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
+    }
+
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
         Saved::of([Some(x[1])])
     }
@@ -227,6 +232,10 @@ impl Op for EmbeddingVjp {
         Ok(())
     }
 
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
+    }
+
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
         Saved::of([Some(x[1])])
     }
@@ -292,6 +301,10 @@ impl Op for OneHot {
             out[ids[row] as usize] = <T as crate::Element>::from_f64(1.0);
         }));
         Ok(())
+    }
+
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

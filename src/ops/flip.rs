@@ -1,7 +1,7 @@
 //! Reversed and rotated axes.
 
 use super::slice::identity;
-use crate::backend::cpu;
+use crate::backend::{cpu, cuda};
 use crate::backend::cpu::remap::{Run, remap};
 use crate::dtype::{Element, with_dtype};
 use crate::error::{ErrorKind, Result, bail};
@@ -72,6 +72,10 @@ impl Op for Flip {
         }
         with_dtype!(x[0].dtype(), T => remap(&x[0], &runs, <T as Element>::from_f64(0.0), y[0].slice::<T>()));
         Ok(())
+    }
+
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
@@ -168,6 +172,10 @@ impl Op for Roll {
         }
         with_dtype!(x[0].dtype(), T => remap(&x[0], &runs, <T as Element>::from_f64(0.0), y[0].slice::<T>()));
         Ok(())
+    }
+
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

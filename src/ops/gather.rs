@@ -1,6 +1,7 @@
 //! Elements picked along an axis by an index of their own, and added back.
 
 use crate::backend::cpu::{self, index};
+use crate::backend::cuda;
 use crate::dtype::{I64, U8, U32, with_dtype, with_float};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};
@@ -93,6 +94,10 @@ impl Op for Gather {
         let n = x[1].shape()[axis];
         with_dtype!(x[0].dtype(), T => index::gather(&x[0].contiguous::<T>()?, extent, width, &ids, n, &lines, y[0].slice::<T>()));
         Ok(())
+    }
+
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
@@ -192,6 +197,10 @@ impl Op for ScatterAdd {
             index::scatter_add(&x[2].contiguous::<T>()?, extent, width, &ids, n, &lines, y);
         });
         Ok(())
+    }
+
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], want: &[bool]) -> Saved {

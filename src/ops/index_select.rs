@@ -1,6 +1,7 @@
 //! Positions of an axis picked by a list of indices.
 
 use crate::backend::cpu::{self, index};
+use crate::backend::cuda;
 use crate::dtype::{I64, U8, U32, with_dtype, with_float};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};
@@ -91,6 +92,10 @@ impl Op for IndexSelect {
         Ok(())
     }
 
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
+    }
+
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
         Saved::of([Some(x[1])])
     }
@@ -175,6 +180,10 @@ impl Op for IndexSelectVjp {
         let ids = index::indices(&x[1], self.extent)?;
         with_float!(x[0].dtype(), T => index::add_rows(&x[0].contiguous::<T>()?, &ids, self.extent, inner, None, y[0].slice::<T>()));
         Ok(())
+    }
+
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

@@ -3,6 +3,7 @@
 use super::matmul::MatMul;
 use crate::backend::cpu::par::*;
 use crate::backend::cpu::{self, Real, matmul};
+use crate::backend::cuda;
 use crate::dtype::with_float;
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};
@@ -108,6 +109,12 @@ impl Op for Linear {
             };
             matmul::matmul::<T>((&x[0], &rows), (&x[1], &w), Real::from_f64(beta), y)
         })
+    }
+
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let rows = if x[0].shape().rank() == 1 { x[0].layout().with_axis(0, true) } else { x[0].layout().clone() };
+        let w = x[1].layout().permute(&[1, 0])?;
+        cuda::gemm::matmul(y[0].context(), (&x[0], &rows), (&x[1], &w), x.get(2), &mut y[0])
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], want: &[bool]) -> Saved {

@@ -3,6 +3,7 @@
 use super::differentiate;
 use super::softmax::{exp_row, largest, line_samples, same_shapes, softmax_line};
 use crate::backend::cpu::{self, Compute, Real, rows, simd};
+use crate::backend::cuda;
 use crate::dtype::with_float;
 use crate::error::Result;
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, apply1, expect};
@@ -80,6 +81,10 @@ impl Op for LogSoftmax {
         }))
     }
 
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
+    }
+
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
         // The result would do, but its rounding to a half type costs the derivative |y| times that rounding.
         Saved::of([Some(x[0])])
@@ -152,6 +157,10 @@ impl Op for LogSoftmaxVjp {
                 *y = T::store((-e).mul_add(scale, g.load()));
             }
         }))
+    }
+
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

@@ -1,6 +1,7 @@
 //! Logic on `u8` masks: any value but 0 counts as true, results are 0 and 1.
 
 use crate::backend::cpu::{self, map};
+use crate::backend::cuda;
 use crate::dtype::{I64, U8};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1};
@@ -60,6 +61,10 @@ impl Op for LogicalNot {
             #[inline(always)]
             |v: u8| u8::from(v == 0),
         )
+    }
+
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
@@ -138,6 +143,10 @@ impl Op for Logical {
                 |a: u8, b: u8| u8::from((a | b) != 0),
             )
         }
+    }
+
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

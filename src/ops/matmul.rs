@@ -1,6 +1,7 @@
 //! Matrix products.
 
 use crate::backend::cpu::{self, Real, matmul};
+use crate::backend::cuda;
 use crate::dtype::with_float;
 use crate::error::{ErrorKind, Result, bail};
 use crate::layout::Layout;
@@ -194,6 +195,11 @@ impl Op for MatMul {
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
         let (a, b) = self.layouts(x[0].layout(), x[1].layout())?;
         with_float!(x[0].dtype(), T => matmul::matmul::<T>((&x[0], &a), (&x[1], &b), Real::from_f64(0.0), y[0].slice::<T>()))
+    }
+
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let (a, b) = self.layouts(x[0].layout(), x[1].layout())?;
+        cuda::gemm::matmul(y[0].context(), (&x[0], &a), (&x[1], &b), None, &mut y[0])
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], want: &[bool]) -> Saved {

@@ -2,6 +2,7 @@
 
 use super::sum::{reduce_define, reduction_samples, spread};
 use crate::backend::cpu::{self, Compute, Real, reduce};
+use crate::backend::cuda;
 use crate::dtype::with_float;
 use crate::error::Result;
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};
@@ -60,6 +61,10 @@ impl Op for Mean {
             let n = <T as Compute>::Acc::from_f64(n);
             reduce::sum(&x[0], &axes, y[0].slice::<T>(), #[inline(always)] |v| v, #[inline(always)] |v| v / n)
         })
+    }
+
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

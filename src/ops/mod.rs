@@ -44,6 +44,7 @@ pub mod sort;
 pub mod split;
 pub mod squeeze;
 pub mod sum;
+mod to_device;
 pub mod triangle;
 pub mod views;
 
@@ -66,7 +67,7 @@ pub(crate) const ACCUMULATE: Accumulate = Accumulate { add: add_cotangents, redu
 
 fn add_cotangents(mut acc: Tensor, bar: &Tensor) -> Result<Tensor> {
     // In place when nothing else can see the first one and the sum is not being recorded.
-    if acc.is_tracked() || bar.is_tracked() || !acc.array.is_unique() {
+    if acc.device() != crate::Device::Cpu || acc.is_tracked() || bar.is_tracked() || !acc.array.is_unique() {
         return acc.add(bar);
     }
     with_float!(acc.dtype(), T => {
@@ -96,7 +97,7 @@ pub(crate) fn reduce_to(x: &Tensor, shape: &Shape) -> Result<Tensor> {
 pub fn replay(name: &str, seed: u64, limit: usize) -> Report {
     let mut report = Report::default();
     for entry in registry().iter().filter(|e| e.name == name) {
-        entry.check(&Config { seed, limit, quick: false }, &mut report);
+        entry.check(&Config { seed, limit, ..Config::default() }, &mut report);
     }
     report
 }

@@ -3,6 +3,7 @@
 use super::cross_entropy::refuse_weights;
 use super::loss::{Classes, Reduction, check_classes};
 use crate::backend::cpu::{self, Buffer, Compute, Real};
+use crate::backend::cuda;
 use crate::dtype::{DType, Element, with_float};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1};
@@ -132,6 +133,10 @@ impl Op for NllLoss {
         })
     }
 
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
+    }
+
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
         // The first one only for its shape: nothing is kept alive that a cheap constant could not replace.
         Saved::of([Some(x[1]), if self.weighted { Some(x[2]) } else { None }, Some(x[0])])
@@ -227,6 +232,10 @@ impl Op for NllLossVjp {
             }
             Ok(())
         })
+    }
+
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

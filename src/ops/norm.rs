@@ -3,6 +3,7 @@
 use super::differentiate_vjp;
 use crate::backend::cpu::par::*;
 use crate::backend::cpu::{self, Buffer, Compute, Contiguous, Real, rows, simd};
+use crate::backend::cuda;
 use crate::dtype::{DType, Element, with_float};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, apply, apply1, expect};
@@ -301,6 +302,10 @@ impl<const CENTRED: bool> Op for Norm<CENTRED> {
         })
     }
 
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
+    }
+
     fn save(&self, x: &[&Tensor], y: &[Tensor], want: &[bool]) -> Saved {
         // The bias's derivative alone needs no value, but its kernel reads x for the shape of the rows.
         Saved::of([Some(x[0]), if self.weight && want[0] { Some(x[1]) } else { None }, y.get(1)])
@@ -496,6 +501,10 @@ impl<const CENTRED: bool> Op for NormVjp<CENTRED> {
             let rows = Rows { x: &x, w: w.as_ref().map(|w| w.slice::<A>()), g: &g, stats: stats.as_deref(), eps: <A as Real>::from_f64(self.of.eps), n };
             rows.pull_back::<CENTRED>(dx, dw, db)
         })
+    }
+
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

@@ -1,7 +1,7 @@
 //! A constant border.
 
 use super::slice::{Slice, Span};
-use crate::backend::cpu;
+use crate::backend::{cpu, cuda};
 use crate::backend::cpu::remap::{Run, remap};
 use crate::dtype::{Element, with_dtype};
 use crate::error::{ErrorKind, Result, bail};
@@ -92,6 +92,10 @@ impl Op for Pad {
             .collect();
         with_dtype!(x[0].dtype(), T => remap(&x[0], &runs, <T as Element>::from_f64(self.value), y[0].slice::<T>()));
         Ok(())
+    }
+
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

@@ -2,6 +2,7 @@
 
 use crate::backend::cpu::par::*;
 use crate::backend::cpu::{self, Buffer, Compute, Real, rows, simd};
+use crate::backend::cuda;
 use crate::dtype::{DType, Element, with_dtype, with_float};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};
@@ -240,6 +241,10 @@ impl Op for Rope {
                 Ok(())
             })
         })
+    }
+
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

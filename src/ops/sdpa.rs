@@ -1,7 +1,7 @@
 //! Scaled dot-product attention.
 
 use super::differentiate_vjp;
-use crate::backend::cpu;
+use crate::backend::{cpu, cuda};
 use crate::backend::cpu::attention::{self, Attention, Bars};
 use crate::dtype::{DType, U8, with_float};
 use crate::error::{Result, bail};
@@ -234,6 +234,10 @@ impl Op for SdpaOp {
         with_float!(x[0].dtype(), T => attention::forward::<T>(&a, y[0].slice::<T>()))
     }
 
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
+    }
+
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
         Saved::list(x.iter().map(|t| Some((*t).clone())))
     }
@@ -370,6 +374,10 @@ impl Op for SdpaVjp {
             }
         });
         Ok(())
+    }
+
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

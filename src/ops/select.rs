@@ -2,6 +2,7 @@
 
 use super::logical::expect_masks;
 use crate::backend::cpu::{self, map};
+use crate::backend::cuda;
 use crate::dtype::{F64, I64, U8, with_dtype};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};
@@ -64,6 +65,10 @@ impl Op for WhereSelect {
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
         let shape = y[0].shape();
         with_dtype!(x[1].dtype(), T => map::ternary(&x[0], &x[1], &x[2], shape, y[0].slice::<T>(), #[inline(always)] |m: u8, a: T, b: T| if m != 0 { a } else { b }))
+    }
+
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
@@ -133,6 +138,10 @@ impl Op for MaskedFill {
             let c = <T as crate::dtype::Element>::from_f64(self.0);
             map::binary(&x[0], &x[1], shape, y[0].slice::<T>(), #[inline(always)] |v: T, m: u8| if m != 0 { c } else { v })
         })
+    }
+
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

@@ -1,6 +1,6 @@
 //! Parts of an axis: views, no element moves. Their derivative writes into zeros, which does.
 
-use crate::backend::cpu;
+use crate::backend::{cpu, cuda};
 use crate::backend::cpu::remap::{Run, remap};
 use crate::dtype::{Element, with_dtype};
 use crate::error::{ErrorKind, Result, bail};
@@ -258,6 +258,10 @@ impl Op for SliceVjp {
         runs[axis] = vec![Run::Fill(start), read, Run::Fill(self.of[axis] - start - used)];
         with_dtype!(x[0].dtype(), T => remap(&x[0], &runs, <T as Element>::from_f64(0.0), y[0].slice::<T>()));
         Ok(())
+    }
+
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

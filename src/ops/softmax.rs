@@ -2,6 +2,7 @@
 
 use super::differentiate;
 use crate::backend::cpu::{self, Compute, Real, rows, simd};
+use crate::backend::cuda;
 use crate::dtype::with_float;
 use crate::error::{ErrorKind, Result};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, apply1, expect};
@@ -119,6 +120,10 @@ impl Op for Softmax {
         with_float!(x[0].dtype(), T => rows::map_lines(axis, [&x[0]], y[0].slice::<T>(), 1, #[inline(always)] |[x], y, e| softmax_row(x, y, e)))
     }
 
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
+    }
+
     fn save(&self, _: &[&Tensor], y: &[Tensor], _: &[bool]) -> Saved {
         Saved::of([Some(&y[0])])
     }
@@ -212,6 +217,10 @@ impl Op for SoftmaxVjp {
                 *out = T::store(p.load() * (g.load() - s));
             }
         }))
+    }
+
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], want: &[bool]) -> Saved {

@@ -2,6 +2,7 @@
 
 use super::argmax::{place, two};
 use crate::backend::cpu::{self, order};
+use crate::backend::cuda;
 use crate::dtype::{I64, with_float};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply, expect};
@@ -108,6 +109,10 @@ impl<const TOP: bool> Op for Sort<TOP> {
         let k = self.kept(x[0].shape()[axis]);
         let [values, indices] = y else { bail!(argument, "two outputs expected") };
         with_float!(x[0].dtype(), T => order::sort::<T>(&x[0], axis, k, self.descending, values.slice::<T>(), indices.slice::<i64>()))
+    }
+
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
     }
 
     fn save(&self, _: &[&Tensor], y: &[Tensor], _: &[bool]) -> Saved {

@@ -1,6 +1,7 @@
 //! Sum over axes.
 
 use crate::backend::cpu::{self, reduce};
+use crate::backend::cuda;
 use crate::dtype::with_float;
 use crate::error::{ErrorKind, Result};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};
@@ -106,6 +107,10 @@ impl Op for Sum {
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
         let axes = self.axes.resolve(x[0].shape().rank())?;
         with_float!(x[0].dtype(), T => reduce::sum(&x[0], &axes, y[0].slice::<T>(), #[inline(always)] |v| v, #[inline(always)] |v| v))
+    }
+
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

@@ -1,6 +1,7 @@
 //! Triangular parts of matrices.
 
 use crate::backend::cpu::{self, map};
+use crate::backend::cuda;
 use crate::dtype::{Element, with_dtype};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1};
@@ -106,6 +107,10 @@ macro_rules! triangle {
 
             fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
                 kernel(&x[0], &mut y[0], |row, n| $range(row, self.k, n))
+            }
+
+            fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+                Err(cuda::no_kernel(Self::NAME))
             }
 
             fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

@@ -1,6 +1,6 @@
 //! Changes of layout: no element moves. (And `contiguous`, which moves them so that the next reader need not.)
 
-use crate::backend::cpu;
+use crate::backend::{cpu, cuda};
 use crate::dtype::with_dtype;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::Layout;
@@ -200,6 +200,10 @@ impl Op for Contiguous {
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
         with_dtype!(x[0].dtype(), T => cpu::copy_strided(x[0].storage::<T>(), x[0].layout(), y[0].slice::<T>()));
         Ok(())
+    }
+
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        cuda::copy::gather(y[0].context(), x[0].start(), x[0].layout(), y[0].dst())
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

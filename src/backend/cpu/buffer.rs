@@ -56,6 +56,11 @@ pub fn poison_fresh_memory(on: bool) {
     POISON.store(on, Relaxed);
 }
 
+/// Whether fresh memory is poisoned, on every device.
+pub(crate) fn is_poisoning() -> bool {
+    POISON.load(Relaxed)
+}
+
 fn free_list() -> MutexGuard<'static, HashMap<usize, Vec<Block>>> {
     // The map is valid after any panic: no operation on it is left half done.
     FREE.lock().unwrap_or_else(PoisonError::into_inner)

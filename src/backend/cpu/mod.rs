@@ -25,5 +25,5 @@ pub use map::Compute;
 pub use math::Real;
 pub use view::{Contiguous, In, Out};
 
-pub(crate) use buffer::Buffer;
+pub(crate) use buffer::{Buffer, is_poisoning};
 pub(crate) use view::{SERIAL, copy_strided};

@@ -30,6 +30,9 @@ impl Binary for Add {
     fn define<S: Scalar>(&self, a: S, b: S) -> S {
         a + b
     }
+    fn cuda(&self) -> super::BinaryKernels {
+        super::BinaryKernels::new(super::kernels::add, [])
+    }
     fn save(&self, _: &Tensor, _: &Tensor, _: &Tensor, _: [bool; 2]) -> Saved {
         Saved::none()
     }
@@ -61,6 +64,9 @@ impl Binary for Mul {
     fn define<S: Scalar>(&self, a: S, b: S) -> S {
         a * b
     }
+    fn cuda(&self) -> super::BinaryKernels {
+        super::BinaryKernels::new(super::kernels::mul, [])
+    }
     fn save(&self, a: &Tensor, b: &Tensor, _: &Tensor, want: [bool; 2]) -> Saved {
         Saved::of([want[1].then_some(a), want[0].then_some(b)])
     }
@@ -91,6 +97,9 @@ impl Binary for Sub {
     }
     fn define<S: Scalar>(&self, a: S, b: S) -> S {
         a - b
+    }
+    fn cuda(&self) -> super::BinaryKernels {
+        super::BinaryKernels::new(super::kernels::sub, [])
     }
     fn save(&self, _: &Tensor, _: &Tensor, _: &Tensor, _: [bool; 2]) -> Saved {
         Saved::none()
@@ -126,6 +135,9 @@ impl Binary for Div {
     }
     fn define<S: Scalar>(&self, a: S, b: S) -> S {
         a / b
+    }
+    fn cuda(&self) -> super::BinaryKernels {
+        super::BinaryKernels::new(super::kernels::div, [])
     }
     fn save(&self, _: &Tensor, b: &Tensor, y: &Tensor, want: [bool; 2]) -> Saved {
         Saved::of([Some(b), want[1].then_some(y)])
@@ -165,6 +177,9 @@ impl Binary for NegMul {
     }
     fn define<S: Scalar>(&self, a: S, b: S) -> S {
         -(a * b)
+    }
+    fn cuda(&self) -> super::BinaryKernels {
+        super::BinaryKernels::new(super::kernels::neg_mul, [])
     }
     fn save(&self, a: &Tensor, b: &Tensor, _: &Tensor, want: [bool; 2]) -> Saved {
         Saved::of([want[1].then_some(a), want[0].then_some(b)])

@@ -1,7 +1,8 @@
 //! Larger and smaller of two tensors, element by element.
 
-use super::{Binary, Zip, broadcast_samples_of};
+use super::{Binary, Zip, broadcast_samples_of, kernels};
 use crate::backend::cpu::{self, Compute, Real, map};
+use crate::backend::cuda;
 use crate::dtype::with_float;
 use crate::error::Result;
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};
@@ -10,7 +11,7 @@ use crate::testing::{Gen, Input, Nd, Sample, Scalar};
 use smallvec::{SmallVec, smallvec};
 
 macro_rules! extremum {
-    ($(#[$doc:meta])* $op:ident, $name:literal, $forward:literal, $f:ident, $define:ident, $largest:literal) => {
+    ($(#[$doc:meta])* $op:ident, $name:literal, $forward:literal, $f:ident, $define:ident, $largest:literal, $kernel:ident) => {
         $(#[$doc])*
         #[derive(Clone, Debug)]
         pub struct $op;
@@ -30,6 +31,9 @@ macro_rules! extremum {
             }
             fn define<S: Scalar>(&self, a: S, b: S) -> S {
                 a.$define(b)
+            }
+            fn cuda(&self) -> super::BinaryKernels {
+                super::BinaryKernels::new(super::kernels::$kernel, [])
             }
             fn save(&self, a: &Tensor, b: &Tensor, _: &Tensor, _: [bool; 2]) -> Saved {
                 Saved::of([Some(a), Some(b)])
@@ -53,11 +57,11 @@ macro_rules! extremum {
 
 extremum!(
     /// `max(a, b)`; see [`Tensor::maximum`].
-    Maximum, "maximum", "y = max(a, b)", max_nan, max, true
+    Maximum, "maximum", "y = max(a, b)", max_nan, max, true, maximum
 );
 extremum!(
     /// `min(a, b)`; see [`Tensor::minimum`].
-    Minimum, "minimum", "y = min(a, b)", min_nan, min, false
+    Minimum, "minimum", "y = min(a, b)", min_nan, min, false, minimum
 );
 
 /// Distinct values that never meet those of [`Gen::distinct`].
@@ -141,6 +145,20 @@ impl Op for ExtremumVjp {
             let half = g * Acc::HALF;
             T::store(if chosen { g } else if own == other { half } else { Acc::ZERO })
         }))
+    }
+
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let (on, n) = (y[0].context(), y[0].numel());
+        if n == 0 {
+            return Ok(());
+        }
+        let (own, other) = if self.first { (&x[0], &x[1]) } else { (&x[1], &x[0]) };
+        let (own, vo) = own.expanded(y[0].shape())?;
+        let (other, vt) = other.expanded(y[0].shape())?;
+        let (bar, vg) = x[2].expanded(y[0].shape())?;
+        let grid = cuda::map::grid(on, n, y[0].dtype().size());
+        let sign = if self.largest { 1.0 } else { -1.0 };
+        kernels::extremum_vjp(on, grid, &y[0].dst(), &own, vo, &other, vt, &bar, vg, n as i64, sign, i32::from(self.first))
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

@@ -12,6 +12,8 @@ pub use minmax::*;
 pub use pow::*;
 
 use crate::backend::cpu::{self, Compute, Real, map};
+use crate::backend::cuda::kernels::binary as kernels;
+use crate::backend::cuda::{self, BinaryKernels};
 use crate::dtype::{F64, I64, with_float};
 use crate::error::{ErrorKind, Result};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, expect};
@@ -30,6 +32,8 @@ pub trait Binary: Clone + Debug + Send + Sync + 'static {
     fn f<T: Real>(&self, a: T, b: T) -> T;
     /// The function, plainly.
     fn define<S: Scalar>(&self, a: S, b: S) -> S;
+    /// The kernel of kernels/binary.cu, and its parameters.
+    fn cuda(&self) -> BinaryKernels;
     /// What the wanted derivatives need.
     fn save(&self, a: &Tensor, b: &Tensor, y: &Tensor, want: [bool; 2]) -> Saved;
     /// Cotangents of `a` and `b`, in the output's shape.
@@ -70,6 +74,10 @@ impl<B: Binary> Op for Zip<B> {
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
         let shape = y[0].shape();
         with_float!(x[0].dtype(), T => map::binary(&x[0], &x[1], shape, y[0].slice::<T>(), #[inline(always)] |a: T, b: T| T::store(self.0.f(a.load(), b.load()))))
+    }
+
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        self.0.cuda().forward(&x[0], &x[1], &mut y[0])
     }
 
     fn save(&self, x: &[&Tensor], y: &[Tensor], want: &[bool]) -> Saved {

@@ -89,6 +89,9 @@ impl Binary for Pow {
         }
         factor * power(a, rest)
     }
+    fn cuda(&self) -> super::BinaryKernels {
+        super::BinaryKernels::new(super::kernels::pow, [self.by_base as f64, self.by_exponent as f64])
+    }
     fn save(&self, a: &Tensor, b: &Tensor, _: &Tensor, _: [bool; 2]) -> Saved {
         Saved::of([Some(a), Some(b)])
     }

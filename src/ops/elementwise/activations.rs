@@ -41,6 +41,7 @@ unary! {
     f(self, x) => if x <= T::ZERO { T::ZERO } else { x };
     pull(self, y, g) => if y <= T::ZERO { T::ZERO } else { g };
     define(self, x) => if x.re() <= 0.0 { S::zero() } else { x };
+    cuda(self) => relu_fwd, relu_vjp, [];
     derivative(self, y) => constant_slope(self, y);
     samples => vec![
         Sample::check(Relu, at(&[0.0, -0.0])).at_kink().note("slope 0 at 0"),
@@ -59,6 +60,7 @@ unary! {
     f(self, x) => if x > T::ZERO { x } else { x * T::from_f64(self.slope) };
     pull(self, x, g) => if x > T::ZERO { g } else { g * T::from_f64(self.slope) };
     define(self, x) => if x.re() > 0.0 { x } else { x * S::lit(self.slope) };
+    cuda(self) => leaky_relu_fwd, leaky_relu_vjp, [self.slope];
     derivative(self, x) => constant_slope(self, x);
     samples => {
         let mut out: Vec<_> = [0.01, 0.0, 0.2, 1.0, -0.5, 2.0].map(|slope| Sample::check(LeakyRelu { slope }, at(&[-2.5, -0.0625, 0.0625, 3.0]))).into();
@@ -87,6 +89,7 @@ unary! {
         if x > T::ZERO { g } else { below }
     };
     define(self, x) => if x.re() > 0.0 { x } else { x.expm1() * S::lit(self.alpha) };
+    cuda(self) => elu_fwd, elu_vjp, [self.alpha];
     derivative(self, x) => {
         // The gate has no history; below 0 the slope is α eˣ, and the clamp keeps eˣ finite above.
         let below = constant_slope(&super::Clamp { min: Some(0.0), max: None }, &x.neg()?.detach())?;
@@ -115,6 +118,7 @@ unary! {
         g * cap(x, 1000.0).mul_add(slope, s)
     };
     define(self, x) => if x.re() == -INF { S::zero() } else { x * x.sigmoid() };
+    cuda(self) => silu_fwd, silu_vjp, [];
     derivative(self, x) => {
         let s = x.sigmoid()?;
         s.mul(&shifted(&x.mul(&x.neg()?.sigmoid()?)?, 1.0)?)
@@ -134,6 +138,7 @@ unary! {
     f(self, x) => cap_below(x, 60.0) * x.normal_cdf();
     pull(self, x, g) => g * cap(x, 60.0).mul_add(x.normal_pdf(), x.normal_cdf());
     define(self, x) => if x.re() == -INF { S::zero() } else { x * (S::lit(0.5) * (x * S::lit(-FRAC_1_SQRT_2)).erfc()) };
+    cuda(self) => gelu_fwd, gelu_vjp, [];
     derivative(self, x) => x.normal_cdf()?.add(&x.mul(&scaled(&scaled(&x.square()?, -0.5)?.exp()?, FRAC_1_SQRT_2PI)?)?);
     samples => vec![
         Sample::check(Gelu, at(&[0.0, -0.0, 1e-3, -0.75, 0.96875, -1.03125, -2.02])).note("the kernel's seams"),
@@ -177,6 +182,7 @@ unary! {
             x * u2.sigmoid()
         }
     };
+    cuda(self) => gelu_tanh_fwd, gelu_tanh_vjp, [];
     derivative(self, x) => {
         let x = &x.clamp(-30.0, 30.0)?;
         let x2 = x.square()?;

@@ -19,6 +19,7 @@ unary! {
     f(self, x) => x.exp();
     pull(self, y, g) => g * y;
     define(self, x) => x.exp();
+    cuda(self) => exp_fwd, exp_vjp, [];
     derivative(self, y) => Ok(y.clone());
     samples => vec![
         Sample::check(Exp, at(&[-20.0, -1e-9, 0.0, 10.0])),
@@ -34,6 +35,7 @@ unary! {
     f(self, x) => x.expm1();
     pull(self, x, g) => g * x.exp();
     define(self, x) => x.expm1();
+    cuda(self) => expm1_fwd, expm1_vjp, [];
     derivative(self, x) => x.exp();
     samples => vec![
         Sample::check(Expm1, at(&[0.0, 1e-6, -1e-6, 17.0, -17.0, 20.0, -20.0, -50.0])).note("D3: tails, cancellation near 0"),
@@ -49,6 +51,7 @@ unary! {
     f(self, x) => x.ln();
     pull(self, x, g) => g / x;
     define(self, x) => x.ln();
+    cuda(self) => log_fwd, log_vjp, [];
     derivative(self, x) => x.recip();
     samples => vec![
         Sample::check(Log, at(&[1.0, 0.9990234375, 1.0009765625, 6e-3, 3e4])).note("around the zero of the logarithm"),
@@ -64,6 +67,7 @@ unary! {
     f(self, x) => x.ln_1p();
     pull(self, x, g) => g / (x + T::ONE);
     define(self, x) => x.ln_1p();
+    cuda(self) => log1p_fwd, log1p_vjp, [];
     derivative(self, x) => super::shifted(x, 1.0)?.recip();
     samples => vec![
         Sample::check(Log1p, at(&[0.0, 1e-6, -1e-6, 1e-3, -0.984375, 3e4])).note("cancellation near 0"),

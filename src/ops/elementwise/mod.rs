@@ -36,6 +36,7 @@ macro_rules! unary {
         f($f_self:ident, $f_x:ident) => $f:expr;
         pull($p_self:ident, $p_s:ident, $p_g:ident) => $pull:expr;
         define($d_self:ident, $d_x:ident) => $define:expr;
+        cuda($c_self:ident) => $fwd:ident, $pull_kernel:ident, $params:expr;
         derivative($t_self:ident, $t_s:ident) => $derivative:expr;
         samples => $samples:expr;
         validate($v_self:ident) => $validate:expr;
@@ -56,6 +57,9 @@ macro_rules! unary {
             }
             fn define<S: Scalar>(&$d_self, $d_x: S) -> S {
                 $define
+            }
+            fn cuda(&$c_self) -> super::UnaryKernels {
+                super::UnaryKernels::new(super::kernels::$fwd, super::kernels::$pull_kernel, $params)
             }
             fn slope<S: Scalar>(&$s_self, $s: S) -> S {
                 $slope
@@ -91,6 +95,8 @@ pub use trigonometric::*;
 
 use super::second_order::differentiate;
 use crate::backend::cpu::{self, Real, map, simd};
+use crate::backend::cuda::kernels::unary as kernels;
+use crate::backend::cuda::{self, UnaryKernels};
 use crate::dtype::{DType, with_float};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, apply1, expect};
@@ -159,6 +165,8 @@ pub trait Unary: Clone + Debug + Send + Sync + 'static {
     fn pull<T: Real>(&self, saved: T, g: T) -> T;
     /// The function, plainly.
     fn define<S: Scalar>(&self, x: S) -> S;
+    /// The kernels of kernels/unary.cu for the function and its derivative, and their parameters.
+    fn cuda(&self) -> UnaryKernels;
     /// Its derivative in terms of the saved value, plainly. With [`Saves::Input`] this is [`slope_of_input`].
     fn slope<S: Scalar>(&self, saved: S) -> S;
     /// Its derivative in terms of the saved value, as tensor ops (for second and higher derivatives).
@@ -276,6 +284,10 @@ impl<U: Unary> Op for Map<U> {
         with_float!(x[0].dtype(), T => map::unary_acc(&x[0], y[0].slice::<T>(), &|x, y| map_block(&self.0, x, y)))
     }
 
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        self.0.cuda().forward(&x[0], &mut y[0])
+    }
+
     fn save(&self, x: &[&Tensor], y: &[Tensor], _: &[bool]) -> Saved {
         match U::SAVES {
             Saves::Input => Saved::of([Some(x[0])]),
@@ -346,6 +358,10 @@ impl<U: Unary> Op for MapVjp<U> {
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
         let shape = y[0].shape();
         with_float!(x[0].dtype(), T => map::binary_acc(&x[0], &x[1], shape, y[0].slice::<T>(), &|s, g, y| pull_block(&self.0, s, g, y)))
+    }
+
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        self.0.cuda().pull(&x[0], &x[1], &mut y[0])
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], want: &[bool]) -> Saved {

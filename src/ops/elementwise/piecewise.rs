@@ -19,6 +19,7 @@ unary! {
     f(self, x) => -x;
     pull(self, _s, g) => -g;
     define(self, x) => -x;
+    cuda(self) => neg_fwd, neg_vjp, [];
     derivative(self, s) => constant_slope(self, s);
     samples => vec![
         Sample::check(Neg, at(&[0.0, -0.0, 1.0, -2.0])),
@@ -34,6 +35,7 @@ unary! {
     f(self, x) => x.abs();
     pull(self, x, g) => if x > T::ZERO { g } else if x < T::ZERO { -g } else { T::ZERO };
     define(self, x) => x.abs();
+    cuda(self) => abs_fwd, abs_vjp, [];
     derivative(self, x) => x.sign();
     samples => vec![
         Sample::check(Abs, at(&[0.0, -0.0])).at_kink().note("D7: slope 0 at 0"),
@@ -50,6 +52,7 @@ unary! {
     f(self, x) => if x > T::ZERO { T::ONE } else if x < T::ZERO { -T::ONE } else { x };
     pull(self, _s, _g) => T::ZERO;
     define(self, x) => S::lit(if x.re() > 0.0 { 1.0 } else if x.re() < 0.0 { -1.0 } else { x.re() });
+    cuda(self) => sign_fwd, sign_vjp, [];
     derivative(self, s) => s.zeros_like();
     samples => vec![
         Sample::check(Sign, at(&[0.0, -0.0])).at_kink(),
@@ -66,6 +69,7 @@ unary! {
     f(self, x) => x.floor();
     pull(self, _s, _g) => T::ZERO;
     define(self, x) => S::lit(x.re().floor());
+    cuda(self) => floor_fwd, floor_vjp, [];
     derivative(self, s) => s.zeros_like();
     samples => vec![
         Sample::check(Floor, at(&[0.0, -0.0, 1.0, -2.0])).at_kink(),
@@ -82,6 +86,7 @@ unary! {
     f(self, x) => x.ceil();
     pull(self, _s, _g) => T::ZERO;
     define(self, x) => S::lit(x.re().ceil());
+    cuda(self) => ceil_fwd, ceil_vjp, [];
     derivative(self, s) => s.zeros_like();
     samples => vec![
         Sample::check(Ceil, at(&[0.0, -0.0, 1.0, -2.0])).at_kink(),
@@ -98,6 +103,7 @@ unary! {
     f(self, x) => x.round_ties_even();
     pull(self, _s, _g) => T::ZERO;
     define(self, x) => S::lit(x.re().round_ties_even());
+    cuda(self) => round_fwd, round_vjp, [];
     derivative(self, s) => s.zeros_like();
     samples => vec![
         Sample::check(Round, at(&[0.5, -0.5, 1.5, -1.5, 2.5, -2.5])).at_kink().note("ties to even"),
@@ -130,6 +136,7 @@ unary! {
         (_, Some(hi)) if x.re() > hi => S::lit(hi),
         _ => x,
     };
+    cuda(self) => clamp_fwd, clamp_vjp, [self.min.unwrap_or(-INF), self.max.unwrap_or(INF)];
     derivative(self, x) => constant_slope(self, x);
     samples => {
         let ends = [(Some(-1.0), Some(1.5)), (Some(0.25), None), (None, Some(-0.5)), (None, None), (Some(1.0), Some(1.0)), (Some(-INF), Some(INF))];

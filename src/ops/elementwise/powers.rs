@@ -19,6 +19,7 @@ unary! {
     f(self, x) => x.sqrt();
     pull(self, y, g) => g * T::HALF / y;
     define(self, x) => x.sqrt();
+    cuda(self) => sqrt_fwd, sqrt_vjp, [];
     derivative(self, y) => scaled(&y.recip()?, 0.5);
     samples => vec![
         Sample::check(Sqrt, at(&[1.0, 4.0, 1e-3, 3e4])),
@@ -35,6 +36,7 @@ unary! {
     f(self, x) => T::ONE / x.sqrt();
     pull(self, y, g) => (g * -T::HALF) * y * y * y;
     define(self, x) => S::one() / x.sqrt();
+    cuda(self) => rsqrt_fwd, rsqrt_vjp, [];
     derivative(self, y) => scaled(&y.square()?.mul(y)?, -0.5);
     samples => vec![
         Sample::check(Rsqrt, at(&[1.0, 4.0, 1e-2, 3e4])),
@@ -51,6 +53,7 @@ unary! {
     f(self, x) => T::ONE / x;
     pull(self, y, g) => -(g * y) * y;
     define(self, x) => S::one() / x;
+    cuda(self) => recip_fwd, recip_vjp, [];
     derivative(self, y) => y.square()?.neg();
     samples => vec![
         Sample::check(Recip, at(&[1.0, -4.0, -1e-2, 3e4])),
@@ -66,6 +69,7 @@ unary! {
     f(self, x) => x * x;
     pull(self, x, g) => g * (x + x);
     define(self, x) => x * x;
+    cuda(self) => square_fwd, square_vjp, [];
     derivative(self, x) => x.add(x);
     samples => vec![
         Sample::check(Square, at(&[0.0, -1e2, 1e-2])).note("D7: zero"),
@@ -108,6 +112,7 @@ unary! {
         }
         product.unwrap_or(S::one())
     };
+    cuda(self) => powi_fwd, powi_vjp, [f64::from(self.n)];
     derivative(self, x) => match self.n {
         0 => x.zeros_like(),
         1 => x.ones_like(),
@@ -145,6 +150,7 @@ unary! {
     f(self, x) => T::from_f64(x.to_f64().powf(self.p));
     pull(self, x, g) => if self.p == 0.0 { T::ZERO } else { T::from_f64(g.to_f64() * self.p * x.to_f64().powf(self.p - 1.0)) };
     define(self, x) => x.powf(self.p);
+    cuda(self) => powf_fwd, powf_vjp, [self.p];
     derivative(self, x) => if self.p == 0.0 { x.zeros_like() } else { scaled(&x.powf(self.p - 1.0)?, self.p) };
     samples => {
         let mut out: Vec<_> = [1.0 / 3.0, 0.0, 0.5, 1.0, 2.5, -0.5, -1.0, 2.0, 7.25].map(|p| Sample::check(Powf { p }, at(&[0.25, 1.0, 1.5, 3.0]))).into();

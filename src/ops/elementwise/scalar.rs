@@ -9,7 +9,7 @@ use crate::testing::{Sample, Scalar};
 
 /// An op that is affine in its operand: only the value and the constant slope differ.
 macro_rules! affine {
-    ($(#[$doc:meta])* $op:ident, $name:literal, $vjp_name:literal, $forward:literal, $vjp:literal, |$x:ident, $c:ident| $f:expr, |$k:ident| $slope:expr, |$g:ident, $p:ident| $pull:expr) => {
+    ($(#[$doc:meta])* $op:ident, $name:literal, $vjp_name:literal, $forward:literal, $vjp:literal, |$x:ident, $c:ident| $f:expr, |$k:ident| $slope:expr, |$g:ident, $p:ident| $pull:expr, $fwd:ident, $pull_kernel:ident) => {
         $(#[$doc])*
         #[derive(Clone, Debug)]
         pub struct $op(pub f64);
@@ -41,6 +41,9 @@ macro_rules! affine {
                 let $c = S::lit(self.0);
                 $f
             }
+            fn cuda(&self) -> super::UnaryKernels {
+                super::UnaryKernels::new(super::kernels::$fwd, super::kernels::$pull_kernel, [self.0])
+            }
             fn slope<S: Scalar>(&self, _: S) -> S {
                 let $k = self.0;
                 S::lit($slope)
@@ -61,23 +64,23 @@ macro_rules! affine {
 
 affine!(
     /// `x + c`; see [`Tensor::add_scalar`].
-    AddScalar, "add_scalar", "add_scalar_vjp", "y = x + c", "x̄ = ȳ", |x, c| x + c, |_c| 1.0, |g, _c| g
+    AddScalar, "add_scalar", "add_scalar_vjp", "y = x + c", "x̄ = ȳ", |x, c| x + c, |_c| 1.0, |g, _c| g, add_scalar_fwd, add_scalar_vjp
 );
 affine!(
     /// `x − c`; see [`Tensor::sub_scalar`].
-    SubScalar, "sub_scalar", "sub_scalar_vjp", "y = x − c", "x̄ = ȳ", |x, c| x - c, |_c| 1.0, |g, _c| g
+    SubScalar, "sub_scalar", "sub_scalar_vjp", "y = x − c", "x̄ = ȳ", |x, c| x - c, |_c| 1.0, |g, _c| g, sub_scalar_fwd, sub_scalar_vjp
 );
 affine!(
     /// `c − x`; see [`Tensor::rsub_scalar`].
-    RsubScalar, "rsub_scalar", "rsub_scalar_vjp", "y = c − x", "x̄ = −ȳ", |x, c| c - x, |_c| -1.0, |g, _c| -g
+    RsubScalar, "rsub_scalar", "rsub_scalar_vjp", "y = c − x", "x̄ = −ȳ", |x, c| c - x, |_c| -1.0, |g, _c| -g, rsub_scalar_fwd, rsub_scalar_vjp
 );
 affine!(
     /// `x · c`; see [`Tensor::mul_scalar`].
-    MulScalar, "mul_scalar", "mul_scalar_vjp", "y = x · c", "x̄ = ȳ · c", |x, c| x * c, |c| c, |g, c| g * c
+    MulScalar, "mul_scalar", "mul_scalar_vjp", "y = x · c", "x̄ = ȳ · c", |x, c| x * c, |c| c, |g, c| g * c, mul_scalar_fwd, mul_scalar_vjp
 );
 affine!(
     /// `x / c`; see [`Tensor::div_scalar`].
-    DivScalar, "div_scalar", "div_scalar_vjp", "y = x / c", "x̄ = ȳ / c", |x, c| x / c, |c| 1.0 / c, |g, c| g / c
+    DivScalar, "div_scalar", "div_scalar_vjp", "y = x / c", "x̄ = ȳ / c", |x, c| x / c, |c| 1.0 / c, |g, c| g / c, div_scalar_fwd, div_scalar_vjp
 );
 
 /// Constants that every dtype holds exactly, and special values.
@@ -117,6 +120,9 @@ impl Unary for RdivScalar {
     }
     fn define<S: Scalar>(&self, x: S) -> S {
         S::lit(self.0) / x
+    }
+    fn cuda(&self) -> super::UnaryKernels {
+        super::UnaryKernels::new(super::kernels::rdiv_scalar_fwd, super::kernels::rdiv_scalar_vjp, [self.0])
     }
     fn slope<S: Scalar>(&self, x: S) -> S {
         slope_of_input(self, x)

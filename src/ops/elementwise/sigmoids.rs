@@ -35,6 +35,7 @@ unary! {
     f(self, x) => x.tanh();
     pull(self, x, g) => g * (sigmoid_and_slope(x + x).1 * T::from_f64(4.0));
     define(self, x) => x.tanh();
+    cuda(self) => tanh_fwd, tanh_vjp, [];
     derivative(self, x) => {
         let z = x.add(x)?;
         scaled(&z.sigmoid()?.mul(&z.neg()?.sigmoid()?)?, 4.0)
@@ -57,6 +58,7 @@ unary! {
     f(self, x) => x.sigmoid();
     pull(self, x, g) => g * sigmoid_and_slope(x).1;
     define(self, x) => x.sigmoid();
+    cuda(self) => sigmoid_fwd, sigmoid_vjp, [];
     derivative(self, x) => x.sigmoid()?.mul(&x.neg()?.sigmoid()?);
     samples => vec![
         Sample::check(Sigmoid, at(&[0.0, -0.0, 1e-3, -1e-3, -17.0, -20.0])),
@@ -73,6 +75,7 @@ unary! {
     f(self, x) => x.softplus();
     pull(self, x, g) => g * x.sigmoid();
     define(self, x) => if x.re() > 0.0 { x + (-x).exp().ln_1p() } else { x.exp().ln_1p() };
+    cuda(self) => softplus_fwd, softplus_vjp, [];
     derivative(self, x) => x.sigmoid();
     samples => vec![
         Sample::check(Softplus, at(&[0.0, -0.0, 1e-3, -1e-3])),
@@ -89,6 +92,7 @@ unary! {
     f(self, x) => x.erf();
     pull(self, x, g) => g * ((-(x * x)).exp() * T::from_f64(FRAC_2_SQRT_PI));
     define(self, x) => x.erf();
+    cuda(self) => erf_fwd, erf_vjp, [];
     derivative(self, x) => scaled(&x.square()?.neg()?.exp()?, FRAC_2_SQRT_PI);
     samples => vec![
         Sample::check(Erf, at(&[0.0, -0.0, 1e-3, 0.90625, -0.9375])).note("the kernel's seams"),
@@ -105,6 +109,7 @@ unary! {
     f(self, x) => x.normal_cdf();
     pull(self, x, g) => g * x.normal_pdf();
     define(self, x) => S::lit(0.5) * (x * S::lit(-FRAC_1_SQRT_2)).erfc();
+    cuda(self) => normal_cdf_fwd, normal_cdf_vjp, [];
     derivative(self, x) => scaled(&scaled(&x.square()?, -0.5)?.exp()?, FRAC_1_SQRT_2PI);
     samples => vec![
         Sample::check(NormalCdf, at(&[0.0, -0.0, 1e-3, 0.96875, -1.03125])).note("the kernel's seams"),

@@ -15,6 +15,7 @@ unary! {
     f(self, x) => x.sin();
     pull(self, x, g) => g * x.cos();
     define(self, x) => x.sin();
+    cuda(self) => sin_fwd, sin_vjp, [];
     derivative(self, x) => x.cos();
     samples => vec![
         Sample::check(Sin, at(&[0.0, -0.0, 1e-3, 0.75, 1.5703125, -3.140625, 22.0, -355.0])).note("around multiples of π/2"),
@@ -30,6 +31,7 @@ unary! {
     f(self, x) => x.cos();
     pull(self, x, g) => -(g * x.sin());
     define(self, x) => x.cos();
+    cuda(self) => cos_fwd, cos_vjp, [];
     derivative(self, x) => x.sin()?.neg();
     samples => vec![
         Sample::check(Cos, at(&[0.0, -0.0, 1e-3, 0.75, 1.5703125, -3.140625, 22.0, -355.0])).note("around multiples of π/2"),

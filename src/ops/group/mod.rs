@@ -18,6 +18,7 @@ pub use variance::{Std, Var};
 
 use super::sum::{reduce_define, reduction_samples_of};
 use crate::backend::cpu::{self, Compute};
+use crate::backend::cuda;
 use crate::dtype::with_float;
 use crate::error::Result;
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};
@@ -155,6 +156,10 @@ impl<G: Group> Op for Reduce<G> {
         with_float!(x[0].dtype(), T => self.of.forward::<T>(&x[0], &axes, y[0].slice::<T>()))
     }
 
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
+    }
+
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
         Saved::of([Some(x[0])])
     }
@@ -222,6 +227,10 @@ impl<G: Group> Op for ReduceVjp<G> {
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
         let axes = self.axes.resolve(x[0].shape().rank())?;
         with_float!(x[0].dtype(), T => self.of.backward::<T>(&x[0], &x[1], &axes, y[0].slice::<T>()))
+    }
+
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], want: &[bool]) -> Saved {

@@ -3,7 +3,7 @@
 
 use super::tolerance::{Tolerance, coarsest, smallest};
 use super::value::{bits, layouts, may_repeat};
-use super::{Arrangement, Case, Check, Operands, Report, place};
+use super::{Arrangement, Case, Check, Operands, Report, moved, place};
 use crate::dtype::{BF16, DType, F16, F32, F64};
 use crate::error::{Error, Result};
 use crate::op::Outputs;
@@ -84,7 +84,8 @@ fn contiguous_seed(k: usize, y: &Tensor) -> Result<Option<Tensor>> {
 }
 
 pub(super) fn arranged_seed(k: usize, y: &Tensor, how: Arrangement, turn: usize) -> Result<Option<Tensor>> {
-    place(&seed_values(k, y.numel()), y.shape(), y.dtype(), how, turn).map(|(t, _)| Some(t))
+    let (seed, _) = place(&seed_values(k, y.numel()), y.shape(), y.dtype(), how, turn)?;
+    moved(&seed, y.device()).map(Some)
 }
 
 /// What the definition says about a derivative.
@@ -317,7 +318,8 @@ fn zero(case: &Case<'_>, x: &Operands, floats: &[usize], want: &Exact, r: &mut R
     }
     case.count(r, x.dtype, Arrangement::Contiguous, Check::ZeroCotangent);
     let p = pull(case, &x.tensors, floats, |_, y| {
-        Tensor::from_slice(&vec![0f64; y.numel()], y.shape()).and_then(|z| round_to(&z, y.dtype())).map(Some)
+        let (zero, _) = place(&vec![0.0; y.numel()], y.shape(), y.dtype(), Arrangement::Contiguous, 0)?;
+        moved(&zero, y.device()).map(Some)
     })?;
     for (i, bar) in p.bars.iter().enumerate() {
         if let Some(bar) = bar
@@ -327,10 +329,6 @@ fn zero(case: &Case<'_>, x: &Operands, floats: &[usize], want: &Exact, r: &mut R
         }
     }
     Ok(())
-}
-
-fn round_to(t: &Tensor, dtype: DType) -> Result<Tensor> {
-    place(&t.to_f64_vec()?, t.shape(), dtype, Arrangement::Contiguous, 0).map(|(t, _)| t)
 }
 
 fn subsets(case: &Case<'_>, x: &Operands, floats: &[usize], base: &Pulled, r: &mut Report) -> Result<()> {
@@ -419,6 +417,19 @@ pub(super) fn determinism(case: &Case<'_>, r: &mut Report) -> Result<()> {
     case.count(r, dtype, Arrangement::Contiguous, Check::Determinism);
     if run()? != base {
         case.fail(r, Check::Determinism, &format!("{dtype}: a second run gives other bits"));
+        return Ok(());
+    }
+    #[cfg(feature = "emulator")]
+    if case.config.device == crate::Device::CudaEmulated {
+        for order in [1, 7, 0] {
+            crate::backend::cuda::set_emulated_order(order);
+            if run()? != base {
+                case.fail(r, Check::Determinism, &format!("{dtype}: threads started in order {order} give other bits"));
+                return Ok(());
+            }
+        }
+    }
+    if case.config.device != crate::Device::Cpu {
         return Ok(());
     }
     for pool in POOLS.iter() {

@@ -39,9 +39,11 @@ fn one(case: &Case<'_>, dtype: DType, r: &mut Report) -> Result<()> {
     let (x, values) = patterns(dtype)?;
     // A power of two, and different signs: exact factors that still show a lost cotangent.
     let seed = |i: usize| [1.0, -2.0, 0.5, -1.0][i % 4];
+    let x = super::moved(&x, case.config.device)?;
     let p = pull(case, &[x], &[0], |_, y| {
         let v: Vec<f64> = (0..y.numel()).map(seed).collect();
-        super::place(&v, y.shape(), dtype, Arrangement::Contiguous, 0).map(|(t, _)| Some(t))
+        let (t, _) = super::place(&v, y.shape(), dtype, Arrangement::Contiguous, 0)?;
+        super::moved(&t, y.device()).map(Some)
     })?;
     let duals: Vec<Dual<Ball>> = lift::<Dual<Ball>>(&values).into_iter().map(|x| Dual::new(x.v, Ball::lit(1.0))).collect();
     let want = case.s.op.define_dual_ball(&[Nd::new([1 << 16], duals)]).swap_remove(0);

@@ -1,0 +1,71 @@
+//! The seam below the CUDA backend: what a device must do for it. The driver library does it on a GPU
+//! ([`super::real`]), the emulator on the host ([`super::emulated`]); all above this line is the same code.
+
+use super::gemm::Gemm;
+use super::launch::{Grid, Kernel};
+use crate::error::Result;
+use std::ffi::c_void;
+
+/// What a device says about itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Properties {
+    /// Marketing name.
+    pub name: String,
+    /// Compute capability: 9, 0 for Hopper.
+    pub capability: (u32, u32),
+    /// Streaming multiprocessors: kernels size their grids by it.
+    pub multiprocessors: u32,
+    /// Device memory in bytes.
+    pub memory: usize,
+    /// CUDA version of the driver: 13000 is 13.0.
+    pub driver: u32,
+}
+
+/// One device and one ordered queue of work on it. Addresses are device addresses; sizes are bytes.
+///
+/// # Safety
+/// Implementors are trusted by safe code: `alloc` must return memory of at least the size asked for, aligned to 16
+/// bytes, that nothing else uses until `free`.
+pub(crate) unsafe trait Driver: Send + Sync + std::panic::RefUnwindSafe {
+    fn properties(&self) -> &Properties;
+    /// Fresh memory. Out of memory is an `Err` that leaves the device usable.
+    fn alloc(&self, bytes: usize) -> Result<u64>;
+    /// Gives memory back once all queued work is done.
+    ///
+    /// # Safety
+    /// `addr` came from `alloc` with this size and is not used again.
+    unsafe fn free(&self, addr: u64, bytes: usize);
+    /// Copies from the host; the slice may be reused on return.
+    ///
+    /// # Safety
+    /// The range lies in one allocation that the caller may write.
+    unsafe fn upload(&self, dst: u64, src: &[u8]) -> Result<()>;
+    /// Waits for the queue, then copies to the host.
+    ///
+    /// # Safety
+    /// The range lies in one allocation.
+    unsafe fn download(&self, dst: &mut [u8], src: u64) -> Result<()>;
+    /// Queues a copy on the device.
+    ///
+    /// # Safety
+    /// Both ranges lie in allocations, do not overlap, and the caller may write the first.
+    unsafe fn copy(&self, dst: u64, src: u64, bytes: usize) -> Result<()>;
+    /// Queues a fill with one byte.
+    ///
+    /// # Safety
+    /// The range lies in one allocation that the caller may write.
+    unsafe fn fill(&self, dst: u64, bytes: usize, byte: u8) -> Result<()>;
+    /// Queues a kernel.
+    ///
+    /// # Safety
+    /// `params` point to values of the kernel's parameter types, and the pointers among them to memory of the extent
+    /// the kernel touches.
+    unsafe fn launch(&self, kernel: &'static Kernel, grid: Grid, params: &mut [*mut c_void]) -> Result<()>;
+    /// Queues a matrix product.
+    ///
+    /// # Safety
+    /// The operands lie in allocations, and the caller may write the result.
+    unsafe fn gemm(&self, gemm: &Gemm) -> Result<()>;
+    /// Waits for the queue; an error of any kernel since the last wait surfaces here.
+    fn synchronize(&self) -> Result<()>;
+}

@@ -1,0 +1,174 @@
+//! The CUDA backend without a GPU: memory is the host's, kernels are the same source compiled by the host's compiler and
+//! run thread by thread, products are the CPU backend's. For tests: it is slow, and it finds what a GPU would hide
+//! (reads out of bounds, missing barriers, memory that nothing wrote).
+
+use super::driver::{Driver, Properties};
+use super::gemm::{Gemm, Matrices};
+use super::launch::{Grid, Kernel};
+use crate::backend::cpu::gemm::{Half, Mat, gemm, gemm_half};
+use crate::dtype::{DType, Element};
+use crate::error::{Error, Result};
+use half::{bf16, f16};
+use std::ffi::{CStr, c_char, c_void};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+unsafe extern "C" {
+    fn cuemu_alloc(bytes: usize) -> *mut c_void;
+    fn cuemu_free(ptr: *mut c_void, bytes: usize);
+    fn cuemu_last_error() -> *const c_char;
+}
+
+static ORDER: AtomicU32 = AtomicU32::new(0);
+
+/// In which order the emulator starts the threads of a block and completes their asynchronous copies: 0 forwards and as
+/// late as allowed, 1 backwards and at once, anything else a random order from that seed. A correct kernel gives the
+/// same result under all of them.
+pub fn set_emulated_order(order: u32) {
+    ORDER.store(order, Relaxed);
+}
+
+/// Host memory that pretends to be a device.
+#[derive(Debug)]
+pub(super) struct Emulated {
+    properties: Properties,
+}
+
+impl Emulated {
+    pub(super) fn new() -> Self {
+        Emulated {
+            properties: Properties { name: "emulated device".into(), capability: (9, 0), multiprocessors: 4, memory: 1 << 40, driver: 0 },
+        }
+    }
+}
+
+fn last_error(what: &str) -> Error {
+    // SAFETY: the emulator returns a NUL-terminated text that lives until this thread's next launch.
+    let text = unsafe { CStr::from_ptr(cuemu_last_error()) }.to_string_lossy();
+    Error::device_unavailable(format!("{what}: {text}"))
+}
+
+// SAFETY: `cuemu_alloc` maps fresh pages for every block, whose end is aligned to 16 bytes against a guard page.
+unsafe impl Driver for Emulated {
+    fn properties(&self) -> &Properties {
+        &self.properties
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<u64> {
+        // SAFETY: a plain allocation.
+        let p = unsafe { cuemu_alloc(bytes) };
+        if p.is_null() {
+            return Err(Error::out_of_memory(format!("the emulated device cannot map {bytes} bytes")));
+        }
+        Ok(p as u64)
+    }
+
+    unsafe fn free(&self, addr: u64, bytes: usize) {
+        // SAFETY: by contract the block came from `alloc` with this size.
+        unsafe { cuemu_free(addr as *mut c_void, bytes) };
+    }
+
+    unsafe fn upload(&self, dst: u64, src: &[u8]) -> Result<()> {
+        // SAFETY: the caller vouches for the range.
+        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), dst as *mut u8, src.len()) };
+        Ok(())
+    }
+
+    unsafe fn download(&self, dst: &mut [u8], src: u64) -> Result<()> {
+        // SAFETY: the caller vouches for the range.
+        unsafe { std::ptr::copy_nonoverlapping(src as *const u8, dst.as_mut_ptr(), dst.len()) };
+        Ok(())
+    }
+
+    unsafe fn copy(&self, dst: u64, src: u64, bytes: usize) -> Result<()> {
+        // SAFETY: the caller vouches for both ranges.
+        unsafe { std::ptr::copy_nonoverlapping(src as *const u8, dst as *mut u8, bytes) };
+        Ok(())
+    }
+
+    unsafe fn fill(&self, dst: u64, bytes: usize, byte: u8) -> Result<()> {
+        // SAFETY: the caller vouches for the range.
+        unsafe { std::ptr::write_bytes(dst as *mut u8, byte, bytes) };
+        Ok(())
+    }
+
+    unsafe fn launch(&self, kernel: &'static Kernel, grid: Grid, params: &mut [*mut c_void]) -> Result<()> {
+        let [x, y, z] = grid.blocks;
+        let shape = [x, y, z, grid.threads, 1, 1];
+        // SAFETY: passed on.
+        let code = unsafe { (kernel.emulated)(shape.as_ptr(), grid.shared as usize, ORDER.load(Relaxed), params.as_mut_ptr()) };
+        if code == 0 { Ok(()) } else { Err(last_error("kernel")) }
+    }
+
+    unsafe fn gemm(&self, g: &Gemm) -> Result<()> {
+        // SAFETY: passed on.
+        unsafe {
+            match g.dtype {
+                DType::F64 => run::<f64>(g, gemm),
+                DType::F32 => run::<f32>(g, gemm),
+                DType::BF16 => run_half::<bf16>(g),
+                DType::F16 => run_half::<f16>(g),
+                d => Err(Error::dtype(format!("no matrix product of {d}"))),
+            }
+        }
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// The elements of one matrix.
+///
+/// # Safety
+/// As [`Driver::gemm`].
+unsafe fn matrix<'a, T: Element>(m: &Matrices, batch: usize, rows: usize, cols: usize) -> Mat<'a, T> {
+    let len = (rows - 1) * m.row_stride + (cols - 1) * m.col_stride + 1;
+    // SAFETY: the caller vouches for the operand.
+    let data = unsafe { std::slice::from_raw_parts((m.addr as *const T).add(batch * m.batch_stride), len) };
+    Mat::new(data, rows, cols, m.row_stride, m.col_stride)
+}
+
+/// # Safety
+/// As [`Driver::gemm`].
+unsafe fn run<T: Element + std::ops::AddAssign>(g: &Gemm, product: impl Fn(T, Mat<T>, Mat<T>, T, &mut [T], usize)) -> Result<()> {
+    for i in 0..g.batch {
+        // SAFETY: the caller vouches for the operands; each result is written once.
+        let (a, b, c) = unsafe {
+            let c = std::slice::from_raw_parts_mut((g.c as *mut T).add(i * g.m * g.n), g.m * g.n);
+            (matrix::<T>(&g.a, i, g.m, g.k), matrix::<T>(&g.b, i, g.k, g.n), c)
+        };
+        product(T::from_f64(1.0), a, b, T::from_f64(f64::from(u8::from(g.accumulate))), c, g.n);
+        if let Some(bias) = g.bias {
+            // SAFETY: the caller vouches for the operand.
+            let bias = unsafe { std::slice::from_raw_parts(bias as *const T, g.n) };
+            for row in c.chunks_mut(g.n) {
+                for (c, &b) in row.iter_mut().zip(bias) {
+                    *c += b;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Half types: product and bias in f32, rounded once.
+///
+/// # Safety
+/// As [`Driver::gemm`].
+unsafe fn run_half<T: Half + Element>(g: &Gemm) -> Result<()> {
+    for i in 0..g.batch {
+        // SAFETY: the caller vouches for the operands; each result is written once.
+        let (a, b, c) = unsafe {
+            let c = std::slice::from_raw_parts_mut((g.c as *mut T).add(i * g.m * g.n), g.m * g.n);
+            (matrix::<T>(&g.a, i, g.m, g.k), matrix::<T>(&g.b, i, g.k, g.n), c)
+        };
+        if let Some(bias) = g.bias {
+            // C holds the bias before the product, which adds to it in f32.
+            // SAFETY: the caller vouches for the operand.
+            let bias = unsafe { std::slice::from_raw_parts(bias as *const T, g.n) };
+            c.chunks_mut(g.n).for_each(|row| row.copy_from_slice(bias));
+        }
+        gemm_half(1.0, a, b, if g.accumulate || g.bias.is_some() { 1.0 } else { 0.0 }, c, g.n);
+    }
+    Ok(())
+}

@@ -1,0 +1,11 @@
+//! Launchers written by build.rs from the `KERNEL` lines of kernels/*.cu: one function per kernel, with the kernel's own
+//! parameters. A missing, misspelt or re-typed kernel does not compile; one that nothing launches is a warning.
+
+use super::context::Context;
+use super::launch::{Dst, Grid, Kernel, Module, Params, Src, View};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+#[cfg(feature = "emulator")]
+use std::ffi::c_void;
+
+include!(concat!(env!("OUT_DIR"), "/kernels.rs"));

@@ -1,0 +1,83 @@
+//! Elementwise launches: one thread per 16 bytes of output, striding over the rest.
+
+use super::context::Context;
+use super::launch::{Dst, Grid, Params, Src, View};
+use super::operand::{In, Out};
+use crate::error::Result;
+
+/// A generated launcher of a function of one operand.
+type UnaryKernel = fn(&Context, Grid, &Dst<'_>, &Src<'_>, View, i64, Params) -> Result<()>;
+/// A generated launcher of a derivative: saved value, cotangent.
+type PullKernel = BinaryKernel;
+/// A generated launcher of a function of two operands.
+type BinaryKernel = fn(&Context, Grid, &Dst<'_>, &Src<'_>, View, &Src<'_>, View, i64, Params) -> Result<()>;
+
+/// What the CUDA backend runs for an elementwise op of one operand.
+#[derive(Clone, Copy, Debug)]
+pub struct UnaryKernels {
+    forward: UnaryKernel,
+    pull: PullKernel,
+    params: Params,
+}
+
+/// What the CUDA backend runs for an elementwise op of two operands.
+#[derive(Clone, Copy, Debug)]
+pub struct BinaryKernels {
+    forward: BinaryKernel,
+    params: Params,
+}
+
+impl UnaryKernels {
+    /// Of the function and its derivative, with the numbers the op is made with.
+    pub(crate) fn new<const N: usize>(forward: UnaryKernel, pull: PullKernel, values: [f64; N]) -> Self {
+        UnaryKernels { forward, pull, params: params(values) }
+    }
+
+    /// `y ← f(x)`.
+    pub(crate) fn forward(self, x: &In<'_>, y: &mut Out<'_>) -> Result<()> {
+        let (on, n) = (y.context(), y.numel());
+        if n == 0 {
+            return Ok(());
+        }
+        let (src, view) = x.view()?;
+        (self.forward)(on, grid(on, n, y.dtype().size()), &y.dst(), &src, view, n as i64, self.params)
+    }
+
+    /// `y ← ȳ · f′(saved)`.
+    pub(crate) fn pull(self, saved: &In<'_>, bar: &In<'_>, y: &mut Out<'_>) -> Result<()> {
+        BinaryKernels { forward: self.pull, params: self.params }.forward(saved, bar, y)
+    }
+}
+
+impl BinaryKernels {
+    /// Of the function, with the numbers the op is made with.
+    pub(crate) fn new<const N: usize>(forward: BinaryKernel, values: [f64; N]) -> Self {
+        BinaryKernels { forward, params: params(values) }
+    }
+
+    /// `y ← f(a, b)` with both operands broadcast to the shape of `y`.
+    pub(crate) fn forward(self, a: &In<'_>, b: &In<'_>, y: &mut Out<'_>) -> Result<()> {
+        let (on, n) = (y.context(), y.numel());
+        if n == 0 {
+            return Ok(());
+        }
+        let (a, va) = a.expanded(y.shape())?;
+        let (b, vb) = b.expanded(y.shape())?;
+        (self.forward)(on, grid(on, n, y.dtype().size()), &y.dst(), &a, va, &b, vb, n as i64, self.params)
+    }
+}
+
+/// Threads per block of elementwise kernels.
+pub(crate) const THREADS: u32 = 256;
+
+/// A grid for `n` elements of which each thread takes 16 bytes at a time.
+pub(crate) fn grid(on: &Context, n: usize, bytes: usize) -> Grid {
+    Grid::over(n.div_ceil((16 / bytes).max(1)), THREADS, on.grid_cap())
+}
+
+/// Parameters of a kernel, in its own order; the rest is 0.
+fn params<const N: usize>(values: [f64; N]) -> Params {
+    let mut p = Params::default();
+    p.p[..N].copy_from_slice(&values);
+    p
+}

@@ -1,0 +1,81 @@
+//! The CUDA backend: every op against its definition on the emulated device (feature `emulator`) and on a GPU when there
+//! is one. `REQUIRE_GPU=1` turns a missing GPU into a failure.
+
+use crate::ops;
+use cotangent::testing::{Config, Report};
+use cotangent::{Device, Tensor};
+
+/// Ops that compute on the CPU only so far: their operands must be moved. Taking one off this list is the proof that
+/// its kernels pass.
+const WITHOUT_KERNELS: &[&str] = &[];
+
+/// The suite on one device; prints its counts.
+fn suite(device: Device, rounds: &[(u64, usize)]) {
+    let entries = ops::entries();
+    let (report, mut times) = ops::for_all(&entries, |e| {
+        let mut all = Report::default();
+        for &(seed, limit) in rounds {
+            e.check(&Config { seed, limit, quick: true, device }, &mut all);
+            if !all.failures.is_empty() {
+                break;
+            }
+        }
+        all
+    });
+    times.sort();
+    let slowest: Vec<String> = times.iter().rev().take(8).map(|(t, n)| format!("{n} {t:.1?}")).collect();
+    let lacks = |f: &&String| f.contains("has no CUDA kernel");
+    let mut missing: Vec<&str> = report.failures.iter().filter(lacks).filter_map(|f| f.split(':').next()).collect();
+    missing.sort_unstable();
+    missing.dedup();
+    println!(
+        "{device}: {} checks of {} ops, {} without kernels; slowest: {}",
+        report.total(),
+        entries.len() - missing.len(),
+        missing.len(),
+        slowest.join(", ")
+    );
+    let wrong: Vec<String> = report.failures.iter().filter(|f| !lacks(f)).cloned().collect();
+    assert!(wrong.is_empty(), "{}", ops::show(&wrong));
+    let known: Vec<&str> = missing.iter().copied().filter(|n| entries.iter().any(|e| e.name == *n)).collect();
+    if std::env::var_os("COTANGENT_OP").is_none() {
+        assert_eq!(known, WITHOUT_KERNELS, "ops without CUDA kernels");
+    }
+}
+
+#[test]
+#[cfg(feature = "emulator")]
+fn every_op_on_the_emulated_device() {
+    suite(Device::cuda_emulated().unwrap(), &[(0, 3), (1, 7)]);
+}
+
+#[test]
+#[cfg(not(feature = "emulator"))]
+fn the_emulated_device_needs_its_feature() {
+    let e = Device::cuda_emulated().unwrap_err();
+    assert!(e.is_device_unavailable() && e.to_string().contains("emulator"), "{e}");
+    println!("skipped: the suite on cuda-emulated; run the tests with --features emulator");
+}
+
+#[test]
+fn every_op_on_the_gpu() {
+    match Device::cuda(0) {
+        Ok(gpu) => suite(gpu, &[(0, 3), (1, 7), (2, 17)]),
+        Err(e) => {
+            assert!(e.is_device_unavailable(), "{e}");
+            assert!(std::env::var_os("REQUIRE_GPU").is_none_or(|v| v != "1"), "{e}");
+            println!("skipped: the suite on cuda:0 ({e})");
+        }
+    }
+}
+
+#[test]
+fn unusable_devices_are_errors() {
+    let e = Device::cuda(4096).unwrap_err();
+    assert!(e.is_device_unavailable(), "{e}");
+    let x = Tensor::from_slice(&[1f32], [1]).unwrap();
+    let e = x.to_device(Device::Cuda(4096)).unwrap_err();
+    assert!(e.is_device_unavailable() && e.to_string().starts_with("to_device: "), "{e}");
+    assert_eq!("cuda:3".parse::<Device>().unwrap(), Device::Cuda(3));
+    assert!("gpu".parse::<Device>().unwrap_err().to_string().contains("cuda:N"));
+}
