@@ -575,10 +575,11 @@ fn emulator(root: &Path, modules: &[Module]) {
     let mut build = cc::Build::new();
     // Contraction of a·b + c into one rounding is the machine's choice on a GPU: here it is off, so that results are the
     // same on every host, and a kernel that needs it says fma.
-    build.cpp(true).std("c++17").opt_level(2).flag("-ffp-contract=off").include(&include);
+    build.cpp(true).std("c++17").opt_level(2).flag("-ffp-contract=off").flag("-Wno-unknown-pragmas").include(&include);
     for m in modules {
         let unit = m.source.with_extension("emulated.cpp");
-        write_if_new(&unit, &format!("#include \"emulator.h\"\n#include {:?}\n", m.source));
+        // A namespace for each: helpers of one name in two files are different functions. Launchers have C linkage all the same.
+        write_if_new(&unit, &format!("#include \"emulator.h\"\nnamespace {} {{\n#include {:?}\n}}\n", m.name, m.source));
         build.file(unit);
     }
     let own = fs::read_dir(&include).into_iter().flatten().flatten().map(|e| e.path());

@@ -1,0 +1,82 @@
+#include "memory.h"
+#include "scheduler.h"
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <mutex>
+#include <sys/mman.h>
+#include <unistd.h>
+
+namespace cuemu {
+
+static struct sigaction previous[2]; // of SIGSEGV, of SIGBUS
+
+static void on_fault(int signal, siginfo_t* info, void* context) {
+    if (block) {
+        char text[96];
+        snprintf(text, sizeof text, "invalid memory access at %p", info->si_addr);
+        // Leaves the handler for good. That is allowed: it runs without blocked signals (SA_NODEFER) on a stack of its own,
+        // which counts as free again as soon as the stack pointer has left it.
+        fail(text);
+    }
+    const struct sigaction& before = previous[signal == SIGBUS];
+    if (before.sa_flags & SA_SIGINFO) {
+        before.sa_sigaction(signal, info, context);
+    } else if (before.sa_handler == SIG_DFL || before.sa_handler == SIG_IGN) {
+        // Returning repeats the access, and the default action ends the process as if we had never been here.
+        sigaction(signal, &before, nullptr);
+    } else {
+        before.sa_handler(signal);
+    }
+}
+
+void catch_faults() {
+    static std::once_flag once;
+    std::call_once(once, [] {
+        struct sigaction a;
+        memset(&a, 0, sizeof a);
+        a.sa_sigaction = on_fault;
+        a.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
+        sigaction(SIGSEGV, &a, &previous[0]);
+        sigaction(SIGBUS, &a, &previous[1]);
+    });
+}
+
+void catch_faults_on_this_thread() {
+    // Never freed: the threads live as long as the process.
+    stack_t s;
+    memset(&s, 0, sizeof s);
+    s.ss_size = 64 << 10;
+    s.ss_sp = mmap(nullptr, s.ss_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (s.ss_sp != MAP_FAILED) sigaltstack(&s, nullptr);
+}
+
+static size_t page_size() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
+static size_t pages(size_t bytes) { return (bytes + page_size() - 1) / page_size() * page_size(); }
+
+} // namespace cuemu
+
+// `bytes` of device memory, aligned to 16, filled with NaN, that end where an inaccessible page begins (up to 15 bytes of
+// alignment lie between) and begin behind another. Null when there is none.
+extern "C" void* cuemu_alloc(size_t bytes) {
+    using namespace cuemu;
+    size_t page = page_size(), body = pages(bytes ? bytes : 1);
+    char* all = static_cast<char*>(mmap(nullptr, body + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    if (all == MAP_FAILED) return nullptr;
+    if (mprotect(all + page, body, PROT_READ | PROT_WRITE)) {
+        munmap(all, body + 2 * page);
+        return nullptr;
+    }
+    char* p = all + page + ((body - bytes) & ~size_t(15));
+    memset(p, 0xff, bytes);
+    return p;
+}
+
+// Gives back what cuemu_alloc gave; `bytes` as then.
+extern "C" void cuemu_free(void* p, size_t bytes) {
+    using namespace cuemu;
+    if (!p) return;
+    size_t page = page_size(), body = pages(bytes ? bytes : 1);
+    char* first = reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(p) / page * page);
+    munmap(first - page, body + 2 * page);
+}
