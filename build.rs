@@ -11,6 +11,8 @@
 //! | `UNARY(name, Struct)` | `name_fwd_<T>`, `name_vjp_<T>` for the four floats |
 //! | `BINARY(name, Struct)` | `name_<T>` for the four floats |
 //!
+//! In Rust, the kernel `name` of kernels/file.cu is launched by `file::name`, and its symbols begin with `file_`.
+//!
 //! `LAUNCH_BOUNDS(n)` on a line of its own bounds the block size of the next. The entry points are appended to the
 //! flattened text, one module for each first type: who trains in bf16 compiles no f64 kernel at run time.
 
@@ -291,7 +293,7 @@ struct Module {
 }
 
 /// Entry points of a kernel line: (symbol, module suffix, definition), the first type outermost.
-fn entries(k: &KernelLine) -> Vec<(String, String, String)> {
+fn entries(stem: &str, k: &KernelLine) -> Vec<(String, String, String)> {
     let one = |list: &[String]| if list.is_empty() { vec![String::new()] } else { list.to_vec() };
     let mut out = Vec::new();
     for t in one(&k.t) {
@@ -300,7 +302,7 @@ fn entries(k: &KernelLine) -> Vec<(String, String, String)> {
             let with = |text: &str| substitute(&substitute(text, "T", &t), "U", &u);
             let args: Vec<String> = k.args.iter().map(|a| with(&a.spelling)).collect();
             let bounds = k.bounds.map_or(String::new(), |n| format!("__launch_bounds__({n}) "));
-            let symbol = format!("{}{suffix}", k.name);
+            let symbol = format!("{stem}_{}{suffix}", function(stem, k));
             let text = format!("ENTRY void {bounds}{symbol}({}) {{ {} }}\nEMULATED({symbol})\n", args.join(", "), with(&k.call));
             out.push((symbol, t.clone(), text));
         }
@@ -308,7 +310,12 @@ fn entries(k: &KernelLine) -> Vec<(String, String, String)> {
     out
 }
 
-fn launcher(k: &KernelLine, file: &str, function: &str, module_of: &BTreeMap<String, usize>) -> String {
+/// A kernel's name in Rust: without the file's name in front.
+fn function<'a>(stem: &str, k: &'a KernelLine) -> &'a str {
+    k.name.strip_prefix(stem).and_then(|n| n.strip_prefix('_')).unwrap_or(&k.name)
+}
+
+fn launcher(k: &KernelLine, file: &str, stem: &str, module_of: &BTreeMap<String, usize>) -> String {
     let mut s = String::new();
     let mut params = String::new();
     for a in &k.args {
@@ -323,9 +330,9 @@ fn launcher(k: &KernelLine, file: &str, function: &str, module_of: &BTreeMap<Str
         };
         let _ = write!(params, ", {}: {ty}", a.name);
     }
-    let all = entries(k);
+    let all = entries(stem, k);
     let _ = writeln!(s, "    // kernels/{file}:{}", k.line);
-    let _ = writeln!(s, "    pub(crate) fn {function}(on: &Context, grid: Grid{params}) -> Result<()> {{");
+    let _ = writeln!(s, "    pub(crate) fn {}(on: &Context, grid: Grid{params}) -> Result<()> {{", function(stem, k));
     let _ = writeln!(s, "        static KERNELS: [Kernel; {}] = [", all.len());
     for (symbol, ..) in &all {
         let _ = writeln!(s, "            kernel!({}, {symbol:?}, cuemu_launch_{symbol}),", module_of[symbol]);
@@ -468,7 +475,7 @@ fn main() {
         let mut parts: Vec<(String, String)> = Vec::new();
         let mut module_of = BTreeMap::new();
         for k in &kernels {
-            for (symbol, t, text) in entries(k) {
+            for (symbol, t, text) in entries(stem, k) {
                 let name = if t.is_empty() { stem.to_owned() } else { format!("{stem}_{t}") };
                 let at = parts.iter().position(|(n, _)| *n == name).unwrap_or_else(|| {
                     parts.push((name, String::new()));
@@ -488,8 +495,8 @@ fn main() {
         }
         let _ = writeln!(launchers, "\npub(crate) mod {stem} {{\n    use super::*;\n");
         for k in &kernels {
-            let function = k.name.strip_prefix(&format!("{stem}_")).unwrap_or(&k.name);
-            let _ = writeln!(launchers, "{}", launcher(k, file, function, &module_of));
+            launchers.push_str(&launcher(k, file, stem, &module_of));
+            launchers.push('\n');
         }
         launchers.push_str("}\n");
     }

@@ -6,6 +6,7 @@
 #pragma once
 #define CUEMU 1
 
+#include "async.h"
 #include "launch.h"
 #include <cmath>
 #include <cstring>
@@ -38,7 +39,7 @@
 // The address of a variable of its own tells every place in the source apart.
 #define CUEMU_SITE ([]() -> const void* { static const char here = 0; return &here; }())
 #define __syncthreads() ::cuemu::barrier(CUEMU_SITE)
-#define __syncwarp(...) ::cuemu::sync_warp(CUEMU_SITE, ##__VA_ARGS__)
+#define __syncwarp(...) (::cuemu::SyncWarp{CUEMU_SITE})(__VA_ARGS__)
 
 struct alignas(8) int2 { int x, y; };
 struct alignas(16) int4 { int x, y, z, w; };
@@ -67,10 +68,13 @@ template <class A, int OP> void rendezvous_of(unsigned mask, A& argument, void (
     rendezvous(mask, &argument, &Op<OP>::name, carry_out);
 }
 
-inline void sync_warp(const void* site, unsigned mask = ~0u) {
-    char nothing = 0;
-    rendezvous(mask, &nothing, site, [](void**, unsigned) {});
-}
+struct SyncWarp {
+    const void* site;
+    void operator()(unsigned mask = ~0u) const {
+        char nothing = 0;
+        rendezvous(mask, &nothing, site, [](void**, unsigned) {});
+    }
+};
 
 template <class T> struct Shuffle {
     T in, out;
@@ -94,6 +98,28 @@ struct Ballot {
     int predicate;
     unsigned out;
 };
+
+struct MatrixRow {
+    const void* row;
+    unsigned* r;
+};
+
+// The warp's four 8 x 8 matrices of 16-bit elements: lane l names row l % 8 of matrix l / 8.
+template <int OP> void load_matrices(unsigned (&r)[4], const void* row) {
+    if (reinterpret_cast<uintptr_t>(row) % 16) fail("a row of ldmatrix is not aligned to 16 bytes");
+    MatrixRow mine{row, r};
+    rendezvous_of<MatrixRow, OP>(0xffffffffu, mine, [](void** lanes, unsigned) {
+        uint16_t m[4][8][8];
+        for (int l = 0; l < 32; l++) memcpy(m[l / 8][l % 8], static_cast<MatrixRow*>(lanes[l])->row, 16);
+        for (int l = 0; l < 32; l++) {
+            for (int i = 0; i < 4; i++) {
+                int a = l / 4, b = l % 4 * 2;
+                unsigned low = OP == LDMATRIX ? m[i][a][b] : m[i][b][a], high = OP == LDMATRIX ? m[i][a][b + 1] : m[i][b + 1][a];
+                static_cast<MatrixRow*>(lanes[l])->r[i] = low | high << 16;
+            }
+        }
+    });
+}
 
 } // namespace cuemu
 

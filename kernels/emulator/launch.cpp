@@ -68,7 +68,7 @@ struct Pool {
     }
 
     void help() {
-        catch_faults_on_this_thread();
+        catch_faults();
         std::unique_lock<std::mutex> lock(mutex);
         for (;;) {
             work.wait(lock, [this] { return !jobs.empty(); });

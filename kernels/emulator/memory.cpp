@@ -30,6 +30,32 @@ static void on_fault(int signal, siginfo_t* info, void* context) {
     }
 }
 
+namespace {
+
+// A stack for the handler, for threads that have none (Rust's have): a kernel that overflows its fiber's stack leaves no room
+// to handle that.
+struct HandlerStack {
+    stack_t own;
+    HandlerStack() {
+        memset(&own, 0, sizeof own);
+        stack_t present;
+        if (sigaltstack(nullptr, &present) || !(present.ss_flags & SS_DISABLE)) return;
+        own.ss_size = 64 << 10;
+        own.ss_sp = mmap(nullptr, own.ss_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (own.ss_sp == MAP_FAILED || sigaltstack(&own, nullptr)) own.ss_sp = nullptr;
+    }
+    ~HandlerStack() {
+        if (!own.ss_sp) return;
+        stack_t none;
+        memset(&none, 0, sizeof none);
+        none.ss_flags = SS_DISABLE;
+        sigaltstack(&none, nullptr);
+        munmap(own.ss_sp, own.ss_size);
+    }
+};
+
+} // namespace
+
 void catch_faults() {
     static std::once_flag once;
     std::call_once(once, [] {
@@ -40,15 +66,8 @@ void catch_faults() {
         sigaction(SIGSEGV, &a, &previous[0]);
         sigaction(SIGBUS, &a, &previous[1]);
     });
-}
-
-void catch_faults_on_this_thread() {
-    // Never freed: the threads live as long as the process.
-    stack_t s;
-    memset(&s, 0, sizeof s);
-    s.ss_size = 64 << 10;
-    s.ss_sp = mmap(nullptr, s.ss_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (s.ss_sp != MAP_FAILED) sigaltstack(&s, nullptr);
+    static thread_local HandlerStack stack;
+    (void)stack;
 }
 
 static size_t page_size() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }

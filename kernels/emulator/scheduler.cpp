@@ -223,9 +223,28 @@ void* SharedArray::get(const char* name, size_t bytes) {
 
 void* dynamic_shared() { return block->dynamic_memory; }
 
+// ---- asynchronous copies
+
 void AsyncCopy::run() const {
     memcpy(to, from, bytes);
     memset(static_cast<char*>(to) + bytes, 0, zeros);
+}
+
+void start_copy(void* to, const void* from, unsigned bytes, unsigned size) {
+    if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % size) fail("an asynchronous copy is not aligned to its size");
+    AsyncCopy c{to, from, bytes, size - bytes, thread->group};
+    // At once, it overwrites what slower threads still read; late, a thread that did not wait reads poison.
+    if (block->coin()) return c.run();
+    memset(to, POISON, size);
+    thread->copies.push_back(c);
+}
+
+void finish_copies(unsigned pending) {
+    Thread& t = *thread;
+    t.groups_done = t.group > pending ? t.group - pending : 0;
+    size_t k = 0;
+    for (; k < t.copies.size() && t.copies[k].group < t.groups_done; k++) t.copies[k].run();
+    t.copies.erase(t.copies.begin(), t.copies.begin() + static_cast<ptrdiff_t>(k));
 }
 
 // ---- blocks
@@ -261,7 +280,10 @@ Block::Block() {
 
 bool Block::run(const Launch& l, uint64_t number) {
     launch = &l;
-    if (l.order == 1) number = uint64_t(l.grid.x) * l.grid.y * l.grid.z - 1 - number;
+    // Blocks are independent: they start at the last one, or somewhere in the middle.
+    uint64_t blocks = uint64_t(l.grid.x) * l.grid.y * l.grid.z;
+    if (l.order == 1) number = blocks - 1 - number;
+    if (l.order >= 2) number = (number + l.order * uint64_t(0x9E3779B97F4A7C15) % blocks) % blocks;
     index = {unsigned(number % l.grid.x), unsigned(number / l.grid.x % l.grid.y), unsigned(number / l.grid.x / l.grid.y)};
     count = l.block.x * l.block.y * l.block.z;
     warps = (count + 31) / 32;

@@ -117,6 +117,10 @@ struct SharedArray {
 };
 void* dynamic_shared();
 
+// Copies that run beside the kernel: `bytes` and then zeros up to `size`, complete when the thread has waited for its group.
+void start_copy(void* to, const void* from, unsigned bytes, unsigned size);
+void finish_copies(unsigned pending);
+
 // Runs `carry_out(arguments, mask)` once for the lanes of the mask, when the last of them arrives; `op` says which operation it
 // is, for all lanes must be in the same one.
 void rendezvous(unsigned mask, void* argument, const void* op, void (*carry_out)(void** arguments, unsigned mask));

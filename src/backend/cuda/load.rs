@@ -78,6 +78,8 @@ fn options(arch: &str) -> Vec<String> {
     vec![
         format!("--gpu-architecture=sm_{arch}"),
         "--std=c++17".into(),
+        // Generic lambdas carry no execution space of their own.
+        "--device-as-default-execution-space".into(),
         "--ptxas-options=-v".into(),
         "--ptxas-options=--warn-on-spills".into(),
     ]
