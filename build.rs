@@ -34,6 +34,10 @@ const TYPES: [(&str, Option<&str>); 9] = [
     ("u16", None),
     ("u64", None),
 ];
+/// Rust's keywords, as far as one would call a kernel so, and the functions that launchers call.
+const RESERVED: [&str; 16] = [
+    "as", "box", "in", "loop", "match", "mod", "move", "ref", "type", "use", "where", "yield", "dtype_index", "word_index", "acc_dtype", "acc_bits",
+];
 const SCALARS: [&str; 6] = ["i32", "i64", "u32", "u64", "f32", "f64"];
 
 fn fail(file: &str, line: usize, what: &str) -> ! {
@@ -248,6 +252,9 @@ fn parse(file: &str, text: &str) -> Vec<KernelLine> {
         bounds = None;
     }
     for k in &out {
+        if RESERVED.contains(&function(file.trim_end_matches(".cu"), k)) {
+            fail(file, k.line, &format!("`{}` cannot name a function in Rust", k.name));
+        }
         let pointed = |m: &Memory| k.args.iter().any(|a| matches!(&a.kind, Kind::Pointer { of, optional: false, .. } if of == m));
         if (!k.t.is_empty() && !pointed(&Memory::T)) || (!k.u.is_empty() && !pointed(&Memory::U)) {
             fail(file, k.line, "every type parameter needs a pointer that is always there: its dtype chooses the kernel");
@@ -351,10 +358,10 @@ fn launcher(k: &KernelLine, file: &str, stem: &str, module_of: &BTreeMap<String,
         }
         let used = named(pointers(&memory));
         if list.iter().any(|t| dtype_of(t).is_none()) {
-            let _ = writeln!(s, "        let {var} = word({:?}, &[{used}])?;", k.name);
+            let _ = writeln!(s, "        let {var} = word_index({:?}, &[{used}])?;", k.name);
         } else {
             let list: Vec<String> = list.iter().filter_map(|t| dtype_of(t)).map(|d| format!("DType::{d}")).collect();
-            let _ = writeln!(s, "        let {var} = choose({:?}, &[{}], &[{used}])?;", k.name, list.join(", "));
+            let _ = writeln!(s, "        let {var} = dtype_index({:?}, &[{}], &[{used}])?;", k.name, list.join(", "));
         }
         index = if index.is_empty() { var.to_owned() } else { format!("{index} * {} + {var}", list.len()) };
     }
@@ -363,10 +370,10 @@ fn launcher(k: &KernelLine, file: &str, stem: &str, module_of: &BTreeMap<String,
     for a in &k.args {
         let want = match &a.kind {
             Kind::Pointer { of: Memory::Fixed(t), .. } => format!("DType::{}", dtype_of(t).unwrap_or_default()),
-            Kind::Pointer { of: Memory::AccT, .. } => format!("acc({t_dtype})"),
+            Kind::Pointer { of: Memory::AccT, .. } => format!("acc_dtype({t_dtype})"),
             _ => continue,
         };
-        let _ = writeln!(s, "        choose({:?}, &[{want}], &[({:?}, {})])?;", k.name, a.name, dtype(a));
+        let _ = writeln!(s, "        dtype_index({:?}, &[{want}], &[({:?}, {})])?;", k.name, a.name, dtype(a));
     }
     let mut list = String::new();
     for (i, a) in k.args.iter().enumerate() {
@@ -400,7 +407,7 @@ macro_rules! kernel {
 }
 
 /// Which of the kernel's types the operands have: all the same one. An absent operand agrees with any.
-fn choose(kernel: &str, types: &[DType], operands: &[(&str, Option<DType>)]) -> Result<usize> {
+fn dtype_index(kernel: &str, types: &[DType], operands: &[(&str, Option<DType>)]) -> Result<usize> {
     let first = operands.iter().find_map(|(_, d)| *d);
     let at = first.and_then(|d| types.iter().position(|t| *t == d));
     match at {
@@ -419,15 +426,15 @@ fn refusal(kernel: &str, types: &[DType], operands: &[(&str, Option<DType>)]) ->
 "#;
 const WORD: &str = r#"
 /// Which of the four words the operands' elements fill.
-fn word(kernel: &str, operands: &[(&str, Option<DType>)]) -> Result<usize> {
+fn word_index(kernel: &str, operands: &[(&str, Option<DType>)]) -> Result<usize> {
     let first = operands.iter().find_map(|(_, d)| *d).unwrap_or(DType::U8);
-    choose(kernel, &[first], operands)?;
+    dtype_index(kernel, &[first], operands)?;
     Ok(first.size().trailing_zeros() as usize)
 }
 "#;
 const ACC: &str = r#"
 /// The type in which kernels compute on a dtype.
-fn acc(dtype: DType) -> DType {
+fn acc_dtype(dtype: DType) -> DType {
     if dtype == DType::F64 { DType::F64 } else { DType::F32 }
 }
 "#;
@@ -513,7 +520,7 @@ fn main() {
     }
     rust.push_str("}\n");
     rust.push_str(HELPERS);
-    for (name, code) in [("word(", WORD), ("acc(", ACC), ("acc_bits(", ACC_BITS)] {
+    for (name, code) in [("word_index(", WORD), ("acc_dtype(", ACC), ("acc_bits(", ACC_BITS)] {
         if launchers.contains(name) {
             rust.push_str(code);
         }

@@ -2,7 +2,7 @@
 #include "common/view.cuh"
 
 // y = a where the mask is set, else b.
-KERNEL(select_where,
+KERNEL(by_mask,
        (T* y, const u8* mask, const View& vm, const T* a, const View& va, const T* b, const View& vb, i64 n),
        u8, u16, u32, u64) {
     constexpr int N = PACK<T>;
@@ -21,7 +21,7 @@ KERNEL(select_where,
 }
 
 // y = the number whose bits are the lowest of `bits` where the mask is set, else x.
-KERNEL(select_fill, (T* y, const T* x, const View& vx, const u8* mask, const View& vm, u64 bits, i64 n), u8, u16, u32, u64) {
+KERNEL(masked_fill, (T* y, const T* x, const View& vx, const u8* mask, const View& vm, u64 bits, i64 n), u8, u16, u32, u64) {
     constexpr int N = PACK<T>;
     Operand<u8, N> set(mask, vm, n);
     Operand<T, N> other(x, vx, n);
