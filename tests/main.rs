@@ -6,6 +6,7 @@ mod device;
 mod engine;
 mod functional;
 mod gradcheck;
+mod kernels;
 mod ops;
 mod optimizers;
 mod parity;

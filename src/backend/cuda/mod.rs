@@ -5,6 +5,7 @@
 
 mod blaslt;
 mod buffer;
+mod check;
 mod context;
 pub(crate) mod copy;
 mod driver;
@@ -19,6 +20,7 @@ mod operand;
 mod real;
 
 pub use buffer::DeviceMemory;
+pub use check::{CompiledModule, compile_kernels, has_compiler};
 pub use driver::Properties;
 #[cfg(feature = "emulator")]
 pub use emulated::set_emulated_order;
