@@ -4,7 +4,7 @@
 
 template <class T, class Op>
 DEVICE void binary_fwd(T* y, const T* a, const View& va, const T* b, const View& vb, i64 n, const Params& p) {
-    Operand<T, PACK<T>> lhs(a, va, n), rhs(b, vb, n);
+    Operand<T, PACK<T>> lhs(a, va), rhs(b, vb);
     for_packs<PACK<T>>(y, n, lhs.in_packs() && rhs.in_packs(), [&](i64 i, auto& out) {
         constexpr int M = sizeof(out) / sizeof(T);
         T x[M], z[M];
@@ -89,7 +89,7 @@ struct Pow {
 // the minimum, which chooses as the maximum of the negatives; of two NaN the first operand takes the cotangent.
 KERNEL(extremum_vjp, (T* y, const T* own, const View& vo, const T* other, const View& vt, const T* g, const View& vg, i64 n, f32 sign, i32 first),
        f64, f32, bf16, f16) {
-    Operand<T, PACK<T>> mine(own, vo, n), theirs(other, vt, n), cotangent(g, vg, n);
+    Operand<T, PACK<T>> mine(own, vo), theirs(other, vt), cotangent(g, vg);
     for_packs<PACK<T>>(y, n, mine.in_packs() && theirs.in_packs() && cotangent.in_packs(), [&](i64 i, auto& out) {
         constexpr int M = sizeof(out) / sizeof(T);
         T x[M], z[M], bar[M];

@@ -19,7 +19,7 @@ template <class A> DEVICE bool holds(i32 relation, A a, A b) {
 
 KERNEL(compare, (u8* y, const T* a, const View& va, const T* b, const View& vb, i32 relation, i64 n), f64, f32, bf16, f16, i64, u32, u8) {
     constexpr int N = PACK<T>;
-    Operand<T, N> lhs(a, va, n), rhs(b, vb, n);
+    Operand<T, N> lhs(a, va), rhs(b, vb);
     for_packs<N>(y, n, lhs.in_packs() && rhs.in_packs(), [&](i64 i, auto& out) {
         constexpr int M = sizeof(out);
         T p[M], q[M];
@@ -49,7 +49,7 @@ template <class T> struct Threshold<T, false> {
 
 KERNEL(compare_scalar, (u8* y, const T* x, const View& vx, f64 c, i32 relation, i64 n), f64, f32, bf16, f16, i64, u32, u8) {
     constexpr int N = PACK<T>;
-    Operand<T, N> from(x, vx, n);
+    Operand<T, N> from(x, vx);
     Threshold<T> threshold(c);
     for_packs<N>(y, n, from.in_packs(), [&](i64 i, auto& out) {
         constexpr int M = sizeof(out);
@@ -63,7 +63,7 @@ KERNEL(compare_scalar, (u8* y, const T* x, const View& vx, f64 c, i32 relation, 
 // ---- logic on masks: any value but 0 is true
 
 KERNEL0(compare_not, (u8* y, const u8* x, const View& vx, i64 n)) {
-    Operand<u8, 16> from(x, vx, n);
+    Operand<u8, 16> from(x, vx);
     for_packs<16>(y, n, from.in_packs(), [&](i64 i, auto& out) {
         from.read(i, out);
 #pragma unroll
@@ -73,7 +73,7 @@ KERNEL0(compare_not, (u8* y, const u8* x, const View& vx, i64 n)) {
 
 // Both (`all` not 0), or at least one.
 KERNEL0(compare_both, (u8* y, const u8* a, const View& va, const u8* b, const View& vb, i32 all, i64 n)) {
-    Operand<u8, 16> lhs(a, va, n), rhs(b, vb, n);
+    Operand<u8, 16> lhs(a, va), rhs(b, vb);
     for_packs<16>(y, n, lhs.in_packs() && rhs.in_packs(), [&](i64 i, auto& out) {
         constexpr int M = sizeof(out);
         u8 p[M], q[M];

@@ -6,8 +6,8 @@ KERNEL(by_mask,
        (T* y, const u8* mask, const View& vm, const T* a, const View& va, const T* b, const View& vb, i64 n),
        u8, u16, u32, u64) {
     constexpr int N = PACK<T>;
-    Operand<u8, N> set(mask, vm, n);
-    Operand<T, N> yes(a, va, n), no(b, vb, n);
+    Operand<u8, N> set(mask, vm);
+    Operand<T, N> yes(a, va), no(b, vb);
     for_packs<N>(y, n, set.in_packs() && yes.in_packs() && no.in_packs(), [&](i64 i, auto& out) {
         constexpr int M = sizeof(out) / sizeof(T);
         u8 m[M];
@@ -23,8 +23,8 @@ KERNEL(by_mask,
 // y = the number whose bits are the lowest of `bits` where the mask is set, else x.
 KERNEL(masked_fill, (T* y, const T* x, const View& vx, const u8* mask, const View& vm, u64 bits, i64 n), u8, u16, u32, u64) {
     constexpr int N = PACK<T>;
-    Operand<u8, N> set(mask, vm, n);
-    Operand<T, N> other(x, vx, n);
+    Operand<u8, N> set(mask, vm);
+    Operand<T, N> other(x, vx);
     for_packs<N>(y, n, set.in_packs() && other.in_packs(), [&](i64 i, auto& out) {
         constexpr int M = sizeof(out) / sizeof(T);
         u8 m[M];

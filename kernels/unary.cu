@@ -6,7 +6,7 @@
 #include "common/view.cuh"
 
 template <class T, class Op> DEVICE void unary_fwd(T* y, const T* x, const View& vx, i64 n, const Params& p) {
-    Operand<T, PACK<T>> from(x, vx, n);
+    Operand<T, PACK<T>> from(x, vx);
     for_packs<PACK<T>>(y, n, from.in_packs(), [&](i64 i, auto& out) {
         constexpr int M = sizeof(out) / sizeof(T);
         T in[M];
@@ -19,7 +19,7 @@ template <class T, class Op> DEVICE void unary_fwd(T* y, const T* x, const View&
 // y = g times the derivative of the op, from the value s that the forward pass saved.
 template <class T, class Op>
 DEVICE void unary_vjp(T* y, const T* s, const View& vs, const T* g, const View& vg, i64 n, const Params& p) {
-    Operand<T, PACK<T>> saved(s, vs, n), cotangent(g, vg, n);
+    Operand<T, PACK<T>> saved(s, vs), cotangent(g, vg);
     for_packs<PACK<T>>(y, n, saved.in_packs() && cotangent.in_packs(), [&](i64 i, auto& out) {
         constexpr int M = sizeof(out) / sizeof(T);
         T a[M], b[M];

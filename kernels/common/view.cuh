@@ -15,27 +15,46 @@ struct Params {
     f64 p[4];
 };
 
-template <class I> DEVICE i64 offset_in(const View& v, I i) {
-    i64 at = 0;
-#pragma unroll 1
-    for (i32 k = v.rank - 1; k > 0; k--) {
-        I extent = I(v.shape[k]), next = i / extent;
-        at += i64(i - next * extent) * v.stride[k];
-        i = next;
+// i divided by an extent. Every kernel has this several times, so it must be short: 64-bit division, a long subroutine, is done
+// bit by bit. Only tensors beyond 2^32 elements get there.
+DEVICE u64 divided(u64 i, u64 extent, u64& rest) {
+    if (((i | extent) >> 32) == 0) {
+        u32 q = u32(i) / u32(extent);
+        rest = u32(i) - q * u32(extent);
+        return q;
     }
-    return v.rank > 0 ? at + i64(i) * v.stride[0] : 0;
+    u64 q = 0, r = 0;
+#pragma unroll 1
+    for (i32 bit = 47; bit >= 0; bit--) {
+        r = r << 1 | (i >> bit & 1);
+        q <<= 1;
+        if (r >= extent) r -= extent, q |= 1;
+    }
+    rest = r;
+    return q;
 }
 
-// Where element i lies. Division of 64 bits takes several times as long as of 32: `small` says that indices fit.
-DEVICE i64 offset_of(const View& v, i64 i, bool small) { return small ? offset_in<u32>(v, u32(i)) : offset_in<u64>(v, u64(i)); }
+// Where element i (below 2^48) lies.
+DEVICE i64 offset_of(const View& v, i64 i) {
+    if (v.rank == 0) return 0;
+    i64 at = 0;
+    u64 left = u64(i);
+#pragma unroll 1
+    for (i32 k = v.rank - 1; k > 0; k--) {
+        u64 rest;
+        left = divided(left, u64(v.shape[k]), rest);
+        at += i64(rest) * v.stride[k];
+    }
+    return at + i64(left) * v.stride[0];
+}
 
-// An operand of n elements, read in packs of N where its layout allows it.
+// An operand, read in packs of N where its layout allows it.
 template <class T, int N> struct Operand {
     const T* x;
     const View& v;
-    bool small, packed, repeated;
+    bool packed, repeated;
 
-    DEVICE Operand(const T* x, const View& v, i64 n) : x(x), v(v), small(n <= 0x7fffffff), packed(false), repeated(v.rank == 0) {
+    DEVICE Operand(const T* x, const View& v) : x(x), v(v), packed(false), repeated(v.rank == 0) {
         if (v.rank == 0) return;
         // A pack must not straddle the end of the innermost axis, except where that axis is all there is.
         i64 inner = v.stride[v.rank - 1];
@@ -49,7 +68,7 @@ template <class T, int N> struct Operand {
     // Whether packs can be read at all; otherwise elements are read one by one.
     DEVICE bool in_packs() const { return packed || repeated; }
 
-    DEVICE T at(i64 i) const { return x[offset_of(v, i, small)]; }
+    DEVICE T at(i64 i) const { return x[offset_of(v, i)]; }
 
     // Elements i to i + M - 1; M is 1, or N with i divisible by N.
     template <int M> DEVICE void read(i64 i, T (&out)[M]) const {
@@ -59,7 +78,7 @@ template <class T, int N> struct Operand {
             for (int j = 0; j < M; j++) out[j] = one;
         } else {
             Pack<T, M> p;
-            p.load(x + offset_of(v, i, small));
+            p.load(x + offset_of(v, i));
 #pragma unroll
             for (int j = 0; j < M; j++) out[j] = p.v[j];
         }
