@@ -309,7 +309,8 @@ fn entries(stem: &str, k: &KernelLine) -> Vec<(String, String, String)> {
             let with = |text: &str| substitute(&substitute(text, "T", &t), "U", &u);
             let args: Vec<String> = k.args.iter().map(|a| with(&a.spelling)).collect();
             let bounds = k.bounds.map_or(String::new(), |n| format!("__launch_bounds__({n}) "));
-            let symbol = format!("{stem}_{}{suffix}", function(stem, k));
+            let base = if function(stem, k) == stem { stem.to_owned() } else { format!("{stem}_{}", function(stem, k)) };
+            let symbol = format!("{base}{suffix}");
             let text = format!("ENTRY void {bounds}{symbol}({}) {{ {} }}\nEMULATED({symbol})\n", args.join(", "), with(&k.call));
             out.push((symbol, t.clone(), text));
         }
@@ -440,12 +441,9 @@ fn acc_dtype(dtype: DType) -> DType {
 "#;
 const ACC_BITS: &str = r#"
 /// A number in the type in which kernels compute on a dtype, in the leading bytes.
-fn acc_bits(dtype: DType, x: f64) -> [u8; 8] {
-    if dtype == DType::F64 {
-        return x.to_ne_bytes();
-    }
+fn acc_bits(dtype: DType, x: f64) -> u64 {
     let [a, b, c, d] = (x as f32).to_ne_bytes();
-    [a, b, c, d, 0, 0, 0, 0]
+    if dtype == DType::F64 { x.to_bits() } else { u64::from_ne_bytes([a, b, c, d, 0, 0, 0, 0]) }
 }
 "#;
 
