@@ -506,10 +506,10 @@ fn main() {
         launchers.push_str("}\n");
     }
 
-    let nvcc = nvcc();
+    let fatbins = fatbins(&modules);
     let mut rust = format!("pub(crate) static MODULES: [Module; {}] = [\n", modules.len());
-    for m in &modules {
-        let fatbin = nvcc.as_ref().and_then(|nvcc| fatbin(nvcc, m)).map_or("None".to_owned(), |f| format!("Some(include_bytes!({f:?}))"));
+    for (m, fatbin) in modules.iter().zip(fatbins) {
+        let fatbin = fatbin.map_or("None".to_owned(), |f| format!("Some(include_bytes!({f:?}))"));
         let _ = writeln!(rust, "    Module {{ stem: {:?}, source: include_str!({:?}), fatbin: {fatbin} }},", m.name, m.source);
     }
     rust.push_str("];\n\n#[cfg(feature = \"emulator\")]\nunsafe extern \"C\" {\n");
@@ -556,6 +556,18 @@ fn nvcc() -> Option<PathBuf> {
         println!("cargo:warning=COTANGENT_FATBIN=1, but there is no nvcc: kernels will be compiled when they are first used");
     }
     found
+}
+
+/// Binaries of all modules, as many at a time as cargo allows; none where no compiler is asked for or it refuses.
+fn fatbins(modules: &[Module]) -> Vec<Option<PathBuf>> {
+    let Some(nvcc) = nvcc() else { return vec![None; modules.len()] };
+    let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1usize).max(1);
+    let part = modules.len().div_ceil(jobs).max(1);
+    std::thread::scope(|s| {
+        let nvcc = &nvcc;
+        let parts: Vec<_> = modules.chunks(part).map(|p| s.spawn(move || p.iter().map(|m| fatbin(nvcc, m)).collect::<Vec<_>>())).collect();
+        parts.into_iter().flat_map(|p| p.join().unwrap_or_default()).collect()
+    })
 }
 
 /// Machine code for Ampere (and Hopper's own instructions for a file that uses them), and PTX for what comes later.
