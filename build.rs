@@ -16,7 +16,7 @@
 //! `LAUNCH_BOUNDS(n)` on a line of its own bounds the block size of the next. The entry points are appended to the
 //! flattened text, one module for each first type: who trains in bf16 compiles no f64 kernel at run time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs, process};
@@ -465,7 +465,7 @@ fn main() {
     files.sort();
 
     let mut modules: Vec<Module> = Vec::new();
-    let (mut launchers, mut symbols) = (String::new(), Vec::new());
+    let (mut launchers, mut symbols) = (String::new(), BTreeSet::new());
     for file in &files {
         let stem = file.trim_end_matches(".cu");
         let mut flat = String::new();
@@ -487,10 +487,10 @@ fn main() {
                     parts.len() - 1
                 });
                 parts[at].1.push_str(&text);
-                if module_of.insert(symbol.clone(), modules.len() + at).is_some() {
-                    fail(file, k.line, &format!("there is another kernel `{symbol}`"));
+                module_of.insert(symbol.clone(), modules.len() + at);
+                if let Some(twice) = symbols.replace(symbol) {
+                    fail(file, k.line, &format!("there is another kernel `{twice}`"));
                 }
-                symbols.push(symbol);
             }
         }
         for (name, text) in parts {
