@@ -35,9 +35,7 @@ const TYPES: [(&str, Option<&str>); 9] = [
     ("u64", None),
 ];
 /// Rust's keywords, as far as one would call a kernel so, and the functions that launchers call.
-const RESERVED: [&str; 16] = [
-    "as", "box", "in", "loop", "match", "mod", "move", "ref", "type", "use", "where", "yield", "dtype_index", "word_index", "acc_dtype", "acc_bits",
-];
+const RESERVED: &str = "as box in loop match mod move ref type use where yield dtype_index word_index acc_dtype acc_bits";
 const SCALARS: [&str; 6] = ["i32", "i64", "u32", "u64", "f32", "f64"];
 
 fn fail(file: &str, line: usize, what: &str) -> ! {
@@ -60,7 +58,11 @@ enum Memory {
 
 #[derive(Clone, Debug)]
 enum Kind {
-    Pointer { of: Memory, written: bool, optional: bool },
+    Pointer {
+        of: Memory,
+        written: bool,
+        optional: bool,
+    },
     Scalar(&'static str),
     /// `acc<T>` by value: an f64 in Rust.
     AccScalar,
@@ -252,7 +254,7 @@ fn parse(file: &str, text: &str) -> Vec<KernelLine> {
         bounds = None;
     }
     for k in &out {
-        if RESERVED.contains(&function(file.trim_end_matches(".cu"), k)) {
+        if RESERVED.split(' ').any(|r| r == function(file.trim_end_matches(".cu"), k)) {
             fail(file, k.line, &format!("`{}` cannot name a function in Rust", k.name));
         }
         let pointed = |m: &Memory| k.args.iter().any(|a| matches!(&a.kind, Kind::Pointer { of, optional: false, .. } if of == m));
@@ -388,7 +390,10 @@ fn launcher(k: &KernelLine, file: &str, stem: &str, module_of: &BTreeMap<String,
         let _ = write!(list, "{}(&raw mut a{i}).cast()", if i > 0 { ", " } else { "" });
     }
     let index = if index.is_empty() { "0".to_owned() } else { index };
-    let _ = writeln!(s, "        // SAFETY: these are the kernel's parameters in number, order and type, with memory of the dtypes it reads and writes.");
+    let _ = writeln!(
+        s,
+        "        // SAFETY: these are the kernel's parameters in number, order and type, with memory of the dtypes it reads and writes."
+    );
     let _ = writeln!(s, "        unsafe {{ on.launch(&KERNELS[{index}], grid, &mut [{list}]) }}");
     let _ = writeln!(s, "    }}");
     s
@@ -514,7 +519,8 @@ fn main() {
     }
     rust.push_str("];\n\n#[cfg(feature = \"emulator\")]\nunsafe extern \"C\" {\n");
     for s in &symbols {
-        let _ = writeln!(rust, "    fn cuemu_launch_{s}(grid_block: *const u32, shared: usize, order: u32, params: *mut *mut c_void) -> i32;");
+        let _ =
+            writeln!(rust, "    fn cuemu_launch_{s}(grid_block: *const u32, shared: usize, order: u32, params: *mut *mut c_void) -> i32;");
     }
     rust.push_str("}\n");
     rust.push_str(HELPERS);
