@@ -88,12 +88,15 @@ fn every_kernel_compiles_for_gpus() {
     }
     let mut problems = Vec::new();
     let mut exceptions = BTreeSet::new();
+    let mut table: BTreeMap<String, BTreeMap<&str, Vec<(String, u32)>>> = BTreeMap::new();
     for arch in ["80", "90"] {
         let modules = cuda::compile_kernels(arch).unwrap_or_else(|e| panic!("{e}"));
         let (mut kernels, mut most) = (0, (0, String::new()));
         for m in &modules {
             for (kernel, u) in usage(&m.log) {
                 kernels += 1;
+                let (name, dtype) = split(&kernel);
+                table.entry(name).or_default().entry(arch).or_default().push((dtype, u.registers));
                 let exception = MORE_REGISTERS.iter().find(|(k, ..)| kernel.contains(k));
                 let limit = exception.map_or(REGISTERS, |(_, n, _)| *n);
                 if u.registers > limit {
@@ -116,9 +119,46 @@ fn every_kernel_compiles_for_gpus() {
         let bytes: usize = modules.iter().map(|m| m.bytes).sum();
         println!("sm_{arch}: {kernels} kernels in {} modules, {} KiB; most registers: {} ({})", modules.len(), bytes >> 10, most.0, most.1);
     }
+    status_page(&table);
     let idle = MORE_REGISTERS.iter().filter(|(k, ..)| !exceptions.contains(k));
     problems.extend(idle.map(|(k, ..)| format!("MORE_REGISTERS lists {k}, which does not need it")));
     assert!(problems.is_empty(), "\n{}\n", problems.join("\n"));
+}
+
+/// `softmax_fwd_bf16` as kernel and types.
+fn split(symbol: &str) -> (String, String) {
+    let types = ["f64", "f32", "bf16", "f16", "i64", "u32", "u16", "u64", "u8"];
+    let parts: Vec<&str> = symbol.split('_').collect();
+    let first = parts.iter().rposition(|p| !types.contains(p)).map_or(0, |i| i + 1);
+    (parts[..first].join("_"), parts[first..].join(" "))
+}
+
+/// The table of docs/gpu-status.md: kernels and the registers that the assembler gave them. `COTANGENT_BLESS=1` writes it.
+fn status_page(table: &BTreeMap<String, BTreeMap<&str, Vec<(String, u32)>>>) {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/gpu-status.md");
+    let page = std::fs::read_to_string(path).unwrap();
+    let (start, end) = ("<!-- kernels -->\n", "<!-- end -->");
+    let (before, rest) = page.split_once(start).expect("the table's start");
+    let (old, after) = rest.split_once(end).expect("the table's end");
+    let mut new = String::from("\n| kernel | types | registers sm_80 | registers sm_90 |\n|---|---|---|---|\n");
+    for (name, archs) in table {
+        let list = |arch: &str| -> Vec<&(String, u32)> { archs.get(arch).into_iter().flatten().collect() };
+        let range = |arch: &str| {
+            let all: Vec<u32> = list(arch).iter().map(|(_, n)| *n).collect();
+            format!("{}–{}", all.iter().min().unwrap_or(&0), all.iter().max().unwrap_or(&0))
+        };
+        let types: Vec<&str> = list("80").iter().map(|(t, _)| t.as_str()).collect();
+        let types = if types.len() > 7 { format!("{} pairs", types.len()) } else { types.join(", ") };
+        new += &format!("| `{name}` | {types} | {} | {} |\n", range("80"), range("90"));
+    }
+    new.push('\n');
+    if env::var("COTANGENT_BLESS").as_deref() == Ok("1") {
+        std::fs::write(path, format!("{before}{start}{new}{end}{after}")).unwrap();
+        return;
+    }
+    // Registers move with the compiler's version; the list of kernels may not.
+    let kernels = |text: &str| -> Vec<String> { text.lines().filter_map(|l| Some(l.split('`').nth(1)?.to_owned())).collect() };
+    assert_eq!(kernels(old), kernels(&new), "docs/gpu-status.md lists other kernels: COTANGENT_BLESS=1 cargo test --test main kernels");
 }
 
 /// Planted bugs that some orders cannot show, because they leave nothing undone there: copies that come at once need no wait,
