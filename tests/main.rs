@@ -5,6 +5,7 @@ mod checker;
 mod engine;
 mod functional;
 mod gradcheck;
+mod nesting;
 mod ops;
 mod optimizers;
 mod parity;

@@ -191,8 +191,14 @@ fn the_optimizer_fixtures_replay() {
             } else {
                 let betas = (c["betas"][0].as_f64().unwrap(), c["betas"][1].as_f64().unwrap());
                 let amsgrad = c["amsgrad"].as_bool().unwrap();
-                let mut adam =
-                    AdamW { lr: number("lr"), betas, eps: number("eps"), weight_decay: number("weight_decay"), amsgrad, ..AdamW::default() };
+                let mut adam = AdamW {
+                    lr: number("lr"),
+                    betas,
+                    eps: number("eps"),
+                    weight_decay: number("weight_decay"),
+                    amsgrad,
+                    ..AdamW::default()
+                };
                 let mut w = read(&format!("{name}.in.p0"));
                 let (all, want) = (read(&format!("{name}.in.grads")), read(&format!("{name}.out.params")));
                 for step in 0..all.shape()[0] {
