@@ -4,9 +4,9 @@
 //! tensors ([`Module`]): a tensor, a tuple, a model. Inside one another they give higher derivatives.
 
 use crate::error::{Error, Result, bail};
-use crate::module::{Module, ModuleExt, try_walk, walk};
+use crate::module::{Module, ModuleExt, try_walk, unique_names, walk};
 use crate::ops::ACCUMULATE;
-use crate::tape::{Isolated, Sweep, Tape, common_tape, sweep};
+use crate::tape::{Inner, Isolated, Sweep, Tape, common_tape, sweep};
 use crate::tensor::Tensor;
 use crate::testing::{GradCheck, GradCheckReport};
 use std::ops::Deref;
@@ -14,10 +14,16 @@ use std::panic::Location;
 use std::sync::Arc;
 
 /// Gradients in the shape of what was differentiated: reads like the model, with gradients in place of parameters.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Grads<M> {
     tree: M,
     disconnected: Vec<String>,
+}
+
+impl<M: Module + Clone> std::fmt::Debug for Grads<M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_map().entries(self.named().iter().map(|(name, g)| (name, g))).finish()
+    }
 }
 
 impl<M> Deref for Grads<M> {
@@ -54,12 +60,31 @@ impl<M: Module + Clone> Grads<M> {
     /// Adds other gradients of the same model: accumulation over micro-batches.
     ///
     /// # Errors
-    /// Shape error when the trees differ.
+    /// Shape error when the trees differ; nothing is changed then.
+    #[track_caller]
     pub fn accumulate(&mut self, other: &Grads<M>) -> Result<()> {
-        let others = other.named();
+        let at = Location::caller();
+        self.add(other).map_err(|e| e.in_op("accumulate", at))
+    }
+
+    fn add(&mut self, other: &Grads<M>) -> Result<()> {
+        let (own, others) = (self.named(), other.named());
+        // All is compared before anything changes.
+        if own.len() != others.len() {
+            bail!(shape, "the other gradients have {} tensors, these {}", others.len(), own.len());
+        }
+        for ((name, g), (theirs, o)) in own.iter().zip(&others) {
+            if name != theirs {
+                bail!(shape, "the other gradients have `{theirs}` in the place of `{name}`");
+            }
+            if g.shape() != o.shape() || g.dtype() != o.dtype() {
+                bail!(shape, "{} is {}{} in the other gradients, {}{} here", quoted(name), o.dtype(), o.shape(), g.dtype(), g.shape());
+            }
+        }
+        drop(own);
         let mut it = others.iter();
-        self.update(|name, g| {
-            let Some((_, o)) = it.next().filter(|(n, _)| n == name) else { bail!(shape, "the other gradients have no `{name}`") };
+        self.update(|_, g| {
+            let Some((_, o)) = it.next() else { return Ok(()) };
             let own = std::mem::replace(g, o.clone());
             *g = (ACCUMULATE.add)(own, o)?;
             Ok(())
@@ -130,7 +155,7 @@ where
             bail!(shape, "the function's value has shape {}; a gradient needs a scalar (reduce it, or use vjp)", y.shape());
         }
         let grads = scope.pull(&[&y], &[y.ones_like()?], options, true)?;
-        let (y, aux) = if scope.record { (y, aux) } else { (y.detach(), aux.map(|_, t| Ok(t.detach()))?) };
+        let (y, aux) = if scope.records() { (y, aux) } else { (y.detach(), aux.map(|_, t| Ok(t.detach()))?) };
         Ok((y, aux, grads))
     };
     run().map_err(|e: Error| e.in_op("value_and_grad", location))
@@ -196,7 +221,7 @@ where
         let scope = Scope::new(at)?;
         let y = f(&scope.tree)?;
         let outputs = y.named_tensors().into_iter().map(|(_, t)| t).collect();
-        let value = if scope.record { y } else { y.map(|_, t| Ok(t.detach()))? };
+        let value = if scope.records() { y } else { y.map(|_, t| Ok(t.detach()))? };
         Ok(Pullback { value, scope, outputs })
     };
     run().map_err(|e: Error| e.in_op("vjp", location))
@@ -232,14 +257,14 @@ where
         let outputs: Vec<Tensor> = y.named_tensors().into_iter().map(|(_, t)| t).collect();
         let floats: Vec<Tensor> = outputs.iter().filter(|t| t.dtype().is_float()).cloned().collect();
         let zeros: Vec<Tensor> = floats.iter().map(Tensor::zeros_like).collect::<Result<_>>()?;
-        let dummies = Isolated::new(&zeros, Some(Arc::clone(&scope.tape.inner)));
+        let dummies = Isolated::new(&zeros, Some(scope.place()?.0.inner));
         let x_bar = scope.cotangents(&floats, &dummies.inputs, true)?;
         let directions = trainable_like(&scope.tree, x_dot)?;
         let along = inner_product(&x_bar, &directions)?;
         let mut tangents = Vec::new();
         if let Some(s) = along.filter(Tensor::is_tracked) {
             let want = vec![true; zeros.len()];
-            tangents = dummies.pull_back(std::slice::from_ref(&s), &[Some(s.ones_like()?)], &want, scope.record, ACCUMULATE)?.into_vec();
+            tangents = dummies.pull_back(std::slice::from_ref(&s), &[Some(s.ones_like()?)], &want, scope.records(), ACCUMULATE)?.into_vec();
         }
         tangents.resize(zeros.len(), None);
         let mut it = tangents.into_iter().zip(zeros);
@@ -250,7 +275,7 @@ where
             let (dot, zero) = it.next().ok_or_else(|| Error::tape("the function's value changed while it was walked"))?;
             Ok(dot.unwrap_or(zero))
         })?;
-        let y = if scope.record { y } else { y.map(|_, t| Ok(t.detach()))? };
+        let y = if scope.records() { y } else { y.map(|_, t| Ok(t.detach()))? };
         Ok((y, y_dot))
     };
     run().map_err(|e: Error| e.in_op("jvp", location))
@@ -288,10 +313,10 @@ where
         let directions = trainable_like(&scope.tree, v)?;
         let along = inner_product(&x_bar, &directions)?;
         let h = match along.filter(Tensor::is_tracked) {
-            Some(s) => scope.cotangents(std::slice::from_ref(&s), &[s.ones_like()?], scope.record)?,
+            Some(s) => scope.cotangents(std::slice::from_ref(&s), &[s.ones_like()?], scope.records())?,
             None => vec![None; x_bar.len()],
         };
-        let x_bar = if scope.record { x_bar } else { x_bar.into_iter().map(|t| t.map(|t| t.detach())).collect() };
+        let x_bar = if scope.records() { x_bar } else { x_bar.into_iter().map(|t| t.map(|t| t.detach())).collect() };
         Ok((scope.grads(x_bar)?, scope.grads(h)?))
     };
     run().map_err(|e: Error| e.in_op("hvp", location))
@@ -326,7 +351,7 @@ where
         for i in 0..n {
             let mut seed = y.detach().zeros_like()?;
             crate::dtype::with_float!(seed.dtype(), T => seed.update(|v: &mut [T]| v[i] = <T as crate::Element>::from_f64(1.0))?);
-            let found = scope.cotangents(std::slice::from_ref(&y), &[seed], scope.record)?;
+            let found = scope.cotangents(std::slice::from_ref(&y), &[seed], scope.records())?;
             for ((row, g), leaf) in rows.iter_mut().zip(found).zip(&scope.leaves) {
                 row.push(g.map_or_else(|| leaf.detach().zeros_like(), Ok)?);
             }
@@ -393,15 +418,16 @@ struct Scope<M> {
     tree: M,
     leaves: Vec<Tensor>,
     names: Vec<String>,
-    record: bool,
+    inside: bool,
 }
 
 impl<M: Module + Clone> Scope<M> {
     fn new(at: &M) -> Result<Self> {
         let original = at.trainable();
+        unique_names(at)?;
         let outer = common_tape(&original.iter().map(|(_, t)| t).collect::<Vec<_>>())?;
-        let record = outer.is_some();
-        let tape = outer.map_or_else(Tape::new, |inner| Tape { inner });
+        let inside = outer.is_some();
+        let tape = Tape { inner: outer.unwrap_or_else(Inner::for_function) };
         let (names, values): (Vec<String>, Vec<Tensor>) = original.into_iter().unzip();
         let isolated = Isolated::new(&values, Some(Arc::clone(&tape.inner)));
         let leaves = isolated.inputs.clone();
@@ -415,24 +441,42 @@ impl<M: Module + Clone> Scope<M> {
             }
         });
         let floor = tape.inner.len();
-        Ok(Scope { tape, floor, tree, leaves, names, record })
+        Ok(Scope { tape, floor, tree, leaves, names, inside })
+    }
+
+    /// The tape that holds the nodes of the function now, and where they start: another one's when the function met
+    /// values of an outer gradient function.
+    fn place(&self) -> Result<(Tape, usize)> {
+        match Arc::clone(&self.tape.inner).settled() {
+            Some((inner, offset)) => Ok((Tape { inner }, self.floor + offset)),
+            None => bail!(tape, "the outer gradient function has ended"),
+        }
+    }
+
+    /// Whether this runs inside another gradient function, so that the derivative is recorded.
+    fn records(&self) -> bool {
+        self.inside || self.place().is_ok_and(|(tape, _)| !Arc::ptr_eq(&tape.inner, &self.tape.inner))
     }
 
     fn run(&self, y: &[Tensor], y_bar: &[Tensor], record: bool, consume: bool) -> Result<Vec<Option<Tensor>>> {
         if y.len() != y_bar.len() {
             bail!(shape, "{} cotangents for {} values", y_bar.len(), y.len());
         }
+        let (tape, floor) = self.place()?;
         let mut seeds = Vec::new();
         for (y, bar) in y.iter().zip(y_bar) {
             if y.shape() != bar.shape() {
                 bail!(shape, "the cotangent has shape {}, its value {}", bar.shape(), y.shape());
             }
-            if y.is_tracked() {
-                seeds.push((self.tape.id_of(y)?, bar.clone()));
+            // A value on another tape never met this function's inputs.
+            if let Some((own, id)) = y.node.as_ref().map(|n| n.resolve()).transpose()?
+                && Arc::ptr_eq(&own, &tape.inner)
+            {
+                seeds.push((id, bar.clone()));
             }
         }
-        let ids: Vec<usize> = self.leaves.iter().map(|t| self.tape.id_of(t)).collect::<Result<_>>()?;
-        let found = sweep(&self.tape.inner, Sweep { seeds, wanted: &ids, floor: self.floor, consume, record }, ACCUMULATE)?;
+        let ids: Vec<usize> = self.leaves.iter().map(|t| tape.id_of(t)).collect::<Result<_>>()?;
+        let found = sweep(&tape.inner, Sweep { seeds, wanted: &ids, floor, consume, record }, ACCUMULATE)?;
         Ok(ids.iter().map(|id| found.get(id).cloned()).collect())
     }
 
@@ -442,7 +486,7 @@ impl<M: Module + Clone> Scope<M> {
 
     fn pull(&self, y: &[&Tensor], y_bar: &[Tensor], options: GradOptions, last: bool) -> Result<Grads<M>> {
         let y: Vec<Tensor> = y.iter().map(|&t| t.clone()).collect();
-        let found = self.run(&y, y_bar, self.record, last && !self.record)?;
+        let found = self.run(&y, y_bar, self.records(), last && !self.records())?;
         let disconnected = self.require_connected(&found, options)?;
         let mut grads = self.grads(found)?;
         grads.disconnected = disconnected;
@@ -452,7 +496,13 @@ impl<M: Module + Clone> Scope<M> {
     /// The names without a cotangent; an error unless that is allowed.
     fn require_connected(&self, found: &[Option<Tensor>], options: GradOptions) -> Result<Vec<String>> {
         let missing: Vec<String> = self.names.iter().zip(found).filter(|(_, g)| g.is_none()).map(|(n, _)| n.clone()).collect();
-        if missing.is_empty() || options.allow_disconnected {
+        if options.allow_disconnected {
+            return Ok(missing);
+        }
+        if found.is_empty() {
+            bail!(argument, "there is nothing to differentiate: every tensor of the input is frozen or holds integers");
+        }
+        if missing.is_empty() {
             return Ok(missing);
         }
         let what = if missing.len() == found.len() {
@@ -482,14 +532,26 @@ impl<M: Module + Clone> Scope<M> {
     }
 }
 
+/// A parameter's name for messages; a tensor given alone has none.
+fn quoted(name: &str) -> String {
+    if name.is_empty() { "the input".into() } else { format!("`{name}`") }
+}
+
 /// The tensors of `directions` that belong to the trainable tensors of `tree`.
 fn trainable_like<M: Module + Clone>(tree: &M, directions: &M) -> Result<Vec<Tensor>> {
     let (own, other) = (tree.trainable(), directions.named_tensors());
+    let (all, given) = (tree.names(), directions.names());
+    if all != given {
+        bail!(argument, "the direction is another tree: it has [{}], the function's input [{}]", given.join(", "), all.join(", "));
+    }
     own.iter()
         .map(|(name, t)| {
-            let Some((_, d)) = other.iter().find(|(n, _)| n == name) else { bail!(argument, "the direction has no `{name}`") };
+            let Some((_, d)) = other.iter().find(|(n, _)| n == name) else { bail!(argument, "the direction has no {}", quoted(name)) };
             if d.shape() != t.shape() {
-                bail!(shape, "the direction of `{name}` has shape {}, the parameter {}", d.shape(), t.shape());
+                bail!(shape, "the direction of {} has shape {}, the parameter {}", quoted(name), d.shape(), t.shape());
+            }
+            if d.dtype() != t.dtype() {
+                bail!(dtype, "the direction of {} is {}, the parameter {}", quoted(name), d.dtype(), t.dtype());
             }
             Ok(d.clone())
         })

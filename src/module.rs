@@ -18,9 +18,10 @@ pub struct Param {
 }
 
 impl Param {
-    /// A trainable parameter with this value.
+    /// A trainable parameter with this value. A tracked value stays tracked: a parameter computed from others (a
+    /// hypernetwork's, one of an inner training step) passes its gradient on to them.
     pub fn new(value: Tensor) -> Self {
-        Param { value: value.detach(), frozen: false }
+        Param { value, frozen: false }
     }
 
     /// The value.
@@ -208,6 +209,33 @@ pub fn try_walk<M: Module + ?Sized>(m: &mut M, mut f: impl FnMut(&str, Leaf<'_>)
     result
 }
 
+/// An error when two tensors of a tree have one name: optimizer state and files go by it.
+pub(crate) fn unique_names<M: Module + Clone>(m: &M) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    try_walk(&mut m.clone(), |name, _| {
+        if !seen.insert(name.to_owned()) {
+            bail!(argument, "two tensors of the model are called `{name}`: give one of the fields another name");
+        }
+        Ok(())
+    })
+}
+
+fn loaded<M: Module + Clone>(m: &M, tensors: &BTreeMap<String, Tensor>) -> Result<M> {
+    let own: BTreeSet<String> = m.names().into_iter().collect();
+    let missing: Vec<&str> = own.iter().filter(|n| !tensors.contains_key(*n)).map(String::as_str).collect();
+    let unexpected: Vec<&str> = tensors.keys().filter(|n| !own.contains(*n)).map(String::as_str).collect();
+    if !missing.is_empty() || !unexpected.is_empty() {
+        bail!(argument, "names do not match: missing [{}], unexpected [{}]", missing.join(", "), unexpected.join(", "));
+    }
+    m.map(|name, old| {
+        let new = &tensors[name];
+        if new.shape() != old.shape() {
+            bail!(shape, "`{name}` has shape {} in the file, {} in the model", new.shape(), old.shape());
+        }
+        new.cast(old.dtype())
+    })
+}
+
 /// What every [`Module`] can do.
 pub trait ModuleExt: Module + Clone {
     /// Dotted names of all tensors, in visiting order.
@@ -295,20 +323,10 @@ pub trait ModuleExt: Module + Clone {
     /// # Errors
     /// Shape error when a shape differs; argument error that lists all missing and all unexpected names. Nothing is
     /// changed on error.
+    #[track_caller]
     fn load_named(&mut self, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
-        let own: BTreeSet<String> = self.names().into_iter().collect();
-        let missing: Vec<&str> = own.iter().filter(|n| !tensors.contains_key(*n)).map(String::as_str).collect();
-        let unexpected: Vec<&str> = tensors.keys().filter(|n| !own.contains(*n)).map(String::as_str).collect();
-        if !missing.is_empty() || !unexpected.is_empty() {
-            bail!(argument, "names do not match: missing [{}], unexpected [{}]", missing.join(", "), unexpected.join(", "));
-        }
-        let loaded = self.map(|name, old| {
-            let new = &tensors[name];
-            if new.shape() != old.shape() {
-                bail!(shape, "`{name}` has shape {} in the file, {} in the model", new.shape(), old.shape());
-            }
-            new.detach().cast(old.dtype())
-        })?;
+        let at = std::panic::Location::caller();
+        let loaded = loaded(self, tensors).map_err(|e| e.in_op("load_named", at))?;
         *self = loaded;
         Ok(())
     }

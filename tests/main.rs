@@ -7,6 +7,7 @@ mod engine;
 mod functional;
 mod gradcheck;
 mod kernels;
+mod nesting;
 mod ops;
 mod optimizers;
 mod parity;

@@ -147,3 +147,71 @@ fn schedules_are_schedules() {
     assert_eq!(s.at(19), 1e-3 * 20.0 / 21.0);
     assert_eq!(Schedule::at(&0.5f64, 7), 0.5);
 }
+
+/// PyTorch's AdamW (20 steps, with ε and AMSGrad), gradient clipping and nanoGPT's schedule, from the fixtures.
+#[test]
+fn the_optimizer_fixtures_replay() {
+    let mut folders = vec![concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures").to_string()];
+    folders.extend(std::env::var("COTANGENT_FIXTURES"));
+    for folder in folders {
+        let bytes = std::fs::read(std::path::Path::new(&folder).join("ops/adamw.safetensors")).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+        let cases: serde_json::Value = serde_json::from_str(&header.metadata().as_ref().unwrap()["cases"]).unwrap();
+        let read = |name: &str| -> Tensor {
+            let t = file.tensor(name).unwrap();
+            let v: Vec<f64> = t.data().chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect();
+            Tensor::from_slice(&v, t.shape()).unwrap()
+        };
+        let close = |what: &str, got: &[f64], want: &[f64]| {
+            assert_eq!(got.len(), want.len(), "{what}");
+            let largest = want.iter().fold(0f64, |m, v| m.max(v.abs()));
+            for (i, (g, w)) in got.iter().zip(want).enumerate() {
+                assert!((g - w).abs() <= 1e-12 * largest, "{what}, element {i}: {g:e} instead of {w:e}");
+            }
+        };
+        let mut replayed = 0;
+        for (name, c) in cases.as_object().unwrap() {
+            replayed += 1;
+            let number = |key: &str| c[key].as_f64().unwrap();
+            if name == "schedule" {
+                let s = WarmupCosine { peak: number("lr"), floor: number("min_lr"), warmup: 20, end: 200 };
+                let want = read("schedule.out.nanogpt").to_vec::<f64>().unwrap();
+                close(name, &(0..want.len()).map(|i| s.at(i)).collect::<Vec<_>>(), &want);
+            } else if name.starts_with("clip") {
+                let g = [0, 1, 2].map(|i| read(&format!("{name}.in.g{i}")));
+                let at = (g[0].zeros_like().unwrap(), g[1].zeros_like().unwrap(), g[2].zeros_like().unwrap());
+                let term = |x: &Tensor, g: &Tensor| x.mul(g)?.sum(..);
+                let mut grads = grad(&at, |(a, b, c)| term(a, &g[0])?.add(&term(b, &g[1])?)?.add(&term(c, &g[2])?)).unwrap();
+                let norm = grads.clip_global_norm(number("max_norm")).unwrap().norm;
+                close(&format!("{name}: norm"), &[norm], &read(&format!("{name}.out.norm")).to_vec().unwrap());
+                for (i, t) in [&grads.0, &grads.1, &grads.2].into_iter().enumerate() {
+                    close(&format!("{name}: g{i}"), &t.to_vec().unwrap(), &read(&format!("{name}.out.g{i}")).to_vec().unwrap());
+                }
+            } else {
+                let betas = (c["betas"][0].as_f64().unwrap(), c["betas"][1].as_f64().unwrap());
+                let amsgrad = c["amsgrad"].as_bool().unwrap();
+                let mut adam = AdamW {
+                    lr: number("lr"),
+                    betas,
+                    eps: number("eps"),
+                    weight_decay: number("weight_decay"),
+                    amsgrad,
+                    ..AdamW::default()
+                };
+                let mut w = read(&format!("{name}.in.p0"));
+                let (all, want) = (read(&format!("{name}.in.grads")), read(&format!("{name}.out.params")));
+                for step in 0..all.shape()[0] {
+                    let grads = gradient_of(&w, &all.select(0, step as isize).unwrap());
+                    adam.step(&mut w, &grads).unwrap();
+                    let want = want.select(0, step as isize).unwrap().to_vec::<f64>().unwrap();
+                    close(&format!("{name}: step {step}"), &w.to_vec().unwrap(), &want);
+                }
+                let (first, second) = adam.moments("").unwrap();
+                close(name, &first.to_vec().unwrap(), &read(&format!("{name}.out.exp_avg")).to_vec().unwrap());
+                close(name, &second.to_vec().unwrap(), &read(&format!("{name}.out.exp_avg_sq")).to_vec().unwrap());
+            }
+        }
+        assert!(replayed >= 8, "only {replayed} cases");
+    }
+}

@@ -44,5 +44,11 @@ fn for_each_param<M: Module + Clone>(
             );
         }
         f(name, leaf.tensor, g)
-    })
+    })?;
+    match it.next() {
+        Some((name, _)) => {
+            bail!(argument, "the model has no trainable `{name}`, of which there is a gradient: it belongs to another model, or was frozen")
+        }
+        None => Ok(()),
+    }
 }

@@ -5,6 +5,7 @@ use super::{
     record, sweep,
 };
 use crate::error::{Result, bail};
+use crate::shape::Shape;
 use crate::tensor::Tensor;
 use smallvec::SmallVec;
 use std::panic::Location;
@@ -50,12 +51,17 @@ where
     };
     if recording {
         let saved = Saved::list(inputs.iter().map(|&t| Some(t.clone())));
-        record(&tape, "checkpoint", at, inputs, &mut outputs, saved, Arc::new(Recompute(Box::new(f))));
+        let shapes = outputs.iter().map(|y| y.shape().clone()).collect();
+        record(&tape, "checkpoint", at, inputs, &mut outputs, saved, Arc::new(Recompute { run: Box::new(f), shapes }));
     }
     Ok(outputs)
 }
 
-struct Recompute(Box<Function>);
+struct Recompute {
+    run: Box<Function>,
+    /// Of the first run's outputs.
+    shapes: Vec<Shape>,
+}
 
 impl Pull for Recompute {
     fn pull(&self, ctx: &PullContext<'_>, y_bar: &Cotangents, want: &[bool]) -> Result<InputCotangents> {
@@ -64,9 +70,18 @@ impl Pull for Recompute {
             inputs.push(ctx.saved.get(i)?.clone());
         }
         let local = Isolated::new(&inputs, ctx.record.then(|| Arc::clone(ctx.tape)));
-        let y = (self.0)(&local.inputs)?;
-        if y.len() != y_bar.0.len() {
-            bail!(tape, "the second run gave {} outputs, the first {}", y.len(), y_bar.0.len());
+        let y = (self.run)(&local.inputs)?;
+        if y.len() != self.shapes.len() {
+            bail!(tape, "the second run gave {} outputs, the first {}", y.len(), self.shapes.len());
+        }
+        for (i, (y, shape)) in y.iter().zip(&self.shapes).enumerate() {
+            if y.shape() != shape {
+                bail!(
+                    tape,
+                    "the second run gave output {i} the shape {}, the first {shape}: the function must compute the same again",
+                    y.shape()
+                );
+            }
         }
         local.pull_back(&y, &y_bar.0, want, ctx.record, ctx.ops)
     }
@@ -78,7 +93,6 @@ impl Pull for Recompute {
 pub(crate) struct Isolated {
     tape: Arc<Inner>,
     floor: usize,
-    ids: Vec<Option<usize>>,
     pub(crate) inputs: Vec<Tensor>,
 }
 
@@ -86,9 +100,8 @@ impl Isolated {
     pub(crate) fn new(inputs: &[Tensor], tape: Option<Arc<Inner>>) -> Self {
         let tape = tape.unwrap_or_else(Inner::new);
         let inputs: Vec<Tensor> = inputs.iter().map(|t| if t.dtype().is_float() { alias(&tape, t) } else { t.clone() }).collect();
-        let ids = inputs.iter().map(|t| t.node.as_ref().map(|n| n.id)).collect();
         let floor = tape.len();
-        Isolated { tape, floor, ids, inputs }
+        Isolated { tape, floor, inputs }
     }
 
     /// Cotangents of the inputs, given those of values computed from them.
@@ -100,11 +113,19 @@ impl Isolated {
         record: bool,
         ops: Accumulate,
     ) -> Result<InputCotangents> {
-        let seeds = y.iter().zip(y_bar).filter_map(|(y, bar)| Some((y.node.as_ref()?.id, bar.clone()?))).collect();
-        let wanted: Vec<usize> = self.ids.iter().zip(want).filter(|(_, w)| **w).filter_map(|(id, _)| *id).collect();
+        let place = |t: &Tensor| t.node.as_ref().map(|n| n.resolve()).transpose().map(|p| p.map(|(_, id)| id));
+        let mut seeds = Vec::new();
+        for (y, bar) in y.iter().zip(y_bar) {
+            if let (Some(id), Some(bar)) = (place(y)?, bar) {
+                seeds.push((id, bar.clone()));
+            }
+        }
+        let ids = self.inputs.iter().map(place).collect::<Result<Vec<_>>>()?;
+        let wanted: Vec<usize> = ids.iter().zip(want).filter(|(_, w)| **w).filter_map(|(id, _)| *id).collect();
+        let Some((tape, offset)) = Arc::clone(&self.tape).settled() else { bail!(tape, "the tape of the outer function is gone") };
         // A first derivative on the fresh tape may be followed by a second sweep over the same nodes: keep them.
-        let found = sweep(&self.tape, Sweep { seeds, wanted: &wanted, floor: self.floor, consume: false, record }, ops)?;
-        Ok(self.ids.iter().zip(want).map(|(id, w)| if *w { id.and_then(|id| found.get(&id).cloned()) } else { None }).collect())
+        let found = sweep(&tape, Sweep { seeds, wanted: &wanted, floor: self.floor + offset, consume: false, record }, ops)?;
+        Ok(ids.iter().zip(want).map(|(id, w)| if *w { id.and_then(|id| found.get(&id).cloned()) } else { None }).collect())
     }
 }
 
@@ -116,17 +137,18 @@ fn alias(tape: &Arc<Inner>, t: &Tensor) -> Tensor {
             Ok(SmallVec::from_iter([y_bar.0[0].clone()]))
         }
     }
+    let parent = t.node.as_ref().and_then(|n| n.resolve().ok()).filter(|(own, _)| Arc::ptr_eq(own, tape)).map(|(_, id)| id);
     let mut nodes = tape.nodes();
     let id = nodes.len();
-    let kind = match &t.node {
-        Some(n) if std::ptr::eq(n.tape.as_ptr(), Arc::as_ptr(tape)) => Kind::Op(Box::new(OpNode {
+    let kind = match parent {
+        Some(parent) => Kind::Op(Box::new(OpNode {
             name: "alias",
             pull: Some(Arc::new(Identity)),
             saved: Saved::none(),
-            parents: SmallVec::from_iter([Some(n.id)]),
+            parents: SmallVec::from_iter([Some(parent)]),
             outputs: 1,
         })),
-        _ => Kind::Leaf(None),
+        None => Kind::Leaf(None),
     };
     nodes.push(Node { kind, at: Location::caller(), shape: t.shape().clone(), dtype: t.dtype() });
     Tensor { array: t.array.clone(), node: Some(NodeRef { tape: Arc::downgrade(tape), id }) }

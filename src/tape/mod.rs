@@ -18,8 +18,8 @@ use crate::tensor::Tensor;
 use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::panic::Location;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 /// Where a tracked tensor sits.
 #[derive(Clone)]
@@ -29,11 +29,16 @@ pub(crate) struct NodeRef {
 }
 
 impl NodeRef {
-    /// The tape, unless a sweep has consumed it.
-    pub(crate) fn upgrade(&self) -> Result<Arc<Inner>> {
-        self.tape.upgrade().ok_or_else(|| {
-            Error::tape("an operand is tracked by a tape that a sweep has consumed; detach() it, or keep the tape by `Tape::grad`")
-        })
+    /// The tape and the place on it, unless the tape is gone.
+    pub(crate) fn resolve(&self) -> Result<(Arc<Inner>, usize)> {
+        let gone = || {
+            Error::tape(
+                "an operand is tracked by a tape that is gone: a sweep consumed it, or it was dropped; detach() the operand, or keep \
+                 the tape (`Tape::cotangents` sweeps without consuming)",
+            )
+        };
+        let (tape, offset) = self.tape.upgrade().and_then(|t| t.settled()).ok_or_else(gone)?;
+        Ok((tape, self.id + offset))
     }
 }
 
@@ -152,11 +157,71 @@ pub(crate) struct Inner {
     paused: AtomicUsize,
     /// A checkpointed function is running: whatever it captured instead of taking as input would lose its gradient.
     sealed: AtomicUsize,
+    /// Of a gradient function, which may turn out to run inside another one.
+    nested: bool,
+    born: u64,
+    /// The tape that took over all nodes of this one, and where they start there.
+    successor: OnceLock<(Weak<Inner>, usize)>,
+    /// Tapes whose nodes this one took over: tensors still refer to them.
+    absorbed: Mutex<Vec<Arc<Inner>>>,
 }
 
 impl Inner {
     fn new() -> Arc<Self> {
-        Arc::new(Inner { nodes: Mutex::default(), hooks: Mutex::default(), paused: AtomicUsize::new(0), sealed: AtomicUsize::new(0) })
+        Self::make(false)
+    }
+
+    /// A tape for a gradient function. When a value of it meets a value of an older tape, the function runs inside that
+    /// tape's: the older tape takes the nodes over, and the derivative is recorded there.
+    pub(crate) fn for_function() -> Arc<Self> {
+        Self::make(true)
+    }
+
+    fn make(nested: bool) -> Arc<Self> {
+        static BORN: AtomicU64 = AtomicU64::new(0);
+        Arc::new(Inner {
+            nodes: Mutex::default(),
+            hooks: Mutex::default(),
+            paused: AtomicUsize::new(0),
+            sealed: AtomicUsize::new(0),
+            nested,
+            born: BORN.fetch_add(1, SeqCst),
+            successor: OnceLock::new(),
+            absorbed: Mutex::default(),
+        })
+    }
+
+    /// The tape that holds the nodes now, and what their ids have grown by; `None` when it is gone.
+    pub(crate) fn settled(self: Arc<Self>) -> Option<(Arc<Inner>, usize)> {
+        let (mut tape, mut offset) = (self, 0);
+        while let Some((next, by)) = tape.successor.get() {
+            offset += by;
+            let next = next.upgrade()?;
+            tape = next;
+        }
+        Some((tape, offset))
+    }
+
+    /// Makes one tape of two where that is right (see [`Inner::for_function`]): the older one.
+    fn unite(a: &Arc<Inner>, b: &Arc<Inner>) -> Option<Arc<Inner>> {
+        let (older, younger) = if a.born < b.born { (a, b) } else { (b, a) };
+        if !younger.nested {
+            return None;
+        }
+        let mut nodes = older.nodes();
+        let mut moved = younger.nodes();
+        let offset = nodes.len();
+        for mut node in std::mem::take(&mut *moved) {
+            if let Kind::Op(op) = &mut node.kind {
+                op.parents.iter_mut().flatten().for_each(|p| *p += offset);
+            }
+            nodes.push(node);
+        }
+        let hooks = std::mem::take(&mut *younger.hooks.lock().unwrap_or_else(PoisonError::into_inner));
+        older.hooks.lock().unwrap_or_else(PoisonError::into_inner).extend(hooks.into_iter().map(|(id, h)| (id + offset, h)));
+        younger.successor.set((Arc::downgrade(older), offset)).ok()?;
+        older.absorbed.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(younger));
+        Some(Arc::clone(older))
     }
 
     pub(crate) fn nodes(&self) -> MutexGuard<'_, Vec<Node>> {
@@ -214,11 +279,16 @@ pub(crate) fn common_tape(inputs: &[&Tensor]) -> Result<Option<Arc<Inner>>> {
     let mut tape: Option<Arc<Inner>> = None;
     for node in inputs.iter().filter_map(|t| t.node.as_ref()) {
         match &tape {
-            None => tape = Some(node.upgrade()?),
+            None => tape = Some(node.resolve()?.0),
             Some(t) if std::ptr::eq(Arc::as_ptr(t), node.tape.as_ptr()) => {}
-            Some(_) => {
-                node.upgrade()?;
-                bail!(tape, "operands are tracked by different tapes; watch both on one tape, or detach() one");
+            Some(t) => {
+                let (other, _) = node.resolve()?;
+                if !Arc::ptr_eq(t, &other) {
+                    match Inner::unite(t, &other) {
+                        Some(both) => tape = Some(both),
+                        None => bail!(tape, "operands are tracked by different tapes; watch both on one tape, or detach() one"),
+                    }
+                }
             }
         }
     }
@@ -234,9 +304,11 @@ pub(crate) fn reserve(
     inputs: &[&Tensor],
     outputs: &mut [Tensor],
 ) -> usize {
+    let place =
+        |n: &NodeRef| if std::ptr::eq(n.tape.as_ptr(), Arc::as_ptr(tape)) { Some(n.id) } else { n.resolve().ok().map(|(_, id)| id) };
+    let parents = inputs.iter().map(|t| t.node.as_ref().and_then(place)).collect();
     let mut nodes = tape.nodes();
     let id = nodes.len();
-    let parents = inputs.iter().map(|t| t.node.as_ref().map(|n| n.id)).collect();
     let mut op = Some(Box::new(OpNode { name, pull: None, saved: Saved::none(), parents, outputs: outputs.len() }));
     for (i, y) in outputs.iter_mut().enumerate() {
         let kind = op.take().map_or(Kind::Sibling(i), Kind::Op);
@@ -363,8 +435,10 @@ impl Tape {
 
     pub(crate) fn id_of(&self, t: &Tensor) -> Result<usize> {
         match &t.node {
-            Some(n) if std::ptr::eq(n.tape.as_ptr(), Arc::as_ptr(&self.inner)) => Ok(n.id),
-            Some(_) => bail!(tape, "the tensor is tracked by another tape"),
+            Some(n) => match n.resolve()? {
+                (tape, id) if Arc::ptr_eq(&tape, &self.inner) => Ok(id),
+                _ => bail!(tape, "the tensor is tracked by another tape"),
+            },
             None => bail!(tape, "the tensor is not tracked: nothing it was computed from is watched"),
         }
     }
@@ -400,7 +474,10 @@ impl Gradients {
         let at = Location::caller();
         match &t.node {
             Some(n) if n.tape.as_ptr().addr() == self.tape => self.by_id.get(&n.id).ok_or_else(|| {
-                let name = self.names.get(&n.id).cloned().unwrap_or_else(|| "the tensor".into());
+                let Some(name) = self.names.get(&n.id).cloned() else {
+                    let hint = "gradients are kept for watched tensors; `Tape::cotangents` gives those of values computed from them";
+                    return Error::tape(format!("the tensor was not watched, but computed: {hint}")).in_op("backward", at);
+                };
                 Error::disconnected(format!("the result does not depend on {name}")).with_names(vec![name]).in_op("backward", at)
             }),
             _ => Err(Error::tape("the swept tape does not watch this tensor").in_op("backward", at)),
