@@ -132,7 +132,7 @@ impl Op for ExtremumVjp {
         let (own, other) = if self.first { (&x[0], &x[1]) } else { (&x[1], &x[0]) };
         let first = self.first;
         let shape = y[0].shape();
-        with_float!(x[0].dtype(), T => map::ternary(own, other, &x[2], shape, y[0].slice::<T>(), #[inline(always)] |own: T, other: T, g: T| {
+        with_float!(x[0].dtype(), T => map::ternary(own, other, &x[2], shape, y[0].slice::<T>(), #[inline(always)] move |own: T, other: T, g: T| {
             type Acc = <T as Compute>::Acc;
             let (own, other, g) = (own.load(), other.load(), g.load());
             let s = Acc::from_f64(sign);

@@ -11,7 +11,7 @@ pub use arith::*;
 pub use minmax::*;
 pub use pow::*;
 
-use crate::backend::cpu::{self, Compute, Real, map};
+use crate::backend::cpu::{self, Compute, Real, map, simd};
 use crate::dtype::{F64, I64, with_float};
 use crate::error::{ErrorKind, Result};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, expect};
@@ -39,6 +39,20 @@ pub trait Binary: Clone + Debug + Send + Sync + 'static {
     fn vjp(&self, saved: &Saved, g: &Tensor, want: [bool; 2]) -> Result<[Option<Tensor>; 2]>;
     /// Inputs to check.
     fn samples(g: &mut Gen) -> Vec<Sample<Self>>;
+}
+
+/// The loop: all that is compiled per op and element type.
+fn block<B: Binary, T: Compute>(op: &B, a: &[T], b: &[T], y: &mut [T]) {
+    // A local copy: behind a reference its parameters might change with every store, and the loop would not vectorise.
+    let op = op.clone();
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            for ((y, &a), &b) in y.iter_mut().zip(a).zip(b) {
+                *y = T::store(op.f(a.load(), b.load()));
+            }
+        },
+    );
 }
 
 /// A [`Binary`] as an op.
@@ -69,7 +83,7 @@ impl<B: Binary> Op for Zip<B> {
 
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
         let shape = y[0].shape();
-        with_float!(x[0].dtype(), T => map::binary(&x[0], &x[1], shape, y[0].slice::<T>(), #[inline(always)] |a: T, b: T| T::store(self.0.f(a.load(), b.load()))))
+        with_float!(x[0].dtype(), T => map::binary_blocks(&x[0], &x[1], shape, y[0].slice::<T>(), &|a: &[T], b: &[T], y: &mut [T]| block(&self.0, a, b, y)))
     }
 
     fn save(&self, x: &[&Tensor], y: &[Tensor], want: &[bool]) -> Saved {
