@@ -57,6 +57,8 @@ pub trait Real:
     const NEG_INFINITY: Self;
     /// A quiet NaN.
     const NAN: Self;
+    /// Up to here [`powi_small`](Self::powi_small) serves.
+    const SMALL_POWER: u32;
 
     /// Nearest value.
     fn from_f64(x: f64) -> Self;
@@ -112,8 +114,9 @@ pub trait Real:
 
     /// `self` to an integer power: exact products for the small powers that models use, else through `powf`.
     fn powi(self, n: i32) -> Self;
-    /// `self` to an integer power, as f64: as precise as this type, with room beyond its range.
-    fn powi_wide(self, n: i32) -> f64;
+    /// `self` to an integer power of at most [`SMALL_POWER`](Self::SMALL_POWER) + 1, as f64: as precise as this type, with room
+    /// beyond its range. In f32 without branches.
+    fn powi_small(self, n: i32) -> f64;
 
     /// 1/x.
     #[inline(always)]
@@ -450,6 +453,7 @@ macro_rules! real_common {
 
 impl Real for f32 {
     real_common!(f32);
+    const SMALL_POWER: u32 = 30;
 
     #[inline(always)]
     fn from_f64(x: f64) -> Self {
@@ -513,18 +517,12 @@ impl Real for f32 {
     }
     #[inline(always)]
     fn powi(self, n: i32) -> Self {
-        match n {
-            -1 => 1.0 / self,
-            0 => 1.0,
-            1 => self,
-            2 => self * self,
-            // Rounded once.
-            _ => self.powi_wide(n) as f32,
-        }
+        // Either is rounded once.
+        (if n.unsigned_abs() <= Self::SMALL_POWER { self.powi_small(n) } else { self.powf_wide(n as f64) }) as f32
     }
     #[inline(always)]
-    fn powi_wide(self, n: i32) -> f64 {
-        if n.unsigned_abs() <= 16 { power::powi_small_f32(self, n) } else { power::pow_wide_f32(self, n as f64) }
+    fn powi_small(self, n: i32) -> f64 {
+        power::powi_small_f32(self, n)
     }
     #[inline(always)]
     fn powf(self, p: Self) -> Self {
@@ -542,6 +540,7 @@ impl Real for f32 {
 
 impl Real for f64 {
     real_common!(f64);
+    const SMALL_POWER: u32 = u32::MAX;
 
     #[inline(always)]
     fn from_f64(x: f64) -> Self {
@@ -632,8 +631,8 @@ impl Real for f64 {
         }
     }
     #[inline(always)]
-    fn powi_wide(self, n: i32) -> f64 {
-        f64::powi(self, n)
+    fn powi_small(self, n: i32) -> f64 {
+        Real::powi(self, n)
     }
     #[inline(always)]
     fn powf(self, p: Self) -> Self {

@@ -61,7 +61,7 @@ pub(crate) fn pow_wide_f32(x: f32, p: f64) -> f64 {
     if one { 1.0 } else { y }
 }
 
-/// xⁿ as f64 for −16 ≤ n ≤ 16, by squaring: exact or nearly so in f64. All steps are taken and the unwanted dropped, so that a
+/// xⁿ as f64 for −31 ≤ n ≤ 31, by squaring: exact or nearly so in f64. All steps are taken and the unwanted dropped, so that a
 /// loop over x has no branch.
 #[inline(always)]
 pub(crate) fn powi_small_f32(x: f32, n: i32) -> f64 {

@@ -1,6 +1,6 @@
 //! Larger and smaller of two tensors, element by element.
 
-use super::{Binary, Zip, broadcast_samples_of};
+use super::{Binary, Zip, broadcast_samples_of, zip_block};
 use crate::backend::cpu::{self, Compute, Real, map};
 use crate::dtype::with_float;
 use crate::error::Result;
@@ -27,6 +27,9 @@ macro_rules! extremum {
             #[inline(always)]
             fn f<T: Real>(&self, a: T, b: T) -> T {
                 a.$f(b)
+            }
+            fn block<T: Compute>(&self, a: &[T], b: &[T], y: &mut [T]) {
+                zip_block(a, b, y, #[inline(always)] |a, b| $op.f(a, b));
             }
             fn define<S: Scalar>(&self, a: S, b: S) -> S {
                 a.$define(b)

@@ -28,6 +28,8 @@ pub trait Binary: Clone + Debug + Send + Sync + 'static {
     const MATH: Math;
     /// The function, for kernels. Mark it `#[inline(always)]`.
     fn f<T: Real>(&self, a: T, b: T) -> T;
+    /// `y = f(a, b)` over slices of one length: [`zip_block`] of the function, or of its special cases.
+    fn block<T: Compute>(&self, a: &[T], b: &[T], y: &mut [T]);
     /// The function, plainly.
     fn define<S: Scalar>(&self, a: S, b: S) -> S;
     /// What the wanted derivatives need.
@@ -41,15 +43,14 @@ pub trait Binary: Clone + Debug + Send + Sync + 'static {
     fn samples(g: &mut Gen) -> Vec<Sample<Self>>;
 }
 
-/// The loop: all that is compiled per op and element type.
-fn block<B: Binary, T: Compute>(op: &B, a: &[T], b: &[T], y: &mut [T]) {
-    // A local copy: behind a reference its parameters might change with every store, and the loop would not vectorise.
-    let op = op.clone();
+/// The loop: all that is compiled per op and element type. `f` should own what it captures, so that no store can change it.
+#[inline]
+pub fn zip_block<T: Compute>(a: &[T], b: &[T], y: &mut [T], f: impl Fn(T::Acc, T::Acc) -> T::Acc + Copy) {
     simd::dispatch(
         #[inline(always)]
         || {
             for ((y, &a), &b) in y.iter_mut().zip(a).zip(b) {
-                *y = T::store(op.f(a.load(), b.load()));
+                *y = T::store(f(a.load(), b.load()));
             }
         },
     );
@@ -83,7 +84,7 @@ impl<B: Binary> Op for Zip<B> {
 
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
         let shape = y[0].shape();
-        with_float!(x[0].dtype(), T => map::binary_blocks(&x[0], &x[1], shape, y[0].slice::<T>(), &|a: &[T], b: &[T], y: &mut [T]| block(&self.0, a, b, y)))
+        with_float!(x[0].dtype(), T => map::binary_blocks(&x[0], &x[1], shape, y[0].slice::<T>(), &|a: &[T], b: &[T], y: &mut [T]| self.0.block(a, b, y)))
     }
 
     fn save(&self, x: &[&Tensor], y: &[Tensor], want: &[bool]) -> Saved {

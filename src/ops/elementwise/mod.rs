@@ -23,7 +23,7 @@ macro_rules! unary {
     // Most functions have one form for all numbers.
     (@rare) => {
         #[inline(always)]
-        fn rare<T: Real>(_: T) -> bool {
+        fn rare<T: Real>(&self, _: T) -> bool {
             false
         }
         fn f_rare<T: Real>(&self, x: T) -> T {
@@ -33,15 +33,15 @@ macro_rules! unary {
             self.pull(s, g)
         }
     };
-    (@rare $s:ident, $g:ident, $rare:expr, $f_rare:expr, $pull_rare:expr) => {
+    (@rare $self:ident, $s:ident, $g:ident, $rare:expr, $f_rare:expr, $pull_rare:expr) => {
         #[inline(always)]
-        fn rare<T: Real>($s: T) -> bool {
+        fn rare<T: Real>(&$self, $s: T) -> bool {
             $rare
         }
-        fn f_rare<T: Real>(&self, $s: T) -> T {
+        fn f_rare<T: Real>(&$self, $s: T) -> T {
             $f_rare
         }
-        fn pull_rare<T: Real>(&self, $s: T, $g: T) -> T {
+        fn pull_rare<T: Real>(&$self, $s: T, $g: T) -> T {
             $pull_rare
         }
     };
@@ -60,7 +60,7 @@ macro_rules! unary {
         domain: $domain:expr;
         f($f_self:ident, $f_x:ident) => $f:expr;
         pull($p_self:ident, $p_s:ident, $p_g:ident) => $pull:expr;
-        $(rare($r_s:ident, $r_g:ident) => $rare:expr, f $f_rare:expr, pull $pull_rare:expr;)?
+        $(rare($r_self:ident, $r_s:ident, $r_g:ident) => $rare:expr, f $f_rare:expr, pull $pull_rare:expr;)?
         define($d_self:ident, $d_x:ident) => $define:expr;
         derivative($t_self:ident, $t_s:ident) => $derivative:expr;
         samples => $samples:expr;
@@ -80,7 +80,7 @@ macro_rules! unary {
             fn pull<T: Real>(&$p_self, $p_s: T, $p_g: T) -> T {
                 $pull
             }
-            unary! { @rare $($r_s, $r_g, $rare, $f_rare, $pull_rare)? }
+            unary! { @rare $($r_self, $r_s, $r_g, $rare, $f_rare, $pull_rare)? }
             fn define<S: Scalar>(&$d_self, $d_x: S) -> S {
                 $define
             }
@@ -186,7 +186,7 @@ pub trait Unary: Clone + Debug + Send + Sync + 'static {
     fn pull<T: Real>(&self, saved: T, g: T) -> T;
     /// Whether `f` and `pull` do not serve for this operand: a loop mends the few of which that is so by `f_rare` and
     /// `pull_rare`, and vectorises without them.
-    fn rare<T: Real>(x: T) -> bool;
+    fn rare<T: Real>(&self, x: T) -> bool;
     /// The function where [`rare`](Unary::rare) is true.
     fn f_rare<T: Real>(&self, x: T) -> T;
     /// The derivative where [`rare`](Unary::rare) is true of the saved value.
@@ -283,13 +283,13 @@ fn map_block<U: Unary, A: Real>(op: &U, x: &[A], y: &mut [A]) {
             let mut any = false;
             for (y, &x) in y.iter_mut().zip(x) {
                 *y = op.f(x);
-                any |= U::rare(x);
+                any |= op.rare(x);
             }
             any
         },
     );
     if any_rare {
-        for (y, &x) in y.iter_mut().zip(x).filter(|(_, x)| U::rare(**x)) {
+        for (y, &x) in y.iter_mut().zip(x).filter(|(_, x)| op.rare(**x)) {
             *y = op.f_rare(x);
         }
     }
@@ -304,13 +304,13 @@ fn pull_block<U: Unary, A: Real>(op: &U, saved: &[A], g: &[A], x_bar: &mut [A]) 
             let mut any = false;
             for ((y, &s), &g) in x_bar.iter_mut().zip(saved).zip(g) {
                 *y = op.pull(s, g);
-                any |= U::rare(s);
+                any |= op.rare(s);
             }
             any
         },
     );
     if any_rare {
-        for ((y, &s), &g) in x_bar.iter_mut().zip(saved).zip(g).filter(|((_, s), _)| U::rare(**s)) {
+        for ((y, &s), &g) in x_bar.iter_mut().zip(saved).zip(g).filter(|((_, s), _)| op.rare(**s)) {
             *y = op.pull_rare(s, g);
         }
     }

@@ -81,18 +81,14 @@ unary! {
     }, "powi", saves Input;
     math: "y = xⁿ, x⁰ = 1", "x̄ = ȳ · n xⁿ⁻¹, and 0 for n = 0", "for n < 0: ±∞ at 0", "IEEE 754-2019 §9.2 pown";
     domain: Domain::Uniform(0.25, 2.0);
-    f(self, x) => x.powi(self.n);
+    f(self, x) => T::from_f64(x.powi_small(self.n));
+    // In f64 whatever the dtype: a power may overflow where a small cotangent brings the product back.
     pull(self, x, g) => {
-        let n = f64::from(self.n);
-        if self.n == 0 {
-            T::ZERO
-        } else if self.n > 0 {
-            (g * T::from_f64(n)) * x.powi(self.n - 1)
-        } else {
-            // The power of a small number may overflow where a small cotangent brings the product back.
-            T::from_f64(g.to_f64() * n * x.powi_wide(self.n.saturating_sub(1)))
-        }
+        let slope = g.to_f64() * f64::from(self.n) * x.powi_small(self.n.saturating_sub(1));
+        if self.n == 0 { T::ZERO } else { T::from_f64(slope) }
     };
+    rare(self, x, g) => self.n.unsigned_abs() > T::SMALL_POWER, f x.powi(self.n),
+        pull T::from_f64(g.to_f64() * f64::from(self.n) * x.powf_wide(f64::from(self.n.saturating_sub(1))));
     define(self, x) => {
         // Repeated multiplication by squaring: bits of the exponent from the lowest.
         let base = if self.n < 0 { S::one() / x } else { x };

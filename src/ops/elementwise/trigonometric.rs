@@ -14,7 +14,7 @@ unary! {
     domain: Domain::Uniform(-7.0, 7.0);
     f(self, x) => x.sin_near();
     pull(self, x, g) => g * x.cos_near();
-    rare(x, g) => !x.is_near_angle(), f x.sin(), pull g * x.cos();
+    rare(self, x, g) => !x.is_near_angle(), f x.sin(), pull g * x.cos();
     define(self, x) => x.sin();
     derivative(self, x) => x.cos();
     samples => vec![
@@ -30,7 +30,7 @@ unary! {
     domain: Domain::Uniform(-7.0, 7.0);
     f(self, x) => x.cos_near();
     pull(self, x, g) => -(g * x.sin_near());
-    rare(x, g) => !x.is_near_angle(), f x.cos(), pull -(g * x.sin());
+    rare(self, x, g) => !x.is_near_angle(), f x.cos(), pull -(g * x.sin());
     define(self, x) => x.cos();
     derivative(self, x) => x.sin()?.neg();
     samples => vec![
