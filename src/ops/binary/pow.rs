@@ -27,7 +27,7 @@ impl Binary for Pow {
         forward: "y = aᵇ (or a partial derivative of it)",
         vjp: "ā = ȳ · b·aᵇ⁻¹, b̄ = ȳ · aᵇ·ln a, each summed over its broadcast axes",
         kinks: "0⁰ = 1; ā = 0 where b = 0; b̄ = 0 where a = 0 and b ≥ 0; a < 0: NaN unless b is an integer, and b̄ is NaN",
-        cost: "reads a and b, writes y, one scalar pow per element; saves a and b",
+        cost: "reads a and b, writes y, one pow per element; saves a and b",
         references: "IEEE 754-2019 §9.2.1; torch.pow",
     };
     #[inline(always)]

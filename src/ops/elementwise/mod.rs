@@ -35,6 +35,7 @@ macro_rules! unary {
     };
     (@rare $self:ident, $s:ident, $g:ident, $rare:expr, $f_rare:expr, $pull_rare:expr) => {
         #[inline(always)]
+        #[allow(unused_variables, reason = "the parameters alone may decide")]
         fn rare<T: Real>(&$self, $s: T) -> bool {
             $rare
         }
