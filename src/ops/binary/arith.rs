@@ -1,7 +1,7 @@
 //! Sum, difference, product, quotient.
 
-use super::{Binary, Zip, broadcast_samples, broadcast_samples_of};
-use crate::backend::cpu::Real;
+use super::{Binary, Zip, broadcast_samples, broadcast_samples_of, zip_block};
+use crate::backend::cpu::{Compute, Real};
 use crate::error::Result;
 use crate::op::{Math, Saved, apply1};
 use crate::tensor::Tensor;
@@ -26,6 +26,15 @@ impl Binary for Add {
     #[inline(always)]
     fn f<T: Real>(&self, a: T, b: T) -> T {
         a + b
+    }
+    fn block<T: Compute>(&self, a: &[T], b: &[T], y: &mut [T]) {
+        zip_block(
+            a,
+            b,
+            y,
+            #[inline(always)]
+            |a, b| Add.f(a, b),
+        );
     }
     fn define<S: Scalar>(&self, a: S, b: S) -> S {
         a + b
@@ -58,6 +67,15 @@ impl Binary for Mul {
     fn f<T: Real>(&self, a: T, b: T) -> T {
         a * b
     }
+    fn block<T: Compute>(&self, a: &[T], b: &[T], y: &mut [T]) {
+        zip_block(
+            a,
+            b,
+            y,
+            #[inline(always)]
+            |a, b| Mul.f(a, b),
+        );
+    }
     fn define<S: Scalar>(&self, a: S, b: S) -> S {
         a * b
     }
@@ -88,6 +106,15 @@ impl Binary for Sub {
     #[inline(always)]
     fn f<T: Real>(&self, a: T, b: T) -> T {
         a - b
+    }
+    fn block<T: Compute>(&self, a: &[T], b: &[T], y: &mut [T]) {
+        zip_block(
+            a,
+            b,
+            y,
+            #[inline(always)]
+            |a, b| Sub.f(a, b),
+        );
     }
     fn define<S: Scalar>(&self, a: S, b: S) -> S {
         a - b
@@ -123,6 +150,15 @@ impl Binary for Div {
     #[inline(always)]
     fn f<T: Real>(&self, a: T, b: T) -> T {
         a / b
+    }
+    fn block<T: Compute>(&self, a: &[T], b: &[T], y: &mut [T]) {
+        zip_block(
+            a,
+            b,
+            y,
+            #[inline(always)]
+            |a, b| Div.f(a, b),
+        );
     }
     fn define<S: Scalar>(&self, a: S, b: S) -> S {
         a / b
@@ -162,6 +198,15 @@ impl Binary for NegMul {
     #[inline(always)]
     fn f<T: Real>(&self, a: T, b: T) -> T {
         -(a * b)
+    }
+    fn block<T: Compute>(&self, a: &[T], b: &[T], y: &mut [T]) {
+        zip_block(
+            a,
+            b,
+            y,
+            #[inline(always)]
+            |a, b| NegMul.f(a, b),
+        );
     }
     fn define<S: Scalar>(&self, a: S, b: S) -> S {
         -(a * b)
