@@ -27,6 +27,7 @@ doc:
 # Benchmarks; `just bench softmax` runs those whose id contains the word.
 bench filter="":
     cargo bench --bench ops -- {{filter}}
+    cargo bench --bench kernels -- {{filter}}
     cargo bench --bench step -- {{filter}}
 
 # Write generated files anew: docs/ops.md.

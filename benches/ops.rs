@@ -7,13 +7,14 @@
 use cotangent::ops::registry;
 use cotangent::{DType, Result};
 use criterion::{BenchmarkId, Criterion, Throughput};
+use std::collections::HashMap;
 use std::hint::black_box;
 use std::time::Duration;
 
 /// Copies between two buffers that were touched before: what the memory can do. Bytes read and written both count.
 fn copy(c: &mut Criterion) {
     let mut group = c.benchmark_group("copy");
-    for mib in [1usize, 8, 16, 48] {
+    for mib in [1usize, 8, 16, 32, 48, 64, 128] {
         let n = (mib << 20) / 8;
         let (src, mut dst) = (vec![1f32; n], vec![0f32; n]);
         group.throughput(Throughput::Bytes((2 * n * size_of::<f32>()) as u64));
@@ -40,9 +41,16 @@ fn ops(c: &mut Criterion, dtype: DType) {
             continue;
         }
         let mut group = c.benchmark_group(entry.name);
+        let mut seen: HashMap<String, usize> = HashMap::new();
         for case in cases {
             group.throughput(Throughput::Bytes(case.bytes as u64));
-            let shapes = case.id.split_once('/').map_or(case.id.as_str(), |(_, shapes)| shapes).replace('/', "_");
+            let mut shapes = case.id.split_once('/').map_or(case.id.as_str(), |(_, shapes)| shapes).replace('/', "_");
+            // Samples that differ in the op's options alone are numbered, in the order of the op's list.
+            let count = seen.entry(shapes.clone()).or_default();
+            *count += 1;
+            if *count > 1 {
+                shapes = format!("{shapes} #{count}");
+            }
             group.bench_function(BenchmarkId::new(format!("{dtype} forward"), &shapes), |b| {
                 b.iter(|| (case.forward)().expect("bench sample"));
             });

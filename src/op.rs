@@ -277,6 +277,38 @@ impl<V: View> Pull for RecordedView<V> {
     }
 }
 
+/// Several views of one operand as one node, whose derivative sees all their cotangents at once; `vjp` gets at least one.
+/// For compositions: the caller names the op in errors.
+///
+/// # Errors
+/// Layouts that leave the storage; tape error for a consumed tape.
+#[track_caller]
+pub(crate) fn apply_parts(
+    name: &'static str,
+    x: &Tensor,
+    layouts: impl IntoIterator<Item = Result<Layout>>,
+    vjp: impl Fn(&Cotangents) -> Result<Tensor> + Send + Sync + 'static,
+) -> Result<Outputs> {
+    let at = Location::caller();
+    let view = |layout: Result<Layout>| Ok(Tensor::from_array(x.array.with_layout(layout?)?));
+    let mut y: Outputs = layouts.into_iter().map(view).collect::<Result<_>>()?;
+    if let Some(tape) = tape::common_tape(&[x])?
+        && tape.is_recording()?
+    {
+        tape::record(&tape, name, at, &[x], &mut y, Saved::none(), Arc::new(RecordedParts(vjp)));
+    }
+    Ok(y)
+}
+
+struct RecordedParts<F>(F);
+
+impl<F: Fn(&Cotangents) -> Result<Tensor> + Send + Sync> Pull for RecordedParts<F> {
+    fn pull(&self, _: &PullContext<'_>, y_bar: &Cotangents, want: &[bool]) -> Result<InputCotangents> {
+        let bar = if want[0] { Some((self.0)(y_bar)?) } else { None };
+        Ok(SmallVec::from_iter([bar]))
+    }
+}
+
 /// Runs a [`Composite`]; errors carry its own name.
 ///
 /// # Errors

@@ -141,26 +141,3 @@ fn keys_differ_and_states_return() {
     assert_eq!(a.next_key(), b.next_key());
     assert_eq!(Key::from_parts(key.parts().0, key.parts().1), key);
 }
-
-/// Prints what filling costs (`cargo test --release -- --ignored --nocapture fill_speed`).
-#[test]
-#[ignore = "measurement"]
-fn fill_speed() {
-    let mut x = vec![0f32; 1 << 20];
-    let mut z = vec![0f64; 1 << 20];
-    let key = Key::new(1);
-    let best = |f: &mut (dyn FnMut() + Send)| {
-        let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread pool");
-        one.install(|| {
-            (0..20)
-                .map(|_| {
-                    let t = std::time::Instant::now();
-                    f();
-                    t.elapsed().as_secs_f64() * 1e9 / (1 << 20) as f64
-                })
-                .fold(f64::INFINITY, f64::min)
-        })
-    };
-    println!("uniform {:.3} ns/element", best(&mut || key.fill_uniform_f32(0, &mut x)));
-    println!("normal {:.3} ns/element", best(&mut || key.fill_normal(0, &mut z)));
-}

@@ -325,3 +325,14 @@ fn nothing_outlives_the_tape() -> Result<()> {
     drop(y);
     Ok(())
 }
+
+/// Printing went through f64, which has no 2⁵³ + 1.
+#[test]
+fn large_integers_are_printed_exactly() -> Result<()> {
+    let x = Tensor::from_slice(&[(1i64 << 53) + 1, i64::MIN, i64::MAX, -7], [4])?;
+    let text = x.to_string();
+    for n in ["9007199254740993", "-9223372036854775808", "9223372036854775807", " -7"] {
+        assert!(text.contains(n), "{text}");
+    }
+    Ok(())
+}

@@ -1,6 +1,7 @@
 //! Printing as PyTorch does: aligned columns, long axes elided.
 
 use super::Array;
+use crate::dtype::with_dtype;
 use std::fmt::{self, Write};
 
 /// Axes longer than twice this show only this many entries at both ends, once the tensor is large.
@@ -12,13 +13,21 @@ impl fmt::Display for Array {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shape = self.shape();
         let elide = shape.numel() > WHOLE;
-        let values = self.to_f64().map_err(|_| fmt::Error)?;
         let shown = shown_indices(shape, elide);
-        let style = Style::of(shown.iter().map(|&i| values[i]), self.dtype().is_float());
-        let width = shown.iter().map(|&i| style.show(values[i]).len()).max().unwrap_or(0);
+        let show: Box<dyn Fn(usize) -> String> = if self.dtype().is_float() {
+            let values = self.to_f64().map_err(|_| fmt::Error)?;
+            let style = Style::of(shown.iter().map(|&i| values[i]));
+            Box::new(move |i| style.show(values[i]))
+        } else {
+            with_dtype!(self.dtype(), T => {
+                let values = self.to_vec::<T>().map_err(|_| fmt::Error)?;
+                Box::new(move |i| values[i].to_string())
+            })
+        };
+        let width = shown.iter().map(|&i| show(i).len()).max().unwrap_or(0);
         let mut out = String::from("tensor(");
         let indent = out.len();
-        block(&mut out, shape, &values, 0, elide, indent, &|x| format!("{:>width$}", style.show(x)));
+        block(&mut out, shape, 0, elide, indent, &|i| format!("{:>width$}", show(i)));
         write!(out, ", shape {shape}, {}", self.dtype())?;
         if !matches!(self.device(), crate::Device::Cpu) {
             write!(out, ", {}", self.device())?;
@@ -28,20 +37,16 @@ impl fmt::Display for Array {
     }
 }
 
-/// How the numbers of one tensor are written: all alike, so that columns align.
+/// How the numbers of one float tensor are written: all alike, so that columns align.
 enum Style {
-    Integer,
-    /// Whole numbers in a float tensor: `1.`.
+    /// Whole numbers: `1.`.
     Whole,
     Fixed,
     Scientific,
 }
 
 impl Style {
-    fn of(values: impl Iterator<Item = f64>, float: bool) -> Self {
-        if !float {
-            return Style::Integer;
-        }
+    fn of(values: impl Iterator<Item = f64>) -> Self {
         let (mut whole, mut largest, mut least) = (true, 0f64, f64::INFINITY);
         for x in values.filter(|x| x.is_finite() && *x != 0.0) {
             whole &= x.fract() == 0.0;
@@ -65,7 +70,6 @@ impl Style {
             return if x > 0.0 { "inf" } else { "-inf" }.into();
         }
         match self {
-            Style::Integer => format!("{x:.0}"),
             Style::Whole => format!("{x:.0}."),
             Style::Fixed => format!("{x:.4}"),
             Style::Scientific => format!("{x:.4e}"),
@@ -91,9 +95,9 @@ fn shown_indices(shape: &[usize], elide: bool) -> Vec<usize> {
     out
 }
 
-fn block(out: &mut String, shape: &[usize], values: &[f64], at: usize, elide: bool, indent: usize, show: &dyn Fn(f64) -> String) {
+fn block(out: &mut String, shape: &[usize], at: usize, elide: bool, indent: usize, show: &dyn Fn(usize) -> String) {
     let Some((&extent, rest)) = shape.split_first() else {
-        out.push_str(show(values[at]).trim_start());
+        out.push_str(show(at).trim_start());
         return;
     };
     out.push('[');
@@ -113,8 +117,8 @@ fn block(out: &mut String, shape: &[usize], values: &[f64], at: usize, elide: bo
         }
         match entry {
             None => out.push_str("..."),
-            Some(i) if rest.is_empty() => out.push_str(&show(values[at + i])),
-            Some(i) => block(out, rest, values, at + i * inner, elide, indent + 1, show),
+            Some(i) if rest.is_empty() => out.push_str(&show(at + i)),
+            Some(i) => block(out, rest, at + i * inner, elide, indent + 1, show),
         }
     }
     out.push(']');

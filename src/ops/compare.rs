@@ -140,12 +140,12 @@ impl Op for Compare {
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
         macro_rules! whole {
             ($t:ty) => {
-                by_relation!(self.0, holds => map::binary(&x[0], &x[1], y[0].shape(), y[0].slice::<u8>(), #[inline(always)] |a: $t, b: $t| u8::from(holds(a, b))))
+                by_relation!(self.0, holds => map::binary(&x[0], &x[1], y[0].shape(), y[0].slice::<u8>(), #[inline(always)] move |a: $t, b: $t| u8::from(holds(a, b))))
             };
         }
         macro_rules! float {
             ($t:ty) => {
-                by_relation!(self.0, holds => map::binary(&x[0], &x[1], y[0].shape(), y[0].slice::<u8>(), #[inline(always)] |a: $t, b: $t| u8::from(holds(a.load(), b.load()))))
+                by_relation!(self.0, holds => map::binary(&x[0], &x[1], y[0].shape(), y[0].slice::<u8>(), #[inline(always)] move |a: $t, b: $t| u8::from(holds(a.load(), b.load()))))
             };
         }
         match x[0].dtype() {
@@ -218,7 +218,7 @@ impl Op for CompareScalar {
         macro_rules! float {
             ($t:ty) => {{
                 let c = <$t as Compute>::Acc::from_f64(c);
-                by_relation!(self.0, holds => map::unary(&x[0], y[0].slice::<u8>(), #[inline(always)] |a: $t| u8::from(holds(a.load(), c))))
+                by_relation!(self.0, holds => map::unary(&x[0], y[0].slice::<u8>(), #[inline(always)] move |a: $t| u8::from(holds(a.load(), c))))
             }};
         }
         macro_rules! whole {
@@ -226,10 +226,10 @@ impl Op for CompareScalar {
                 let exact = c as $t;
                 // The cast truncates and saturates; 2⁶³ itself saturates although it converts back equal.
                 if exact as f64 == c && exact != <$t>::MAX {
-                    by_relation!(self.0, holds => map::unary(&x[0], y[0].slice::<u8>(), #[inline(always)] |a: $t| u8::from(holds(a, exact))))
+                    by_relation!(self.0, holds => map::unary(&x[0], y[0].slice::<u8>(), #[inline(always)] move |a: $t| u8::from(holds(a, exact))))
                 } else {
                     // No value of the type equals c, and rounding to f64 does not cross c.
-                    by_relation!(self.0, holds => map::unary(&x[0], y[0].slice::<u8>(), #[inline(always)] |a: $t| u8::from(holds(a as f64, c))))
+                    by_relation!(self.0, holds => map::unary(&x[0], y[0].slice::<u8>(), #[inline(always)] move |a: $t| u8::from(holds(a as f64, c))))
                 }
             }};
         }

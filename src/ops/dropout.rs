@@ -84,6 +84,9 @@ impl Op for Dropout {
 
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
         let threshold = bernoulli_threshold(1.0 - self.p);
+        // The largest word that is kept: a comparison in 32 bits, and none when nothing is kept.
+        let (last, keep) = (threshold.saturating_sub(1) as u32, u32::from(threshold > 0));
+        let key = self.key;
         with_float!(x[0].dtype(), T => {
             type A = <T as Compute>::Acc;
             let x = x[0].contiguous::<T>()?;
@@ -94,9 +97,9 @@ impl Op for Dropout {
                     let mut words = [0; WORDS];
                     for (k, y) in y.chunks_mut(WORDS).enumerate() {
                         let at = first + k * WORDS;
-                        self.key.words(at as u64 / 4, &mut words);
+                        key.words(at as u64 / 4, &mut words);
                         for ((y, &x), &w) in y.iter_mut().zip(&x[at..]).zip(&words) {
-                            *y = T::store(if u64::from(w) < threshold { x.load() * scale } else { A::ZERO });
+                            *y = T::store(if (w <= last) & (keep != 0) { x.load() * scale } else { A::ZERO });
                         }
                     }
                 });

@@ -136,7 +136,7 @@ impl Op for MaskedFill {
         let shape = y[0].shape();
         with_dtype!(x[0].dtype(), T => {
             let c = <T as crate::dtype::Element>::from_f64(self.0);
-            map::binary(&x[0], &x[1], shape, y[0].slice::<T>(), #[inline(always)] |v: T, m: u8| if m != 0 { c } else { v })
+            map::binary(&x[0], &x[1], shape, y[0].slice::<T>(), #[inline(always)] move |v: T, m: u8| if m != 0 { c } else { v })
         })
     }
 

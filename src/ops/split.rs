@@ -1,8 +1,10 @@
 //! A tensor cut into parts along an axis: views, no element moves.
 
-use crate::error::{ErrorKind, Result, bail};
-use crate::op::{Composite, Describe, Math, Outputs, compose};
-use crate::shape::Axis;
+use super::concat::Concat;
+use super::slice::{Slice, SliceVjp};
+use crate::error::{Error, ErrorKind, Result, bail};
+use crate::op::{Composite, Cotangents, Describe, Math, Outputs, apply_parts, apply1, compose};
+use crate::shape::{Axis, Shape};
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Nd, Sample, Scalar};
 use smallvec::SmallVec;
@@ -36,7 +38,7 @@ impl Describe for Split {
         forward: "y₁, y₂, … = consecutive stretches of x along an axis",
         vjp: "x̄ = ȳ₁, ȳ₂, … one after the other, zero where a part was not used",
         kinks: "linear",
-        cost: "none: views; the derivative writes x̄ for every part",
+        cost: "none: views; the derivative writes x̄ once",
         references: "torch.split",
     };
 
@@ -75,12 +77,37 @@ impl Composite for Split {
         }
         let mut start = 0;
         let part = |&n: &usize| {
-            let y = x[0].narrow(axis, start, n);
+            let y = x[0].layout().slice(axis, start, n, 1);
             start += n;
             y
         };
-        self.sizes.iter().map(part).collect()
+        let (sizes, of) = (self.sizes.clone(), x[0].shape().clone());
+        apply_parts(Self::NAME, x[0], self.sizes.iter().map(part), move |y_bar| join(y_bar, &sizes, axis, &of))
     }
+}
+
+/// The cotangents of the parts one after the other, in one pass; zero where a part was not used.
+fn join(y_bar: &Cotangents, sizes: &[usize], axis: usize, of: &Shape) -> Result<Tensor> {
+    let used: SmallVec<[usize; 4]> = (0..sizes.len()).filter(|&i| y_bar.get(i).is_some()).collect();
+    let Some((&first, others)) = used.split_first() else {
+        return Err(Error::tape("no part has a cotangent"));
+    };
+    let bar = |i: usize| y_bar.get(i).ok_or_else(|| Error::tape("a part has no cotangent"));
+    if others.is_empty() {
+        let start: usize = sizes[..first].iter().sum();
+        let slice = Slice { axis: axis.into(), span: (start..start + sizes[first]).into(), step: 1 };
+        return apply1(SliceVjp { slice, of: of.clone() }, &[bar(first)?]);
+    }
+    // One zero, repeated: only the joined tensor takes memory.
+    let like = bar(first)?;
+    let zero = Tensor::full_on((), 0.0, like.dtype(), like.device())?;
+    let part = |(i, &n): (usize, &usize)| match y_bar.get(i) {
+        Some(bar) => Ok(bar.clone()),
+        None => zero.expand(of.with_dim(axis, n)),
+    };
+    let parts: SmallVec<[Tensor; 4]> = sizes.iter().enumerate().map(part).collect::<Result<_>>()?;
+    let parts: SmallVec<[&Tensor; 4]> = parts.iter().collect();
+    apply1(Concat { axis: axis.into(), sizes: sizes.into() }, &parts)
 }
 
 /// A number of equal parts; see [`Tensor::chunk`].
@@ -108,7 +135,7 @@ impl Describe for Chunk {
         forward: "y₁, y₂, … = stretches of ⌈n / parts⌉ positions of x along an axis; the last may be shorter",
         vjp: "x̄ = ȳ₁, ȳ₂, … one after the other, zero where a part was not used",
         kinks: "linear",
-        cost: "none: views; the derivative writes x̄ for every part",
+        cost: "none: views; the derivative writes x̄ once",
         references: "torch.chunk",
     };
 

@@ -52,9 +52,11 @@ compute! {
     f16, f32, |x| f16_to_f32(x.to_bits()), |y| f16::from_bits(f32_to_f16(y)), |_s| None;
 }
 
-/// `y[i] = f(x[i])`, one operand.
-pub(crate) fn unary<T: Element, O: Element>(x: &In<'_>, y: &mut [O], f: impl Fn(T) -> O + Sync) -> Result<()> {
+/// `y[i] = f(x[i])`, one operand. `f` should own what it captures (`move`): each block takes a copy of it, whose parameters
+/// no store can change, so the loop vectorises.
+pub(crate) fn unary<T: Element, O: Element>(x: &In<'_>, y: &mut [O], f: impl Fn(T) -> O + Sync + Copy) -> Result<()> {
     unary_blocks(x, y, &|x: &[T], y: &mut [O]| {
+        let f = f;
         simd::dispatch(
             #[inline(always)]
             || {
@@ -204,15 +206,16 @@ impl<'a, T: Element> Operand<'a, T> {
     }
 }
 
-/// `y[i] = f(a[i], b[i])` with both operands broadcast to `shape`.
+/// `y[i] = f(a[i], b[i])` with both operands broadcast to `shape`; `f` as in [`unary`].
 pub(crate) fn binary<A: Element, B: Element, O: Element>(
     a: &In<'_>,
     b: &In<'_>,
     shape: &crate::Shape,
     y: &mut [O],
-    f: impl Fn(A, B) -> O + Sync,
+    f: impl Fn(A, B) -> O + Sync + Copy,
 ) -> Result<()> {
     binary_blocks(a, b, shape, y, &|a: &[A], b: &[B], y: &mut [O]| {
+        let f = f;
         simd::dispatch(
             #[inline(always)]
             || {
@@ -293,56 +296,43 @@ fn widened<const N: usize, T: Compute>(a: &[T], b: &[T], y: &mut [T], block: Blo
     }
 }
 
-/// `y[k] = f(a(k), b(k), c(k))`.
-#[inline(always)]
-fn run<A, B, C, O>(y: &mut [O], a: impl Fn(usize) -> A, b: impl Fn(usize) -> B, c: impl Fn(usize) -> C, f: impl Fn(A, B, C) -> O) {
-    for (k, y) in y.iter_mut().enumerate() {
-        *y = f(a(k), b(k), c(k));
-    }
-}
-
-/// `y[i] = f(a[i], b[i], c[i])` with all operands broadcast to `shape`.
+/// `y[i] = f(a[i], b[i], c[i])` with all operands broadcast to `shape`; `f` as in [`unary`].
 pub(crate) fn ternary<A: Element, B: Element, C: Element, O: Element>(
     a: &In<'_>,
     b: &In<'_>,
     c: &In<'_>,
     shape: &crate::Shape,
     y: &mut [O],
-    f: impl Fn(A, B, C) -> O + Sync,
+    f: impl Fn(A, B, C) -> O + Sync + Copy,
 ) -> Result<()> {
     let (a, b, c) = (Operand::<A>::prepare(a, shape)?, Operand::<B>::prepare(b, shape)?, Operand::<C>::prepare(c, shape)?);
     let (xa, xb, xc) = (a.data(), b.data(), c.data());
-    for_rows(shape, [&a.layout, &b.layout, &c.layout], y, |y, [i, j, k], [sa, sb, sc]| {
-        let n = y.len();
+    let block = |a: &[A], b: &[B], c: &[C], y: &mut [O]| {
+        let f = f;
         simd::dispatch(
             #[inline(always)]
             || {
-                // One loop per pattern of repeated operands: each then vectorises.
-                macro_rules! pattern {
-                    (@$x:ident $at:ident 1) => {{
-                        let x = &$x[$at..$at + n];
-                        move |k: usize| x[k]
-                    }};
-                    (@$x:ident $at:ident 0) => {{
-                        let x = $x[$at];
-                        move |_: usize| x
-                    }};
-                    ($sa:tt $sb:tt $sc:tt) => {
-                        run(y, pattern!(@xa i $sa), pattern!(@xb j $sb), pattern!(@xc k $sc), &f)
-                    };
-                }
-                match (sa, sb, sc) {
-                    (1, 1, 1) => pattern!(1 1 1),
-                    (1, 1, 0) => pattern!(1 1 0),
-                    (1, 0, 1) => pattern!(1 0 1),
-                    (1, 0, 0) => pattern!(1 0 0),
-                    (0, 1, 1) => pattern!(0 1 1),
-                    (0, 1, 0) => pattern!(0 1 0),
-                    (0, 0, 1) => pattern!(0 0 1),
-                    _ => run(y, |t| xa[i + t * sa], |t| xb[j + t * sb], |t| xc[k + t * sc], &f),
+                for (((y, &a), &b), &c) in y.iter_mut().zip(a).zip(b).zip(c) {
+                    *y = f(a, b, c);
                 }
             },
         );
+    };
+    for_rows(shape, [&a.layout, &b.layout, &c.layout], y, |y, [i, j, k], [sa, sb, sc]| {
+        let n = y.len();
+        if (sa, sb, sc) == (1, 1, 1) {
+            return block(&xa[i..i + n], &xb[j..j + n], &xc[k..k + n], y);
+        }
+        // As in `repeated`: an operand that repeats one element along a row is written out.
+        const N: usize = 256;
+        let (fill_a, fill_b, fill_c) = ([xa[i]; N], [xb[j]; N], [xc[k]; N]);
+        for (p, y) in y.chunks_mut(N).enumerate() {
+            let (n, at) = (y.len(), p * N);
+            let a = if sa == 0 { &fill_a[..n] } else { &xa[i + at..][..n] };
+            let b = if sb == 0 { &fill_b[..n] } else { &xb[j + at..][..n] };
+            let c = if sc == 0 { &fill_c[..n] } else { &xc[k + at..][..n] };
+            block(a, b, c, y);
+        }
     });
     Ok(())
 }

@@ -6,12 +6,23 @@
 //! for the Elementary Functions*; Muller, *Elementary Functions*). Bounds are tested in `math_tests.rs` over all exponents.
 //! The f64 versions are the scalar functions of std and libm: f64 serves checks, not training.
 
+/// Evaluates a polynomial by Horner's rule, lowest coefficient first: independent vectors overlap, so its chain costs nothing.
+macro_rules! poly {
+    ($x:expr, $c:expr) => { $c };
+    ($x:expr, $c:expr, $($rest:expr),+) => { poly!($x, $($rest),+).mul_add($x, $c) };
+}
+
+#[path = "math_circular.rs"]
+mod circular;
 #[path = "math_half.rs"]
 mod half_types;
+#[path = "math_power.rs"]
+mod power;
 
 use std::f64::consts as c64;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 
+pub(crate) use circular::{cos_f32, sin_f32};
 pub(crate) use half_types::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 
 /// A type that kernels compute in: f32 or f64. Half types are stored, never computed in.
@@ -46,6 +57,8 @@ pub trait Real:
     const NEG_INFINITY: Self;
     /// A quiet NaN.
     const NAN: Self;
+    /// Up to here [`powi_small`](Self::powi_small) serves.
+    const SMALL_POWER: u32;
 
     /// Nearest value.
     fn from_f64(x: f64) -> Self;
@@ -80,6 +93,12 @@ pub trait Real:
     fn sin(self) -> Self;
     /// Cosine, for arguments of any size.
     fn cos(self) -> Self;
+    /// Whether [`sin_near`](Self::sin_near) and [`cos_near`](Self::cos_near) serve for this angle. False for NaN.
+    fn is_near_angle(self) -> bool;
+    /// The sine of a near angle, without branches; garbage for others, never a trap.
+    fn sin_near(self) -> Self;
+    /// The cosine of a near angle.
+    fn cos_near(self) -> Self;
     /// Hyperbolic tangent.
     fn tanh(self) -> Self;
     /// Error function.
@@ -88,11 +107,16 @@ pub trait Real:
     fn normal_cdf(self) -> Self;
     /// φ(x) = Φ′(x).
     fn normal_pdf(self) -> Self;
-    /// `self` to a real power; the scalar std function, so it does not vectorise.
+    /// `self` to a real power, special values as IEEE pow. In f64 the scalar std function, so it does not vectorise.
     fn powf(self, p: Self) -> Self;
+    /// `self` to an f64 power, as f64: as precise as this type, with room beyond its range.
+    fn powf_wide(self, p: f64) -> f64;
 
-    /// `self` to an integer power: exact products for the small powers that models use, else through a wider or scalar `pow`.
+    /// `self` to an integer power: exact products for the small powers that models use, else through `powf`.
     fn powi(self, n: i32) -> Self;
+    /// `self` to an integer power of at most [`SMALL_POWER`](Self::SMALL_POWER) + 1, as f64: as precise as this type, with room
+    /// beyond its range. In f32 without branches.
+    fn powi_small(self, n: i32) -> f64;
 
     /// 1/x.
     #[inline(always)]
@@ -134,17 +158,8 @@ pub trait Real:
         if self < Self::ZERO { (-e).mul_add(q, e) } else { Self::ONE - q }
     }
 
-    /// ln(1 + eˣ) without overflow. max(x, 0) comes from the NaN-keeping [`max_nan`](Self::max_nan).
-    #[inline(always)]
-    fn softplus(self) -> Self {
-        self.max_nan(Self::ZERO) + (-self.abs()).exp().ln_1p()
-    }
-}
-
-/// Evaluates a polynomial by Horner's rule, lowest coefficient first: independent vectors overlap, so its chain costs nothing.
-macro_rules! poly {
-    ($x:expr, $c:expr) => { $c };
-    ($x:expr, $c:expr, $($rest:expr),+) => { poly!($x, $($rest),+).mul_add($x, $c) };
+    /// ln(1 + eˣ) without overflow.
+    fn softplus(self) -> Self;
 }
 
 /// The first 16 bits of ln 2: its product with an exponent is exact.
@@ -273,6 +288,32 @@ pub(crate) fn ln_1p_f32(x: f32) -> f32 {
     if x >= -1.0 { y } else { f32::NAN }
 }
 
+/// ln(1 + eˣ) = max(x, 0) + ln(1 + u) with u = e^-|x| in (0, 1], where ln(1 + u) = u + u² P(u).
+#[inline(always)]
+pub(crate) fn softplus_f32(x: f32) -> f32 {
+    let u = exp_f32(-x.abs());
+    let p = poly!(
+        u,
+        -0.5,
+        0.333_332_36,
+        -0.249_967_6,
+        0.199_567_08,
+        -0.163_651_53,
+        0.130_333_64,
+        -0.091_394_14,
+        0.049_309_973,
+        -0.017_184_267,
+        0.002_801_642
+    );
+    // max(x, 0) + u and what its rounding lost, by the larger of the two.
+    let above = if x < 0.0 { 0.0 } else { x };
+    let (large, small) = if above > u { (above, u) } else { (u, above) };
+    let sum = large + small;
+    let y = sum + (u * u).mul_add(p, small - (sum - large));
+    // Infinity would be lost in its own rounding error. NaN passes by `y`.
+    if x > 30.0 { x } else { y }
+}
+
 /// tanh x: an odd polynomial near zero, 1 - 2 / (e²ˣ + 1) beyond, where that form no longer cancels.
 #[inline(always)]
 pub(crate) fn tanh_f32(x: f32) -> f32 {
@@ -366,83 +407,6 @@ pub(crate) fn normal_pdf_f32(x: f32) -> f32 {
     scale_f32(C.mul_add(p, C), n)
 }
 
-/// The first 256 bits of 2/π.
-const TWO_OVER_PI: [u64; 4] = [0xa2f9_836e_4e44_1529, 0xfc27_57d1_f534_ddc0, 0xdb62_9599_3c43_9041, 0xfe51_63ab_debb_c561];
-
-/// `TURN[k]` is 2ᵏ · 2/π modulo 4 in two parts: 29 leading bits, so that a 24-bit integer times it is exact in f64, and the
-/// next 53. This is Payne & Hanek's reduction for the one case of f32, computed by the compiler.
-static TURN: [[f64; 2]; 128] = {
-    const fn bits(from: i32, count: i32) -> u64 {
-        let mut v = 0;
-        let mut i = from;
-        while i < from + count {
-            // Negative positions stand before the binary point, where 2/π has no bits.
-            let bit = if i < 0 { 0 } else { (TWO_OVER_PI[(i / 64) as usize] >> (63 - i % 64)) & 1 };
-            v = (v << 1) | bit;
-            i += 1;
-        }
-        v
-    }
-    let mut table = [[0.0; 2]; 128];
-    let mut k = 0;
-    while k < 128 {
-        // Bit 0 weighs ½; after the shift by k, bits from k - 2 weigh less than 4.
-        table[k][0] = bits(k as i32 - 2, 29) as f64 / (1u64 << 27) as f64;
-        table[k][1] = bits(k as i32 + 27, 53) as f64 / (1u64 << 40) as f64 / (1u64 << 40) as f64;
-        k += 1;
-    }
-    table
-};
-
-/// x = (quadrant + r) · π/2: the quadrant modulo 4 and r · π/2 with |r| ≤ 0.57, in f64, exact enough for every finite f32.
-#[inline(always)]
-fn reduce_turn_f32(x: f32) -> (u64, f64) {
-    const ROUND: f64 = 6_755_399_441_055_744.0; // 1.5 · 2⁵², as ROUND_F32
-    let a = x.abs();
-    // |x| = m · 2ᵏ with m < 2²⁴; numbers below 2²⁴ stay what they are, with k = 0.
-    let big = a >= 16_777_216.0;
-    let k = if big { (a.to_bits() >> 23).wrapping_sub(150) } else { 0 } & 127;
-    let m = f32::from_bits(if big { (a.to_bits() & 0x007f_ffff) | 0x4b00_0000 } else { a.to_bits() }) as f64;
-    let [hi, lo] = TURN[k as usize];
-    // For k = 0 and a fractional m the product still fits: 24 + 29 bits.
-    let turns = m * hi;
-    let rounded = turns + ROUND;
-    let r = m.mul_add(lo, turns - (rounded - ROUND));
-    (rounded.to_bits(), r * c64::FRAC_PI_2)
-}
-
-/// sin and cos of a reduced angle by Taylor's series in f64, where its error (3e-11 at 0.9) is far below an f32 ulp.
-#[inline(always)]
-fn sin_cos_poly(r: f64) -> (f64, f64) {
-    let r2 = r * r;
-    let s = poly!(r2, 1.0, -1.0 / 6.0, 1.0 / 120.0, -1.0 / 5040.0, 1.0 / 362_880.0, -1.0 / 39_916_800.0) * r;
-    let c = poly!(r2, 1.0, -0.5, 1.0 / 24.0, -1.0 / 720.0, 1.0 / 40_320.0, -1.0 / 3_628_800.0, 1.0 / 479_001_600.0);
-    (s, c)
-}
-
-/// sin x, right for every finite f32.
-#[inline(always)]
-pub(crate) fn sin_f32(x: f32) -> f32 {
-    let (q, r) = reduce_turn_f32(x);
-    let (s, c) = sin_cos_poly(r);
-    let y = if q & 1 == 0 { s } else { c };
-    let y = if q & 2 == 0 { y } else { -y };
-    let y = if x < 0.0 { -y } else { y } as f32;
-    // Keeps -0, and subnormals, for which the product with π/2 in f64 is harmless but pointless.
-    let y = if x.abs() < 1e-5 { x } else { y };
-    if x.abs() < f32::INFINITY { y } else { f32::NAN }
-}
-
-/// cos x, right for every finite f32.
-#[inline(always)]
-pub(crate) fn cos_f32(x: f32) -> f32 {
-    let (q, r) = reduce_turn_f32(x);
-    let (s, c) = sin_cos_poly(r);
-    let y = if q & 1 == 0 { c } else { s };
-    let y = if (q.wrapping_add(1)) & 2 == 0 { y } else { -y } as f32;
-    if x.abs() < f32::INFINITY { y } else { f32::NAN }
-}
-
 macro_rules! real_common {
     ($t:ident) => {
         const ZERO: Self = 0.0;
@@ -484,15 +448,12 @@ macro_rules! real_common {
         fn copysign(self, sign: Self) -> Self {
             $t::copysign(self, sign)
         }
-        #[inline(always)]
-        fn powf(self, p: Self) -> Self {
-            $t::powf(self, p)
-        }
     };
 }
 
 impl Real for f32 {
     real_common!(f32);
+    const SMALL_POWER: u32 = 30;
 
     #[inline(always)]
     fn from_f64(x: f64) -> Self {
@@ -527,6 +488,18 @@ impl Real for f32 {
         cos_f32(self)
     }
     #[inline(always)]
+    fn is_near_angle(self) -> bool {
+        circular::is_near_f32(self)
+    }
+    #[inline(always)]
+    fn sin_near(self) -> Self {
+        circular::sin_near_f32(self)
+    }
+    #[inline(always)]
+    fn cos_near(self) -> Self {
+        circular::cos_near_f32(self)
+    }
+    #[inline(always)]
     fn tanh(self) -> Self {
         tanh_f32(self)
     }
@@ -544,20 +517,30 @@ impl Real for f32 {
     }
     #[inline(always)]
     fn powi(self, n: i32) -> Self {
-        match n {
-            -1 => 1.0 / self,
-            0 => 1.0,
-            1 => self,
-            2 => self * self,
-            // In f64 the product is exact or nearly so, and rounded once.
-            -16..=16 => (self as f64).powi(n) as f32,
-            _ => (self as f64).powf(n as f64) as f32,
-        }
+        // Either is rounded once.
+        (if n.unsigned_abs() <= Self::SMALL_POWER { self.powi_small(n) } else { self.powf_wide(n as f64) }) as f32
+    }
+    #[inline(always)]
+    fn powi_small(self, n: i32) -> f64 {
+        power::powi_small_f32(self, n)
+    }
+    #[inline(always)]
+    fn powf(self, p: Self) -> Self {
+        power::pow_wide_f32(self, p as f64) as f32
+    }
+    #[inline(always)]
+    fn powf_wide(self, p: f64) -> f64 {
+        power::pow_wide_f32(self, p)
+    }
+    #[inline(always)]
+    fn softplus(self) -> Self {
+        softplus_f32(self)
     }
 }
 
 impl Real for f64 {
     real_common!(f64);
+    const SMALL_POWER: u32 = u32::MAX;
 
     #[inline(always)]
     fn from_f64(x: f64) -> Self {
@@ -589,6 +572,18 @@ impl Real for f64 {
     }
     #[inline(always)]
     fn cos(self) -> Self {
+        f64::cos(self)
+    }
+    #[inline(always)]
+    fn is_near_angle(self) -> bool {
+        true
+    }
+    #[inline(always)]
+    fn sin_near(self) -> Self {
+        f64::sin(self)
+    }
+    #[inline(always)]
+    fn cos_near(self) -> Self {
         f64::cos(self)
     }
     #[inline(always)]
@@ -634,6 +629,22 @@ impl Real for f64 {
             // i32 is exact in f64, and pow is rounded once where repeated products are not.
             _ => self.powf(n as f64),
         }
+    }
+    #[inline(always)]
+    fn powi_small(self, n: i32) -> f64 {
+        Real::powi(self, n)
+    }
+    #[inline(always)]
+    fn powf(self, p: Self) -> Self {
+        f64::powf(self, p)
+    }
+    #[inline(always)]
+    fn powf_wide(self, p: f64) -> f64 {
+        f64::powf(self, p)
+    }
+    #[inline(always)]
+    fn softplus(self) -> Self {
+        self.max_nan(0.0) + f64::ln_1p(f64::exp(-f64::abs(self)))
     }
 }
 

@@ -76,8 +76,45 @@ fn powers_within_bounds() {
     for p in [-2.5f32, -0.5, 0.3333, 0.5, 1.5, 2.0, 7.0] {
         worst("powf", |x| Real::powf(x, p), |x| x.powf(p as f64), 1.0);
     }
-    for n in [-17, -3, -2, -1, 0, 1, 2, 3, 4, 15, 40] {
+    for n in [-31, -17, -3, -2, -1, 0, 1, 2, 3, 4, 15, 40] {
         worst("powi", |x| Real::powi(x, n), |x| x.powf(n as f64), 1.0);
+    }
+}
+
+/// IEEE 754-2019 §9.2.1, against std, which follows it.
+#[test]
+fn special_powers() {
+    let xs = [0.0f32, -0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0, 1e-45, -1e-45, 3e38, -3e38, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
+    let ps = [0.0, -0.0, 1.0, -1.0, 2.0, -2.0, 3.0, -3.0, 0.5, -0.5, 1e10, -1e10, 1e300, f64::INFINITY, f64::NEG_INFINITY, f64::NAN];
+    for x in xs {
+        for p in ps {
+            let (got, exact) = (x.powf_wide(p) as f32, (x as f64).powf(p) as f32);
+            assert!(got.to_bits() == exact.to_bits() || (got.is_nan() && exact.is_nan()), "{x}^{p} = {got}, not {exact}");
+            let (got, exact) = (Real::powf(x, p as f32), x.powf(p as f32));
+            assert!(got.to_bits() == exact.to_bits() || (got.is_nan() && exact.is_nan()), "{x}^{p} = {got}, not {exact}");
+        }
+        for n in [-30, -16, -3, -2, -1, 0, 1, 2, 3, 16, 17, -17, 30, 31, -31, i32::MAX, -i32::MAX] {
+            let (got, exact) = (Real::powi(x, n), (x as f64).powf(n as f64) as f32);
+            assert!(got.to_bits() == exact.to_bits() || (got.is_nan() && exact.is_nan()), "{x}^{n} = {got}, not {exact}");
+        }
+    }
+}
+
+/// Around multiples of π/2, where the reduction cancels, and at random, to where the near form ends and beyond.
+#[test]
+fn reduced_angles() {
+    let check = |x: f32| {
+        let (s, c) = (ulps(sin_f32(x), (x as f64).sin()), ulps(cos_f32(x), (x as f64).cos()));
+        assert!(s <= 1.0 && c <= 1.0, "{x:e}: sin {s} ulp, cos {c} ulp");
+    };
+    for n in 0..45_000 {
+        let x = (n as f64 * c64::FRAC_PI_2) as f32;
+        for d in -3..=3 {
+            check(f32::from_bits(x.to_bits().wrapping_add_signed(d)));
+        }
+        for t in 1..8 {
+            check((x as f64 + t as f64 * 0.098_174_7) as f32);
+        }
     }
 }
 
@@ -261,59 +298,3 @@ const TAILS: [(f64, f64); 9] = [
     (-0.1, 0.460172162722971),
     (2.7, 0.9965330261969594),
 ];
-
-/// Not a test of values: prints what a loop costs (`cargo test --release -- --ignored --nocapture speed`).
-#[test]
-#[ignore = "measurement"]
-fn speed() {
-    let xs: Vec<f32> = (0..8192).map(|i| (i as f32 - 4096.0) * 0.002).collect();
-    let mut ys = vec![0f32; xs.len()];
-    macro_rules! time {
-        ($name:literal, $f:expr) => {{
-            let mut best = f64::INFINITY;
-            for _ in 0..30 {
-                let t = std::time::Instant::now();
-                for _ in 0..20 {
-                    dispatch(
-                        #[inline(always)]
-                        || {
-                            for (y, &x) in ys.iter_mut().zip(std::hint::black_box(&xs[..])) {
-                                *y = $f(x);
-                            }
-                        },
-                    );
-                    std::hint::black_box(&mut ys);
-                }
-                best = best.min(t.elapsed().as_secs_f64() / 20.0 / xs.len() as f64 * 1e9);
-            }
-            println!("{:>12} {:.3} ns/element", $name, best);
-        }};
-    }
-    time!("copy", |x: f32| x + 1.0);
-    time!("exp", exp_f32);
-    time!("expm1", expm1_f32);
-    time!("ln", ln_f32);
-    time!("ln_1p", ln_1p_f32);
-    time!("tanh", tanh_f32);
-    time!("erf", erf_f32);
-    time!("normal_cdf", normal_cdf_f32);
-    time!("gelu erf", |x: f32| x * normal_cdf_f32(x));
-    time!("gelu tanh", |x: f32| 0.5 * x * (1.0 + tanh_f32(0.797_884_6 * (x + 0.044_715 * x * x * x))));
-    time!("silu", |x: f32| x * x.sigmoid());
-    time!("sin", sin_f32);
-    time!("cos", cos_f32);
-    time!("powf", |x: f32| Real::powf(x, 1.5));
-    time!("bf16 there and back", |x: f32| bf16_to_f32(f32_to_bf16(x)));
-    time!("f16 there and back", |x: f32| f16_to_f32(f32_to_f16(x)));
-    let mut best = f64::INFINITY;
-    for _ in 0..600 {
-        let t = std::time::Instant::now();
-        let s = dispatch(
-            #[inline(always)]
-            || super::super::simd::sum(std::hint::black_box(&xs[..])),
-        );
-        std::hint::black_box(s);
-        best = best.min(t.elapsed().as_secs_f64() / xs.len() as f64 * 1e9);
-    }
-    println!("         sum {best:.3} ns/element");
-}

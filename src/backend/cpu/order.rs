@@ -31,7 +31,7 @@ pub(crate) fn arg<T: Compute>(x: &In<'_>, axis: usize, largest: bool, y: &mut [i
         let rows = (SERIAL / n).max(1);
         let some = |(y, x): (&mut [i64], &[T])| {
             for (y, x) in y.iter_mut().zip(x.chunks(n)) {
-                *y = arg_row(x, largest);
+                *y = if largest { arg_row::<T, true>(x) } else { arg_row::<T, false>(x) };
             }
         };
         if x.len() < SERIAL {
@@ -82,13 +82,13 @@ pub(crate) fn arg<T: Compute>(x: &In<'_>, axis: usize, largest: bool, y: &mut [i
 /// Lanes that search a row side by side; each looks at every 16th element.
 const LANES: usize = 16;
 
-fn arg_row<T: Compute>(x: &[T], largest: bool) -> i64 {
+fn arg_row<T: Compute, const LARGEST: bool>(x: &[T]) -> i64 {
     simd::dispatch(
         #[inline(always)]
         || {
             // Which block of 16 holds each lane's best, then which lane.
-            let worst = if largest { T::Acc::NEG_INFINITY } else { T::Acc::INFINITY };
-            let (mut best, mut block) = ([worst; LANES], [0i64; LANES]);
+            let worst = if LARGEST { T::Acc::NEG_INFINITY } else { T::Acc::INFINITY };
+            let (mut best, mut block) = ([worst; LANES], [0u32; LANES]);
             let (body, tail) = x.as_chunks::<LANES>();
             if let Some(first) = body.first() {
                 for (b, v) in best.iter_mut().zip(first) {
@@ -98,14 +98,14 @@ fn arg_row<T: Compute>(x: &[T], largest: bool) -> i64 {
             for (i, chunk) in body.iter().enumerate().skip(1) {
                 for l in 0..LANES {
                     let v = chunk[l].load();
-                    let new = beats(v, best[l], largest);
+                    let new = beats(v, best[l], LARGEST);
                     best[l] = if new { v } else { best[l] };
-                    block[l] = if new { i as i64 } else { block[l] };
+                    block[l] = if new { i as u32 } else { block[l] };
                 }
             }
             let mut found: Option<(T::Acc, i64)> = None;
             let lanes = if body.is_empty() { 0 } else { LANES };
-            let in_body = (0..lanes).map(|l| (best[l], block[l] * LANES as i64 + l as i64));
+            let in_body = (0..lanes).map(|l| (best[l], i64::from(block[l]) * LANES as i64 + l as i64));
             let start = body.len() * LANES;
             let in_tail = tail.iter().enumerate().map(|(i, v)| (v.load(), (start + i) as i64));
             for (v, i) in in_body.chain(in_tail) {
@@ -113,7 +113,7 @@ fn arg_row<T: Compute>(x: &[T], largest: bool) -> i64 {
                     None => (v, i),
                     Some((b, at)) => {
                         let same = v == b || (v.is_nan() && b.is_nan());
-                        if beats(v, b, largest) || (same && i < at) { (v, i) } else { (b, at) }
+                        if beats(v, b, LARGEST) || (same && i < at) { (v, i) } else { (b, at) }
                     }
                 });
             }

@@ -229,12 +229,79 @@ pub(crate) trait ParSliceMut<T> {
     /// # Panics
     /// If `size` is 0.
     fn par_chunks_mut(&mut self, size: usize) -> ChunksMut<'_, T>;
+
+    /// Strips of `width` columns of each block of `rows` rows of `inner` elements; the last strip of a block may be narrower.
+    ///
+    /// # Panics
+    /// If the slice is not whole blocks, or an argument is 0.
+    fn par_columns(&mut self, rows: usize, inner: usize, width: usize) -> Columns<'_, T>;
 }
 
 impl<T> ParSliceMut<T> for [T] {
     fn par_chunks_mut(&mut self, size: usize) -> ChunksMut<'_, T> {
         assert!(size > 0, "pieces must not be empty");
         ChunksMut { data: self.as_mut_ptr(), len: self.len(), size, slice: PhantomData }
+    }
+
+    fn par_columns(&mut self, rows: usize, inner: usize, width: usize) -> Columns<'_, T> {
+        assert!(width > 0 && self.len().is_multiple_of(rows * inner), "columns of blocks of {rows} by {inner}");
+        Columns { data: self.as_mut_ptr(), blocks: self.len() / (rows * inner), rows, inner, width, slice: PhantomData }
+    }
+}
+
+/// Strips of columns; see [`ParSliceMut::par_columns`].
+pub(crate) struct Columns<'a, T> {
+    data: *mut T,
+    blocks: usize,
+    rows: usize,
+    inner: usize,
+    width: usize,
+    slice: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: tasks get disjoint columns of the borrowed slice, each as `&mut [T]`: that needs `T: Send`.
+unsafe impl<T: Send> Sync for Columns<'_, T> {}
+
+/// Some neighbouring columns of a row-major matrix.
+pub(crate) struct Strip<'a, T> {
+    data: *mut T,
+    rows: usize,
+    inner: usize,
+    width: usize,
+    slice: PhantomData<&'a mut [T]>,
+}
+
+impl<T> Strip<'_, T> {
+    /// Number of columns.
+    pub(crate) fn width(&self) -> usize {
+        self.width
+    }
+
+    /// The strip's part of a row.
+    ///
+    /// # Panics
+    /// If the row does not exist.
+    #[inline(always)]
+    pub(crate) fn row(&mut self, r: usize) -> &mut [T] {
+        assert!(r < self.rows, "row {r} of {}", self.rows);
+        // SAFETY: `data` is the first row's part inside a slice of `rows` rows of `inner` elements, and no other strip has
+        // these columns; the borrow of self keeps the parts of two rows apart.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(r * self.inner), self.width) }
+    }
+}
+
+impl<'a, T: Send> Parallel for Columns<'a, T> {
+    type Item = Strip<'a, T>;
+    fn len(&self) -> usize {
+        self.blocks * self.inner.div_ceil(self.width)
+    }
+    unsafe fn item(&self, i: usize) -> Strip<'a, T> {
+        let strips = self.inner.div_ceil(self.width);
+        let column = i % strips * self.width;
+        // SAFETY: `i < len()`, so the block exists and `column < inner`; numbers differ in the block or the columns, and each
+        // is asked for once.
+        let data = unsafe { self.data.add(i / strips * self.rows * self.inner + column) };
+        Strip { data, rows: self.rows, inner: self.inner, width: self.width.min(self.inner - column), slice: PhantomData }
     }
 }
 
@@ -323,6 +390,22 @@ mod tests {
             assert!(y.iter().enumerate().all(|(k, &v)| v == k + k / size), "{n} by {size}");
             let sums = x.par_chunks(size).map(|c| c.iter().sum::<usize>()).collect();
             assert_eq!(sums, x.chunks(size).map(|c| c.iter().sum::<usize>()).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn columns_cover_every_element_once() {
+        for (blocks, rows, inner, width) in [(1, 1, 1, 4), (3, 2, 5, 2), (2, 7, 16, 16), (1, 4, 33, 16)] {
+            let mut y = vec![0; blocks * rows * inner];
+            let strips = (inner as usize).div_ceil(width);
+            y.par_columns(rows, inner, width).enumerate().for_each(|(i, mut strip)| {
+                for r in 0..rows {
+                    for (c, y) in strip.row(r).iter_mut().enumerate() {
+                        *y += (i / strips * rows + r) * inner + i % strips * width + c + 1;
+                    }
+                }
+            });
+            assert!(y.iter().enumerate().all(|(k, &v)| v == k + 1), "{blocks} blocks of {rows} by {inner} in strips of {width}");
         }
     }
 

@@ -6,15 +6,16 @@ use super::map::Compute;
 use super::math::Real;
 use super::par::*;
 use super::simd;
-use super::view::{Contiguous, In, SERIAL, copy_strided};
+use super::view::{Contiguous, In, SERIAL};
 use crate::dtype::Element;
 use crate::error::Result;
-use crate::layout::Layout;
-use crate::shape::Dims;
 use smallvec::SmallVec;
 
 /// Elements per task.
 const PIECE: usize = 16 * 1024;
+
+/// Neighbouring lines that [`map_lines`] takes at a time: one or two cache lines of each row.
+const LINES: usize = 16;
 
 /// Rows per task: a function of the row length.
 pub(crate) fn rows_per_task(cols: usize) -> usize {
@@ -61,8 +62,8 @@ pub(crate) fn map_rows<T: Compute, const N: usize>(
     })
 }
 
-/// [`map_rows`] for the lines along any axis of operands of one shape; `y` is row-major in that shape. Lines along an axis
-/// that is not innermost are gathered into rows and scattered back, both in cache-friendly tiles.
+/// [`map_rows`] for the lines along any axis of operands of one shape; `y` is row-major in that shape. Along an axis that is
+/// not innermost, a few neighbouring lines at a time are turned into rows and back in scratch memory that stays in cache.
 pub(crate) fn map_lines<T: Compute, const N: usize>(
     axis: usize,
     x: [&In<'_>; N],
@@ -73,33 +74,44 @@ pub(crate) fn map_lines<T: Compute, const N: usize>(
     if y.is_empty() {
         return Ok(());
     }
-    let shape = x[0].shape();
-    let (_, n, inner) = shape.split_at(axis);
+    let (_, n, inner) = x[0].shape().split_at(axis);
+    let data: SmallVec<[Contiguous<'_, T>; 2]> = x.iter().map(|x| x.contiguous()).collect::<Result<_>>()?;
+    let x: [&[T]; N] = std::array::from_fn(|i| &*data[i]);
     if inner == 1 {
-        let data: SmallVec<[Contiguous<'_, T>; 2]> = x.iter().map(|x| x.contiguous()).collect::<Result<_>>()?;
-        return map_rows(n, std::array::from_fn(|i| &*data[i]), y, scratch, f);
+        return map_rows(n, x, y, scratch, f);
     }
-    let rank = shape.rank();
-    let to_rows: Dims = (0..rank).filter(|&i| i != axis).chain([axis]).collect();
-    let back: Dims = (0..rank)
-        .map(|i| {
-            if i < axis {
-                i
-            } else if i == axis {
-                rank - 1
-            } else {
-                i - 1
-            }
-        })
-        .collect();
-    let layouts: SmallVec<[Layout; 2]> = x.iter().map(|x| x.layout().permute(&to_rows)).collect::<Result<_>>()?;
-    let data: SmallVec<[Contiguous<'_, T>; 2]> =
-        x.iter().zip(&layouts).map(|(x, l)| x.with_layout(l).contiguous()).collect::<Result<_>>()?;
-    let mut rows = Buffer::alloc(T::DTYPE, y.len())?;
-    map_rows(n, std::array::from_fn(|i| &*data[i]), rows.slice_mut::<T>(), scratch, f)?;
-    let layout = Layout::contiguous(layouts[0].shape().clone()).permute(&back)?;
-    copy_strided(rows.slice::<T>(), &layout, y);
-    Ok(())
+    let of = inner.div_ceil(LINES);
+    // Rows that start a power of two apart would compete for the same cache lines.
+    let pitch = n + 64 / size_of::<T>();
+    let serial = if y.len() < SERIAL { usize::MAX } else { 1 };
+    y.par_columns(n, inner, LINES).enumerate().with_min_len(serial).try_for_each(|(t, mut y)| {
+        let (first, width) = (t / of * n * inner + t % of * LINES, y.width());
+        let mut buffer = Buffer::alloc(T::DTYPE, (N + 1) * LINES * pitch)?;
+        let mut spare = Buffer::alloc(T::Acc::DTYPE, scratch * n)?;
+        let (rows, results) = buffer.slice_mut::<T>().split_at_mut(N * LINES * pitch);
+        let spare = spare.slice_mut::<T::Acc>();
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for (x, rows) in x.iter().zip(rows.chunks_exact_mut(LINES * pitch)) {
+                    for r in 0..n {
+                        for (c, &v) in x[first + r * inner..][..width].iter().enumerate() {
+                            rows[c * pitch + r] = v;
+                        }
+                    }
+                }
+                for (c, result) in results.chunks_exact_mut(pitch).enumerate().take(width) {
+                    f(std::array::from_fn(|i| &rows[(i * LINES + c) * pitch..][..n]), &mut result[..n], spare);
+                }
+                for r in 0..n {
+                    for (c, y) in y.row(r).iter_mut().enumerate() {
+                        *y = results[c * pitch + r];
+                    }
+                }
+            },
+        );
+        Ok(())
+    })
 }
 
 /// Widens a row.

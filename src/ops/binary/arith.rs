@@ -1,7 +1,7 @@
 //! Sum, difference, product, quotient.
 
-use super::{Binary, Zip, broadcast_samples, broadcast_samples_of};
-use crate::backend::cpu::Real;
+use super::{Binary, Zip, broadcast_samples, broadcast_samples_of, zip_block};
+use crate::backend::cpu::{Compute, Real};
 use crate::error::Result;
 use crate::op::{Math, Saved, apply1};
 use crate::tensor::Tensor;
@@ -26,6 +26,15 @@ impl Binary for Add {
     #[inline(always)]
     fn f<T: Real>(&self, a: T, b: T) -> T {
         a + b
+    }
+    fn block<T: Compute>(&self, a: &[T], b: &[T], y: &mut [T]) {
+        zip_block(
+            a,
+            b,
+            y,
+            #[inline(always)]
+            |a, b| Add.f(a, b),
+        );
     }
     fn define<S: Scalar>(&self, a: S, b: S) -> S {
         a + b
@@ -61,6 +70,15 @@ impl Binary for Mul {
     fn f<T: Real>(&self, a: T, b: T) -> T {
         a * b
     }
+    fn block<T: Compute>(&self, a: &[T], b: &[T], y: &mut [T]) {
+        zip_block(
+            a,
+            b,
+            y,
+            #[inline(always)]
+            |a, b| Mul.f(a, b),
+        );
+    }
     fn define<S: Scalar>(&self, a: S, b: S) -> S {
         a * b
     }
@@ -94,6 +112,15 @@ impl Binary for Sub {
     #[inline(always)]
     fn f<T: Real>(&self, a: T, b: T) -> T {
         a - b
+    }
+    fn block<T: Compute>(&self, a: &[T], b: &[T], y: &mut [T]) {
+        zip_block(
+            a,
+            b,
+            y,
+            #[inline(always)]
+            |a, b| Sub.f(a, b),
+        );
     }
     fn define<S: Scalar>(&self, a: S, b: S) -> S {
         a - b
@@ -132,6 +159,15 @@ impl Binary for Div {
     #[inline(always)]
     fn f<T: Real>(&self, a: T, b: T) -> T {
         a / b
+    }
+    fn block<T: Compute>(&self, a: &[T], b: &[T], y: &mut [T]) {
+        zip_block(
+            a,
+            b,
+            y,
+            #[inline(always)]
+            |a, b| Div.f(a, b),
+        );
     }
     fn define<S: Scalar>(&self, a: S, b: S) -> S {
         a / b
@@ -174,6 +210,15 @@ impl Binary for NegMul {
     #[inline(always)]
     fn f<T: Real>(&self, a: T, b: T) -> T {
         -(a * b)
+    }
+    fn block<T: Compute>(&self, a: &[T], b: &[T], y: &mut [T]) {
+        zip_block(
+            a,
+            b,
+            y,
+            #[inline(always)]
+            |a, b| NegMul.f(a, b),
+        );
     }
     fn define<S: Scalar>(&self, a: S, b: S) -> S {
         -(a * b)

@@ -1,6 +1,6 @@
 //! Larger and smaller of two tensors, element by element.
 
-use super::{Binary, Zip, broadcast_samples_of, kernels};
+use super::{Binary, Zip, broadcast_samples_of, kernels, zip_block};
 use crate::backend::cpu::{self, Compute, Real, map};
 use crate::backend::cuda;
 use crate::dtype::with_float;
@@ -28,6 +28,9 @@ macro_rules! extremum {
             #[inline(always)]
             fn f<T: Real>(&self, a: T, b: T) -> T {
                 a.$f(b)
+            }
+            fn block<T: Compute>(&self, a: &[T], b: &[T], y: &mut [T]) {
+                zip_block(a, b, y, #[inline(always)] |a, b| $op.f(a, b));
             }
             fn define<S: Scalar>(&self, a: S, b: S) -> S {
                 a.$define(b)
@@ -136,7 +139,7 @@ impl Op for ExtremumVjp {
         let (own, other) = if self.first { (&x[0], &x[1]) } else { (&x[1], &x[0]) };
         let first = self.first;
         let shape = y[0].shape();
-        with_float!(x[0].dtype(), T => map::ternary(own, other, &x[2], shape, y[0].slice::<T>(), #[inline(always)] |own: T, other: T, g: T| {
+        with_float!(x[0].dtype(), T => map::ternary(own, other, &x[2], shape, y[0].slice::<T>(), #[inline(always)] move |own: T, other: T, g: T| {
             type Acc = <T as Compute>::Acc;
             let (own, other, g) = (own.load(), other.load(), g.load());
             let s = Acc::from_f64(sign);

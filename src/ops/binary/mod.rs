@@ -11,7 +11,7 @@ pub use arith::*;
 pub use minmax::*;
 pub use pow::*;
 
-use crate::backend::cpu::{self, Compute, Real, map};
+use crate::backend::cpu::{self, Compute, Real, map, simd};
 use crate::backend::cuda::kernels::binary as kernels;
 use crate::backend::cuda::{self, BinaryKernels};
 use crate::dtype::{F64, I64, with_float};
@@ -30,6 +30,8 @@ pub trait Binary: Clone + Debug + Send + Sync + 'static {
     const MATH: Math;
     /// The function, for kernels. Mark it `#[inline(always)]`.
     fn f<T: Real>(&self, a: T, b: T) -> T;
+    /// `y = f(a, b)` over slices of one length: [`zip_block`] of the function, or of its special cases.
+    fn block<T: Compute>(&self, a: &[T], b: &[T], y: &mut [T]);
     /// The function, plainly.
     fn define<S: Scalar>(&self, a: S, b: S) -> S;
     /// The kernel of kernels/binary.cu, and its parameters.
@@ -43,6 +45,19 @@ pub trait Binary: Clone + Debug + Send + Sync + 'static {
     fn vjp(&self, saved: &Saved, g: &Tensor, want: [bool; 2]) -> Result<[Option<Tensor>; 2]>;
     /// Inputs to check.
     fn samples(g: &mut Gen) -> Vec<Sample<Self>>;
+}
+
+/// The loop: all that is compiled per op and element type. `f` should own what it captures, so that no store can change it.
+#[inline]
+pub fn zip_block<T: Compute>(a: &[T], b: &[T], y: &mut [T], f: impl Fn(T::Acc, T::Acc) -> T::Acc + Copy) {
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            for ((y, &a), &b) in y.iter_mut().zip(a).zip(b) {
+                *y = T::store(f(a.load(), b.load()));
+            }
+        },
+    );
 }
 
 /// A [`Binary`] as an op.
@@ -73,7 +88,7 @@ impl<B: Binary> Op for Zip<B> {
 
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
         let shape = y[0].shape();
-        with_float!(x[0].dtype(), T => map::binary(&x[0], &x[1], shape, y[0].slice::<T>(), #[inline(always)] |a: T, b: T| T::store(self.0.f(a.load(), b.load()))))
+        with_float!(x[0].dtype(), T => map::binary_blocks(&x[0], &x[1], shape, y[0].slice::<T>(), &|a: &[T], b: &[T], y: &mut [T]| self.0.block(a, b, y)))
     }
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {

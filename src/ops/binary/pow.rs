@@ -1,7 +1,7 @@
 //! Tensor to the power of a tensor.
 
-use super::{Binary, Zip, broadcast_samples_of};
-use crate::backend::cpu::Real;
+use super::{Binary, Zip, broadcast_samples_of, zip_block};
+use crate::backend::cpu::{Compute, Real};
 use crate::error::{Result, bail};
 use crate::op::{Math, Saved, apply1};
 use crate::tensor::Tensor;
@@ -27,35 +27,33 @@ impl Binary for Pow {
         forward: "y = aᵇ (or a partial derivative of it)",
         vjp: "ā = ȳ · b·aᵇ⁻¹, b̄ = ȳ · aᵇ·ln a, each summed over its broadcast axes",
         kinks: "0⁰ = 1; ā = 0 where b = 0; b̄ = 0 where a = 0 and b ≥ 0; a < 0: NaN unless b is an integer, and b̄ is NaN",
-        cost: "reads a and b, writes y, one scalar pow per element; saves a and b",
+        cost: "reads a and b, writes y, one pow per element; saves a and b",
         references: "IEEE 754-2019 §9.2.1; torch.pow",
     };
     #[inline(always)]
     fn f<T: Real>(&self, a: T, b: T) -> T {
+        partial(self.by_base, self.by_exponent, a, b)
+    }
+    fn block<T: Compute>(&self, a: &[T], b: &[T], y: &mut [T]) {
         let (n, k) = (self.by_base, self.by_exponent);
-        if n == 0 && k == 0 {
-            return a.powf(b);
+        // The power and its first derivatives with the orders as constants: those loops vectorise.
+        macro_rules! of_order {
+            ($n:expr, $k:expr) => {
+                zip_block(
+                    a,
+                    b,
+                    y,
+                    #[inline(always)]
+                    move |a, b| partial($n, $k, a, b),
+                )
+            };
         }
-        // aᵇ⁻ⁿ · (d/db + ln a)ᵏ b(b−1)…(b−n+1): first the falling factorial and its derivatives, then the powers of ln a.
-        let mut d = [T::ZERO; ORDERS];
-        d[0] = T::ONE;
-        for i in 0..n {
-            let t = b - T::from_f64(i as f64);
-            for j in (0..=k).rev() {
-                d[j] = if j == 0 { d[j] * t } else { d[j] * t + T::from_f64(j as f64) * d[j - 1] };
-            }
+        match (n, k) {
+            (0, 0) => of_order!(0, 0),
+            (1, 0) => of_order!(1, 0),
+            (0, 1) => of_order!(0, 1),
+            _ => of_order!(n, k),
         }
-        let log = if k == 0 { T::ZERO } else { a.ln() };
-        let (mut factor, mut binomial) = (T::ZERO, 1.0);
-        for (j, &dj) in d[..=k].iter().enumerate() {
-            // Horner in ln a, from the highest power down.
-            factor = factor * log + T::from_f64(binomial) * dj;
-            binomial = binomial * (k - j) as f64 / (j + 1) as f64;
-        }
-        let rest = b - T::from_f64(n as f64);
-        // A vanishing factor beats an infinite power, and at base 0 a positive power beats the logarithm.
-        let zero = if k == 0 { factor == T::ZERO } else { a == T::ZERO && rest >= T::ZERO };
-        if zero { T::ZERO } else { factor * a.powf(rest) }
     }
     fn define<S: Scalar>(&self, a: S, b: S) -> S {
         let (n, k) = (self.by_base, self.by_exponent);
@@ -137,6 +135,34 @@ impl Binary for Pow {
         );
         out
     }
+}
+
+/// ∂ⁿ/∂aⁿ ∂ᵏ/∂bᵏ aᵇ.
+#[inline(always)]
+fn partial<T: Real>(n: usize, k: usize, a: T, b: T) -> T {
+    if n == 0 && k == 0 {
+        return a.powf(b);
+    }
+    // aᵇ⁻ⁿ · (d/db + ln a)ᵏ b(b−1)…(b−n+1): first the falling factorial and its derivatives, then the powers of ln a.
+    let mut d = [T::ZERO; ORDERS];
+    d[0] = T::ONE;
+    for i in 0..n {
+        let t = b - T::from_f64(i as f64);
+        for j in (0..=k).rev() {
+            d[j] = if j == 0 { d[j] * t } else { d[j] * t + T::from_f64(j as f64) * d[j - 1] };
+        }
+    }
+    let log = if k == 0 { T::ZERO } else { a.ln() };
+    let (mut factor, mut binomial) = (T::ZERO, 1.0);
+    for (j, &dj) in d[..=k].iter().enumerate() {
+        // Horner in ln a, from the highest power down.
+        factor = factor * log + T::from_f64(binomial) * dj;
+        binomial = binomial * (k - j) as f64 / (j + 1) as f64;
+    }
+    let rest = b - T::from_f64(n as f64);
+    // A vanishing factor beats an infinite power, and at base 0 a positive power beats the logarithm.
+    let zero = if k == 0 { factor == T::ZERO } else { a == T::ZERO && rest >= T::ZERO };
+    if zero { T::ZERO } else { factor * a.powf(rest) }
 }
 
 /// `aᵇ` with derivatives in both operands where `a > 0`, and in `a` alone elsewhere.

@@ -20,6 +20,32 @@ macro_rules! unary {
         pub struct $op { $($(#[$field_doc])* pub $field: $ty,)* }
         unary! { @impl $op, $($rest)* }
     };
+    // Most functions have one form for all numbers.
+    (@rare) => {
+        #[inline(always)]
+        fn rare<T: Real>(&self, _: T) -> bool {
+            false
+        }
+        fn f_rare<T: Real>(&self, x: T) -> T {
+            self.f(x)
+        }
+        fn pull_rare<T: Real>(&self, s: T, g: T) -> T {
+            self.pull(s, g)
+        }
+    };
+    (@rare $self:ident, $s:ident, $g:ident, $rare:expr, $f_rare:expr, $pull_rare:expr) => {
+        #[inline(always)]
+        #[allow(unused_variables, reason = "the parameters alone may decide")]
+        fn rare<T: Real>(&$self, $s: T) -> bool {
+            $rare
+        }
+        fn f_rare<T: Real>(&$self, $s: T) -> T {
+            $f_rare
+        }
+        fn pull_rare<T: Real>(&$self, $s: T, $g: T) -> T {
+            $pull_rare
+        }
+    };
     (@impl $op:ident, $name:literal, saves Input; $($rest:tt)*) => {
         unary! { @all $op, $name, Input, "reads x, writes y; saves x"; slope(self, x) => super::slope_of_input(self, x); $($rest)* }
     };
@@ -35,6 +61,7 @@ macro_rules! unary {
         domain: $domain:expr;
         f($f_self:ident, $f_x:ident) => $f:expr;
         pull($p_self:ident, $p_s:ident, $p_g:ident) => $pull:expr;
+        $(rare($r_self:ident, $r_s:ident, $r_g:ident) => $rare:expr, f $f_rare:expr, pull $pull_rare:expr;)?
         define($d_self:ident, $d_x:ident) => $define:expr;
         cuda($c_self:ident) => $fwd:ident, $pull_kernel:ident, $params:expr;
         derivative($t_self:ident, $t_s:ident) => $derivative:expr;
@@ -55,6 +82,7 @@ macro_rules! unary {
             fn pull<T: Real>(&$p_self, $p_s: T, $p_g: T) -> T {
                 $pull
             }
+            unary! { @rare $($r_self, $r_s, $r_g, $rare, $f_rare, $pull_rare)? }
             fn define<S: Scalar>(&$d_self, $d_x: S) -> S {
                 $define
             }
@@ -163,6 +191,13 @@ pub trait Unary: Clone + Debug + Send + Sync + 'static {
     /// piecewise constant it selects instead, so that nothing of an infinite cotangent leaks through a closed gate.
     /// Mark it `#[inline(always)]`.
     fn pull<T: Real>(&self, saved: T, g: T) -> T;
+    /// Whether `f` and `pull` do not serve for this operand: a loop mends the few of which that is so by `f_rare` and
+    /// `pull_rare`, and vectorises without them.
+    fn rare<T: Real>(&self, x: T) -> bool;
+    /// The function where [`rare`](Unary::rare) is true.
+    fn f_rare<T: Real>(&self, x: T) -> T;
+    /// The derivative where [`rare`](Unary::rare) is true of the saved value.
+    fn pull_rare<T: Real>(&self, saved: T, g: T) -> T;
     /// The function, plainly.
     fn define<S: Scalar>(&self, x: S) -> S;
     /// The kernels of kernels/unary.cu for the function and its derivative, and their parameters.
@@ -249,26 +284,45 @@ fn finite(name: &str, value: f64) -> Result<()> {
 
 /// The forward loop: all that is compiled per op, once for f32 and once for f64.
 fn map_block<U: Unary, A: Real>(op: &U, x: &[A], y: &mut [A]) {
-    simd::dispatch(
+    // A local copy: behind a reference its parameters might change with every store, and the loop would not vectorise.
+    let op = op.clone();
+    let any_rare = simd::dispatch(
         #[inline(always)]
         || {
+            let mut any = false;
             for (y, &x) in y.iter_mut().zip(x) {
                 *y = op.f(x);
+                any |= op.rare(x);
             }
+            any
         },
     );
+    if any_rare {
+        for (y, &x) in y.iter_mut().zip(x).filter(|(_, x)| op.rare(**x)) {
+            *y = op.f_rare(x);
+        }
+    }
 }
 
 /// The derivative's loop.
 fn pull_block<U: Unary, A: Real>(op: &U, saved: &[A], g: &[A], x_bar: &mut [A]) {
-    simd::dispatch(
+    let op = op.clone();
+    let any_rare = simd::dispatch(
         #[inline(always)]
         || {
+            let mut any = false;
             for ((y, &s), &g) in x_bar.iter_mut().zip(saved).zip(g) {
                 *y = op.pull(s, g);
+                any |= op.rare(s);
             }
+            any
         },
     );
+    if any_rare {
+        for ((y, &s), &g) in x_bar.iter_mut().zip(saved).zip(g).filter(|((_, s), _)| op.rare(**s)) {
+            *y = op.pull_rare(s, g);
+        }
+    }
 }
 
 impl<U: Unary> Op for Map<U> {

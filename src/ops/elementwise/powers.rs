@@ -85,18 +85,14 @@ unary! {
     }, "powi", saves Input;
     math: "y = xⁿ, x⁰ = 1", "x̄ = ȳ · n xⁿ⁻¹, and 0 for n = 0", "for n < 0: ±∞ at 0", "IEEE 754-2019 §9.2 pown";
     domain: Domain::Uniform(0.25, 2.0);
-    f(self, x) => x.powi(self.n);
+    f(self, x) => T::from_f64(x.powi_small(self.n));
+    // In f64 whatever the dtype: a power may overflow where a small cotangent brings the product back.
     pull(self, x, g) => {
-        let n = f64::from(self.n);
-        if self.n == 0 {
-            T::ZERO
-        } else if self.n > 0 {
-            (g * T::from_f64(n)) * x.powi(self.n - 1)
-        } else {
-            // The power of a small number may overflow where a small cotangent brings the product back.
-            T::from_f64(g.to_f64() * n * x.to_f64().powi(self.n.saturating_sub(1)))
-        }
+        let slope = g.to_f64() * f64::from(self.n) * x.powi_small(self.n.saturating_sub(1));
+        if self.n == 0 { T::ZERO } else { T::from_f64(slope) }
     };
+    rare(self, x, g) => self.n.unsigned_abs() > T::SMALL_POWER, f x.powi(self.n),
+        pull T::from_f64(g.to_f64() * f64::from(self.n) * x.powf_wide(f64::from(self.n.saturating_sub(1))));
     define(self, x) => {
         // Repeated multiplication by squaring: bits of the exponent from the lowest.
         let base = if self.n < 0 { S::one() / x } else { x };
@@ -147,8 +143,8 @@ unary! {
         "at 0: slope +∞ for 0 < p < 1; NaN for x < 0 unless p is whole", "IEEE 754-2019 §9.2 pow";
     domain: Domain::Uniform(0.25, 4.0);
     // In f64 whatever the dtype: an exponent rounded to f32 would cost |p ln x| ulps.
-    f(self, x) => T::from_f64(x.to_f64().powf(self.p));
-    pull(self, x, g) => if self.p == 0.0 { T::ZERO } else { T::from_f64(g.to_f64() * self.p * x.to_f64().powf(self.p - 1.0)) };
+    f(self, x) => T::from_f64(x.powf_wide(self.p));
+    pull(self, x, g) => if self.p == 0.0 { T::ZERO } else { T::from_f64(g.to_f64() * self.p * x.powf_wide(self.p - 1.0)) };
     define(self, x) => x.powf(self.p);
     cuda(self) => powf_fwd, powf_vjp, [self.p];
     derivative(self, x) => if self.p == 0.0 { x.zeros_like() } else { scaled(&x.powf(self.p - 1.0)?, self.p) };
@@ -246,8 +242,8 @@ impl Tensor {
     /// `ȳ·p·xᵖ⁻¹`, exactly 0 for p = 0; saves the operand. At 0 the slope is infinite for p < 1 (other than 0).
     ///
     /// # Numerics
-    /// Computed in f64 for every dtype. NaN for negative bases unless p is whole; `x⁰ = 1`, even for NaN. Not
-    /// vectorised: [`Tensor::powi`], [`Tensor::sqrt`] and [`Tensor::rsqrt`] are many times faster.
+    /// Computed in f64 for every dtype. NaN for negative bases unless p is whole; `x⁰ = 1`, even for NaN.
+    /// [`Tensor::powi`], [`Tensor::sqrt`] and [`Tensor::rsqrt`] are several times faster.
     ///
     /// # Errors
     /// Dtype error for integers; argument error for an exponent that is not finite.

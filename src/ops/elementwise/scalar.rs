@@ -37,6 +37,7 @@ macro_rules! affine {
                 let $p = T::from_f64(self.0);
                 $pull
             }
+            unary! { @rare }
             fn define<S: Scalar>(&self, $x: S) -> S {
                 let $c = S::lit(self.0);
                 $f
@@ -118,6 +119,7 @@ impl Unary for RdivScalar {
         // Not c/x²: the square may overflow or underflow where the result does not.
         -(g * (T::from_f64(self.0) / x)) / x
     }
+    unary! { @rare }
     fn define<S: Scalar>(&self, x: S) -> S {
         S::lit(self.0) / x
     }

@@ -12,14 +12,15 @@ unary! {
     Sin, "sin", saves Input;
     math: "y = sin x", "x̄ = ȳ · cos x", "smooth; NaN at ±∞", "Payne & Hanek 1983, Radian reduction for trigonometric functions";
     domain: Domain::Uniform(-7.0, 7.0);
-    f(self, x) => x.sin();
-    pull(self, x, g) => g * x.cos();
+    f(self, x) => x.sin_near();
+    pull(self, x, g) => g * x.cos_near();
+    rare(self, x, g) => !x.is_near_angle(), f x.sin(), pull g * x.cos();
     define(self, x) => x.sin();
     cuda(self) => sin_fwd, sin_vjp, [];
     derivative(self, x) => x.cos();
     samples => vec![
         Sample::check(Sin, at(&[0.0, -0.0, 1e-3, 0.75, 1.5703125, -3.140625, 22.0, -355.0])).note("around multiples of π/2"),
-        Sample::value(Sin, at(&[1e5, -1e10, 1e30, f64::INFINITY, f64::NEG_INFINITY, f64::NAN])).note("large angles"),
+        Sample::value(Sin, at(&[1.0, 1e5, -1e10, 65_535.0, -65_536.0, 1e30, f64::INFINITY, f64::NEG_INFINITY, f64::NAN])).note("large angles"),
     ];
 }
 
@@ -28,14 +29,15 @@ unary! {
     Cos, "cos", saves Input;
     math: "y = cos x", "x̄ = −ȳ · sin x", "smooth; NaN at ±∞", "Payne & Hanek 1983, Radian reduction for trigonometric functions";
     domain: Domain::Uniform(-7.0, 7.0);
-    f(self, x) => x.cos();
-    pull(self, x, g) => -(g * x.sin());
+    f(self, x) => x.cos_near();
+    pull(self, x, g) => -(g * x.sin_near());
+    rare(self, x, g) => !x.is_near_angle(), f x.cos(), pull -(g * x.sin());
     define(self, x) => x.cos();
     cuda(self) => cos_fwd, cos_vjp, [];
     derivative(self, x) => x.sin()?.neg();
     samples => vec![
         Sample::check(Cos, at(&[0.0, -0.0, 1e-3, 0.75, 1.5703125, -3.140625, 22.0, -355.0])).note("around multiples of π/2"),
-        Sample::value(Cos, at(&[1e5, -1e10, 1e30, f64::INFINITY, f64::NEG_INFINITY, f64::NAN])).note("large angles"),
+        Sample::value(Cos, at(&[1.0, 1e5, -1e10, 65_535.0, -65_536.0, 1e30, f64::INFINITY, f64::NEG_INFINITY, f64::NAN])).note("large angles"),
     ];
 }
 
