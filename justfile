@@ -10,11 +10,11 @@ fmt:
 # Formatting and lints, as CI demands them.
 lint:
     cargo fmt --check
-    cargo clippy --all-targets -- -D warnings
+    cargo clippy --all-targets --features emulator -- -D warnings
 
 # Every test, doc tests included.
 test:
-    cargo test
+    cargo test --features emulator
 
 # The suite in its quick mode, without doc tests: for daily use.
 quick:
@@ -33,6 +33,10 @@ bench filter="":
 # Write generated files anew: docs/ops.md.
 bless:
     COTANGENT_BLESS=1 cargo test --test main tidy
+
+# CUDA kernels on the emulated device, built in seconds; `just emulated softmax` runs some ops.
+emulated op="":
+    COTANGENT_OP={{op}} cargo test --profile quick --features emulator --test main emulated
 
 # What CI runs.
 ci:
