@@ -28,13 +28,13 @@ fn suite(device: Device, rounds: &[(u64, usize)]) {
     let mut missing: Vec<&str> = report.failures.iter().filter(lacks).filter_map(|f| f.split(':').next()).collect();
     missing.sort_unstable();
     missing.dedup();
-    println!(
+    crate::say(&format!(
         "{device}: {} checks of {} ops, {} without kernels; slowest: {}",
         report.total(),
         entries.len() - missing.len(),
         missing.len(),
         slowest.join(", ")
-    );
+    ));
     let wrong: Vec<String> = report.failures.iter().filter(|f| !lacks(f)).cloned().collect();
     assert!(wrong.is_empty(), "{}", ops::show(&wrong));
     let known: Vec<&str> = missing.iter().copied().filter(|n| entries.iter().any(|e| e.name == *n)).collect();
@@ -54,7 +54,7 @@ fn every_op_on_the_emulated_device() {
 fn the_emulated_device_needs_its_feature() {
     let e = Device::cuda_emulated().unwrap_err();
     assert!(e.is_device_unavailable() && e.to_string().contains("emulator"), "{e}");
-    println!("skipped: the suite on cuda-emulated; run the tests with --features emulator");
+    crate::say("skipped: the suite on cuda-emulated; run the tests with --features emulator");
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn every_op_on_the_gpu() {
         Err(e) => {
             assert!(e.is_device_unavailable(), "{e}");
             assert!(std::env::var_os("REQUIRE_GPU").is_none_or(|v| v != "1"), "{e}");
-            println!("skipped: the suite on cuda:0 ({e})");
+            crate::say(&format!("skipped: the suite on cuda:0 ({e})"));
         }
     }
 }

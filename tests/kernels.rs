@@ -75,14 +75,16 @@ fn every_kernel_compiles_for_gpus() {
         let mut child = Command::new(env::current_exe().unwrap());
         child.args([NAME, "--exact", "--nocapture"]).env("LD_LIBRARY_PATH", path).env("COTANGENT_NVRTC_CHILD", "1");
         let output = child.output().unwrap();
-        print!("{}", String::from_utf8_lossy(&output.stdout));
+        for line in String::from_utf8_lossy(&output.stdout).lines().filter(|l| l.starts_with("sm_")) {
+            crate::say(line);
+        }
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         return;
     }
     if !cuda::has_compiler() {
         assert!(env::var("REQUIRE_NVRTC").as_deref() != Ok("1"), "REQUIRE_NVRTC=1, and libnvrtc was not found");
-        println!(
-            "skipped: compiling the kernels; libnvrtc was not found (scripts/install_nvrtc fetches it, COTANGENT_NVRTC_DIR names its folder)"
+        crate::say(
+            "skipped: compiling the kernels; libnvrtc was not found (scripts/install_nvrtc fetches it, COTANGENT_NVRTC_DIR names its folder)",
         );
         return;
     }
@@ -117,7 +119,13 @@ fn every_kernel_compiles_for_gpus() {
         }
         assert!(kernels > 100, "the log of sm_{arch} tells of {kernels} kernels only");
         let bytes: usize = modules.iter().map(|m| m.bytes).sum();
-        println!("sm_{arch}: {kernels} kernels in {} modules, {} KiB; most registers: {} ({})", modules.len(), bytes >> 10, most.0, most.1);
+        crate::say(&format!(
+            "sm_{arch}: {kernels} kernels in {} modules, {} KiB; most registers: {} ({})",
+            modules.len(),
+            bytes >> 10,
+            most.0,
+            most.1
+        ));
     }
     status_page(&table);
     let idle = MORE_REGISTERS.iter().filter(|(k, ..)| !exceptions.contains(k));
@@ -210,5 +218,5 @@ fn the_emulator_notices_planted_bugs() {
 #[test]
 #[cfg(not(feature = "emulator"))]
 fn planted_bugs_need_the_emulator() {
-    println!("skipped: {} planted bugs; run the tests with --features emulator", HIDDEN.len());
+    crate::say("skipped: planted bugs in kernels; run the tests with --features emulator");
 }

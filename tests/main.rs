@@ -13,3 +13,9 @@ mod optimizers;
 mod parity;
 mod replay;
 mod tidy;
+
+/// Shown even when the test passes: the runner keeps what `println!` writes to itself.
+pub fn say(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stdout(), "{text}");
+}

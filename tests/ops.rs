@@ -80,7 +80,7 @@ fn every_op_passes_every_check() {
     println!("{}", report.table());
     times.sort();
     let slowest: Vec<String> = times.iter().rev().take(8).map(|(t, n)| format!("{n} {t:.1?}")).collect();
-    println!("{} checks of {} ops; slowest: {}", report.total(), entries.len(), slowest.join(", "));
+    crate::say(&format!("{} checks of {} ops; slowest: {}", report.total(), entries.len(), slowest.join(", ")));
     let missing = report.missing(&entries);
     assert!(report.failures.is_empty(), "{}", show(&report.failures));
     assert!(missing.is_empty(), "coverage is missing:\n{}", missing.join("\n"));

@@ -110,7 +110,9 @@ impl Array {
     pub(crate) fn cpu(&self) -> Result<cpu::In<'_>> {
         match &*self.storage {
             Storage::Cpu(b) => Ok(cpu::In::new(b, &self.layout)),
-            Storage::Cuda(_) => Err(Error::device_unavailable(format!("a value on {} is not the host's to read; move it with to_device()", self.device()))),
+            Storage::Cuda(_) => {
+                Err(Error::device_unavailable(format!("a value on {} is not the host's to read; move it with to_device()", self.device())))
+            }
         }
     }
 

@@ -1,8 +1,8 @@
 //! Scaled dot-product attention.
 
 use super::differentiate_vjp;
-use crate::backend::{cpu, cuda};
 use crate::backend::cpu::attention::{self, Attention, Bars};
+use crate::backend::{cpu, cuda};
 use crate::dtype::{DType, U8, with_float};
 use crate::error::{Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply, apply1, expect};

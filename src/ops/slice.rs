@@ -1,7 +1,7 @@
 //! Parts of an axis: views, no element moves. Their derivative writes into zeros, which does.
 
-use crate::backend::{cpu, cuda};
 use crate::backend::cpu::remap::{Run, remap};
+use crate::backend::{cpu, cuda};
 use crate::dtype::{Element, with_dtype};
 use crate::error::{ErrorKind, Result, bail};
 use crate::layout::Layout;

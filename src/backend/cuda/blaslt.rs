@@ -167,7 +167,9 @@ impl Blas {
             batched(c, g.batch, g.m * g.n)?;
             let preference = lt::create_matmul_pref().map_err(failed("preference"))?;
             let room = WORKSPACE;
-            let prefer = |what, value: *const c_void, size| lt::set_matmul_pref_attribute(preference, what, value, size).map_err(failed("preference"));
+            let prefer = |what, value: *const c_void, size| {
+                lt::set_matmul_pref_attribute(preference, what, value, size).map_err(failed("preference"))
+            };
             prefer(P::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, (&raw const room).cast(), size_of::<usize>())?;
             // Partial sums go through memory in a fixed order, or there are none: never in place.
             let schemes = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32
@@ -209,8 +211,14 @@ unsafe fn batched(layout: sys::cublasLtMatrixLayout_t, count: usize, stride: usi
     let (count, stride) = (count as i32, stride as i64);
     // SAFETY: the attributes are of these types.
     unsafe {
-        lt::set_matrix_layout_attribute(layout, L::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, (&raw const count).cast(), size_of::<i32>()).map_err(failed("layout"))?;
-        lt::set_matrix_layout_attribute(layout, L::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, (&raw const stride).cast(), size_of::<i64>())
-            .map_err(failed("layout"))
+        lt::set_matrix_layout_attribute(layout, L::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, (&raw const count).cast(), size_of::<i32>())
+            .map_err(failed("layout"))?;
+        lt::set_matrix_layout_attribute(
+            layout,
+            L::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+            (&raw const stride).cast(),
+            size_of::<i64>(),
+        )
+        .map_err(failed("layout"))
     }
 }

@@ -46,7 +46,9 @@ impl Context {
             Device::CudaEmulated => Box::new(super::emulated::Emulated::new()),
             #[cfg(not(feature = "emulator"))]
             Device::CudaEmulated => {
-                return Err(Error::device_unavailable("cuda-emulated needs the crate's feature `emulator` (it compiles the kernels with a C++ compiler)"));
+                return Err(Error::device_unavailable(
+                    "cuda-emulated needs the crate's feature `emulator` (it compiles the kernels with a C++ compiler)",
+                ));
             }
             Device::Cpu => return Err(Error::device_unavailable("cpu is no CUDA device")),
         };

@@ -75,7 +75,13 @@ fn leading(shape: [usize; 2], stride: [usize; 2]) -> (usize, usize) {
 ///
 /// # Errors
 /// Out of memory for a copy that the layout makes necessary; what the device reports.
-pub(crate) fn matmul(on: &'static Context, a: (&In<'_>, &Layout), b: (&In<'_>, &Layout), bias: Option<&In<'_>>, y: &mut Out<'_>) -> Result<()> {
+pub(crate) fn matmul(
+    on: &'static Context,
+    a: (&In<'_>, &Layout),
+    b: (&In<'_>, &Layout),
+    bias: Option<&In<'_>>,
+    y: &mut Out<'_>,
+) -> Result<()> {
     let dtype = y.dtype();
     let (ra, rb) = (a.1.rank() - 2, b.1.rank() - 2);
     let (m, k, n) = (a.1.shape()[ra], a.1.shape()[ra + 1], b.1.shape()[rb + 1]);

@@ -137,7 +137,11 @@ impl View {
     pub(crate) fn new(layout: &Layout) -> Result<Self> {
         let (shape, strides) = collapse(layout.shape(), &[layout.strides()]);
         if shape.len() > MAX_RANK {
-            bail!(shape, "a view with {} separate axes: kernels address at most {MAX_RANK}; call contiguous() on fewer axes first", shape.len());
+            bail!(
+                shape,
+                "a view with {} separate axes: kernels address at most {MAX_RANK}; call contiguous() on fewer axes first",
+                shape.len()
+            );
         }
         let mut v = View { rank: shape.len() as i32, shape: [1; MAX_RANK], stride: [0; MAX_RANK] };
         for (i, (&d, &s)) in shape.iter().zip(&strides[0]).enumerate() {

@@ -118,7 +118,8 @@ pub(super) fn index_types(case: &Case<'_>, r: &mut Report) -> Result<()> {
                 continue;
             }
             let mut tensors = x.tensors.clone();
-            tensors[i] = super::moved(&super::place(&x.values[i], input.shape(), other, Arrangement::Contiguous, 0)?.0, case.config.device)?;
+            tensors[i] =
+                super::moved(&super::place(&x.values[i], input.shape(), other, Arrangement::Contiguous, 0)?.0, case.config.device)?;
             match case.run(&tensors) {
                 Err(e) if e.is_dtype() => continue,
                 Err(e) => return Err(e),
