@@ -1,0 +1,95 @@
+// Elements and rows picked by index. The indices are i64 and were found to be in range (`check`) before anything is read
+// through them; operands are words of the elements' size, for a copy does not look at what it moves.
+//
+// Math         gather: y[i] = x[.., ids[i], ..];  rows: y[o, k, :] = x[o, ids[k], :], zeros for the id `skip`;
+//              one_hot: y[k, c] = 1 if c = ids[k], else 0
+// Mapping      one thread per element of y, or per 16 bytes of a row where rows consist of whole packs; grid-stride
+// Memory       ids once per element (gather) or per pack, where neighbours share the cache line; what is picked; y once
+// Determinism  every element has one writer and one source. The check takes the first offender by position
+#include "common/reduce.cuh"
+#include "common/view.cuh"
+
+// found[2 b] = the smallest position, among those that block b looks at, of an index outside 0..limit, or n;
+// found[2 b + 1] = that index. `ignore` is always in range when `ignoring`.
+KERNEL0(indexing_check, (i64* found, const i64* ids, i64 n, i64 limit, i32 ignoring, i64 ignore)) {
+    SMEM(i64, partial, [32]);
+    i64 first = n;
+#pragma unroll 1
+    for (i64 i = thread_index(); i < n; i += thread_count()) {
+        i64 id = ids[i];
+        if ((id < 0 || id >= limit) && !(ignoring && id == ignore)) {
+            first = i;
+            break;
+        }
+    }
+    for (i32 step = 16; step > 0; step /= 2) {
+        i64 other = __shfl_xor_sync(0xffffffffu, first, step);
+        first = other < first ? other : first;
+    }
+    if (lane_index() == 0) partial[warp_index()] = first;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        for (i32 w = 1; w < warp_count(); w++) first = partial[w] < first ? partial[w] : first;
+        found[2 * i64(blockIdx.x)] = first;
+        found[2 * i64(blockIdx.x) + 1] = first < n ? ids[first] : 0;
+    }
+}
+
+// `vx` finds x at every position of ids with 0 along the axis, of which one step is `along` elements.
+KERNEL(indexing_gather, (T* y, const T* x, const View& vx, const i64* ids, i64 along, i64 n), u8, u16, u32, u64) {
+    bool small = n <= 0x7fffffff;
+#pragma unroll 1
+    for (i64 i = thread_index(); i < n; i += thread_count()) y[i] = x[offset_of(vx, i, small) + ids[i] * along];
+}
+
+// at[i] = where `gather` would read: the keys by which sums into these places are sorted.
+KERNEL0(indexing_places, (i64* at, const View& vx, const i64* ids, i64 along, i64 n)) {
+    bool small = n <= 0x7fffffff;
+#pragma unroll 1
+    for (i64 i = thread_index(); i < n; i += thread_count()) at[i] = offset_of(vx, i, small) + ids[i] * along;
+}
+
+// Element or pack `i` of the picked rows: M elements from column c of its row.
+template <int M, class T, class I> DEVICE void pick(T (&out)[M], const T* x, const i64* ids, I i, I picked, I inner, i64 extent, i64 skip) {
+    I row = i / inner, outer = row / picked;
+    i64 id = ids[row - outer * picked];
+    if (id == skip) {
+#pragma unroll
+        for (int j = 0; j < M; j++) out[j] = T(0);
+        return;
+    }
+    const T* from = x + ((i64(outer) * extent + id) * i64(inner) + i64(i - row * inner)) * M;
+    Pack<T, M> p;
+    p.load(from);
+#pragma unroll
+    for (int j = 0; j < M; j++) out[j] = p.v[j];
+}
+
+// x is [outer, extent, inner], y is [outer, picked, inner] with n elements; `skip` is no id (-1) or the id of zeros.
+KERNEL(indexing_rows, (T* y, const T* x, const i64* ids, i64 picked, i64 extent, i64 inner, i64 skip, i64 n), u8, u16, u32, u64) {
+    constexpr int N = PACK<T>;
+    bool packed = inner % N == 0 && aligned<T, N>(x), small = n <= 0x7fffffff;
+    for_packs<N>(y, n, packed, [&](i64 i, auto& out) {
+        // Where rows are moved in packs the rest is empty: everything is counted in one unit.
+        constexpr int M = sizeof(out) / sizeof(T);
+        if (small) pick(out, x, ids, u32(i / M), u32(picked), u32(inner / M), extent, skip);
+        else pick(out, x, ids, u64(i / M), u64(picked), u64(inner / M), extent, skip);
+    });
+}
+
+// `one` holds the bits of 1 in its lowest.
+KERNEL(indexing_one_hot, (T* y, const i64* ids, i64 classes, u64 one, i64 n), u8, u16, u32, u64) {
+    bool small = n <= 0x7fffffff;
+    for_packs<PACK<T>>(y, n, true, [&](i64 i, auto& out) {
+        i64 row = small ? i64(u32(i) / u32(classes)) : i / classes, c = i - row * classes;
+        i64 id = ids[row];
+#pragma unroll
+        for (int j = 0; j < int(sizeof(out) / sizeof(T)); j++) {
+            out[j] = c == id ? T(one) : T(0);
+            if (++c == classes && j + 1 < int(sizeof(out) / sizeof(T))) {
+                c = 0;
+                id = ids[++row];
+            }
+        }
+    });
+}
