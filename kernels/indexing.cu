@@ -37,52 +37,36 @@ KERNEL0(indexing_check, (i64* found, const i64* ids, i64 n, i64 limit, i32 ignor
 
 // `vx` finds x at every position of ids with 0 along the axis, of which one step is `along` elements.
 KERNEL(indexing_gather, (T* y, const T* x, const View& vx, const i64* ids, i64 along, i64 n), u8, u16, u32, u64) {
-    bool small = n <= 0x7fffffff;
 #pragma unroll 1
-    for (i64 i = thread_index(); i < n; i += thread_count()) y[i] = x[offset_of(vx, i, small) + ids[i] * along];
+    for (i64 i = thread_index(); i < n; i += thread_count()) y[i] = x[offset_of(vx, i) + ids[i] * along];
 }
 
 // at[i] = where `gather` would read: the keys by which sums into these places are sorted.
 KERNEL0(indexing_places, (i64* at, const View& vx, const i64* ids, i64 along, i64 n)) {
-    bool small = n <= 0x7fffffff;
 #pragma unroll 1
-    for (i64 i = thread_index(); i < n; i += thread_count()) at[i] = offset_of(vx, i, small) + ids[i] * along;
-}
-
-// Element or pack `i` of the picked rows: M elements from column c of its row.
-template <int M, class T, class I> DEVICE void pick(T (&out)[M], const T* x, const i64* ids, I i, I picked, I inner, i64 extent, i64 skip) {
-    I row = i / inner, outer = row / picked;
-    i64 id = ids[row - outer * picked];
-    if (id == skip) {
-#pragma unroll
-        for (int j = 0; j < M; j++) out[j] = T(0);
-        return;
-    }
-    const T* from = x + ((i64(outer) * extent + id) * i64(inner) + i64(i - row * inner)) * M;
-    Pack<T, M> p;
-    p.load(from);
-#pragma unroll
-    for (int j = 0; j < M; j++) out[j] = p.v[j];
+    for (i64 i = thread_index(); i < n; i += thread_count()) at[i] = offset_of(vx, i) + ids[i] * along;
 }
 
 // x is [outer, extent, inner], y is [outer, picked, inner] with n elements; `skip` is no id (-1) or the id of zeros.
 KERNEL(indexing_rows, (T* y, const T* x, const i64* ids, i64 picked, i64 extent, i64 inner, i64 skip, i64 n), u8, u16, u32, u64) {
     constexpr int N = PACK<T>;
-    bool packed = inner % N == 0 && aligned<T, N>(x), small = n <= 0x7fffffff;
-    for_packs<N>(y, n, packed, [&](i64 i, auto& out) {
-        // Where rows are moved in packs the rest is empty: everything is counted in one unit.
+    for_packs<N>(y, n, inner % N == 0 && aligned<T, N>(x), [&](i64 i, auto& out) {
+        // Rows that are moved in packs leave no rest: everything is counted in one unit, M elements.
         constexpr int M = sizeof(out) / sizeof(T);
-        if (small) pick(out, x, ids, u32(i / M), u32(picked), u32(inner / M), extent, skip);
-        else pick(out, x, ids, u64(i / M), u64(picked), u64(inner / M), extent, skip);
+        u64 c, k, row = divided(u64(i / M), u64(inner / M), c), outer = divided(row, u64(picked), k);
+        i64 id = ids[k];
+        Pack<T, M> p;
+        if (id != skip) p.load(x + ((i64(outer) * extent + id) * (inner / M) + i64(c)) * M);
+#pragma unroll
+        for (int j = 0; j < M; j++) out[j] = id != skip ? p.v[j] : T(0);
     });
 }
 
 // `one` holds the bits of 1 in its lowest.
 KERNEL(indexing_one_hot, (T* y, const i64* ids, i64 classes, u64 one, i64 n), u8, u16, u32, u64) {
-    bool small = n <= 0x7fffffff;
     for_packs<PACK<T>>(y, n, true, [&](i64 i, auto& out) {
-        i64 row = small ? i64(u32(i) / u32(classes)) : i / classes, c = i - row * classes;
-        i64 id = ids[row];
+        u64 rest, row = divided(u64(i), u64(classes), rest);
+        i64 c = i64(rest), id = ids[row];
 #pragma unroll
         for (int j = 0; j < int(sizeof(out) / sizeof(T)); j++) {
             out[j] = c == id ? T(one) : T(0);

@@ -9,7 +9,7 @@
 // Memory       sort: 32 bytes per key and pass; sums: every term once, y once where something is added, 1/64 of the terms
 //              again as partial sums
 // Determinism  the sort is stable and the groups depend on the keys alone: the same bits for every grid. Error of a sum of
-//              m terms: about 8 + 8 + 16 + m / 1024 roundings
+//              m terms: about 4 + 16 + 16 + m / 1024 roundings
 #include "common/reduce.cuh"
 #include "common/view.cuh"
 
@@ -18,11 +18,11 @@ constexpr i32 DIGITS = 256;
 constexpr i32 WARPS = 8;
 constexpr i32 GROUP = 64;
 
-// Lanes whose digit is the same; only for lanes that have one.
-DEVICE u32 same_digit(u32 digit, bool there) {
+// Lanes whose digit, of `width` bits, is the same; only for lanes that have one.
+DEVICE u32 same_digit(u32 digit, i32 width, bool there) {
     u32 same = __ballot_sync(0xffffffffu, there);
-#pragma unroll
-    for (int bit = 0; bit < 8; bit++) {
+#pragma unroll 1
+    for (i32 bit = 0; bit < width; bit++) {
         u32 set = __ballot_sync(0xffffffffu, digit >> bit & 1u);
         same &= digit >> bit & 1u ? set : ~set;
     }
@@ -31,19 +31,13 @@ DEVICE u32 same_digit(u32 digit, bool there) {
 
 DEVICE u32 digit_of(i64 key, i32 shift) { return u32(key >> shift) & (DIGITS - 1); }
 
-// How often each warp of the block meets each digit in its eighth of the tile.
+// How often each warp of the block meets each digit in its eighth of the tile. Integers may be added in any order.
 DEVICE void count_digits(u32 (&seen)[WARPS][DIGITS], const i64* keys, i64 n, i32 shift) {
     for (i32 i = i32(threadIdx.x); i < WARPS * DIGITS; i += 256) seen[i / DIGITS][i % DIGITS] = 0;
     __syncthreads();
     i64 first = i64(blockIdx.x) * TILE + warp_index() * (TILE / WARPS);
 #pragma unroll 1
-    for (i32 k = lane_index(); k < TILE / WARPS; k += 32) {
-        bool there = first + k < n;
-        u32 digit = there ? digit_of(keys[first + k], shift) : 0;
-        u32 same = same_digit(digit, there);
-        if (there && __ffs(i32(same)) - 1 == lane_index()) seen[warp_index()][digit] += u32(__popc(same));
-        __syncwarp();
-    }
+    for (i32 k = lane_index(); k < TILE / WARPS && first + k < n; k += 32) atomicAdd(&seen[warp_index()][digit_of(keys[first + k], shift)], 1u);
     __syncthreads();
 }
 
@@ -57,13 +51,13 @@ KERNEL0(segment_count, (i64* count, const i64* keys, i64 n, i32 shift)) {
     count[i64(threadIdx.x) * gridDim.x + blockIdx.x] = total;
 }
 
-// Replaces n counts by the sums of those before each. One block of 1024 threads, which steps through them in strips.
+// Replaces n counts by the sums of those before each. One block, which steps through them in strips of one per thread.
 LAUNCH_BOUNDS(1024)
 KERNEL0(segment_scan, (i64* count, i64 n)) {
     SMEM(i64, totals, [32]);
     i64 before = 0;
 #pragma unroll 1
-    for (i64 strip = 0; strip < n; strip += 1024) {
+    for (i64 strip = 0; strip < n; strip += blockDim.x) {
         i64 i = strip + threadIdx.x, own = i < n ? count[i] : 0, sum = own;
 #pragma unroll
         for (i32 step = 1; step < 32; step *= 2) {
@@ -73,7 +67,7 @@ KERNEL0(segment_scan, (i64* count, i64 n)) {
         if (lane_index() == 31) totals[warp_index()] = sum;
         __syncthreads();
         i64 lower = 0, all = 0;
-        for (i32 w = 0; w < 32; w++) {
+        for (i32 w = 0; w < warp_count(); w++) {
             lower += w < warp_index() ? totals[w] : 0;
             all += totals[w];
         }
@@ -84,9 +78,9 @@ KERNEL0(segment_scan, (i64* count, i64 n)) {
 }
 
 // Moves keys, and the positions they came from, to where `start` (the scanned counts) says. Without `order` the positions
-// are the keys' own. 256 threads, one block per tile.
+// are the keys' own. Digits have `width` bits. 256 threads, one block per tile.
 LAUNCH_BOUNDS(256)
-KERNEL0(segment_place, (i64* to_keys, i64* to_order, const i64* keys, maybe<const i64*> order, const i64* start, i64 n, i32 shift)) {
+KERNEL0(segment_place, (i64* to_keys, i64* to_order, const i64* keys, maybe<const i64*> order, const i64* start, i64 n, i32 shift, i32 width)) {
     SMEM(u32, seen, [WARPS][DIGITS]);
     SMEM(i64, base, [DIGITS]);
     count_digits(seen, keys, n, shift);
@@ -105,7 +99,7 @@ KERNEL0(segment_place, (i64* to_keys, i64* to_order, const i64* keys, maybe<cons
         i64 from = first + k;
         bool there = from < n;
         i64 key = there ? keys[from] : 0;
-        u32 digit = digit_of(key, shift), same = same_digit(digit, there), rank = 0;
+        u32 digit = digit_of(key, shift), same = same_digit(digit, width, there), rank = 0;
         if (there) rank = seen[warp_index()][digit] + u32(__popc(same & ((1u << lane_index()) - 1u)));
         __syncwarp();
         if (there) {
@@ -130,19 +124,19 @@ DEVICE i64 lower_bound(const i64* keys, i64 lo, i64 hi, i64 key) {
     return lo;
 }
 
-// sum += the rows of g at order[j..] while the key stays, at most GROUP of them: eight loads under way, and their sum apart.
+// sum += the rows of g at order[j..] while the key stays, at most GROUP of them: four loads under way, and their sum apart.
 template <int M, class T> DEVICE void add_group(acc<T> (&sum)[M], const T* g, const i64* keys, const i64* order, i64 j, i64 n, i64 pitch) {
     i64 end = j + GROUP < n ? j + GROUP : n;
     if (keys[end - 1] != keys[j]) end = lower_bound(keys, j, end, keys[j] + 1);
 #pragma unroll 1
-    for (; j < end; j += 8) {
-        Pack<T, M> p[8];
+    for (; j < end; j += 4) {
+        Pack<T, M> p[4];
 #pragma unroll
-        for (int t = 0; t < 8; t++)
+        for (int t = 0; t < 4; t++)
             if (j + t < end) p[t].load(g + order[j + t] * pitch);
         acc<T> few[M] = {};
 #pragma unroll
-        for (int t = 0; t < 8; t++)
+        for (int t = 0; t < 4; t++)
 #pragma unroll
             for (int i = 0; i < M; i++)
                 if (j + t < end) few[i] += load(p[t].v[i]);
@@ -158,15 +152,15 @@ DEVICE void partial_sums(acc<T>* partial, const T* g, const i64* keys, const i64
     i64 windows = (n + GROUP - 1) / GROUP;
 #pragma unroll 1
     for (i64 item = thread_index(); item < items; item += thread_count()) {
-        i64 row = item / packs, c = (item - row * packs) * M, o = row / windows, w = row - o * windows;
-        i64 at = w * GROUP, head = lower_bound(keys, 0, at, keys[at]);
+        u64 column, window, row = divided(u64(item), u64(packs), column), o = divided(row, u64(windows), window);
+        i64 c = i64(column) * M, at = i64(window) * GROUP, head = lower_bound(keys, 0, at, keys[at]);
         // The run's groups begin at its head, then every 64; this one is the first of them inside the window.
         i64 j = at + (GROUP - 1 - (at - head + GROUP - 1) % GROUP);
         if (head == at || j >= n || keys[j] != keys[at]) continue;
         acc<T> sum[M] = {};
-        add_group<M>(sum, g + o * n * packs * M + c, keys, order, j, n, packs * M);
+        add_group<M>(sum, g + i64(o) * n * packs * M + c, keys, order, j, n, packs * M);
 #pragma unroll
-        for (int i = 0; i < M; i++) partial[row * packs * M + c + i] = sum[i];
+        for (int i = 0; i < M; i++) partial[i64(row) * packs * M + c + i] = sum[i];
     }
 }
 
@@ -183,7 +177,8 @@ DEVICE void full_sums(T* y, const T* g, const acc<T>* partial, const i64* keys, 
     i64 windows = (n + GROUP - 1) / GROUP;
 #pragma unroll 1
     for (i64 item = thread_index(); item < items; item += thread_count()) {
-        i64 row = item / packs, c = (item - row * packs) * M, o = row / n, j = row - o * n, key = keys[j];
+        u64 column, position, outer = divided(divided(u64(item), u64(packs), column), u64(n), position);
+        i64 c = i64(column) * M, o = i64(outer), j = i64(position), key = keys[j];
         if (key == skip || (j > 0 && keys[j - 1] == key)) continue;
         acc<T> sum[M] = {};
         add_group<M>(sum, g + o * n * packs * M + c, keys, order, j, n, packs * M);

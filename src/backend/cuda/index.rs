@@ -92,7 +92,15 @@ pub(crate) fn gather(x: &In<'_>, ids: &Dense<'_>, axis: usize, y: &mut Out<'_>) 
 }
 
 /// `y[o, k, :] = x[o, ids[k], :]` with `x` in the shape `[outer, extent, inner]`; rows of `skip` become zero.
-pub(crate) fn select_rows(x: &In<'_>, ids: &Dense<'_>, picked: usize, extent: usize, inner: usize, skip: Option<usize>, y: &mut Out<'_>) -> Result<()> {
+pub(crate) fn select_rows(
+    x: &In<'_>,
+    ids: &Dense<'_>,
+    picked: usize,
+    extent: usize,
+    inner: usize,
+    skip: Option<usize>,
+    y: &mut Out<'_>,
+) -> Result<()> {
     let (on, n) = (y.context(), y.numel());
     if n == 0 {
         return Ok(());
@@ -157,6 +165,7 @@ fn sort(on: &'static Context, keys: &Src<'_>, n: usize, limit: usize) -> Result<
     let Ok(blocks) = u32::try_from(tiles) else { bail!(argument, "{n} indices are more than can be sorted") };
     let per_tile = Grid { blocks: [blocks, 1, 1], threads: 256, shared: 0 };
     let counts = tiles << DIGIT_BITS;
+    let one_block = Grid { blocks: [1; 3], threads: counts.min(1024) as u32, shared: 0 };
     let mut count = on.alloc(I64, counts)?;
     let mut sorted: Option<Runs> = None;
     let mut spare: Option<Runs> = None;
@@ -169,11 +178,12 @@ fn sort(on: &'static Context, keys: &Src<'_>, n: usize, limit: usize) -> Result<
             Some(r) => (Src::new(&r.keys, 0), Some(Src::new(&r.order, 0))),
             None => (*keys, None),
         };
+        let width = DIGIT_BITS.min(bits - shift) as i32;
         let (n, shift) = (n as i64, shift as i32);
         segment::count(on, per_tile, &Dst::new(&mut count), &from, n, shift)?;
-        segment::scan(on, Grid { blocks: [1; 3], threads: 1024, shared: 0 }, &Dst::new(&mut count), counts as i64)?;
+        segment::scan(on, one_block, &Dst::new(&mut count), counts as i64)?;
         let (to_keys, to_order) = (Dst::new(&mut to.keys), Dst::new(&mut to.order));
-        segment::place(on, per_tile, &to_keys, &to_order, &from, order.as_ref(), &Src::new(&count, 0), n, shift)?;
+        segment::place(on, per_tile, &to_keys, &to_order, &from, order.as_ref(), &Src::new(&count, 0), n, shift, width)?;
         spare = sorted.replace(to);
     }
     match sorted {
@@ -185,7 +195,16 @@ fn sort(on: &'static Context, keys: &Src<'_>, n: usize, limit: usize) -> Result<
 impl Runs {
     /// Adds the rows of `g` to the rows of `y` that the keys name.
     #[allow(clippy::too_many_arguments, reason = "three extents of both operands")]
-    fn add(&self, on: &'static Context, g: &Src<'_>, outer: usize, extent: usize, inner: usize, skip: Option<usize>, y: &mut Out<'_>) -> Result<()> {
+    fn add(
+        &self,
+        on: &'static Context,
+        g: &Src<'_>,
+        outer: usize,
+        extent: usize,
+        inner: usize,
+        skip: Option<usize>,
+        y: &mut Out<'_>,
+    ) -> Result<()> {
         let n = self.keys.len();
         let (keys, order) = (Src::new(&self.keys, 0), Src::new(&self.order, 0));
         let bytes = y.dtype().size();

@@ -74,10 +74,15 @@ impl Remap {
             }
         }
         if out.len() > MAX_RANK {
-            bail!(shape, "{} axes that cannot be merged: kernels address at most {MAX_RANK}; call contiguous() on fewer axes first", out.len());
+            bail!(
+                shape,
+                "{} axes that cannot be merged: kernels address at most {MAX_RANK}; call contiguous() on fewer axes first",
+                out.len()
+            );
         }
         let zero = [0; MAX_RANK];
-        let mut m = Remap { rank: out.len() as i32, extent: [1; MAX_RANK], shift: zero, wrap: zero, step: [1; MAX_RANK], len: zero, stride: zero };
+        let mut m =
+            Remap { rank: out.len() as i32, extent: [1; MAX_RANK], shift: zero, wrap: zero, step: [1; MAX_RANK], len: zero, stride: zero };
         for (k, (a, stride)) in out.into_iter().enumerate() {
             m.extent[k] = a.extent as i64;
             m.shift[k] = a.shift;
@@ -156,7 +161,10 @@ mod tests {
     fn untouched_axes_are_merged() {
         let pad = AxisMap { extent: 7, shift: -1, ..AxisMap::whole(4) };
         let m = Remap::new(&[AxisMap::whole(2), AxisMap::whole(3), pad, AxisMap::whole(5)], &[60, 20, 5, 1]).unwrap();
-        assert_eq!((m.rank, &m.extent[..2], &m.shift[..2], &m.len[..2], &m.stride[..2]), (2, &[6, 35][..], &[0, -5][..], &[6, 20][..], &[20, 1][..]));
+        assert_eq!(
+            (m.rank, &m.extent[..2], &m.shift[..2], &m.len[..2], &m.stride[..2]),
+            (2, &[6, 35][..], &[0, -5][..], &[6, 20][..], &[20, 1][..])
+        );
         let back = AxisMap { reversed: true, ..AxisMap::whole(3) };
         let m = Remap::new(&[back, AxisMap::whole(2)], &[2, 1]).unwrap();
         assert_eq!((m.rank, &m.stride[..2]), (2, &[-2, 1][..]));
