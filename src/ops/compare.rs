@@ -1,7 +1,7 @@
 //! Comparisons: masks of 0 and 1 in `u8`, never tracked.
 
 use crate::backend::cpu::{self, Compute, Real, map};
-use crate::backend::cuda;
+use crate::backend::cuda::{self, kernels::compare as kernels, map::grid};
 use crate::dtype::{DType, F64, I64, U8, U32};
 use crate::error::{ErrorKind, Result};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};
@@ -159,8 +159,15 @@ impl Op for Compare {
         }
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let (on, n) = (y[0].context(), y[0].numel());
+        if n == 0 {
+            return Ok(());
+        }
+        let (a, va) = x[0].expanded(y[0].shape())?;
+        let (b, vb) = x[1].expanded(y[0].shape())?;
+        let grid = grid(on, n, x[0].dtype().size());
+        kernels::compare(on, grid, &y[0].dst(), &a, va, &b, vb, self.0 as i32, n as i64)
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
@@ -244,8 +251,14 @@ impl Op for CompareScalar {
         }
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let (on, n) = (y[0].context(), y[0].numel());
+        if n == 0 {
+            return Ok(());
+        }
+        let (a, view) = x[0].view()?;
+        let grid = grid(on, n, x[0].dtype().size());
+        kernels::scalar(on, grid, &y[0].dst(), &a, view, self.1, self.0 as i32, n as i64)
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

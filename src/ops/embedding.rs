@@ -138,8 +138,10 @@ impl Op for Embedding {
         Ok(())
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let ids = cuda::index::indices(&x[1], self.rows)?;
+        let skip = if let Padding::Zero(p) = self.padding { Some(p) } else { None };
+        cuda::index::select_rows(&x[0], &ids, x[1].numel(), self.rows, x[0].shape()[1], skip, &mut y[0])
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
@@ -232,8 +234,10 @@ impl Op for EmbeddingVjp {
         Ok(())
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let ids = cuda::index::indices(&x[1], self.rows)?;
+        let width = y[0].shape()[1];
+        cuda::index::add_rows(&x[0], &ids, self.rows, width, self.padding, &mut y[0])
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
@@ -303,8 +307,9 @@ impl Op for OneHot {
         Ok(())
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let ids = cuda::index::indices(&x[0], self.classes)?;
+        cuda::index::one_hot(&ids, self.classes, &mut y[0])
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

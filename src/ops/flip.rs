@@ -3,6 +3,7 @@
 use super::slice::identity;
 use crate::backend::cpu::remap::{Run, remap};
 use crate::backend::{cpu, cuda};
+use crate::backend::cuda::remap::AxisMap;
 use crate::dtype::{Element, with_dtype};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1};
@@ -74,8 +75,13 @@ impl Op for Flip {
         Ok(())
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let shape = x[0].shape();
+        let mut axes: SmallVec<[AxisMap; 8]> = shape.iter().map(|&d| AxisMap::whole(d)).collect();
+        for a in self.0.resolve(shape.rank())? {
+            axes[a].reversed = shape[a] > 1;
+        }
+        cuda::remap::remap(&x[0], &axes, 0.0, &mut y[0])
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
@@ -174,8 +180,15 @@ impl Op for Roll {
         Ok(())
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let shape = x[0].shape();
+        let mut axes: SmallVec<[AxisMap; 8]> = shape.iter().map(|&d| AxisMap::whole(d)).collect();
+        for (a, s) in self.resolve(shape)?.into_iter().enumerate() {
+            if s > 0 {
+                axes[a] = AxisMap { shift: (shape[a] - s) as i64, wrap: shape[a], ..axes[a] };
+            }
+        }
+        cuda::remap::remap(&x[0], &axes, 0.0, &mut y[0])
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

@@ -96,8 +96,10 @@ impl Op for Gather {
         Ok(())
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let axis = self.axis.resolve(x[0].shape().rank())?;
+        let ids = cuda::index::indices(&x[1], x[0].shape()[axis])?;
+        cuda::index::gather(&x[0], &ids, axis, &mut y[0])
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
@@ -199,8 +201,10 @@ impl Op for ScatterAdd {
         Ok(())
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let axis = self.0.resolve(x[0].shape().rank())?;
+        let ids = cuda::index::indices(&x[1], x[0].shape()[axis])?;
+        cuda::index::scatter_add(&x[0], &ids, &x[2], axis, &mut y[0])
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], want: &[bool]) -> Saved {

@@ -92,8 +92,11 @@ impl Op for IndexSelect {
         Ok(())
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let axis = self.axis.resolve(x[0].shape().rank())?;
+        let (_, extent, inner) = x[0].shape().split_at(axis);
+        let ids = cuda::index::indices(&x[1], extent)?;
+        cuda::index::select_rows(&x[0], &ids, x[1].numel(), extent, inner, None, &mut y[0])
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
@@ -182,8 +185,11 @@ impl Op for IndexSelectVjp {
         Ok(())
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let axis = self.axis.resolve(x[0].shape().rank())?;
+        let (_, _, inner) = x[0].shape().split_at(axis);
+        let ids = cuda::index::indices(&x[1], self.extent)?;
+        cuda::index::add_rows(&x[0], &ids, self.extent, inner, None, &mut y[0])
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

@@ -1,7 +1,7 @@
 //! Logic on `u8` masks: any value but 0 counts as true, results are 0 and 1.
 
 use crate::backend::cpu::{self, map};
-use crate::backend::cuda;
+use crate::backend::cuda::{self, kernels::compare as kernels, map::grid};
 use crate::dtype::{I64, U8};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1};
@@ -63,8 +63,13 @@ impl Op for LogicalNot {
         )
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let (on, n) = (y[0].context(), y[0].numel());
+        if n == 0 {
+            return Ok(());
+        }
+        let (x, view) = x[0].view()?;
+        kernels::not(on, grid(on, n, 1), &y[0].dst(), &x, view, n as i64)
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
@@ -145,8 +150,14 @@ impl Op for Logical {
         }
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let (on, n) = (y[0].context(), y[0].numel());
+        if n == 0 {
+            return Ok(());
+        }
+        let (a, va) = x[0].expanded(y[0].shape())?;
+        let (b, vb) = x[1].expanded(y[0].shape())?;
+        kernels::both(on, grid(on, n, 1), &y[0].dst(), &a, va, &b, vb, i32::from(self.and), n as i64)
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

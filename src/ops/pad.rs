@@ -3,6 +3,7 @@
 use super::slice::{Slice, Span};
 use crate::backend::cpu::remap::{Run, remap};
 use crate::backend::{cpu, cuda};
+use crate::backend::cuda::remap::AxisMap;
 use crate::dtype::{Element, with_dtype};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply_view, apply1};
@@ -94,8 +95,14 @@ impl Op for Pad {
         Ok(())
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let axis = |(&len, &(before, after)): (&usize, &(usize, usize))| AxisMap {
+            extent: before + len + after,
+            shift: -(before as i64),
+            ..AxisMap::whole(len)
+        };
+        let axes: SmallVec<[AxisMap; 8]> = x[0].shape().iter().zip(&self.by).map(axis).collect();
+        cuda::remap::remap(&x[0], &axes, self.value, &mut y[0])
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

@@ -2,7 +2,7 @@
 
 use super::logical::expect_masks;
 use crate::backend::cpu::{self, map};
-use crate::backend::cuda;
+use crate::backend::cuda::{self, kernels::select as kernels, map::grid};
 use crate::dtype::{F64, I64, U8, with_dtype};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};
@@ -67,8 +67,16 @@ impl Op for WhereSelect {
         with_dtype!(x[1].dtype(), T => map::ternary(&x[0], &x[1], &x[2], shape, y[0].slice::<T>(), #[inline(always)] |m: u8, a: T, b: T| if m != 0 { a } else { b }))
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let (on, n) = (y[0].context(), y[0].numel());
+        if n == 0 {
+            return Ok(());
+        }
+        let (mask, vm) = x[0].expanded(y[0].shape())?;
+        let (a, va) = x[1].expanded(y[0].shape())?;
+        let (b, vb) = x[2].expanded(y[0].shape())?;
+        let grid = grid(on, n, y[0].dtype().size());
+        kernels::by_mask(on, grid, &y[0].dst(), &mask, vm, &a, va, &b, vb, n as i64)
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
@@ -140,8 +148,15 @@ impl Op for MaskedFill {
         })
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let (on, n) = (y[0].context(), y[0].numel());
+        if n == 0 {
+            return Ok(());
+        }
+        let (x0, vx) = x[0].view()?;
+        let (mask, vm) = x[1].expanded(y[0].shape())?;
+        let (grid, c) = (grid(on, n, y[0].dtype().size()), cuda::remap::bits(y[0].dtype(), self.0));
+        kernels::masked_fill(on, grid, &y[0].dst(), &x0, vx, &mask, vm, c, n as i64)
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

@@ -2,6 +2,7 @@
 
 use crate::backend::cpu::remap::{Run, remap};
 use crate::backend::{cpu, cuda};
+use crate::backend::cuda::remap::AxisMap;
 use crate::dtype::{Element, with_dtype};
 use crate::error::{ErrorKind, Result, bail};
 use crate::layout::Layout;
@@ -260,8 +261,11 @@ impl Op for SliceVjp {
         Ok(())
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let (axis, start, len) = self.slice.resolve(&self.of)?;
+        let mut axes: SmallVec<[AxisMap; 8]> = self.of.iter().map(|&d| AxisMap::whole(d)).collect();
+        axes[axis] = AxisMap { extent: self.of[axis], shift: -(start as i64), step: self.slice.step, ..AxisMap::whole(len) };
+        cuda::remap::remap(&x[0], &axes, 0.0, &mut y[0])
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

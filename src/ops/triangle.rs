@@ -70,7 +70,7 @@ fn samples<T>(g: &mut Gen, of: impl Fn(isize) -> T) -> Vec<Sample<T>> {
 }
 
 macro_rules! triangle {
-    ($(#[$doc:meta])* $T:ident, $name:literal, $range:ident, $keep:expr, $forward:literal, $reference:literal) => {
+    ($(#[$doc:meta])* $T:ident, $name:literal, $range:ident, $keep:expr, $band:expr, $forward:literal, $reference:literal) => {
         $(#[$doc])*
         #[derive(Clone, Debug)]
         pub struct $T {
@@ -109,8 +109,9 @@ macro_rules! triangle {
                 kernel(&x[0], &mut y[0], |row, n| $range(row, self.k, n))
             }
 
-            fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-                Err(cuda::no_kernel(Self::NAME))
+            fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+                let (low, high) = $band(self.k as i64);
+                cuda::remap::band(&x[0], low, high, &mut y[0])
             }
 
             fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
@@ -126,12 +127,12 @@ macro_rules! triangle {
 
 triangle!(
     /// The upper triangle; see [`Tensor::triu`].
-    Triu, "triu", right_of, |d, k| d >= k,
+    Triu, "triu", right_of, |d, k| d >= k, |k| (k, i64::MAX),
     "y[i, j] = x[i, j] if j − i ≥ k, else 0", "torch.triu; numpy.triu"
 );
 triangle!(
     /// The lower triangle; see [`Tensor::tril`].
-    Tril, "tril", left_of, |d, k| d <= k,
+    Tril, "tril", left_of, |d, k| d <= k, |k| (i64::MIN, k),
     "y[i, j] = x[i, j] if j − i ≤ k, else 0", "torch.tril; numpy.tril"
 );
 

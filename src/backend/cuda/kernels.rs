@@ -3,6 +3,7 @@
 
 use super::context::Context;
 use super::launch::{Dst, Grid, Kernel, Module, Params, Src, View};
+use super::remap::Remap;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 #[cfg(feature = "emulator")]

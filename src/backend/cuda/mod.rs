@@ -12,12 +12,14 @@ mod driver;
 #[cfg(feature = "emulator")]
 mod emulated;
 pub(crate) mod gemm;
+pub(crate) mod index;
 pub(crate) mod kernels;
 pub(crate) mod launch;
 pub(crate) mod load;
 pub(crate) mod map;
 mod operand;
 mod real;
+pub(crate) mod remap;
 
 pub use buffer::DeviceMemory;
 pub use check::{CompiledModule, compile_kernels, has_compiler};
