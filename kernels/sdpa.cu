@@ -28,16 +28,12 @@ struct Scores {
     i32 causal, dropout;
 };
 
-template <class A> struct Shape;
-template <> struct Shape<f32> { static constexpr int M = 64; };
-template <> struct Shape<f64> { static constexpr int M = 32; };
-
-// Columns of a slice, and distance between the rows of a tile in shared memory: 16 bytes aligned, spread over the banks.
-constexpr int DEPTH = 32;
-template <class A> constexpr int PITCH = Shape<A>::M + 4;
+// Rows of a tile, columns of a slice, and the distance between rows in shared memory: 16 bytes aligned, spread over the banks.
+// (Each is small beside the extents, and the 4 x 4 scores of a thread bound the speed, not the size of a tile.)
+constexpr int TILE = 32, DEPTH = 32, PITCH = TILE + 4;
 // Shared memory of a stage (two slices or one panel) and of a tile of weights, in 16 bytes.
-template <class A> constexpr int STAGE = 2 * DEPTH * PITCH<A> * int(sizeof(A)) / 16;
-template <class A> constexpr int WEIGHTS = Shape<A>::M * PITCH<A> * int(sizeof(A)) / 16;
+template <class A> constexpr int STAGE = 2 * DEPTH * PITCH * int(sizeof(A)) / 16;
+template <class A> constexpr int WEIGHTS = TILE * PITCH * int(sizeof(A)) / 16;
 
 template <class A> DEVICE void load_quad(const A* p, A (&v)[4]) {
     constexpr int N = PACK<A>;
@@ -63,6 +59,8 @@ template <class A> DEVICE void store_quad(A* p, A a, A b, A c, A d) {
 }
 
 DEVICE i64 least(i64 a, i64 b) { return a < b ? a : b; }
+// A difference of 64-bit numbers of which only the part between the bounds matters.
+DEVICE i32 within(i64 x, i32 low, i32 high) { return x < low ? low : x > high ? high : i32(x); }
 
 // One matrix of a stack.
 template <class T> struct Matrix {
@@ -70,13 +68,12 @@ template <class T> struct Matrix {
     i64 row, col, rows, cols;
     DEVICE Matrix(const T* x, const Heads& v, i64 head, i64 rows, i64 cols)
         : x(x + offset_of(v.lead, head)), row(v.row), col(v.col), rows(rows), cols(cols) {}
-    DEVICE acc<T> at(i64 i, i64 j) const { return i < rows && j < cols ? load(x[i * row + j * col]) : acc<T>(0); }
 };
 
 // The work of one block on tiles of scores.
 template <class T> struct Block {
     typedef acc<T> A;
-    static constexpr int M = Shape<A>::M, SIDE = M / 4, THREADS = SIDE * SIDE;
+    static constexpr int M = TILE, SIDE = M / 4, THREADS = SIDE * SIDE;
     A *stage, *weights;
     int* odd;
     // This thread's quads of rows and columns start at 4 ty and 4 tx.
@@ -85,9 +82,29 @@ template <class T> struct Block {
     DEVICE Block(void* stage, void* weights, int* odd)
         : stage(static_cast<A*>(stage)), weights(static_cast<A*>(weights)), odd(odd), tx(int(threadIdx.x) % SIDE), ty(int(threadIdx.x) / SIDE) {}
 
+    // Copies rows r0 to r0 + M - 1, columns c0 to c0 + COLS - 1 into shared memory, zeros where there is nothing. Says whether
+    // all elements that this thread has seen are finite.
+    template <int COLS> DEVICE bool copy(const Matrix<T>& x, i64 r0, i64 c0, A* to, int col_step, int row_step) const {
+        constexpr int STEP = THREADS / COLS;
+        int c = int(threadIdx.x) % COLS, r = int(threadIdx.x) / COLS;
+        int rows = c0 + c < x.cols ? within(x.rows - r0, 0, M) : 0;
+        const T* from = x.x + (r0 + r) * x.row + (c0 + c) * x.col;
+        to += c * col_step + r * row_step;
+        A odd = A(0);
+#pragma unroll 2
+        for (; r < M; r += STEP) {
+            A v = r < rows ? load(*from) : A(0);
+            *to = v;
+            odd += v - v;
+            from += STEP * x.row;
+            to += STEP * row_step;
+        }
+        return odd == A(0);
+    }
+
     // s = a b^T for M rows of each. Leaves the stage in use.
     DEVICE void dot(const Matrix<T>& a, i64 a0, const Matrix<T>& b, i64 b0, A (&s)[4][4]) const {
-        A *left = stage, *right = stage + DEPTH * PITCH<A>;
+        A *left = stage, *right = stage + DEPTH * PITCH;
 #pragma unroll
         for (int i = 0; i < 4; i++)
 #pragma unroll
@@ -95,18 +112,15 @@ template <class T> struct Block {
 #pragma unroll 1
         for (i64 c0 = 0; c0 < a.cols; c0 += DEPTH) {
             __syncthreads();
-            for (int e = int(threadIdx.x); e < DEPTH * M; e += THREADS) {
-                int c = e % DEPTH, r = e / DEPTH;
-                left[c * PITCH<A> + r] = a.at(a0 + r, c0 + c);
-                right[c * PITCH<A> + r] = b.at(b0 + r, c0 + c);
-            }
+            copy<DEPTH>(a, a0, c0, left, PITCH, 1);
+            copy<DEPTH>(b, b0, c0, right, PITCH, 1);
             __syncthreads();
-            int n = int(least(DEPTH, a.cols - c0));
-#pragma unroll 4
+            int n = within(a.cols - c0, 0, DEPTH);
+#pragma unroll 2
             for (int c = 0; c < n; c++) {
                 A x[4], z[4];
-                load_quad(left + c * PITCH<A> + 4 * ty, x);
-                load_quad(right + c * PITCH<A> + 4 * tx, z);
+                load_quad(left + c * PITCH + 4 * ty, x);
+                load_quad(right + c * PITCH + 4 * tx, z);
 #pragma unroll
                 for (int i = 0; i < 4; i++)
 #pragma unroll
@@ -119,8 +133,8 @@ template <class T> struct Block {
     DEVICE void put(const A (&w)[4][4], bool transposed) const {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            if (transposed) store_quad(weights + (4 * tx + i) * PITCH<A> + 4 * ty, w[0][i], w[1][i], w[2][i], w[3][i]);
-            else store_quad(weights + (4 * ty + i) * PITCH<A> + 4 * tx, w[i][0], w[i][1], w[i][2], w[i][3]);
+            if (transposed) store_quad(weights + (4 * tx + i) * PITCH + 4 * ty, w[0][i], w[1][i], w[2][i], w[3][i]);
+            else store_quad(weights + (4 * ty + i) * PITCH + 4 * tx, w[i][0], w[i][1], w[i][2], w[i][3]);
         }
     }
 
@@ -131,27 +145,20 @@ template <class T> struct Block {
         put(w, transposed);
         if (threadIdx.x == 0) *odd = 0;
         __syncthreads();
-        bool finite = true;
-        for (int e = int(threadIdx.x); e < M * M; e += THREADS) {
-            int c = e % M, r = e / M;
-            A v = x.at(r0 + r, c0 + c);
-            stage[r * PITCH<A> + c] = v;
-            finite = finite && v - v == A(0);
-        }
-        if (!finite) *odd = 1;
+        if (!copy<M>(x, r0, c0, stage, 1, PITCH)) *odd = 1;
         __syncthreads();
-        int n = int(least(M, x.rows - r0));
+        int n = within(x.rows - r0, 0, M);
         if (*odd) sum<true>(n, o);
         else sum<false>(n, o);
     }
 
     // With CAREFUL, a weight of 0 leaves out what it is multiplied with.
     template <bool CAREFUL> DEVICE void sum(int n, A (&o)[4][4]) const {
-#pragma unroll 4
+#pragma unroll 2
         for (int r = 0; r < n; r++) {
             A x[4], z[4];
-            load_quad(weights + r * PITCH<A> + 4 * ty, x);
-            load_quad(stage + r * PITCH<A> + 4 * tx, z);
+            load_quad(weights + r * PITCH + 4 * ty, x);
+            load_quad(stage + r * PITCH + 4 * tx, z);
 #pragma unroll
             for (int i = 0; i < 4; i++)
 #pragma unroll
@@ -175,18 +182,21 @@ template <class T> struct Masks {
     // Products to scores: scaled, masked, -infinity where the key is not seen.
     template <class A> DEVICE void apply(const Scores& p, i64 i0, i64 j0, A (&s)[4][4]) const {
         const A hidden = -Limits<A>::infinity(), scale = A(p.scale);
+        int rows = within(p.tq - i0, 0, 4), cols = within(p.tk - j0, 0, 4), last = p.causal ? within(i0 + p.tk - p.tq - j0, -4, 4) : 4;
+        i64 line = i0 * row + j0 * col;
 #pragma unroll
-        for (int x = 0; x < 4; x++)
+        for (int x = 0; x < 4; x++, line += row) {
+            i64 at = line;
 #pragma unroll
-            for (int z = 0; z < 4; z++) {
-                i64 i = i0 + x, j = j0 + z;
-                bool seen = i < p.tq && j < p.tk && (!p.causal || j + p.tq <= i + p.tk);
+            for (int z = 0; z < 4; z++, at += col) {
+                bool seen = x < rows && z < cols && z <= last + x;
                 A bias = A(0);
-                if (seen && allowed) seen = allowed[i * row + j * col] != 0;
-                if (seen && added) bias = load(added[i * row + j * col]);
+                if (seen && allowed) seen = allowed[at] != 0;
+                if (seen && added) bias = load(added[at]);
                 seen = seen && bias != hidden;
                 s[x][z] = seen ? s[x][z] * scale + bias : hidden;
             }
+        }
     }
 };
 
@@ -244,7 +254,7 @@ template <int WIDTH, class A> DEVICE A advance(A (&s)[4], A& m, A& l) {
 // A factor of exactly 0 removes what was summed, even if it is not finite.
 template <class A> DEVICE A scaled(A x, A factor) { return factor == A(0) ? A(0) : x * factor; }
 
-LAUNCH_BOUNDS(256)
+LAUNCH_BOUNDS(64, 8)
 KERNEL(sdpa_forward,
        (T* y, const T* q, const Heads& vq, const T* k, const Heads& vk, const T* v, const Heads& vv, maybe<const u8*> allowed, maybe<const T*> added,
         const Heads& vm, const Scores& p),
@@ -322,7 +332,7 @@ template <class A> DEVICE void read_stats(const A* stats, const Scores& p, i64 h
 }
 
 // Of every query {maximum, 1 / sum, sum P dP}, and dq if it is there.
-LAUNCH_BOUNDS(256)
+LAUNCH_BOUNDS(64, 8)
 KERNEL(sdpa_rows,
        (maybe<T*> dq, acc<T>* stats, const T* q, const Heads& vq, const T* k, const Heads& vk, const T* v, const Heads& vv, const T* g, const Heads& vg,
         maybe<const u8*> allowed, maybe<const T*> added, const Heads& vm, const Scores& p),
@@ -400,7 +410,7 @@ KERNEL(sdpa_rows,
 }
 
 // dk and dv, those that are there.
-LAUNCH_BOUNDS(256)
+LAUNCH_BOUNDS(64, 8)
 KERNEL(sdpa_columns,
        (maybe<T*> dk, maybe<T*> dv, const acc<T>* stats, const T* q, const Heads& vq, const T* k, const Heads& vk, const T* v, const Heads& vv, const T* g,
         const Heads& vg, maybe<const u8*> allowed, maybe<const T*> added, const Heads& vm, const Scores& p),
@@ -457,7 +467,7 @@ KERNEL(sdpa_columns,
 
 // The cotangent of an additive mask of `slices` matrices rows x cols, each extent 1 or that of the scores; `slice` finds the
 // matrix that a head reads. A block owns a tile of one of them, and goes through all heads that read it.
-LAUNCH_BOUNDS(256)
+LAUNCH_BOUNDS(64, 8)
 KERNEL(sdpa_mask,
        (T* bar, i64 slices, i64 rows, i64 cols, const View& slice, const acc<T>* stats, const T* q, const Heads& vq, const T* k, const Heads& vk, const T* v,
         const Heads& vv, const T* g, const Heads& vg, maybe<const u8*> allowed, maybe<const T*> added, const Heads& vm, const Scores& p),
@@ -508,7 +518,7 @@ KERNEL(sdpa_mask,
             int i = e / int(width), j = e % int(width);
             A total = A(0);
             for (int r = 0; r < (rows > 1 ? 1 : B::M); r++)
-                for (int c = 0; c < (cols > 1 ? 1 : B::M); c++) total += block.weights[(i + r) * PITCH<A> + j + c];
+                for (int c = 0; c < (cols > 1 ? 1 : B::M); c++) total += block.weights[(i + r) * PITCH + j + c];
             bar[at * rows * cols + (top + i) * cols + left + j] = store<T>(total);
         }
         __syncthreads();

@@ -10,6 +10,10 @@ use crate::layout::Layout;
 use crate::rng::{Key, bernoulli_threshold};
 use crate::shape::Shape;
 
+/// Rows and columns of a tile, and threads of a block: those of kernels/sdpa.cu.
+const TILE: usize = 32;
+const THREADS: u32 = 64;
+
 /// A stack of matrices: `struct Heads` of kernels/sdpa.cu.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -98,16 +102,10 @@ impl<'a> Attention<'a> {
         Ok(Attention { q, k, v, allowed, added, mask, scores, lead: qs[..r - 2].into(), dtype: x[0].dtype(), on: x[0].context() })
     }
 
-    /// Rows and columns of a tile, as kernels/sdpa.cu chooses them.
-    fn tile(&self) -> usize {
-        if self.dtype == DType::F64 { 32 } else { 64 }
-    }
-
     /// One block for each tile of `rows` and of `cols`, of each of `count` matrices.
     fn grid(&self, count: usize, rows: usize, cols: usize) -> Grid {
-        let m = self.tile();
-        let items = count.saturating_mul(rows.div_ceil(m)).saturating_mul(cols.div_ceil(m));
-        Grid::rows(items, (m * m / 16) as u32, self.on.grid_cap())
+        let items = count.saturating_mul(rows.div_ceil(TILE)).saturating_mul(cols.div_ceil(TILE));
+        Grid::rows(items, THREADS, self.on.grid_cap())
     }
 
     fn extents(&self) -> [usize; 5] {
