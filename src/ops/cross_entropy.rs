@@ -599,8 +599,8 @@ impl Tensor {
     /// A row of −∞ only counts 0.
     ///
     /// # Errors
-    /// Index error for a target outside `0..C`; shape error unless there is one target per row; dtype error unless the logits
-    /// are floats and the targets integers.
+    /// Index error for a target outside `0..C` (on a GPU the forward pass waits for this check, the backward pass does not);
+    /// shape error unless there is one target per row; dtype error unless the logits are floats and the targets integers.
     #[track_caller]
     pub fn cross_entropy(&self, targets: &Tensor) -> Result<Tensor> {
         self.cross_entropy_with(targets, &CrossEntropy::default())
