@@ -1,6 +1,6 @@
 //! Adam with decoupled weight decay.
 
-use super::for_each_param;
+use super::{follow, for_each_param};
 use crate::backend::cpu::optim::{AdamStep, adam_update};
 use crate::backend::cpu::{Compute, Real};
 use crate::backend::cuda;
@@ -133,6 +133,9 @@ impl AdamW {
                 self.state.moments.insert(name.to_owned(), moments);
             }
             let Some(m) = self.state.moments.get_mut(name) else { bail!(argument, "the state of `{name}` is gone") };
+            for state in [Some(&mut m.first), Some(&mut m.second), m.largest.as_mut()].into_iter().flatten() {
+                follow(state, p)?;
+            }
             let decay = if (self.decays)(name, p) { self.weight_decay } else { 0.0 };
             let step = AdamStep {
                 shrink: 1.0 - self.lr * decay,

@@ -1,6 +1,6 @@
 //! Stochastic gradient descent.
 
-use super::for_each_param;
+use super::{follow, for_each_param};
 use crate::backend::cuda::optim::{self, Descent};
 use crate::error::{Result, bail};
 use crate::functional::Grads;
@@ -47,6 +47,9 @@ impl Sgd {
                 );
             }
             for_each_param(model, grads, |name, p, g| {
+                if let Some(v) = self.velocity.get_mut(name) {
+                    follow(v, p)?;
+                }
                 if p.device().is_cuda() {
                     return self.step_on_device(name, p, g);
                 }
