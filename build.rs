@@ -13,7 +13,8 @@
 //!
 //! In Rust, the kernel `name` of kernels/file.cu is launched by `file::name`, and its symbols begin with `file_`.
 //!
-//! `LAUNCH_BOUNDS(n)` on a line of its own bounds the block size of the next. The entry points are appended to the
+//! `LAUNCH_BOUNDS(n)` on a line of its own bounds the block size of the next; `LAUNCH_BOUNDS(n, m)` also asks for
+//! registers to be spared until m such blocks fit on a multiprocessor. The entry points are appended to the
 //! flattened text, one module for each first type: who trains in bf16 compiles no f64 kernel at run time.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -83,7 +84,8 @@ struct KernelLine {
     args: Vec<Arg>,
     t: Vec<String>,
     u: Vec<String>,
-    bounds: Option<u32>,
+    /// Threads of a block, and blocks that must fit on a multiprocessor.
+    bounds: Option<(u32, Option<u32>)>,
     /// The body's call, with T and U still to be replaced.
     call: String,
     line: usize,
@@ -223,10 +225,10 @@ fn parse(file: &str, text: &str) -> Vec<KernelLine> {
             out.push(KernelLine { name, args, t, u, bounds, call, line });
         };
         match (head, &parts[..]) {
-            ("LAUNCH_BOUNDS", [n]) => {
-                bounds = n.parse().ok();
-                if bounds.is_none() {
-                    fail(file, line, "LAUNCH_BOUNDS takes a number");
+            ("LAUNCH_BOUNDS", [n, blocks @ ..]) => {
+                bounds = n.parse().ok().map(|n| (n, blocks.first().and_then(|b| b.parse().ok())));
+                if bounds.is_none_or(|(_, b)| b.is_some() != (blocks.len() == 1)) {
+                    fail(file, line, "LAUNCH_BOUNDS takes one or two numbers");
                 }
                 continue;
             }
@@ -310,7 +312,11 @@ fn entries(stem: &str, k: &KernelLine) -> Vec<(String, String, String)> {
             let suffix: String = [&t, &u].into_iter().filter(|s| !s.is_empty()).map(|s| format!("_{s}")).collect();
             let with = |text: &str| substitute(&substitute(text, "T", &t), "U", &u);
             let args: Vec<String> = k.args.iter().map(|a| with(&a.spelling)).collect();
-            let bounds = k.bounds.map_or(String::new(), |n| format!("__launch_bounds__({n}) "));
+            // Doubles fill two registers each: the wish for several blocks is not theirs.
+            let bounds = k.bounds.map_or(String::new(), |(n, blocks)| match blocks.filter(|_| t != "f64") {
+                Some(b) => format!("__launch_bounds__({n}, {b}) "),
+                None => format!("__launch_bounds__({n}) "),
+            });
             let base = if function(stem, k) == stem { stem.to_owned() } else { format!("{stem}_{}", function(stem, k)) };
             let symbol = format!("{base}{suffix}");
             let text = format!("ENTRY void {bounds}{symbol}({}) {{ {} }}\nEMULATED({symbol})\n", args.join(", "), with(&k.call));

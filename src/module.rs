@@ -302,6 +302,14 @@ pub trait ModuleExt: Module + Clone {
         self.map(|_, t| if t.dtype().is_float() { t.cast(dtype) } else { Ok(t.clone()) })
     }
 
+    /// The same tree with every tensor on a device.
+    ///
+    /// # Errors
+    /// Device error when it is not available; out of memory.
+    fn to_device(&self, device: crate::Device) -> Result<Self> {
+        self.map(|_, t| t.to_device(device))
+    }
+
     /// The same tree with its trainable tensors watched by a tape, under their names.
     ///
     /// # Errors

@@ -149,6 +149,14 @@ impl Tensor {
         Ok(self.array.to_f64()?[0])
     }
 
+    /// The memory of a tensor on a CUDA device, for an optimizer that writes it in place; see [`Tensor::update`].
+    pub(crate) fn own_cuda(&mut self) -> Result<&mut crate::backend::cuda::Buffer> {
+        if self.is_tracked() {
+            return Err(Error::tape("the tensor is tracked: update the watched original, after the sweep"));
+        }
+        self.array.own_cuda()
+    }
+
     /// Writes the elements in place through a slice in row-major order: the door for optimizers and loaders.
     ///
     /// When other tensors share the memory it is copied first, so they keep their value.

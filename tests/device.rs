@@ -79,3 +79,18 @@ fn unusable_devices_are_errors() {
     assert_eq!("cuda:3".parse::<Device>().unwrap(), Device::Cuda(3));
     assert!("gpu".parse::<Device>().unwrap_err().to_string().contains("cuda:N"));
 }
+
+#[test]
+#[cfg(feature = "emulator")]
+fn targets_out_of_range_are_errors_on_the_emulated_device() {
+    let device = Device::cuda_emulated().unwrap();
+    let x = Tensor::from_slice(&[0.5f32; 15], [3, 5]).unwrap().to_device(device).unwrap();
+    for bad in [[0i64, 5, 9], [4, -1, 0], [0, -100, 5]] {
+        let host = Tensor::from_slice(&bad, [3]).unwrap();
+        let there = host.to_device(device).unwrap();
+        let expected = x.to_device(Device::Cpu).unwrap().cross_entropy(&host).unwrap_err();
+        let e = x.cross_entropy(&there).unwrap_err();
+        assert!(e.is_index() && e.to_string().split(" (at ").next() == expected.to_string().split(" (at ").next(), "{e}\n{expected}");
+        assert!(x.nll_loss(&there).unwrap_err().is_index());
+    }
+}

@@ -14,10 +14,17 @@ use std::process::Command;
 const REGISTERS: u32 = 64;
 
 /// Kernels that may use more (a part of the symbol), with the reason.
-const MORE_REGISTERS: &[(&str, u32, &str)] = &[("binary_pow_f64", 80, "the factorial and its derivatives, in doubles")];
+const MORE_REGISTERS: &[(&str, u32, &str)] = &[
+    ("binary_pow_f64", 80, "the factorial and its derivatives, in doubles"),
+    ("sdpa_forward_f64", 192, "attention: 4 x 4 scores and as many results, in doubles"),
+    ("sdpa_rows_f64", 232, "the same, with the cotangents of the scores"),
+    ("sdpa_mask_f64", 232, "the same"),
+    ("sdpa_columns_f64", 252, "the same, with two results"),
+    ("sdpa_", 128, "attention: 4 x 4 scores, their cotangents, and results; eight blocks of 64 threads fit"),
+];
 
 /// Kernels that may use memory of their own: CUDA's reduction of large angles keeps its digits there.
-const STACK: &[&str] = &["unary_sin_", "unary_cos_"];
+const STACK: &[&str] = &["unary_sin_", "unary_cos_", "rope_table_"];
 
 /// What the assembler's log says of one kernel.
 #[derive(Debug, Default)]

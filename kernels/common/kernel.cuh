@@ -23,7 +23,7 @@
 #define KERNEL(name, args, ...) template <class T> DEVICE void name args
 #define KERNEL2(name, args, ...) template <class T, class U> DEVICE void name args
 #define KERNEL0(name, args) DEVICE void name##_body args
-#define LAUNCH_BOUNDS(threads)
+#define LAUNCH_BOUNDS(...)
 #define UNARY(name, op)
 #define BINARY(name, op)
 

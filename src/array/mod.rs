@@ -177,6 +177,22 @@ impl Array {
         Ok(())
     }
 
+    /// The whole storage of a value on a CUDA device, to be written in place. Copies first, on the device, when the storage
+    /// is shared or not filled in row-major order.
+    pub(crate) fn own_cuda(&mut self) -> Result<&mut cuda::Buffer> {
+        if !self.is_unique() {
+            let dense = self.cuda()?;
+            let on = cuda::Context::of(self.device())?;
+            let mut copy = on.alloc(self.dtype, self.numel())?;
+            cuda::copy::gather(on, dense.start(), &self.layout, cuda::launch::Dst::new(&mut copy))?;
+            *self = Self::from_storage(Storage::Cuda(copy), self.dtype, self.shape().clone());
+        }
+        match Arc::get_mut(&mut self.storage) {
+            Some(Storage::Cuda(b)) => Ok(b),
+            _ => Err(Error::device_unavailable("the value is not on a CUDA device, or became shared during an update")),
+        }
+    }
+
     /// Whether [`Array::update`] would work without a copy.
     pub(crate) fn is_unique(&mut self) -> bool {
         self.layout.is_contiguous()

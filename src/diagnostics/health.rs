@@ -1,8 +1,10 @@
 //! Gradient health: statistics per parameter, and a verdict.
 
+use crate::backend::cuda::optim::{self, Survey};
 use crate::error::Result;
 use crate::functional::Grads;
 use crate::module::{Module, ModuleExt};
+use crate::tensor::Tensor;
 use std::fmt;
 
 /// What a parameter's gradient looks like.
@@ -88,17 +90,12 @@ impl HealthReport {
         let params = model.trainable();
         let mut rows = Vec::new();
         for ((name, g), (_, p)) in grads.named().into_iter().zip(params) {
-            let norm_of = |v: &[f64]| v.iter().map(|x| x * x).sum::<f64>().sqrt();
-            let v = g.to_f64_vec()?;
-            let n = v.len().max(1) as f64;
-            let mean = v.iter().sum::<f64>() / n;
-            let std = (v.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / n).sqrt();
-            let norm = norm_of(&v);
-            let zeros = v.iter().filter(|x| **x == 0.0).count() as f64 / n;
-            let ratio = norm / norm_of(&p.to_f64_vec()?);
-            let verdict = if v.iter().any(|x| !x.is_finite()) {
+            let (Survey { mean, std, max, zeros, not_finite }, norm) = (survey(&g)?, norm(&g)?);
+            let zeros = zeros / g.numel().max(1) as f64;
+            let ratio = norm / self::norm(&p)?;
+            let verdict = if not_finite > 0.0 {
                 Verdict::NonFinite
-            } else if zeros >= Self::DEAD && !v.is_empty() {
+            } else if zeros >= Self::DEAD && g.numel() > 0 {
                 Verdict::Dead
             } else if ratio < Self::VANISHING {
                 Verdict::Vanishing
@@ -107,8 +104,7 @@ impl HealthReport {
             } else {
                 Verdict::Healthy
             };
-            let max = v.iter().fold(0f64, |m, x| if x.is_nan() || x.abs() > m { x.abs() } else { m });
-            rows.push(Health { name, count: v.len(), norm, mean, std, max, zeros, ratio, verdict });
+            rows.push(Health { name, count: g.numel(), norm, mean, std, max, zeros, ratio, verdict });
         }
         Ok(HealthReport { rows })
     }
@@ -117,6 +113,31 @@ impl HealthReport {
     pub fn is_healthy(&self) -> bool {
         self.rows.iter().all(|r| r.verdict == Verdict::Healthy)
     }
+}
+
+/// The L2 norm of a tensor, where it lies.
+fn norm(x: &Tensor) -> Result<f64> {
+    if x.device().is_cuda() {
+        return optim::norm(&[x.array.cuda()?]);
+    }
+    Ok(x.to_f64_vec()?.iter().map(|x| x * x).sum::<f64>().sqrt())
+}
+
+/// Mean, deviation, largest magnitude, zeros and what is not finite, where the tensor lies.
+fn survey(x: &Tensor) -> Result<Survey> {
+    if x.device().is_cuda() {
+        return optim::survey(&x.array.cuda()?);
+    }
+    let v = x.to_f64_vec()?;
+    let n = v.len().max(1) as f64;
+    let mean = v.iter().sum::<f64>() / n;
+    Ok(Survey {
+        mean,
+        std: (v.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / n).sqrt(),
+        max: v.iter().fold(0f64, |m, x| if x.is_nan() || x.abs() > m { x.abs() } else { m }),
+        zeros: v.iter().filter(|x| **x == 0.0).count() as f64,
+        not_finite: v.iter().filter(|x| !x.is_finite()).count() as f64,
+    })
 }
 
 impl fmt::Display for HealthReport {

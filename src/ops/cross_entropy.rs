@@ -4,7 +4,8 @@ use super::loss::{Classes, Reduction, check_classes};
 use super::{differentiate_vjp, log_softmax::log_softmax_line, softmax::largest, softmax::softmax_line};
 use crate::backend::cpu::par::*;
 use crate::backend::cpu::{self, Buffer, Compute, Contiguous, Real, rows, simd};
-use crate::backend::cuda;
+use crate::array::Array;
+use crate::backend::{Storage, cuda};
 use crate::dtype::{DType, Element, with_float};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, apply1};
@@ -63,6 +64,11 @@ struct TargetRow<A> {
 }
 
 impl CrossEntropyLoss {
+    fn options(&self, classes: usize) -> cuda::loss::Options {
+        let (each, mean) = (self.reduction == Reduction::None, self.reduction == Reduction::Mean);
+        cuda::loss::Options { classes, smoothing: self.label_smoothing, each, mean }
+    }
+
     fn check(&self, x: &[Spec]) -> Result<()> {
         if !(0.0..=1.0).contains(&self.label_smoothing) {
             bail!(argument, "label_smoothing must be between 0 and 1, found {}", self.label_smoothing);
@@ -86,6 +92,14 @@ impl CrossEntropyLoss {
     /// The target distributions of all rows as one constant tensor, with the mean's divisor taken in.
     fn distribution(&self, x: &Tensor, targets: &Tensor, weights: Option<&Tensor>) -> Result<Tensor> {
         let classes = x.shape()[x.rank() - 1];
+        if x.device().is_cuda() {
+            let w = weights.map(|w| w.array.cuda()).transpose()?;
+            let w = cuda::loss::weights(w.as_ref())?;
+            let w = w.as_ref().map(cuda::Dense::src);
+            let targets = cuda::loss::Targets::read(&targets.array.cuda()?, classes, self.ignore_index, w.as_ref(), true)?;
+            let q = cuda::loss::target_rows(&targets, w.as_ref(), self.options(classes), x.dtype())?;
+            return Ok(Tensor::from_array(Array::from_storage(Storage::Cuda(q), x.dtype(), x.shape().clone())));
+        }
         let targets = Classes::read(&targets.array.cpu()?, classes, self.ignore_index)?;
         let w = weights.map(Tensor::to_f64_vec).transpose()?;
         let scale = self.reduction.scale(targets.weight(w.as_ref().map(|w| |t: usize| w[t])));
@@ -291,8 +305,13 @@ impl Op for CrossEntropyLoss {
         })
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let [y, stats] = y else { bail!(argument, "cross_entropy has two outputs") };
+        let o = self.options(last(x[0].shape()));
+        let w = cuda::loss::weights(x.get(2))?;
+        let w = w.as_ref().map(cuda::Dense::src);
+        let targets = cuda::loss::Targets::read(&x[1], o.classes, self.ignore_index, w.as_ref(), true)?;
+        cuda::loss::cross_entropy(&x[0], &targets, w.as_ref(), o, y, stats)
     }
 
     fn save(&self, x: &[&Tensor], y: &[Tensor], _: &[bool]) -> Saved {
@@ -496,8 +515,14 @@ impl Op for CrossEntropyVjp {
         })
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let o = self.of.options(last(x[0].shape()));
+        let w = cuda::loss::weights(if self.of.weighted { x.get(2) } else { None })?;
+        let w = w.as_ref().map(cuda::Dense::src);
+        // Saved numbers come from the forward pass, which has checked the targets: no second wait.
+        let targets = cuda::loss::Targets::read(&x[1], o.classes, self.of.ignore_index, w.as_ref(), !self.stats)?;
+        let stats = if self.stats { x.get(self.g() + 1) } else { None };
+        cuda::loss::cross_entropy_vjp(&x[0], &targets, w.as_ref(), &x[self.g()], stats, o, &mut y[0])
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
@@ -574,8 +599,8 @@ impl Tensor {
     /// A row of −∞ only counts 0.
     ///
     /// # Errors
-    /// Index error for a target outside `0..C`; shape error unless there is one target per row; dtype error unless the logits
-    /// are floats and the targets integers.
+    /// Index error for a target outside `0..C` (on a GPU the forward pass waits for this check, the backward pass does not);
+    /// shape error unless there is one target per row; dtype error unless the logits are floats and the targets integers.
     #[track_caller]
     pub fn cross_entropy(&self, targets: &Tensor) -> Result<Tensor> {
         self.cross_entropy_with(targets, &CrossEntropy::default())

@@ -108,8 +108,16 @@ impl Op for Dropout {
         })
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let (on, n) = (y[0].context(), y[0].numel());
+        if n == 0 {
+            return Ok(());
+        }
+        let (src, view) = x[0].view()?;
+        let (seed, stream) = self.key.parts();
+        let grid = cuda::map::grid(on, n, y[0].dtype().size());
+        let threshold = bernoulli_threshold(1.0 - self.p);
+        cuda::kernels::dropout::dropout(on, grid, &y[0].dst(), &src, view, seed, stream, threshold, self.scale(), n as i64)
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

@@ -48,6 +48,13 @@ pub struct NllLossVjp {
     pub classes: usize,
 }
 
+impl NllLoss {
+    fn options(&self, classes: usize) -> cuda::loss::Options {
+        let (each, mean) = (self.reduction == Reduction::None, self.reduction == Reduction::Mean);
+        cuda::loss::Options { classes, smoothing: 0.0, each, mean }
+    }
+}
+
 impl Describe for NllLoss {
     const NAME: &'static str = "nll_loss";
     const MATH: Math = Math {
@@ -133,8 +140,12 @@ impl Op for NllLoss {
         })
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let o = self.options(x[0].shape().last().copied().unwrap_or(0));
+        let w = cuda::loss::weights(x.get(2))?;
+        let w = w.as_ref().map(cuda::Dense::src);
+        let targets = cuda::loss::Targets::read(&x[1], o.classes, self.ignore_index, w.as_ref(), true)?;
+        cuda::loss::nll(&x[0], &targets, w.as_ref(), o, &mut y[0])
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
@@ -234,8 +245,11 @@ impl Op for NllLossVjp {
         })
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let w = cuda::loss::weights(x[..x.len() - 1].get(1))?;
+        let w = w.as_ref().map(cuda::Dense::src);
+        let targets = cuda::loss::Targets::read(&x[0], self.classes, self.of.ignore_index, w.as_ref(), true)?;
+        cuda::loss::nll_vjp(&targets, w.as_ref(), &x[x.len() - 1], self.of.options(self.classes), &mut y[0])
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

@@ -243,8 +243,10 @@ impl Op for Rope {
         })
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let dim = self.dim(x[0].shape());
+        let frequencies: Vec<f64> = (0..dim / 2).map(|i| self.frequency(i, dim)).collect();
+        cuda::rope::rotate(&x[0], x.get(1), self.start, &frequencies, self.style == RopeStyle::Interleaved, &mut y[0])
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

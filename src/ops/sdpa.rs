@@ -3,7 +3,7 @@
 use super::differentiate_vjp;
 use crate::backend::cpu::attention::{self, Attention, Bars};
 use crate::backend::{cpu, cuda};
-use crate::dtype::{DType, U8, with_float};
+use crate::dtype::{U8, with_float};
 use crate::error::{Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply, apply1, expect};
 use crate::rng::Key;
@@ -51,6 +51,11 @@ impl Sdpa {
         };
         let d = qs[qs.rank() - 1];
         Ok(Attention { q: x[0], k: x[1], v: x[2], mask, scale: self.scale_for(d), causal: self.causal, dropout: self.keep() })
+    }
+
+    fn attention_on_device<'a>(&self, x: &[cuda::In<'a>]) -> Result<cuda::attention::Attention<'a>> {
+        let qs = x[0].shape();
+        cuda::attention::Attention::new(x, self.scale_for(qs[qs.rank() - 1]), self.causal, self.keep())
     }
 
     /// Checks shared by the op and its derivative; gives the shape of the result.
@@ -234,8 +239,8 @@ impl Op for SdpaOp {
         with_float!(x[0].dtype(), T => attention::forward::<T>(&a, y[0].slice::<T>()))
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        self.options.attention_on_device(x)?.forward(&mut y[0])
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
@@ -376,8 +381,11 @@ impl Op for SdpaVjp {
         Ok(())
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let (x, g) = (&x[..x.len() - 1], &x[x.len() - 1]);
+        let mut outs = y.iter_mut();
+        let bars = self.want.map(|w| if w { outs.next() } else { None });
+        self.of.options.attention_on_device(x)?.backward(g, bars)
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
@@ -413,44 +421,30 @@ impl SdpaOp {
         };
         let (hq, hkv) = (q.shape()[r - 3], k.shape()[r - 3]);
         let group = hq.checked_div(hkv).unwrap_or(1);
-        let scale = Tensor::full((), self.options.scale_for(d), q.dtype())?;
+        let scale = Tensor::full_on((), self.options.scale_for(d), q.dtype(), q.device())?;
         let k = k.reshape(grouped(hkv, 1, tk, d))?;
         let mut s = q.reshape(grouped(hkv, group, tq, d))?.matmul_nt(&k)?.mul(&scale)?.reshape(&scores)?;
         // What is forbidden, as a constant.
-        let boolean = if self.boolean { x.get(3) } else { None };
-        if self.options.causal || boolean.is_some() {
-            let allowed = boolean.map(Tensor::to_f64_vec).transpose()?;
-            let shape = boolean.map_or(Shape::from([tq, tk]), |m| m.shape().clone());
-            let shape = shape.broadcast(&[if self.options.causal { tq } else { 1 }, if self.options.causal { tk } else { 1 }].into())?;
-            let allowed = boolean.zip(allowed).map(|(m, v)| Nd::new(m.shape(), v));
-            let bias = Nd::from_fn(&shape, |i| {
-                let n = i.len();
-                let seen = !self.options.causal || self.options.sees(i[n - 2], i[n - 1], tq, tk);
-                let open = allowed.as_ref().is_none_or(|a| a.broadcast_at(i) != 0.0);
-                if seen && open { 0.0 } else { f64::NEG_INFINITY }
-            });
-            s = s.add(&constant(&bias.data, &shape, q.dtype())?)?;
+        if self.options.causal {
+            let hidden = Tensor::full_on([tq, tk], f64::NEG_INFINITY, q.dtype(), q.device())?;
+            s = s.add(&hidden.triu(tk as isize - tq as isize + 1)?)?;
         }
-        if let (Some(m), false) = (x.get(3), self.boolean) {
-            s = s.add(m)?;
+        match x.get(3) {
+            Some(m) if self.boolean => {
+                let open = Tensor::full_on(m.shape(), 0.0, q.dtype(), q.device())?;
+                s = s.add(&open.masked_fill(&m.detach().logical_not()?, f64::NEG_INFINITY)?)?;
+            }
+            Some(m) => s = s.add(m)?,
+            None => {}
         }
         let mut p = s.softmax(-1)?;
-        if let Some((key, keep)) = self.options.keep() {
-            let inv = if keep > 0.0 { 1.0 / keep } else { 0.0 };
-            let factors: Vec<f64> = (0..scores.numel()).map(|i| if key.bernoulli(i as u64, keep) { inv } else { 0.0 }).collect();
-            p = p.mul(&constant(&factors, &scores, q.dtype())?)?;
+        if let Some((key, _)) = self.options.keep() {
+            p = p.dropout(self.options.dropout, key)?;
         }
         let dv = v.shape()[r - 1];
         let y = p.reshape(grouped(hkv, group, tq, tk))?.matmul(&v.reshape(grouped(hkv, 1, tk, dv))?)?;
         y.reshape(q.shape().with_dim(r - 1, dv))
     }
-}
-
-fn constant(values: &[f64], shape: &Shape, dtype: DType) -> Result<Tensor> {
-    with_float!(dtype, T => {
-        let v: Vec<T> = values.iter().map(|&x| <T as crate::Element>::from_f64(x)).collect();
-        Tensor::from_slice(&v, shape)
-    })
 }
 
 impl Tensor {

@@ -1,8 +1,9 @@
 //! Adam with decoupled weight decay.
 
-use super::for_each_param;
+use super::{follow, for_each_param};
 use crate::backend::cpu::optim::{AdamStep, adam_update};
 use crate::backend::cpu::{Compute, Real};
+use crate::backend::cuda;
 use crate::dtype::DType;
 use crate::error::{Error, Result, bail};
 use crate::functional::Grads;
@@ -127,11 +128,14 @@ impl AdamW {
         let t = self.state.steps as f64;
         for_each_param(model, grads, |name, p, g| {
             if !self.state.moments.contains_key(name) {
-                let zero = || Tensor::zeros(p.shape(), p.dtype());
+                let zero = || Tensor::zeros_like(p);
                 let moments = Moments { first: zero()?, second: zero()?, largest: if self.amsgrad { Some(zero()?) } else { None } };
                 self.state.moments.insert(name.to_owned(), moments);
             }
             let Some(m) = self.state.moments.get_mut(name) else { bail!(argument, "the state of `{name}` is gone") };
+            for state in [Some(&mut m.first), Some(&mut m.second), m.largest.as_mut()].into_iter().flatten() {
+                follow(state, p)?;
+            }
             let decay = if (self.decays)(name, p) { self.weight_decay } else { 0.0 };
             let step = AdamStep {
                 shrink: 1.0 - self.lr * decay,
@@ -141,6 +145,11 @@ impl AdamW {
                 b2,
                 eps: self.eps,
             };
+            if p.device().is_cuda() {
+                let Moments { first, second, largest } = m;
+                let largest = largest.as_mut().map(Tensor::own_cuda).transpose()?;
+                return cuda::optim::adam(p.own_cuda()?, &g.array.cuda()?, first.own_cuda()?, second.own_cuda()?, largest, step);
+            }
             match p.dtype() {
                 DType::F64 => update::<f64>(p, g, m, step),
                 _ => update::<f32>(p, g, m, step),

@@ -1,6 +1,7 @@
 //! Clipping of gradients by their global norm or by value.
 
 use crate::backend::cpu::reduce::{max_abs, scaled_square_sum};
+use crate::backend::{Device, cuda};
 use crate::dtype::with_float;
 use crate::error::{Result, bail};
 use crate::functional::Grads;
@@ -28,8 +29,31 @@ impl<M: Module + Clone> Grads<M> {
     /// Out of memory.
     pub fn norm(&self) -> Result<f64> {
         let named = self.named();
-        let mut largest = 0f64;
+        // Each device adds up its own gradients.
+        let mut devices: Vec<Device> = Vec::new();
         for (_, g) in &named {
+            if !devices.contains(&g.device()) {
+                devices.push(g.device());
+            }
+        }
+        let mut total = 0f64;
+        for d in devices {
+            let norm = if d.is_cuda() {
+                let there = named.iter().filter(|(_, g)| g.device() == d).map(|(_, g)| g.array.cuda()).collect::<Result<Vec<_>>>()?;
+                cuda::optim::norm(&there)?
+            } else {
+                Self::host_norm(&named)?
+            };
+            total = if total == 0.0 { norm } else { total.hypot(norm) };
+        }
+        Ok(total)
+    }
+
+    /// The norm over the gradients in host memory.
+    fn host_norm(named: &[(String, Tensor)]) -> Result<f64> {
+        let named = || named.iter().filter(|(_, g)| g.device() == Device::Cpu);
+        let mut largest = 0f64;
+        for (_, g) in named() {
             let m = tensor_max_abs(g)?;
             if !m.is_finite() {
                 return Ok(m);
@@ -40,7 +64,7 @@ impl<M: Module + Clone> Grads<M> {
             return Ok(0.0);
         }
         let mut sum = 0f64;
-        for (_, g) in &named {
+        for (_, g) in named() {
             sum += with_float!(g.dtype(), T => scaled_square_sum::<T>(&g.array.cpu()?, largest)?);
         }
         Ok(largest * sum.sqrt())

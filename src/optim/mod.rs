@@ -15,10 +15,18 @@ use crate::functional::Grads;
 use crate::module::{Module, try_walk};
 use crate::tensor::Tensor;
 
+/// State follows its parameter to the device where that is now.
+fn follow(state: &mut Tensor, p: &Tensor) -> Result<()> {
+    if state.device() != p.device() {
+        *state = state.to_device(p.device())?;
+    }
+    Ok(())
+}
+
 /// Calls `f(name, parameter, gradient)` for every trainable parameter.
 ///
 /// # Errors
-/// Shape or dtype error when a gradient does not fit its parameter; whatever `f` returns.
+/// Shape, dtype or device error when a gradient does not fit its parameter; whatever `f` returns.
 fn for_each_param<M: Module + Clone>(
     model: &mut M,
     grads: &Grads<M>,
@@ -42,6 +50,9 @@ fn for_each_param<M: Module + Clone>(
                 leaf.tensor.dtype(),
                 leaf.tensor.shape()
             );
+        }
+        if g.device() != leaf.tensor.device() {
+            bail!(device_unavailable, "the gradient of `{name}` is on {}, the parameter on {}", g.device(), leaf.tensor.device());
         }
         f(name, leaf.tensor, g)
     })?;

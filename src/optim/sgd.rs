@@ -1,6 +1,7 @@
 //! Stochastic gradient descent.
 
-use super::for_each_param;
+use super::{follow, for_each_param};
+use crate::backend::cuda::optim::{self, Descent};
 use crate::error::{Result, bail};
 use crate::functional::Grads;
 use crate::module::Module;
@@ -46,6 +47,12 @@ impl Sgd {
                 );
             }
             for_each_param(model, grads, |name, p, g| {
+                if let Some(v) = self.velocity.get_mut(name) {
+                    follow(v, p)?;
+                }
+                if p.device().is_cuda() {
+                    return self.step_on_device(name, p, g);
+                }
                 let mut g = g.clone();
                 if self.weight_decay != 0.0 {
                     g = g.add(&p.mul_scalar(self.weight_decay)?)?;
@@ -63,5 +70,17 @@ impl Sgd {
             })
         };
         run().map_err(|e| e.in_op("sgd", at))
+    }
+
+    /// The same in one kernel.
+    fn step_on_device(&mut self, name: &str, p: &mut Tensor, g: &Tensor) -> Result<()> {
+        let first = !self.velocity.contains_key(name);
+        let velocity = match self.momentum {
+            0.0 => None,
+            _ if first => Some(self.velocity.entry(name.to_owned()).or_insert(g.zeros_like()?)),
+            _ => self.velocity.get_mut(name),
+        };
+        let step = Descent { lr: self.lr, momentum: self.momentum, decay: self.weight_decay, nesterov: self.nesterov, first };
+        optim::descend(p.own_cuda()?, &g.array.cuda()?, velocity.map(Tensor::own_cuda).transpose()?, step)
     }
 }

@@ -2,8 +2,10 @@
 //! parameters. A missing, misspelt or re-typed kernel does not compile; one that nothing launches is a warning.
 
 use super::context::Context;
+use super::attention::{Heads, Scores};
 use super::launch::{Dst, Grid, Kernel, Module, Params, Src, View};
 use super::remap::Remap;
+use super::rope::Frequencies;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 #[cfg(feature = "emulator")]

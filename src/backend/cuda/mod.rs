@@ -3,6 +3,7 @@
 //! Always compiled in and never linked: on a machine without driver or GPU, opening a device is an `Err`. The same code
 //! runs on two drivers: a GPU ([`real`]) and, with the feature `emulator`, the host ([`emulated`]).
 
+pub(crate) mod attention;
 mod blaslt;
 mod buffer;
 mod check;
@@ -16,10 +17,13 @@ pub(crate) mod index;
 pub(crate) mod kernels;
 pub(crate) mod launch;
 pub(crate) mod load;
+pub(crate) mod loss;
 pub(crate) mod map;
 mod operand;
+pub(crate) mod optim;
 mod real;
 pub(crate) mod remap;
+pub(crate) mod rope;
 
 pub use buffer::DeviceMemory;
 pub use check::{CompiledModule, compile_kernels, has_compiler};
@@ -31,6 +35,7 @@ pub use operand::{In, Out};
 
 pub(crate) use buffer::Buffer;
 pub(crate) use context::Context;
+pub(crate) use operand::Dense;
 
 use super::Device;
 use crate::error::Result;

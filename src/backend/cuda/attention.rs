@@ -1,0 +1,165 @@
+//! Attention: operands as stacks of matrices, and the launches of kernels/sdpa.cu.
+
+use super::context::Context;
+use super::kernels::sdpa as kernels;
+use super::launch::{Dst, Grid, Src, View};
+use super::operand::{In, Out};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::layout::Layout;
+use crate::rng::{Key, bernoulli_threshold};
+use crate::shape::Shape;
+
+/// Rows and columns of a tile, and threads of a block: those of kernels/sdpa.cu.
+const TILE: usize = 32;
+const THREADS: u32 = 64;
+
+/// A stack of matrices: `struct Heads` of kernels/sdpa.cu.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Heads {
+    /// Finds the first element of each matrix.
+    pub lead: View,
+    pub row: i64,
+    pub col: i64,
+}
+
+/// Extents and options: `struct Scores` of kernels/sdpa.cu.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scores {
+    pub heads: i64,
+    pub group: i64,
+    pub tq: i64,
+    pub tk: i64,
+    pub d: i64,
+    pub dv: i64,
+    pub scale: f64,
+    pub inverse_keep: f64,
+    pub seed: u64,
+    pub stream: u64,
+    pub threshold: u64,
+    pub causal: i32,
+    pub dropout: i32,
+}
+
+impl Heads {
+    /// The last two axes are the matrix.
+    fn new(layout: &Layout) -> Result<Self> {
+        let (shape, strides, r) = (layout.shape(), layout.strides(), layout.rank() - 2);
+        let lead = Layout::from_parts(shape[..r].into(), strides[..r].iter().copied().collect(), layout.offset())?;
+        Ok(Heads { lead: View::new(&lead)?, row: strides[r] as i64, col: strides[r + 1] as i64 })
+    }
+}
+
+/// Operands and options.
+pub(crate) struct Attention<'a> {
+    q: (Src<'a>, Heads),
+    k: (Src<'a>, Heads),
+    v: (Src<'a>, Heads),
+    allowed: Option<Src<'a>>,
+    added: Option<Src<'a>>,
+    mask: Heads,
+    scores: Scores,
+    /// Leading axes of the queries.
+    lead: Shape,
+    dtype: DType,
+    on: &'static Context,
+}
+
+impl<'a> Attention<'a> {
+    /// Of `q`, `k`, `v` and perhaps a mask, in shapes that fit.
+    pub(crate) fn new(x: &[In<'a>], scale: f64, causal: bool, dropout: Option<(Key, f64)>) -> Result<Self> {
+        let operand = |x: &In<'a>| -> Result<(Src<'a>, Heads)> { Ok((x.at(x.layout()), Heads::new(x.layout())?)) };
+        let (qs, ks, vs) = (x[0].shape(), x[1].shape(), x[2].shape());
+        let r = qs.rank();
+        let q = operand(&x[0])?;
+        let (mut allowed, mut added, mut mask) = (None, None, q.1);
+        if let Some(m) = x.get(3) {
+            let layout = m.layout().expand(&qs.with_dim(r - 1, ks[r - 2]))?;
+            mask = Heads::new(&layout)?;
+            let at = Some(m.at(&layout));
+            *(if m.dtype() == DType::U8 { &mut allowed } else { &mut added }) = at;
+        }
+        let (seed, stream) = dropout.map_or((0, 0), |(key, _)| key.parts());
+        let keep = dropout.map_or(1.0, |(_, keep)| keep);
+        let scores = Scores {
+            heads: qs[..r - 2].iter().product::<usize>() as i64,
+            group: qs[r - 3].checked_div(ks[r - 3]).unwrap_or(1) as i64,
+            tq: qs[r - 2] as i64,
+            tk: ks[r - 2] as i64,
+            d: qs[r - 1] as i64,
+            dv: vs[r - 1] as i64,
+            scale,
+            inverse_keep: if keep > 0.0 { 1.0 / keep } else { 0.0 },
+            seed,
+            stream,
+            threshold: bernoulli_threshold(keep),
+            causal: i32::from(causal),
+            dropout: i32::from(dropout.is_some()),
+        };
+        let (k, v) = (operand(&x[1])?, operand(&x[2])?);
+        Ok(Attention { q, k, v, allowed, added, mask, scores, lead: qs[..r - 2].into(), dtype: x[0].dtype(), on: x[0].context() })
+    }
+
+    /// One block for each tile of `rows` and of `cols`, of each of `count` matrices.
+    fn grid(&self, count: usize, rows: usize, cols: usize) -> Grid {
+        let items = count.saturating_mul(rows.div_ceil(TILE)).saturating_mul(cols.div_ceil(TILE));
+        Grid::rows(items, THREADS, self.on.grid_cap())
+    }
+
+    fn extents(&self) -> [usize; 5] {
+        let s = self.scores;
+        [s.heads, s.tq, s.tk, s.d, s.dv].map(|n| n as usize)
+    }
+
+    /// `y = softmax(scale q kᵀ + mask) v`.
+    pub(crate) fn forward(&self, y: &mut Out<'_>) -> Result<()> {
+        if y.numel() == 0 {
+            return Ok(());
+        }
+        let [heads, tq, _, _, dv] = self.extents();
+        let (allowed, added) = (self.allowed.as_ref(), self.added.as_ref());
+        let (q, k, v) = (&self.q, &self.k, &self.v);
+        kernels::forward(self.on, self.grid(heads, tq, dv), &y.dst(), &q.0, q.1, &k.0, k.1, &v.0, v.1, allowed, added, self.mask, self.scores)
+    }
+
+    /// The wanted cotangents of q, k, v and an additive mask, given that of y.
+    pub(crate) fn backward(&self, g: &In<'_>, bars: [Option<&mut Out<'_>>; 4]) -> Result<()> {
+        let on = self.on;
+        let [heads, tq, tk, d, dv] = self.extents();
+        // Nothing is written where there is nothing.
+        let [q_bar, k_bar, v_bar, mask_bar] = bars.map(|b| b.filter(|b| b.numel() > 0));
+        let (q, k, v, g) = (&self.q, &self.k, &self.v, (g.at(g.layout()), Heads::new(g.layout())?));
+        let (allowed, added) = (self.allowed.as_ref(), self.added.as_ref());
+        let acc = if self.dtype == DType::F64 { DType::F64 } else { DType::F32 };
+        let mut stats = on.alloc(acc, 3 * heads * tq)?;
+        if heads * tq > 0 {
+            let q_bar = q_bar.map(Out::dst);
+            let (grid, to) = (self.grid(heads, tq, 1), Dst::new(&mut stats));
+            kernels::rows(on, grid, q_bar.as_ref(), &to, &q.0, q.1, &k.0, k.1, &v.0, v.1, &g.0, g.1, allowed, added, self.mask, self.scores)?;
+        }
+        let stats = Src::new(&stats, 0);
+        if k_bar.is_some() || v_bar.is_some() {
+            let widest = (if k_bar.is_some() { d } else { 0 }).max(if v_bar.is_some() { dv } else { 0 });
+            let grid = self.grid(heads / self.scores.group.max(1) as usize, tk, widest);
+            let (k_bar, v_bar) = (k_bar.map(Out::dst), v_bar.map(Out::dst));
+            let (dk, dv) = (k_bar.as_ref(), v_bar.as_ref());
+            kernels::columns(on, grid, dk, dv, &stats, &q.0, q.1, &k.0, k.1, &v.0, v.1, &g.0, g.1, allowed, added, self.mask, self.scores)?;
+        }
+        if let Some(bar) = mask_bar {
+            let (shape, rank) = (bar.shape(), self.lead.rank() + 2);
+            let at = |axis: usize| if axis + shape.rank() < rank { 1 } else { shape[axis + shape.rank() - rank] };
+            let (rows, cols) = (at(rank - 2), at(rank - 1));
+            let lead: Shape = (0..rank - 2).map(at).collect();
+            let slices = lead.numel();
+            let slice = View::new(&Layout::contiguous(lead).expand(&self.lead)?)?;
+            let (grid, n) = (self.grid(slices, rows, cols), [slices, rows, cols].map(|n| n as i64));
+            let (y, mask, scores) = (bar.dst(), self.mask, self.scores);
+            kernels::mask(
+                on, grid, &y, n[0], n[1], n[2], slice, &stats, &q.0, q.1, &k.0, k.1, &v.0, v.1, &g.0, g.1, allowed, added, mask, scores,
+            )?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,160 @@
+//! Losses of class targets.
+
+use super::buffer::Buffer;
+use super::context::Context;
+use super::kernels::{cross_entropy, loss, nll_loss};
+use super::launch::{Dst, Grid, Src};
+use super::map::{THREADS, grid};
+use super::operand::{Dense, In, Out};
+use crate::dtype::DType;
+use crate::error::{Result, bail};
+
+/// Class targets as indices on the device, and what a mean divides by.
+pub(crate) struct Targets {
+    of: Buffer,
+    /// The weight of all counted targets, and of all classes.
+    weight: Buffer,
+    rows: usize,
+}
+
+/// What a loss is made with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Options {
+    /// Number of classes.
+    pub classes: usize,
+    /// Share of the target distribution that is spread evenly.
+    pub smoothing: f64,
+    /// One loss per target.
+    pub each: bool,
+    /// Divided by the weight of the targets.
+    pub mean: bool,
+}
+
+/// One block, with at most a thread for each item.
+fn one_block(items: usize) -> Grid {
+    Grid { blocks: [1, 1, 1], threads: items.next_multiple_of(32).clamp(32, 1024) as u32, shared: 0 }
+}
+
+/// One block per row, with a thread for every 16 bytes of short rows.
+fn rows(on: &Context, rows: usize, classes: usize) -> Grid {
+    let threads = if classes <= 256 { 32 } else if classes <= 2048 { 128 } else { 512 };
+    Grid::rows(rows, threads, on.grid_cap())
+}
+
+fn acc(dtype: DType) -> DType {
+    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+}
+
+impl Targets {
+    /// Reads targets and, if `checked`, waits for them to be found inside `0..classes`: an error names the first that is
+    /// not. Unchecked ones that lie outside count as ignored.
+    pub(crate) fn read(x: &In<'_>, classes: usize, ignored: Option<i64>, weights: Option<&Src<'_>>, checked: bool) -> Result<Self> {
+        let (on, rows) = (x.context(), x.numel());
+        let (mut of, mut bad, mut weight) = (on.alloc(DType::I64, rows)?, on.alloc(DType::I64, 2)?, on.alloc(DType::F64, 2)?);
+        let (n, c) = (rows as i64, classes as i64);
+        let (to, report, sums) = (Dst::new(&mut of), Dst::new(&mut bad), Dst::new(&mut weight));
+        let targets = x.contiguous()?;
+        loss::classes(on, one_block(rows), &to, &report, &sums, &targets.src(), n, c, ignored.unwrap_or(0), i32::from(ignored.is_some()))?;
+        if let Some(w) = weights {
+            loss::weights(on, one_block(rows.max(classes)), &Dst::new(&mut weight), w, &Src::new(&of, 0), n, c)?;
+        }
+        if checked
+            && let [at, t] = bad.download::<i64>()?[..]
+            && at >= 0
+        {
+            bail!(index, "target {t} at position {at} is outside 0..{classes}; set ignore_index to skip such targets");
+        }
+        Ok(Targets { of, weight, rows })
+    }
+
+    fn of(&self) -> Src<'_> {
+        Src::new(&self.of, 0)
+    }
+
+    fn weight(&self) -> Src<'_> {
+        Src::new(&self.weight, 0)
+    }
+
+    /// The result from the loss of every target: `each` writes them into their place, or into the buffer it is given.
+    fn reduce(&self, o: Options, y: &mut Out<'_>, each: impl FnOnce(&Dst<'_>, Option<&Dst<'_>>) -> Result<()>) -> Result<()> {
+        let on = y.context();
+        if o.each {
+            return if self.rows == 0 { Ok(()) } else { each(&y.dst(), None) };
+        }
+        let mut losses = on.alloc(acc(y.dtype()), self.rows)?;
+        if self.rows > 0 {
+            each(&y.dst(), Some(&Dst::new(&mut losses)))?;
+        }
+        loss::reduce(on, one_block(self.rows), &y.dst(), &Src::new(&losses, 0), &self.weight(), self.rows as i64, i32::from(o.mean))
+    }
+}
+
+/// The weights in row-major order.
+pub(crate) fn weights<'a>(w: Option<&In<'a>>) -> Result<Option<Dense<'a>>> {
+    w.map(In::contiguous).transpose()
+}
+
+/// Losses `−w x` of log-probabilities.
+pub(crate) fn nll(x: &In<'_>, t: &Targets, w: Option<&Src<'_>>, o: Options, y: &mut Out<'_>) -> Result<()> {
+    let on = y.context();
+    let (x, view) = x.view()?;
+    t.reduce(o, y, |y, losses| {
+        let grid = Grid::over(t.rows, THREADS, on.grid_cap());
+        nll_loss::fwd(on, grid, y, losses, &x, view, &t.of(), w, t.rows as i64, o.classes as i64)
+    })
+}
+
+/// The derivative of [`nll`] in `x`, from the cotangent `g`.
+pub(crate) fn nll_vjp(t: &Targets, w: Option<&Src<'_>>, g: &In<'_>, o: Options, y: &mut Out<'_>) -> Result<()> {
+    let (on, n) = (y.context(), y.numel());
+    if n == 0 {
+        return Ok(());
+    }
+    let g = g.contiguous()?;
+    let grid = grid(on, n, y.dtype().size());
+    let (each, mean) = (i32::from(o.each), i32::from(o.mean));
+    nll_loss::vjp(on, grid, &y.dst(), &t.of(), w, &t.weight(), &g.src(), n as i64, o.classes as i64, each, mean)
+}
+
+/// Cross-entropy of logits; `stats` gets the maximum and the sum of exponentials of every row.
+pub(crate) fn cross_entropy(x: &In<'_>, t: &Targets, w: Option<&Src<'_>>, o: Options, y: &mut Out<'_>, stats: &mut Out<'_>) -> Result<()> {
+    let on = y.context();
+    let x = x.contiguous()?;
+    t.reduce(o, y, |y, losses| {
+        let grid = rows(on, t.rows, o.classes);
+        cross_entropy::fwd(on, grid, y, losses, &stats.dst(), &x.src(), &t.of(), w, &t.weight(), t.rows as i64, o.classes as i64, o.smoothing)
+    })
+}
+
+/// The derivative of [`cross_entropy`] in the logits; without `stats` they are computed again.
+pub(crate) fn cross_entropy_vjp(
+    x: &In<'_>,
+    t: &Targets,
+    w: Option<&Src<'_>>,
+    g: &In<'_>,
+    stats: Option<&In<'_>>,
+    o: Options,
+    y: &mut Out<'_>,
+) -> Result<()> {
+    let on = y.context();
+    if y.numel() == 0 {
+        return Ok(());
+    }
+    let (x, g) = (x.contiguous()?, g.contiguous()?);
+    let stats = stats.map(In::contiguous).transpose()?;
+    let stats = stats.as_ref().map(Dense::src);
+    let (n, c, each, mean) = (t.rows as i64, o.classes as i64, i32::from(o.each), i32::from(o.mean));
+    let (grid, of, weight) = (rows(on, t.rows, o.classes), t.of(), t.weight());
+    cross_entropy::vjp(on, grid, &y.dst(), &x.src(), &of, w, &weight, &g.src(), stats.as_ref(), n, c, o.smoothing, each, mean)
+}
+
+/// Minus the target distribution of every row, divided by the weight of a mean.
+pub(crate) fn target_rows(t: &Targets, w: Option<&Src<'_>>, o: Options, dtype: DType) -> Result<Buffer> {
+    let on = t.of.context();
+    let mut y = on.alloc(dtype, t.rows * o.classes)?;
+    if y.len() > 0 {
+        let grid = rows(on, t.rows, o.classes);
+        cross_entropy::targets(on, grid, &Dst::new(&mut y), &t.of(), w, &t.weight(), t.rows as i64, o.classes as i64, o.smoothing, i32::from(o.mean))?;
+    }
+    Ok(y)
+}

@@ -1,0 +1,70 @@
+//! Rotary embedding: a table of cosines and sines, then the rotation.
+
+use super::kernels::rope as kernels;
+use super::launch::{Dst, Grid, Src, View};
+use super::map::{THREADS, grid};
+use super::operand::{In, Out};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::layout::Layout;
+
+/// Frequencies per launch: `struct Frequencies` of kernels/rope.cu.
+const CHUNK: usize = 128;
+
+/// What some consecutive pairs turn by per position.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Frequencies {
+    /// One number a pair.
+    pub f: [f64; CHUNK],
+}
+
+/// Turns the pairs of the last axis of `x`. `positions`: the first one, or an operand `[T]` or `[B, T]`.
+pub(crate) fn rotate(
+    x: &In<'_>,
+    positions: Option<&In<'_>>,
+    start: usize,
+    frequencies: &[f64],
+    interleaved: bool,
+    y: &mut Out<'_>,
+) -> Result<()> {
+    let (on, n) = (y.context(), y.numel());
+    if n == 0 {
+        return Ok(());
+    }
+    let (shape, half) = (x.shape(), frequencies.len());
+    let rank = shape.rank();
+    let (width, time) = (shape[rank - 1], shape[rank - 2]);
+    let rows = n / width;
+    let count = positions.map_or(time, In::numel);
+    let acc = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let mut table = on.alloc(acc, count * 2 * half)?;
+    let given = positions.map(|p| p.contiguous_as(DType::I64)).transpose()?;
+    let given = given.as_ref().map(|p| p.src());
+    for (chunk, part) in frequencies.chunks(CHUNK).enumerate() {
+        let mut f = Frequencies { f: [0.0; CHUNK] };
+        f.f[..part.len()].copy_from_slice(part);
+        let grid = Grid::over(count * part.len(), THREADS, on.grid_cap());
+        let first = (chunk * CHUNK) as i64;
+        kernels::table(on, grid, &Dst::new(&mut table), given.as_ref(), start as i64, count as i64, half as i64, first, part.len() as i64, f)?;
+    }
+    let (strides, last) = (x.layout().strides(), rank - 1);
+    let leading = Layout::from_parts(shape[..last].into(), strides[..last].iter().copied().collect(), x.layout().offset())?;
+    // Each batch has its own positions: so many rows share them.
+    let batch = if positions.is_some_and(|p| p.shape().rank() == 2) { rows / shape[0] } else { 0 };
+    kernels::rotate(
+        on,
+        grid(on, n, y.dtype().size()),
+        &y.dst(),
+        &x.at(x.layout()),
+        View::new(&leading)?,
+        strides[last] as i64,
+        &Src::new(&table, 0),
+        rows as i64,
+        width as i64,
+        half as i64,
+        time as i64,
+        batch as i64,
+        i32::from(interleaved),
+    )
+}
