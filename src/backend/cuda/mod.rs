@@ -14,16 +14,20 @@ mod emulated;
 pub(crate) mod gemm;
 pub(crate) mod kernels;
 pub(crate) mod launch;
+pub(crate) mod lines;
 pub(crate) mod load;
 pub(crate) mod map;
+pub(crate) mod norm;
 mod operand;
 mod real;
+pub(crate) mod sort;
 
 pub use buffer::DeviceMemory;
 pub use check::{CompiledModule, compile_kernels, has_compiler};
 pub use driver::Properties;
 #[cfg(feature = "emulator")]
 pub use emulated::set_emulated_order;
+pub use lines::GroupKernels;
 pub use map::{BinaryKernels, UnaryKernels};
 pub use operand::{In, Out};
 

@@ -3,6 +3,8 @@
 use super::{Curve, Group, Reduce, group_samples, reduction_method, row};
 use crate::backend::cpu::moments::Factors;
 use crate::backend::cpu::{self, Compute, Real, reduce};
+use crate::backend::cuda::kernels::group as kernels;
+use crate::backend::cuda;
 use crate::error::Result;
 use crate::op::{Math, Outputs, apply1};
 use crate::ops::differentiate;
@@ -51,6 +53,9 @@ impl Group for Prod {
                 g * T::Acc::from_f64(if p.zeros > own { 0.0 } else { others })
             },
         )
+    }
+    fn cuda(&self, _: usize) -> cuda::GroupKernels {
+        cuda::GroupKernels::new(kernels::prod_reduce, kernels::prod_merge, kernels::prod_vjp, 0.0)
     }
     fn curve(&self, at: &Curve<'_, Self>) -> Result<Option<Tensor>> {
         // The first derivative as a composition: for every element the product of a copy of its group with a 1 in its place.
