@@ -20,7 +20,7 @@ template <int N, class T> DEVICE void parameters(const T* p, i64 at, acc<T> abse
 }
 
 template <bool CENTRED, class T, int N>
-DEVICE void norm_held(T* y, acc<T>* stats, const T* x, const T* w, const T* b, i64 rows, i64 n, i32 team, acc<T> eps) {
+DEVICE void norm_held(T* y, acc<T>* stats, const T* x, const T* w, const T* b, i64 rows, i32 n, i32 team, acc<T> eps) {
     typedef acc<T> A;
     SMEM(A, partial, [32]);
     for_rows(rows, team, [&](i64 row, bool here, i32 lane) {
@@ -48,7 +48,7 @@ DEVICE void norm_held(T* y, acc<T>* stats, const T* x, const T* w, const T* b, i
         if (!y) return;
 #pragma unroll
         for (int k = 0; k < K; k++) {
-            i64 at = h.place(k, lane, team);
+            i32 at = h.place(k, lane, team);
             if (at < n) {
                 Pack<T, N> out;
                 A scale[N], shift[N];
@@ -111,13 +111,13 @@ DEVICE void norm_rows(T* y, acc<T>* stats, const T* x, const T* w, const T* b, i
     constexpr int N = PACK<T>;
     bool packs = rows_aligned(x, n) && (!y || aligned<T, N>(y)) && (!w || aligned<T, N>(w)) && (!b || aligned<T, N>(b));
     if (n > i64(team) * HELD<T>) norm_long<CENTRED>(y, stats, x, w, b, rows, n, team, eps);
-    else if (packs) norm_held<CENTRED, T, N>(y, stats, x, w, b, rows, n, team, eps);
-    else norm_held<CENTRED, T, 1>(y, stats, x, w, b, rows, n, team, eps);
+    else if (packs) norm_held<CENTRED, T, N>(y, stats, x, w, b, rows, i32(n), team, eps);
+    else norm_held<CENTRED, T, 1>(y, stats, x, w, b, rows, i32(n), team, eps);
 }
 
 // dw and db have a row per team.
 template <bool CENTRED, class T, int N>
-DEVICE void norm_vjp_held(T* dx, acc<T>* dw, acc<T>* db, const T* x, const T* w, const T* g, const acc<T>* stats, i64 rows, i64 n, i32 team) {
+DEVICE void norm_vjp_held(T* dx, acc<T>* dw, acc<T>* db, const T* x, const T* w, const T* g, const acc<T>* stats, i64 rows, i32 n, i32 team) {
     typedef acc<T> A;
     constexpr int K = HELD<T> / 2 / N;
     SMEM(A, partial, [32]);
@@ -131,7 +131,7 @@ DEVICE void norm_vjp_held(T* dx, acc<T>* dw, acc<T>* db, const T* x, const T* w,
         A mean = stats[2 * row], rstd = stats[2 * row + 1], along = A(0), total = A(0);
 #pragma unroll
         for (int k = 0; k < K; k++) {
-            i64 at = u.place(k, lane, team);
+            i32 at = u.place(k, lane, team);
             if (at < n) {
                 A scale[N];
                 parameters(w, at, A(1), scale);
@@ -153,13 +153,13 @@ DEVICE void norm_vjp_held(T* dx, acc<T>* dw, acc<T>* db, const T* x, const T* w,
         A c1 = CENTRED ? team_reduce<SumOf>(total, team, partial) / A(n) : A(0), c2 = team_reduce<SumOf>(along, team, partial) / A(n);
 #pragma unroll
         for (int i = 0; i < K * N; i++) u.v[i] = rstd * m_fma(-u.v[i], c2, h.v[i] - c1);
-        if (here) u.put(dx + row * n, n, lane, team, [](A v, i64) { return v; });
+        if (here) u.put(dx + row * n, n, lane, team, [](A v, i32) { return v; });
     });
     i64 own = (i64(blockIdx.x) * (blockDim.x / team) + threadIdx.x / team) * n;
     i32 lane = i32(threadIdx.x % team);
 #pragma unroll
     for (int k = 0; k < K; k++) {
-        i64 at = Held<T, N, K>::place(k, lane, team);
+        i32 at = Held<T, N, K>::place(k, lane, team);
         if (at < n)
 #pragma unroll
             for (int j = 0; j < N; j++) {
@@ -173,8 +173,8 @@ template <bool CENTRED, class T>
 DEVICE void norm_vjp_rows(T* dx, acc<T>* dw, acc<T>* db, const T* x, const T* w, const T* g, const acc<T>* stats, i64 rows, i64 n, i32 team) {
     constexpr int N = PACK<T>;
     bool packs = rows_aligned(x, n) && aligned<T, N>(g) && (!dx || aligned<T, N>(dx)) && (!w || aligned<T, N>(w));
-    if (packs) norm_vjp_held<CENTRED, T, N>(dx, dw, db, x, w, g, stats, rows, n, team);
-    else norm_vjp_held<CENTRED, T, 1>(dx, dw, db, x, w, g, stats, rows, n, team);
+    if (packs) norm_vjp_held<CENTRED, T, N>(dx, dw, db, x, w, g, stats, rows, i32(n), team);
+    else norm_vjp_held<CENTRED, T, 1>(dx, dw, db, x, w, g, stats, rows, i32(n), team);
 }
 
 // x_bar of rows of any length.
@@ -198,21 +198,21 @@ DEVICE void norm_vjp_long(T* dx, const T* x, const T* w, const T* g, const acc<T
 }
 
 // Whether a launch of norm_vjp with this team holds rows of n elements is for the caller to see: team * HELD / 2 of them.
-LAUNCH_BOUNDS(256)
+LAUNCH_BOUNDS(512)
 KERNEL(norm_fwd, (maybe<T*> y, acc<T>* stats, const T* x, maybe<const T*> w, maybe<const T*> b, i64 rows, i64 n, i32 team, i32 centred, acc<T> eps),
        f64, f32, bf16, f16) {
     if (centred) norm_rows<true>(y, stats, x, w, b, rows, n, team, eps);
     else norm_rows<false>(y, stats, x, w, b, rows, n, team, eps);
 }
 
-LAUNCH_BOUNDS(256)
+LAUNCH_BOUNDS(512)
 KERNEL(norm_vjp, (maybe<T*> dx, maybe<acc<T>*> dw, maybe<acc<T>*> db, const T* x, maybe<const T*> w, const T* g, const acc<T>* stats, i64 rows,
                   i64 n, i32 team, i32 centred), f64, f32, bf16, f16) {
     if (centred) norm_vjp_rows<true>(dx, dw, db, x, w, g, stats, rows, n, team);
     else norm_vjp_rows<false>(dx, dw, db, x, w, g, stats, rows, n, team);
 }
 
-LAUNCH_BOUNDS(256)
+LAUNCH_BOUNDS(512)
 KERNEL(norm_long_vjp, (T* dx, const T* x, maybe<const T*> w, const T* g, const acc<T>* stats, i64 rows, i64 n, i32 team, i32 centred),
        f64, f32, bf16, f16) {
     if (centred) norm_vjp_long<true>(dx, x, w, g, stats, rows, n, team);

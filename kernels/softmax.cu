@@ -12,7 +12,7 @@
 #include "common/rows.cuh"
 
 // The shift of a row is its largest element; without any, or with minus infinity only, the row is masked.
-template <bool LOG, class T, int N> DEVICE void softmax_held(T* y, const T* x, i64 rows, i64 n, i32 team) {
+template <bool LOG, class T, int N> DEVICE void softmax_held(T* y, const T* x, i64 rows, i32 n, i32 team) {
     typedef acc<T> A;
     SMEM(A, partial, [32]);
     for_rows(rows, team, [&](i64 row, bool here, i32 lane) {
@@ -30,7 +30,7 @@ template <bool LOG, class T, int N> DEVICE void softmax_held(T* y, const T* x, i
         });
         s = team_reduce<SumOf>(s, team, partial);
         A by = LOG ? m_log(s) : A(1) / s;
-        if (here) h.put(y + row * n, n, lane, team, [&](A v, i64) { return masked ? A(0) : LOG ? v - by : v * by; });
+        if (here) h.put(y + row * n, n, lane, team, [&](A v, i32) { return masked ? A(0) : LOG ? v - by : v * by; });
     });
 }
 
@@ -53,12 +53,12 @@ template <bool LOG, class T> DEVICE void softmax_long(T* y, const T* x, i64 rows
 template <bool LOG, class T> DEVICE void softmax_rows(T* y, const T* x, i64 rows, i64 n, i32 team) {
     constexpr int N = PACK<T>;
     if (n > i64(team) * HELD<T>) softmax_long<LOG>(y, x, rows, n, team);
-    else if (rows_aligned(x, n) && aligned<T, N>(y)) softmax_held<LOG, T, N>(y, x, rows, n, team);
-    else softmax_held<LOG, T, 1>(y, x, rows, n, team);
+    else if (rows_aligned(x, n) && aligned<T, N>(y)) softmax_held<LOG, T, N>(y, x, rows, i32(n), team);
+    else softmax_held<LOG, T, 1>(y, x, rows, i32(n), team);
 }
 
 // p is the softmax.
-template <class T, int N> DEVICE void softmax_vjp_held(T* y, const T* p, const T* g, i64 rows, i64 n, i32 team) {
+template <class T, int N> DEVICE void softmax_vjp_held(T* y, const T* p, const T* g, i64 rows, i32 n, i32 team) {
     typedef acc<T> A;
     SMEM(A, partial, [32]);
     for_rows(rows, team, [&](i64 row, bool here, i32 lane) {
@@ -75,7 +75,7 @@ template <class T, int N> DEVICE void softmax_vjp_held(T* y, const T* p, const T
         s = team_reduce<SumOf>(s, team, partial);
 #pragma unroll
         for (int i = 0; i < K * N; i++) hp.v[i] *= hg.v[i] - s;
-        if (here) hp.put(y + row * n, n, lane, team, [](A v, i64) { return v; });
+        if (here) hp.put(y + row * n, n, lane, team, [](A v, i32) { return v; });
     });
 }
 
@@ -91,7 +91,7 @@ template <class T> DEVICE void softmax_vjp_long(T* y, const T* p, const T* g, i6
     });
 }
 
-template <class T, int N> DEVICE void log_softmax_vjp_held(T* y, const T* x, const T* g, i64 rows, i64 n, i32 team) {
+template <class T, int N> DEVICE void log_softmax_vjp_held(T* y, const T* x, const T* g, i64 rows, i32 n, i32 team) {
     typedef acc<T> A;
     SMEM(A, partial, [32]);
     for_rows(rows, team, [&](i64 row, bool here, i32 lane) {
@@ -113,7 +113,7 @@ template <class T, int N> DEVICE void log_softmax_vjp_held(T* y, const T* x, con
         bool masked = m == lowest;
 #pragma unroll
         for (int i = 0; i < K * N; i++) hx.v[i] = masked ? A(0) : m_fma(-hx.v[i], scale, hg.v[i]);
-        if (here) hx.put(y + row * n, n, lane, team, [](A v, i64) { return v; });
+        if (here) hx.put(y + row * n, n, lane, team, [](A v, i32) { return v; });
     });
 }
 
@@ -133,24 +133,20 @@ template <class T> DEVICE void log_softmax_vjp_long(T* y, const T* x, const T* g
     });
 }
 
-LAUNCH_BOUNDS(256)
 KERNEL(softmax_fwd, (T* y, const T* x, i64 rows, i64 n, i32 team), f64, f32, bf16, f16) { softmax_rows<false>(y, x, rows, n, team); }
 
-LAUNCH_BOUNDS(256)
 KERNEL(softmax_log_fwd, (T* y, const T* x, i64 rows, i64 n, i32 team), f64, f32, bf16, f16) { softmax_rows<true>(y, x, rows, n, team); }
 
-LAUNCH_BOUNDS(256)
 KERNEL(softmax_vjp, (T* y, const T* p, const T* g, i64 rows, i64 n, i32 team), f64, f32, bf16, f16) {
     constexpr int N = PACK<T>;
     if (2 * n > i64(team) * HELD<T>) softmax_vjp_long(y, p, g, rows, n, team);
-    else if (rows_aligned(p, n) && rows_aligned(g, n) && aligned<T, N>(y)) softmax_vjp_held<T, N>(y, p, g, rows, n, team);
-    else softmax_vjp_held<T, 1>(y, p, g, rows, n, team);
+    else if (rows_aligned(p, n) && rows_aligned(g, n) && aligned<T, N>(y)) softmax_vjp_held<T, N>(y, p, g, rows, i32(n), team);
+    else softmax_vjp_held<T, 1>(y, p, g, rows, i32(n), team);
 }
 
-LAUNCH_BOUNDS(256)
 KERNEL(softmax_log_vjp, (T* y, const T* x, const T* g, i64 rows, i64 n, i32 team), f64, f32, bf16, f16) {
     constexpr int N = PACK<T>;
     if (2 * n > i64(team) * HELD<T>) log_softmax_vjp_long(y, x, g, rows, n, team);
-    else if (rows_aligned(x, n) && rows_aligned(g, n) && aligned<T, N>(y)) log_softmax_vjp_held<T, N>(y, x, g, rows, n, team);
-    else log_softmax_vjp_held<T, 1>(y, x, g, rows, n, team);
+    else if (rows_aligned(x, n) && rows_aligned(g, n) && aligned<T, N>(y)) log_softmax_vjp_held<T, N>(y, x, g, rows, i32(n), team);
+    else log_softmax_vjp_held<T, 1>(y, x, g, rows, i32(n), team);
 }

@@ -13,14 +13,14 @@ template <class T, int N, int K> struct Held {
     A v[K * N];
 
     // Whether the team's pack k exists for any of its threads: what is beyond costs nothing.
-    static DEVICE bool any(int k, i64 n, i32 team) { return i64(k) * team * N < n; }
-    static DEVICE i64 place(int k, i32 lane, i32 team) { return (i64(k) * team + lane) * N; }
+    static DEVICE bool any(int k, i32 n, i32 team) { return k * team * N < n; }
+    static DEVICE i32 place(int k, i32 lane, i32 team) { return (k * team + lane) * N; }
 
     // `rest` stands for elements beyond the end.
-    DEVICE void fetch(const T* row, i64 n, i32 lane, i32 team, A rest) {
+    DEVICE void fetch(const T* row, i32 n, i32 lane, i32 team, A rest) {
 #pragma unroll
         for (int k = 0; k < K; k++) {
-            i64 at = place(k, lane, team);
+            i32 at = place(k, lane, team);
             if (at < n) {
                 Pack<T, N> p;
                 p.load(row + at);
@@ -34,7 +34,7 @@ template <class T, int N, int K> struct Held {
     }
 
     // f(v) for every element, and for what stands beyond the end where other threads of the team still have elements.
-    template <class F> DEVICE void each(i64 n, i32 team, F f) {
+    template <class F> DEVICE void each(i32 n, i32 team, F f) {
 #pragma unroll
         for (int k = 0; k < K; k++)
             if (any(k, n, team))
@@ -43,7 +43,7 @@ template <class T, int N, int K> struct Held {
     }
 
     // f(v) for every element of the row.
-    template <class F> DEVICE void each_real(i64 n, i32 lane, i32 team, F f) {
+    template <class F> DEVICE void each_real(i32 n, i32 lane, i32 team, F f) {
 #pragma unroll
         for (int k = 0; k < K; k++)
             if (place(k, lane, team) < n)
@@ -52,10 +52,10 @@ template <class T, int N, int K> struct Held {
     }
 
     // y = f(v, place in the row) for every element of the row.
-    template <class F> DEVICE void put(T* row, i64 n, i32 lane, i32 team, F f) const {
+    template <class F> DEVICE void put(T* row, i32 n, i32 lane, i32 team, F f) const {
 #pragma unroll
         for (int k = 0; k < K; k++) {
-            i64 at = place(k, lane, team);
+            i32 at = place(k, lane, team);
             if (at < n) {
                 Pack<T, N> p;
 #pragma unroll
@@ -111,7 +111,7 @@ template <class F> DEVICE void for_rows(i64 rows, i32 team, F body) {
 }
 
 // How many elements a thread holds: of one row, or of several together.
-template <class T> constexpr int HELD = sizeof(T) == 8 ? 16 : 32;
+template <class T> constexpr int HELD = sizeof(T) == 8 ? 8 : 16;
 
 // Whether rows can be read in packs.
 template <class T> DEVICE bool rows_aligned(const T* x, i64 n) { return n % PACK<T> == 0 && aligned<T, PACK<T>>(x); }

@@ -233,18 +233,28 @@ pub(crate) fn arg(x: &In<'_>, axis: usize, largest: bool, values: Option<&mut Ou
     )
 }
 
-/// Numbers that a thread holds of a row: `HELD` of kernels/common/rows.cuh.
+/// Numbers that a thread holds of rows: `HELD` of kernels/common/rows.cuh.
 fn held(dtype: DType) -> usize {
-    if dtype == DType::F64 { 16 } else { 32 }
+    if dtype == DType::F64 { 8 } else { 16 }
 }
+
+/// Largest team, and block.
+const LARGEST: usize = 512;
 
 /// Threads that share a row of `n` elements when `arrays` rows are held at once: some lanes of a warp, or a block.
 pub(crate) fn team(rows: usize, n: usize, dtype: DType, arrays: usize) -> usize {
-    let block = THREADS as usize;
-    if n * arrays > 32 * held(dtype) || (n > 256 && rows < MANY_BLOCKS) {
-        return block;
+    let each_a_pack = n.div_ceil(16 / dtype.size()).max(1).next_power_of_two();
+    if n > 256 && rows < MANY_BLOCKS {
+        return each_a_pack.clamp(64, LARGEST);
     }
-    n.div_ceil(16 / dtype.size()).max(1).next_power_of_two().min(32)
+    if holds(32, n, dtype, arrays) {
+        return each_a_pack.min(32);
+    }
+    let mut team = 64;
+    while team < LARGEST && !holds(team, n, dtype, arrays) {
+        team *= 2;
+    }
+    team
 }
 
 /// Whether a team holds rows of `n` elements, `arrays` at once.
@@ -252,9 +262,15 @@ pub(crate) fn holds(team: usize, n: usize, dtype: DType, arrays: usize) -> bool 
     n * arrays <= team * held(dtype)
 }
 
+/// Threads per block of teams.
+pub(crate) fn team_block(team: usize) -> usize {
+    if team > 32 { team } else { THREADS as usize }
+}
+
 /// A grid of teams for `rows` rows.
 pub(crate) fn teams_grid(on: &Context, rows: usize, team: usize) -> Grid {
-    Grid::rows(rows.div_ceil(THREADS as usize / team), THREADS, on.grid_cap())
+    let block = team_block(team);
+    Grid::rows(rows.div_ceil(block / team), block as u32, on.grid_cap())
 }
 
 /// Calls `launch(device, inputs, output, rows, n)` on the lines along `axis` of operands of one shape, laid out as rows of n

@@ -3,14 +3,17 @@
 use super::buffer::Buffer;
 use super::kernels::norm as kernels;
 use super::launch::{Dst, Grid, Src};
-use super::lines::{THREADS, holds, team, teams_grid};
+use super::lines::{THREADS, holds, team, team_block, teams_grid};
 use super::operand::{Dense, In, Out};
 use crate::dtype::DType;
 use crate::error::Result;
 
-/// Blocks of the derivative, each with partial sums of its own for the parameters: enough to keep a device busy. Fixed, so that
-/// the grouping depends on shapes alone.
-const BLOCKS: usize = 264;
+/// Threads of the derivative, whose teams keep partial sums of their own for the parameters: enough to keep a device busy, and
+/// fixed, so that the grouping depends on shapes alone.
+const TEAM_THREADS: usize = 264 * 256;
+
+/// Most partial sums of a column where rows are too long for a team.
+const CHUNKS: usize = 256;
 
 /// Columns that norm_columns takes side by side, in packs: the rest of a block takes rows.
 const LANES: usize = 8;
@@ -87,16 +90,17 @@ pub(crate) fn backward(
     let t = team(rows, n, dtype, 2);
     // Every team, or every chunk of rows, sums the parameters' derivatives by itself.
     let fits = holds(t, n, dtype, 2);
-    let blocks = rows.div_ceil(THREADS as usize / t).min(BLOCKS);
-    let chunk = rows.div_ceil(BLOCKS).max(16);
-    let count = if fits { blocks * (THREADS as usize / t) } else { rows.div_ceil(chunk) };
+    let block = team_block(t);
+    let blocks = rows.div_ceil(block / t).min(TEAM_THREADS / block);
+    let chunk = rows.div_ceil(CHUNKS).max(16);
+    let count = if fits { blocks * (block / t) } else { rows.div_ceil(chunk) };
     let part = |wanted: bool| wanted.then(|| on.alloc(accumulator(dtype), count * n)).transpose();
     let (mut parts_w, mut parts_b) = (part(dw.is_some())?, part(db.is_some())?);
     {
         let (pw, pb) = (parts_w.as_mut().map(Dst::new), parts_b.as_mut().map(Dst::new));
         let (pw, pb) = (pw.as_ref(), pb.as_ref());
         if fits {
-            let grid = Grid::rows(blocks, THREADS, BLOCKS as u32);
+            let grid = Grid { blocks: [blocks as u32, 1, 1], threads: block as u32, shared: 0 };
             let dx = dx.map(|d| d.dst());
             kernels::vjp(on, grid, dx.as_ref(), pw, pb, &x, w, &g, &stats, r, c, t as i32, centred)?;
         } else {

@@ -62,7 +62,7 @@ impl Group for Prod {
         let axes = at.axes().resolve(at.x.rank())?;
         let shape = at.x.shape();
         let n: usize = axes.iter().map(|&i| shape[i]).product();
-        let (g, mask) = (at.g.clone(), own_place(shape, &axes, n)?);
+        let (g, mask) = (at.g.clone(), own_place(shape, &axes, n)?.to_device(at.x.device())?);
         let inputs = [at.x.clone(), g];
         let all: Shape = std::iter::once(n).chain(shape.iter().copied()).collect();
         let shifted: Vec<usize> = axes.iter().map(|i| i + 1).collect();
