@@ -3,6 +3,8 @@
 use super::logical::expect_masks;
 use super::sum::reduce_define;
 use crate::backend::cpu::{self, reduce};
+use crate::backend::cuda::kernels::any_all as kernels;
+use crate::backend::cuda::lines::Lines;
 use crate::backend::cuda;
 use crate::dtype::U8;
 use crate::error::{ErrorKind, Result};
@@ -82,8 +84,10 @@ impl Op for AnyAll {
         }
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let axes = self.axes.resolve(x[0].shape().rank())?;
+        let all = if self.all { 1.0 } else { 0.0 };
+        Lines::new(&x[0], &axes)?.reduce(y[0].context(), (kernels::reduce, kernels::merge), &mut y[0], all)
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

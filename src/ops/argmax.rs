@@ -1,7 +1,7 @@
 //! Where the largest or smallest element along an axis stands.
 
 use crate::backend::cpu::{self, order};
-use crate::backend::cuda;
+use crate::backend::cuda::{self, lines};
 use crate::dtype::{I64, with_float};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply, apply1, expect};
@@ -126,8 +126,9 @@ impl Op for Arg {
         with_float!(x[0].dtype(), T => order::arg::<T>(&x[0], axis, self.largest, y[0].slice::<i64>()))
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let axis = line(x[0].shape(), self.axis)?;
+        lines::arg(&x[0], axis, self.largest, None, &mut y[0])
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
@@ -186,8 +187,10 @@ impl Op for WithIndex {
         Ok(())
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let axis = line(x[0].shape(), self.axis)?;
+        let [values, indices] = y else { bail!(argument, "two outputs expected") };
+        lines::arg(&x[0], axis, self.largest, Some(values), indices)
     }
 
     fn save(&self, _: &[&Tensor], y: &[Tensor], _: &[bool]) -> Saved {

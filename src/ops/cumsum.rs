@@ -1,7 +1,8 @@
 //! Running sum along an axis.
 
 use crate::backend::cpu::{self, order};
-use crate::backend::cuda;
+use crate::backend::cuda::kernels::cumsum as kernels;
+use crate::backend::cuda::{self, lines};
 use crate::dtype::with_float;
 use crate::error::{ErrorKind, Result};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};
@@ -82,8 +83,12 @@ impl Op for Cumsum {
         with_float!(x[0].dtype(), T => order::cumsum::<T>(&x[0], axis, self.reverse, y[0].slice::<T>()))
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let axis = self.axis.resolve(x[0].shape().rank())?;
+        lines::map_lines(axis, [&x[0]], &mut y[0], |on, [x], y, rows, n| {
+            let team = if n > 1024 { lines::THREADS as usize } else { 32 };
+            kernels::rows(on, lines::teams_grid(on, rows, team), y, x, rows as i64, n as i64, team as i32, i32::from(self.reverse))
+        })
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

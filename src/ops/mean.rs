@@ -2,6 +2,8 @@
 
 use super::sum::{reduce_define, reduction_samples, spread};
 use crate::backend::cpu::{self, Compute, Real, reduce};
+use crate::backend::cuda::kernels::sum as kernels;
+use crate::backend::cuda::lines::Lines;
 use crate::backend::cuda;
 use crate::dtype::with_float;
 use crate::error::Result;
@@ -63,8 +65,9 @@ impl Op for Mean {
         })
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let axes = self.axes.resolve(x[0].shape().rank())?;
+        Lines::new(&x[0], &axes)?.reduce(y[0].context(), (kernels::reduce, kernels::merge), &mut y[0], count(x[0].shape(), &self.axes)?)
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

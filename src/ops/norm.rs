@@ -3,7 +3,7 @@
 use super::differentiate_vjp;
 use crate::backend::cpu::par::*;
 use crate::backend::cpu::{self, Buffer, Compute, Contiguous, Real, rows, simd};
-use crate::backend::cuda;
+use crate::backend::cuda::{self, norm};
 use crate::dtype::{DType, Element, with_float};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, apply, apply1, expect};
@@ -302,8 +302,10 @@ impl<const CENTRED: bool> Op for Norm<CENTRED> {
         })
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let [y, stats] = y else { bail!(argument, "a norm has two outputs") };
+        let (w, b) = (self.weight.then(|| &x[1]), self.bias.then(|| &x[x.len() - 1]));
+        norm::forward(self.split(x[0].shape()), CENTRED, self.eps, &x[0], w, b, y, stats)
     }
 
     fn save(&self, x: &[&Tensor], y: &[Tensor], want: &[bool]) -> Saved {
@@ -503,8 +505,11 @@ impl<const CENTRED: bool> Op for NormVjp<CENTRED> {
         })
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let mut y = y.iter_mut();
+        let outputs = self.want.map(|w| if w { y.next() } else { None });
+        let (w, stats) = (self.of.weight.then(|| &x[1]), self.stats.then(|| &x[self.g() + 1]));
+        norm::backward(self.of.split(x[0].shape()), CENTRED, self.of.eps, &x[0], w, &x[self.g()], stats, outputs)
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

@@ -2,7 +2,8 @@
 
 use super::differentiate;
 use crate::backend::cpu::{self, Compute, Real, rows, simd};
-use crate::backend::cuda;
+use crate::backend::cuda::kernels::softmax as kernels;
+use crate::backend::cuda::{self, lines};
 use crate::dtype::with_float;
 use crate::error::{ErrorKind, Result};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, apply1, expect};
@@ -120,8 +121,12 @@ impl Op for Softmax {
         with_float!(x[0].dtype(), T => rows::map_lines(axis, [&x[0]], y[0].slice::<T>(), 1, #[inline(always)] |[x], y, e| softmax_row(x, y, e)))
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let axis = self.axis.resolve(x[0].shape().rank())?;
+        lines::map_lines(axis, [&x[0]], &mut y[0], |on, [x], y, rows, n| {
+            let team = lines::team(rows, n, x.dtype(), 1);
+            kernels::fwd(on, lines::teams_grid(on, rows, team), y, x, rows as i64, n as i64, team as i32)
+        })
     }
 
     fn save(&self, _: &[&Tensor], y: &[Tensor], _: &[bool]) -> Saved {
@@ -219,8 +224,12 @@ impl Op for SoftmaxVjp {
         }))
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let axis = self.axis.resolve(x[0].shape().rank())?;
+        lines::map_lines(axis, [&x[0], &x[1]], &mut y[0], |on, [x, g], y, rows, n| {
+            let team = lines::team(rows, n, x.dtype(), 2);
+            kernels::vjp(on, lines::teams_grid(on, rows, team), y, x, g, rows as i64, n as i64, team as i32)
+        })
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], want: &[bool]) -> Saved {

@@ -2,7 +2,7 @@
 
 use super::argmax::{place, two};
 use crate::backend::cpu::{self, order};
-use crate::backend::cuda;
+use crate::backend::cuda::{self, sort};
 use crate::dtype::{I64, with_float};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply, expect};
@@ -111,8 +111,11 @@ impl<const TOP: bool> Op for Sort<TOP> {
         with_float!(x[0].dtype(), T => order::sort::<T>(&x[0], axis, k, self.descending, values.slice::<T>(), indices.slice::<i64>()))
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let axis = self.axis.resolve(x[0].shape().rank())?;
+        let k = self.kept(x[0].shape()[axis]);
+        let [values, indices] = y else { bail!(argument, "two outputs expected") };
+        sort::sort(&x[0], axis, k, self.descending, values, indices)
     }
 
     fn save(&self, _: &[&Tensor], y: &[Tensor], _: &[bool]) -> Saved {

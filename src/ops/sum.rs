@@ -1,6 +1,8 @@
 //! Sum over axes.
 
 use crate::backend::cpu::{self, reduce};
+use crate::backend::cuda::kernels::sum as kernels;
+use crate::backend::cuda::lines::Lines;
 use crate::backend::cuda;
 use crate::dtype::with_float;
 use crate::error::{ErrorKind, Result};
@@ -109,8 +111,9 @@ impl Op for Sum {
         with_float!(x[0].dtype(), T => reduce::sum(&x[0], &axes, y[0].slice::<T>(), #[inline(always)] |v| v, #[inline(always)] |v| v))
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let axes = self.axes.resolve(x[0].shape().rank())?;
+        Lines::new(&x[0], &axes)?.reduce(y[0].context(), (kernels::reduce, kernels::merge), &mut y[0], 1.0)
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

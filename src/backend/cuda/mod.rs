@@ -16,20 +16,24 @@ pub(crate) mod gemm;
 pub(crate) mod index;
 pub(crate) mod kernels;
 pub(crate) mod launch;
+pub(crate) mod lines;
 pub(crate) mod load;
 pub(crate) mod loss;
 pub(crate) mod map;
+pub(crate) mod norm;
 mod operand;
 pub(crate) mod optim;
 mod real;
 pub(crate) mod remap;
 pub(crate) mod rope;
+pub(crate) mod sort;
 
 pub use buffer::DeviceMemory;
 pub use check::{CompiledModule, compile_kernels, has_compiler};
 pub use driver::Properties;
 #[cfg(feature = "emulator")]
 pub use emulated::set_emulated_order;
+pub use lines::GroupKernels;
 pub use map::{BinaryKernels, UnaryKernels};
 pub use operand::{In, Out};
 

@@ -3,6 +3,8 @@
 use super::{Curve, Group, Reduce, group_samples, reduction_method, row};
 use crate::backend::cpu::moments::Ties;
 use crate::backend::cpu::{self, Compute, Real, reduce};
+use crate::backend::cuda::kernels::group as kernels;
+use crate::backend::cuda;
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Math, apply1};
 use crate::shape::Axes;
@@ -11,7 +13,7 @@ use crate::testing::{Gen, Input, Sample, Scalar};
 use std::marker::PhantomData;
 
 macro_rules! extremum {
-    ($(#[$doc:meta])* $op:ident, $name:literal, $vjp_name:literal, $forward:literal, $largest:literal, $pick:ident, $worst:ident) => {
+    ($(#[$doc:meta])* $op:ident, $name:literal, $vjp_name:literal, $forward:literal, $largest:literal, $pick:ident, $worst:ident, [$reduce:ident, $merge:ident, $vjp:ident]) => {
         $(#[$doc])*
         #[derive(Clone, Debug)]
         pub struct $op;
@@ -42,6 +44,9 @@ macro_rules! extremum {
                     let share = g / T::Acc::from_f64(t.count);
                     if (x == t.value) | (x.is_nan() & t.value.is_nan()) { share } else { T::Acc::ZERO }
                 })
+            }
+            fn cuda(&self, _: usize) -> cuda::GroupKernels {
+                cuda::GroupKernels::new(kernels::$reduce, kernels::$merge, kernels::$vjp, 0.0)
             }
             fn curve(&self, _: &Curve<'_, Self>) -> Result<Option<Tensor>> {
                 Ok(None)
@@ -74,11 +79,11 @@ macro_rules! extremum {
 
 extremum!(
     /// Largest element of each group; see [`Tensor::max`].
-    Max, "max", "max_vjp", "y = max x over the given axes", true, max, NEG_INFINITY
+    Max, "max", "max_vjp", "y = max x over the given axes", true, max, NEG_INFINITY, [max_reduce, max_merge, max_vjp]
 );
 extremum!(
     /// Smallest element of each group; see [`Tensor::min`].
-    Min, "min", "min_vjp", "y = min x over the given axes", false, min, INFINITY
+    Min, "min", "min_vjp", "y = min x over the given axes", false, min, INFINITY, [min_reduce, min_merge, min_vjp]
 );
 
 reduction_method!(

@@ -3,6 +3,8 @@
 use super::{Curve, Group, Reduce, group_samples, reduction_method, row};
 use crate::backend::cpu::moments::LogSum;
 use crate::backend::cpu::{self, Compute, Real, reduce};
+use crate::backend::cuda::kernels::group as kernels;
+use crate::backend::cuda;
 use crate::error::Result;
 use crate::op::{Math, apply1};
 use crate::shape::Axes;
@@ -56,6 +58,9 @@ impl Group for LogSumExp {
                 }
             },
         )
+    }
+    fn cuda(&self, _: usize) -> cuda::GroupKernels {
+        cuda::GroupKernels::new(kernels::logsumexp_reduce, kernels::logsumexp_merge, kernels::logsumexp_vjp, 0.0)
     }
     fn curve(&self, at: &Curve<'_, Self>) -> Result<Option<Tensor>> {
         // p = softmax: ∂(g·Σ z·p)/∂x = g·p·(z − Σ z·p).

@@ -48,6 +48,8 @@ pub trait Group: Clone + Debug + Send + Sync + 'static {
     /// # Errors
     /// Out of memory.
     fn backward<T: Compute>(&self, x: &cpu::In<'_>, g: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()>;
+    /// The same two on a CUDA device, for groups of `n` elements.
+    fn cuda(&self, n: usize) -> cuda::GroupKernels;
     /// The second derivative in tensor ops; `None` where it is zero everywhere.
     ///
     /// # Errors
@@ -156,8 +158,9 @@ impl<G: Group> Op for Reduce<G> {
         with_float!(x[0].dtype(), T => self.of.forward::<T>(&x[0], &axes, y[0].slice::<T>()))
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let axes = self.axes.resolve(x[0].shape().rank())?;
+        self.of.cuda(group_size(x[0].shape(), &axes)).forward(&x[0], &axes, &mut y[0])
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
@@ -229,8 +232,9 @@ impl<G: Group> Op for ReduceVjp<G> {
         with_float!(x[0].dtype(), T => self.of.backward::<T>(&x[0], &x[1], &axes, y[0].slice::<T>()))
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let axes = self.axes.resolve(x[0].shape().rank())?;
+        self.of.cuda(group_size(x[0].shape(), &axes)).backward(&x[0], &x[1], &axes, &mut y[0])
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], want: &[bool]) -> Saved {

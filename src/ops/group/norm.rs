@@ -3,6 +3,8 @@
 use super::{Curve, Group, Reduce, group_samples, reduction_method, row};
 use crate::backend::cpu::moments::SquareSum;
 use crate::backend::cpu::{self, Compute, Real, reduce};
+use crate::backend::cuda::kernels::group as kernels;
+use crate::backend::cuda;
 use crate::error::Result;
 use crate::op::{Math, apply1};
 use crate::shape::Axes;
@@ -50,6 +52,9 @@ impl Group for Norm {
                 if norm == 0.0 { T::Acc::ZERO } else { g * T::Acc::from_f64(x.to_f64() / norm) }
             },
         )
+    }
+    fn cuda(&self, _: usize) -> cuda::GroupKernels {
+        cuda::GroupKernels::new(kernels::norm_reduce, kernels::norm_merge, kernels::norm_vjp, 0.0)
     }
     fn curve(&self, at: &Curve<'_, Self>) -> Result<Option<Tensor>> {
         // u = x/‖x‖: ∂(g·Σ z·u)/∂x = g/‖x‖ · (z − u·Σ z·u), and 0 at the zero vector.

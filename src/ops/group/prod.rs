@@ -3,6 +3,8 @@
 use super::{Curve, Group, Reduce, group_samples, reduction_method, row};
 use crate::backend::cpu::moments::Factors;
 use crate::backend::cpu::{self, Compute, Real, reduce};
+use crate::backend::cuda::kernels::group as kernels;
+use crate::backend::cuda;
 use crate::error::Result;
 use crate::op::{Math, Outputs, apply1};
 use crate::ops::differentiate;
@@ -52,12 +54,15 @@ impl Group for Prod {
             },
         )
     }
+    fn cuda(&self, _: usize) -> cuda::GroupKernels {
+        cuda::GroupKernels::new(kernels::prod_reduce, kernels::prod_merge, kernels::prod_vjp, 0.0)
+    }
     fn curve(&self, at: &Curve<'_, Self>) -> Result<Option<Tensor>> {
         // The first derivative as a composition: for every element the product of a copy of its group with a 1 in its place.
         let axes = at.axes().resolve(at.x.rank())?;
         let shape = at.x.shape();
         let n: usize = axes.iter().map(|&i| shape[i]).product();
-        let (g, mask) = (at.g.clone(), own_place(shape, &axes, n)?);
+        let (g, mask) = (at.g.clone(), own_place(shape, &axes, n)?.to_device(at.x.device())?);
         let inputs = [at.x.clone(), g];
         let all: Shape = std::iter::once(n).chain(shape.iter().copied()).collect();
         let shifted: Vec<usize> = axes.iter().map(|i| i + 1).collect();

@@ -3,6 +3,8 @@
 use super::{Curve, Group, Reduce, group_samples, reduction_method, row};
 use crate::backend::cpu::moments::Moments;
 use crate::backend::cpu::{self, Compute, Real, reduce};
+use crate::backend::cuda::kernels::group as kernels;
+use crate::backend::cuda;
 use crate::error::Result;
 use crate::op::{Math, apply1};
 use crate::shape::Axes;
@@ -67,6 +69,9 @@ impl Group for Var {
             #[inline(always)]
             |x, p, g| g * ((x - p.mean) * T::Acc::from_f64(2.0 / degrees(p.n, correction))),
         )
+    }
+    fn cuda(&self, n: usize) -> cuda::GroupKernels {
+        cuda::GroupKernels::new(kernels::var_reduce, kernels::var_merge, kernels::var_vjp, degrees(n as f64, self.correction))
     }
     fn curve(&self, at: &Curve<'_, Self>) -> Result<Option<Tensor>> {
         let n = at.x.numel() as f64 / at.g.numel().max(1) as f64;
@@ -133,6 +138,9 @@ impl Group for Std {
                 if p.squares == T::Acc::ZERO && n > T::Acc::ZERO { T::Acc::ZERO } else { g * slope }
             },
         )
+    }
+    fn cuda(&self, n: usize) -> cuda::GroupKernels {
+        cuda::GroupKernels::new(kernels::std_reduce, kernels::std_merge, kernels::std_vjp, degrees(n as f64, self.correction))
     }
     fn curve(&self, at: &Curve<'_, Self>) -> Result<Option<Tensor>> {
         // s = (x − mean)/(N·y): ∂(g·Σ z·s)/∂x = g/(N·y)·(z − mean z) − g·Σ(z·s)/y · s, and 0 where y = 0.
