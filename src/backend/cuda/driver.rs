@@ -45,11 +45,6 @@ pub(crate) unsafe trait Driver: Send + Sync + std::panic::RefUnwindSafe {
     /// # Safety
     /// The range lies in one allocation.
     unsafe fn download(&self, dst: &mut [u8], src: u64) -> Result<()>;
-    /// Queues a copy on the device.
-    ///
-    /// # Safety
-    /// Both ranges lie in allocations, do not overlap, and the caller may write the first.
-    unsafe fn copy(&self, dst: u64, src: u64, bytes: usize) -> Result<()>;
     /// Queues a fill with one byte.
     ///
     /// # Safety

@@ -79,12 +79,6 @@ unsafe impl Driver for Emulated {
         Ok(())
     }
 
-    unsafe fn copy(&self, dst: u64, src: u64, bytes: usize) -> Result<()> {
-        // SAFETY: the caller vouches for both ranges.
-        unsafe { std::ptr::copy_nonoverlapping(src as *const u8, dst as *mut u8, bytes) };
-        Ok(())
-    }
-
     unsafe fn fill(&self, dst: u64, bytes: usize, byte: u8) -> Result<()> {
         // SAFETY: the caller vouches for the range.
         unsafe { std::ptr::write_bytes(dst as *mut u8, byte, bytes) };

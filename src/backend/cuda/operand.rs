@@ -37,14 +37,6 @@ impl<'a> In<'a> {
         In { buffer, layout }
     }
 
-    /// The same memory under another layout, which must stay inside it.
-    pub(crate) fn with_layout<'b>(&self, layout: &'b Layout) -> In<'b>
-    where
-        'a: 'b,
-    {
-        In::new(self.buffer, layout)
-    }
-
     /// Extents, strides, offset.
     pub fn layout(&self) -> &'a Layout {
         self.layout

@@ -178,12 +178,6 @@ unsafe impl Driver for Real {
         self.synchronize()
     }
 
-    unsafe fn copy(&self, dst: u64, src: u64, bytes: usize) -> Result<()> {
-        self.bind()?;
-        // SAFETY: passed on.
-        unsafe { result::memcpy_dtod_async(dst, src, bytes, self.stream.cu_stream()) }.map_err(driver_error)
-    }
-
     unsafe fn fill(&self, dst: u64, bytes: usize, byte: u8) -> Result<()> {
         self.bind()?;
         // SAFETY: passed on.
