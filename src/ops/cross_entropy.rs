@@ -2,9 +2,9 @@
 
 use super::loss::{Classes, Reduction, check_classes};
 use super::{differentiate_vjp, log_softmax::log_softmax_line, softmax::largest, softmax::softmax_line};
+use crate::array::Array;
 use crate::backend::cpu::par::*;
 use crate::backend::cpu::{self, Buffer, Compute, Contiguous, Real, rows, simd};
-use crate::array::Array;
 use crate::backend::{Storage, cuda};
 use crate::dtype::{DType, Element, with_float};
 use crate::error::{ErrorKind, Result, bail};

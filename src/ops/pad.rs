@@ -2,8 +2,8 @@
 
 use super::slice::{Slice, Span};
 use crate::backend::cpu::remap::{Run, remap};
-use crate::backend::{cpu, cuda};
 use crate::backend::cuda::remap::AxisMap;
+use crate::backend::{cpu, cuda};
 use crate::dtype::{Element, with_dtype};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply_view, apply1};

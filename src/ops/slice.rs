@@ -1,8 +1,8 @@
 //! Parts of an axis: views, no element moves. Their derivative writes into zeros, which does.
 
 use crate::backend::cpu::remap::{Run, remap};
-use crate::backend::{cpu, cuda};
 use crate::backend::cuda::remap::AxisMap;
+use crate::backend::{cpu, cuda};
 use crate::dtype::{Element, with_dtype};
 use crate::error::{ErrorKind, Result, bail};
 use crate::layout::Layout;

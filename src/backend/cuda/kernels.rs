@@ -1,8 +1,8 @@
 //! Launchers written by build.rs from the `KERNEL` lines of kernels/*.cu: one function per kernel, with the kernel's own
 //! parameters. A missing, misspelt or re-typed kernel does not compile; one that nothing launches is a warning.
 
-use super::context::Context;
 use super::attention::{Heads, Scores};
+use super::context::Context;
 use super::launch::{Dst, Grid, Kernel, Module, Params, Src, View};
 use super::remap::Remap;
 use super::rope::Frequencies;
