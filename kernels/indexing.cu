@@ -10,14 +10,14 @@
 #include "common/view.cuh"
 
 // found[2 b] = the smallest position, among those that block b looks at, of an index outside 0..limit, or n;
-// found[2 b + 1] = that index. `ignore` is always in range when `ignoring`.
-KERNEL0(indexing_check, (i64* found, const i64* ids, i64 n, i64 limit, i32 ignoring, i64 ignore)) {
+// found[2 b + 1] = that index.
+KERNEL0(indexing_check, (i64* found, const i64* ids, i64 n, i64 limit)) {
     SMEM(i64, partial, [32]);
     i64 first = n;
 #pragma unroll 1
     for (i64 i = thread_index(); i < n; i += thread_count()) {
         i64 id = ids[i];
-        if ((id < 0 || id >= limit) && !(ignoring && id == ignore)) {
+        if (id < 0 || id >= limit) {
             first = i;
             break;
         }

@@ -28,8 +28,11 @@ const GROUP: usize = 64;
 /// # Errors
 /// Index error that shows the first one out of range; dtype error for floats.
 pub(crate) fn indices<'a>(x: &In<'a>, limit: usize) -> Result<Dense<'a>> {
-    let ids = whole(x)?;
-    let Some((at, id)) = outside(x.context(), &ids.src(), x.numel(), limit, None)? else { return Ok(ids) };
+    if x.dtype().is_float() {
+        bail!(dtype, "expected integer indices (i64, u32 or u8), found {}", x.dtype());
+    }
+    let ids = x.contiguous_as(I64)?;
+    let Some((at, id)) = outside(x.context(), &ids.src(), x.numel(), limit)? else { return Ok(ids) };
     let mut rest = at;
     let mut position = vec![0; x.shape().rank()];
     for (p, &d) in position.iter_mut().zip(x.shape().iter()).rev() {
@@ -39,35 +42,15 @@ pub(crate) fn indices<'a>(x: &In<'a>, limit: usize) -> Result<Dense<'a>> {
     Err(Error::index(format!("index {id} at position {position:?} is outside 0..{limit}")))
 }
 
-/// Class targets in row-major order as `i64`, each in `0..classes` or equal to `ignore`. Waits for the device.
-///
-/// # Errors
-/// Index error that shows the first one that is neither; dtype error for floats.
-#[allow(dead_code, reason = "the losses are being ported")]
-pub(crate) fn targets<'a>(x: &In<'a>, classes: usize, ignore: Option<i64>) -> Result<Dense<'a>> {
-    let ids = whole(x)?;
-    match outside(x.context(), &ids.src(), x.numel(), classes, ignore)? {
-        Some((at, t)) => bail!(index, "target {t} at position {at} is outside 0..{classes}; set ignore_index to skip such targets"),
-        None => Ok(ids),
-    }
-}
-
-fn whole<'a>(x: &In<'a>) -> Result<Dense<'a>> {
-    if x.dtype().is_float() {
-        bail!(dtype, "expected integer indices (i64, u32 or u8), found {}", x.dtype());
-    }
-    x.contiguous_as(I64)
-}
-
-/// Position and value of the first index that is neither in `0..limit` nor `ignore`.
-fn outside(on: &'static Context, ids: &Src<'_>, n: usize, limit: usize, ignore: Option<i64>) -> Result<Option<(usize, i64)>> {
+/// Position and value of the first index that is not in `0..limit`.
+fn outside(on: &'static Context, ids: &Src<'_>, n: usize, limit: usize) -> Result<Option<(usize, i64)>> {
     if n == 0 {
         return Ok(None);
     }
     let grid = Grid::over(n.div_ceil(8), THREADS, SEARCHERS);
     let mut found = on.alloc(I64, 2 * grid.blocks[0] as usize)?;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    kernels::check(on, grid, &Dst::new(&mut found), ids, n as i64, limit, i32::from(ignore.is_some()), ignore.unwrap_or(0))?;
+    kernels::check(on, grid, &Dst::new(&mut found), ids, n as i64, limit)?;
     let found = found.download::<i64>()?;
     let first = found.chunks_exact(2).min_by_key(|f| f[0]);
     Ok(first.and_then(|f| (f[0] < n as i64).then_some((f[0] as usize, f[1]))))
