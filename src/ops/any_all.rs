@@ -3,9 +3,9 @@
 use super::logical::expect_masks;
 use super::sum::reduce_define;
 use crate::backend::cpu::{self, reduce};
+use crate::backend::cuda;
 use crate::backend::cuda::kernels::any_all as kernels;
 use crate::backend::cuda::lines::Lines;
-use crate::backend::cuda;
 use crate::dtype::U8;
 use crate::error::{ErrorKind, Result};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1};

@@ -37,8 +37,7 @@ pub(crate) struct Lines<'a> {
 }
 
 /// A generated launcher of a reduction: into the result, or into parts.
-pub(crate) type ReduceKernel =
-    fn(&Context, Grid, Option<&Dst<'_>>, Option<&Dst<'_>>, &Src<'_>, i64, i64, i64, i64, i32, f64) -> Result<()>;
+pub(crate) type ReduceKernel = fn(&Context, Grid, Option<&Dst<'_>>, Option<&Dst<'_>>, &Src<'_>, i64, i64, i64, i64, i32, f64) -> Result<()>;
 /// A generated launcher that joins the parts of groups: into the result, or into one part per group.
 pub(crate) type MergeKernel = fn(&Context, Grid, Option<&Dst<'_>>, Option<&Dst<'_>>, &Src<'_>, &Src<'_>, i64, i64, f64) -> Result<()>;
 /// A generated launcher of a derivative: `x̄` from x, ȳ per group, and a part per group.
@@ -130,7 +129,14 @@ impl<'a> Lines<'a> {
     }
 
     /// `y ← finish(all of each group)`, or one part per group.
-    fn reduce_to(&self, on: &'static Context, kernels: (ReduceKernel, MergeKernel), y: Option<&Dst<'_>>, to: Option<&Dst<'_>>, p: f64) -> Result<()> {
+    fn reduce_to(
+        &self,
+        on: &'static Context,
+        kernels: (ReduceKernel, MergeKernel),
+        y: Option<&Dst<'_>>,
+        to: Option<&Dst<'_>>,
+        p: f64,
+    ) -> Result<()> {
         let (reduce, join) = kernels;
         self.run(
             on,

@@ -3,8 +3,8 @@
 use super::{Curve, Group, Reduce, group_samples, reduction_method, row};
 use crate::backend::cpu::moments::Ties;
 use crate::backend::cpu::{self, Compute, Real, reduce};
-use crate::backend::cuda::kernels::group as kernels;
 use crate::backend::cuda;
+use crate::backend::cuda::kernels::group as kernels;
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Math, apply1};
 use crate::shape::Axes;
