@@ -197,7 +197,7 @@ DEVICE void norm_vjp_long(T* dx, const T* x, const T* w, const T* g, const acc<T
     });
 }
 
-// Whether a launch of norm_vjp with this team holds rows of n elements is for the caller to see: team * HELD / 2 of them.
+// y is absent where the statistics alone are wanted.
 LAUNCH_BOUNDS(512)
 KERNEL(norm_fwd, (maybe<T*> y, acc<T>* stats, const T* x, maybe<const T*> w, maybe<const T*> b, i64 rows, i64 n, i32 team, i32 centred, acc<T> eps),
        f64, f32, bf16, f16) {
@@ -205,6 +205,7 @@ KERNEL(norm_fwd, (maybe<T*> y, acc<T>* stats, const T* x, maybe<const T*> w, may
     else norm_rows<false>(y, stats, x, w, b, rows, n, team, eps);
 }
 
+// For rows that a team holds, which is for the caller to see: up to team * HELD / 2 elements.
 LAUNCH_BOUNDS(512)
 KERNEL(norm_vjp, (maybe<T*> dx, maybe<acc<T>*> dw, maybe<acc<T>*> db, const T* x, maybe<const T*> w, const T* g, const acc<T>* stats, i64 rows,
                   i64 n, i32 team, i32 centred), f64, f32, bf16, f16) {

@@ -21,6 +21,11 @@ const MORE_REGISTERS: &[(&str, u32, &str)] = &[
     ("sdpa_mask_f64", 232, "the same"),
     ("sdpa_columns_f64", 252, "the same, with two results"),
     ("sdpa_", 128, "attention: 4 x 4 scores, their cotangents, and results; eight blocks of 64 threads fit"),
+    ("argmax_reduce_", 80, "value and position of four columns"),
+    ("group_", 96, "parts of several numbers for four columns"),
+    ("norm_fwd_", 112, "a row, its weight and its bias"),
+    ("norm_vjp_", 112, "a row, its cotangent, and two sums for each of its columns"),
+    ("softmax_", 120, "a row stays in registers"),
 ];
 
 /// Kernels that may use memory of their own: CUDA's reduction of large angles keeps its digits there.
