@@ -121,7 +121,21 @@ impl<'a> Attention<'a> {
         let [heads, tq, _, _, dv] = self.extents();
         let (allowed, added) = (self.allowed.as_ref(), self.added.as_ref());
         let (q, k, v) = (&self.q, &self.k, &self.v);
-        kernels::forward(self.on, self.grid(heads, tq, dv), &y.dst(), &q.0, q.1, &k.0, k.1, &v.0, v.1, allowed, added, self.mask, self.scores)
+        kernels::forward(
+            self.on,
+            self.grid(heads, tq, dv),
+            &y.dst(),
+            &q.0,
+            q.1,
+            &k.0,
+            k.1,
+            &v.0,
+            v.1,
+            allowed,
+            added,
+            self.mask,
+            self.scores,
+        )
     }
 
     /// The wanted cotangents of q, k, v and an additive mask, given that of y.
@@ -137,7 +151,24 @@ impl<'a> Attention<'a> {
         if heads * tq > 0 {
             let q_bar = q_bar.map(Out::dst);
             let (grid, to) = (self.grid(heads, tq, 1), Dst::new(&mut stats));
-            kernels::rows(on, grid, q_bar.as_ref(), &to, &q.0, q.1, &k.0, k.1, &v.0, v.1, &g.0, g.1, allowed, added, self.mask, self.scores)?;
+            kernels::rows(
+                on,
+                grid,
+                q_bar.as_ref(),
+                &to,
+                &q.0,
+                q.1,
+                &k.0,
+                k.1,
+                &v.0,
+                v.1,
+                &g.0,
+                g.1,
+                allowed,
+                added,
+                self.mask,
+                self.scores,
+            )?;
         }
         let stats = Src::new(&stats, 0);
         if k_bar.is_some() || v_bar.is_some() {

@@ -37,7 +37,13 @@ fn one_block(items: usize) -> Grid {
 
 /// One block per row, with a thread for every 16 bytes of short rows.
 fn rows(on: &Context, rows: usize, classes: usize) -> Grid {
-    let threads = if classes <= 256 { 32 } else if classes <= 2048 { 128 } else { 512 };
+    let threads = if classes <= 256 {
+        32
+    } else if classes <= 2048 {
+        128
+    } else {
+        512
+    };
     Grid::rows(rows, threads, on.grid_cap())
 }
 
@@ -122,7 +128,20 @@ pub(crate) fn cross_entropy(x: &In<'_>, t: &Targets, w: Option<&Src<'_>>, o: Opt
     let x = x.contiguous()?;
     t.reduce(o, y, |y, losses| {
         let grid = rows(on, t.rows, o.classes);
-        cross_entropy::fwd(on, grid, y, losses, &stats.dst(), &x.src(), &t.of(), w, &t.weight(), t.rows as i64, o.classes as i64, o.smoothing)
+        cross_entropy::fwd(
+            on,
+            grid,
+            y,
+            losses,
+            &stats.dst(),
+            &x.src(),
+            &t.of(),
+            w,
+            &t.weight(),
+            t.rows as i64,
+            o.classes as i64,
+            o.smoothing,
+        )
     })
 }
 
@@ -154,7 +173,18 @@ pub(crate) fn target_rows(t: &Targets, w: Option<&Src<'_>>, o: Options, dtype: D
     let mut y = on.alloc(dtype, t.rows * o.classes)?;
     if y.len() > 0 {
         let grid = rows(on, t.rows, o.classes);
-        cross_entropy::targets(on, grid, &Dst::new(&mut y), &t.of(), w, &t.weight(), t.rows as i64, o.classes as i64, o.smoothing, i32::from(o.mean))?;
+        cross_entropy::targets(
+            on,
+            grid,
+            &Dst::new(&mut y),
+            &t.of(),
+            w,
+            &t.weight(),
+            t.rows as i64,
+            o.classes as i64,
+            o.smoothing,
+            i32::from(o.mean),
+        )?;
     }
     Ok(y)
 }

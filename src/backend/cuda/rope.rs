@@ -46,7 +46,18 @@ pub(crate) fn rotate(
         f.f[..part.len()].copy_from_slice(part);
         let grid = Grid::over(count * part.len(), THREADS, on.grid_cap());
         let first = (chunk * CHUNK) as i64;
-        kernels::table(on, grid, &Dst::new(&mut table), given.as_ref(), start as i64, count as i64, half as i64, first, part.len() as i64, f)?;
+        kernels::table(
+            on,
+            grid,
+            &Dst::new(&mut table),
+            given.as_ref(),
+            start as i64,
+            count as i64,
+            half as i64,
+            first,
+            part.len() as i64,
+            f,
+        )?;
     }
     let (strides, last) = (x.layout().strides(), rank - 1);
     let leading = Layout::from_parts(shape[..last].into(), strides[..last].iter().copied().collect(), x.layout().offset())?;
