@@ -120,7 +120,10 @@ fn norm(x: &Tensor) -> Result<f64> {
     if x.device().is_cuda() {
         return optim::norm(&[x.array.cuda()?]);
     }
-    Ok(x.to_f64_vec()?.iter().map(|x| x * x).sum::<f64>().sqrt())
+    let v = x.to_f64_vec()?;
+    let largest = v.iter().fold(0f64, |m, x| if x.is_nan() || x.abs() > m { x.abs() } else { m });
+    // Scaled before squaring: nothing overflows or vanishes.
+    Ok(if largest == 0.0 || !largest.is_finite() { largest } else { largest * v.iter().map(|x| (x / largest).powi(2)).sum::<f64>().sqrt() })
 }
 
 /// Mean, deviation, largest magnitude, zeros and what is not finite, where the tensor lies.

@@ -9,6 +9,7 @@ pub mod compare;
 pub mod concat;
 mod create;
 pub mod cross_entropy;
+mod cross_entropy_samples;
 pub mod cumsum;
 pub mod diagonal;
 pub mod dropout;
