@@ -156,6 +156,13 @@ impl Error {
         self
     }
 
+    /// Replaces the line: whoever called the outer op wants his own, not that of the part inside which refused.
+    #[must_use]
+    pub(crate) fn called_at(mut self, at: &'static Location<'static>) -> Self {
+        self.0.at = Some(at);
+        self
+    }
+
     /// Replaces the op's name (a composite reports its own name, not that of the part which refused).
     #[must_use]
     pub(crate) fn rename_op(mut self, op: &'static str) -> Self {

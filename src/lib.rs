@@ -29,7 +29,7 @@ pub use functional::{
 pub use layout::Layout;
 pub use module::{Leaf, Module, ModuleExt, Param, Visitor, try_walk, walk};
 pub use rng::{Key, Rng};
-pub use shape::{Axes, Axis, Shape};
+pub use shape::{Axes, Axis, Extents, Shape};
 pub use tape::{Gradients, Tape, checkpoint};
 pub use tensor::Tensor;
 
@@ -43,6 +43,8 @@ mod pages {
     struct Readme;
     #[doc = include_str!("../docs/book/README.md")]
     struct Book;
+    #[doc = include_str!("../docs/book/models.md")]
+    struct Models;
     #[doc = include_str!("../docs/book/tape.md")]
     struct Tape;
     #[doc = include_str!("../docs/book/layouts.md")]

@@ -191,7 +191,7 @@ impl<O: Op> AnyOp for RecordedOp<O> {
 }
 
 fn apply_at<O: Op>(op: O, x: &[&Tensor], at: &'static Location<'static>) -> Result<Outputs> {
-    apply_any(Arc::new(RecordedOp(op)), x, at)
+    apply_any(Arc::new(RecordedOp(op, at)), x, at)
 }
 
 fn apply_any(op: Arc<dyn AnyOp>, x: &[&Tensor], at: &'static Location<'static>) -> Result<Outputs> {
@@ -240,11 +240,12 @@ fn apply_any(op: Arc<dyn AnyOp>, x: &[&Tensor], at: &'static Location<'static>) 
     Ok(y)
 }
 
-struct RecordedOp<O>(O);
+/// An op and the line that called it: a refusal in the sweep names that line, not one of the derivative's rule.
+struct RecordedOp<O>(O, &'static Location<'static>);
 
 impl<O: Op> Pull for RecordedOp<O> {
     fn pull(&self, ctx: &PullContext<'_>, y_bar: &Cotangents, want: &[bool]) -> Result<InputCotangents> {
-        self.0.vjp(&ctx.saved, y_bar, want)
+        self.0.vjp(&ctx.saved, y_bar, want).map_err(|e| e.called_at(self.1))
     }
 }
 
@@ -261,19 +262,19 @@ pub fn apply_view<V: View>(view: V, x: &Tensor) -> Result<Tensor> {
             && tape.is_recording()?
         {
             let spec = Spec { shape: x.shape().clone(), dtype: x.dtype() };
-            tape::record(&tape, V::NAME, at, &[x], std::slice::from_mut(&mut y), Saved::none(), Arc::new(RecordedView(view, spec)));
+            tape::record(&tape, V::NAME, at, &[x], std::slice::from_mut(&mut y), Saved::none(), Arc::new(RecordedView(view, spec, at)));
         }
         Ok(y)
     };
     run().map_err(|e: crate::Error| e.in_op(V::NAME, at))
 }
 
-struct RecordedView<V>(V, Spec);
+struct RecordedView<V>(V, Spec, &'static Location<'static>);
 
 impl<V: View> Pull for RecordedView<V> {
     fn pull(&self, _: &PullContext<'_>, y_bar: &Cotangents, want: &[bool]) -> Result<InputCotangents> {
-        let bar = if want[0] { Some(self.0.vjp(&self.1, y_bar.only()?)?) } else { None };
-        Ok(SmallVec::from_iter([bar]))
+        let bar = |g| self.0.vjp(&self.1, g).map_err(|e| e.called_at(self.2));
+        Ok(SmallVec::from_iter([if want[0] { Some(bar(y_bar.only()?)?) } else { None }]))
     }
 }
 
@@ -295,28 +296,28 @@ pub(crate) fn apply_parts(
     if let Some(tape) = tape::common_tape(&[x])?
         && tape.is_recording()?
     {
-        tape::record(&tape, name, at, &[x], &mut y, Saved::none(), Arc::new(RecordedParts(vjp)));
+        tape::record(&tape, name, at, &[x], &mut y, Saved::none(), Arc::new(RecordedParts(vjp, at)));
     }
     Ok(y)
 }
 
-struct RecordedParts<F>(F);
+struct RecordedParts<F>(F, &'static Location<'static>);
 
 impl<F: Fn(&Cotangents) -> Result<Tensor> + Send + Sync> Pull for RecordedParts<F> {
     fn pull(&self, _: &PullContext<'_>, y_bar: &Cotangents, want: &[bool]) -> Result<InputCotangents> {
-        let bar = if want[0] { Some((self.0)(y_bar)?) } else { None };
+        let bar = if want[0] { Some((self.0)(y_bar).map_err(|e| e.called_at(self.1))?) } else { None };
         Ok(SmallVec::from_iter([bar]))
     }
 }
 
-/// Runs a [`Composite`]; errors carry its own name.
+/// Runs a [`Composite`]; errors carry its own name and the line of its caller.
 ///
 /// # Errors
 /// What its parts refuse.
 #[track_caller]
 pub fn compose<C: Composite>(op: C, x: &[&Tensor]) -> Result<Outputs> {
     let at = Location::caller();
-    op.compose(x).map_err(|e| e.rename_op(C::NAME).in_op(C::NAME, at))
+    op.compose(x).map_err(|e| e.rename_op(C::NAME).called_at(at))
 }
 
 /// [`compose`] for an op with one output.
@@ -326,7 +327,7 @@ pub fn compose<C: Composite>(op: C, x: &[&Tensor]) -> Result<Outputs> {
 #[track_caller]
 pub fn compose1<C: Composite>(op: C, x: &[&Tensor]) -> Result<Tensor> {
     let at = Location::caller();
-    let mut y = op.compose(x).map_err(|e| e.rename_op(C::NAME).in_op(C::NAME, at))?;
+    let mut y = op.compose(x).map_err(|e| e.rename_op(C::NAME).called_at(at))?;
     Ok(y.swap_remove(0))
 }
 

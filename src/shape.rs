@@ -187,6 +187,57 @@ impl From<&Shape> for Shape {
     }
 }
 
+/// What [`Tensor::reshape`](crate::Tensor::reshape) takes: anything that reads like a shape, or a tuple of two to five extents
+/// of which one is `()` and follows from the number of elements: `(batch, ())` for PyTorch's `(batch, -1)`.
+pub trait Extents {
+    /// The shape, for a tensor of so many elements.
+    ///
+    /// # Errors
+    /// Shape error when no extent in place of `()` gives that number, or every one does.
+    fn resolve(self, numel: usize) -> Result<Shape>;
+}
+
+impl<S: Into<Shape>> Extents for S {
+    fn resolve(self, _: usize) -> Result<Shape> {
+        Ok(self.into())
+    }
+}
+
+/// The extents before and after the missing one.
+fn infer(before: &[usize], after: &[usize], numel: usize) -> Result<Shape> {
+    let known: Shape = before.iter().chain(after).copied().collect();
+    let found = match known.checked_numel()? {
+        0 => None,
+        n if numel.is_multiple_of(n) => Some(numel / n),
+        _ => None,
+    };
+    let Some(found) = found else {
+        let list = |d: &[usize]| d.iter().map(|d| d.to_string()).collect::<Vec<_>>();
+        let shown = [list(before), vec!["()".into()], list(after)].concat().join(", ");
+        bail!(shape, "cannot infer () in ({shown}): {numel} elements are no unique multiple of {}", known.numel());
+    };
+    Ok(before.iter().copied().chain([found]).chain(after.iter().copied()).collect())
+}
+
+// One line for each place of the missing extent.
+macro_rules! inferred {
+    ($(($($a:ident)*; $($b:ident)*);)*) => {$(
+        impl Extents for ($(inferred!(@usize $a),)* (), $(inferred!(@usize $b),)*) {
+            fn resolve(self, numel: usize) -> Result<Shape> {
+                let ($($a,)* (), $($b,)*) = self;
+                infer(&[$($a),*], &[$($b),*], numel)
+            }
+        }
+    )*};
+    (@usize $a:ident) => { usize };
+}
+inferred! {
+    (; b); (a;);
+    (; b c); (a; c); (a b;);
+    (; b c d); (a; c d); (a b; d); (a b c;);
+    (; b c d e); (a; c d e); (a b; d e); (a b c; e); (a b c d;);
+}
+
 /// One axis; negative values count from the end (`-1` is the last).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Axis(pub isize);
@@ -235,7 +286,7 @@ pub enum Axes {
 }
 
 impl Axes {
-    /// Sorted axis indices below `rank`. An empty list means no axis, not every axis.
+    /// Sorted axis indices below `rank`. An empty list (`[0isize; 0]`: a bare `[]` has no type) means no axis, not every axis.
     ///
     /// # Errors
     /// Shape error when an axis is out of range or named twice.
@@ -325,6 +376,18 @@ mod tests {
         assert!(Axis::from(usize::MAX).resolve(3).is_err());
         assert_eq!(Axes::from([-1, 0]).resolve(3).unwrap().to_vec(), [0, 2]);
         assert!(Axes::from([-1, 2]).resolve(3).unwrap_err().to_string().contains("named twice"));
+    }
+
+    #[test]
+    fn one_extent_may_be_inferred() {
+        assert_eq!((2, ()).resolve(6).unwrap(), [2, 3]);
+        assert_eq!(((), 2, 3).resolve(6).unwrap(), [1, 2, 3]);
+        assert_eq!((2, (), 5, 1).resolve(0).unwrap(), [2, 0, 5, 1]);
+        assert_eq!([2, 3].resolve(7).unwrap(), [2, 3]);
+        let e = (4, (), 1).resolve(6).unwrap_err();
+        assert!(e.is_shape() && e.to_string().starts_with("cannot infer () in (4, (), 1): 6 elements"), "{e}");
+        assert!(((), 0).resolve(0).unwrap_err().is_shape());
+        assert!((usize::MAX, 2, ()).resolve(6).unwrap_err().is_out_of_memory());
     }
 
     #[test]

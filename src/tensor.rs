@@ -47,6 +47,7 @@ impl Tensor {
     ///
     /// # Errors
     /// Out of memory.
+    #[track_caller]
     pub fn scalar<T: Element>(value: T) -> Result<Self> {
         Self::from_slice(&[value], ())
     }
@@ -132,8 +133,10 @@ impl Tensor {
     ///
     /// # Errors
     /// Out of memory.
+    #[track_caller]
     pub fn to_f64_vec(&self) -> Result<Vec<f64>> {
-        self.array.to_f64()
+        let at = std::panic::Location::caller();
+        self.array.to_f64().map_err(|e| e.in_op("to_f64_vec", at))
     }
 
     /// The single element as `f64`.

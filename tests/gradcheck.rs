@@ -50,6 +50,18 @@ fn a_wrong_second_derivative_is_caught() {
     assert!(gradgradcheck(f, &[x()]).unwrap_err().is_gradcheck());
 }
 
+/// `ok` for a function that is flat at the inputs says little: the report must say so.
+#[test]
+fn derivatives_that_are_all_zero_are_pointed_out() -> Result<()> {
+    let negative = Tensor::from_slice(&[-1f64, -2.0], [2])?;
+    let r = gradcheck(|t| t[0].relu()?.mul(&t[1]), &[negative, Tensor::from_slice(&[3f64, 4.0], [2])?])?;
+    assert!(r.inputs[0].ok && r.inputs[0].flat && r.inputs[1].flat);
+    assert_eq!(r.to_string().matches("all derivatives are zero here: nothing was tested").count(), 2, "{r}");
+    let r = gradcheck(|t| t[0].relu(), &[Tensor::from_slice(&[-1f64, 2.0], [2])?])?;
+    assert!(!r.inputs[0].flat && !r.to_string().contains("zero here"), "{r}");
+    Ok(())
+}
+
 #[test]
 fn unsuitable_inputs_are_refused() {
     let single = Tensor::from_slice(&[1f32], [1]).unwrap();

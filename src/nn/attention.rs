@@ -1,10 +1,11 @@
 //! Causal self-attention, in GPT-2's form: one projection for queries, keys and values.
 
 use super::layers::{Linear, must_divide};
-use crate::error::{Result, bail};
+use crate::error::{Error, Result};
 use crate::ops::sdpa::Sdpa;
 use crate::rng::Key;
 use crate::tensor::Tensor;
+use std::panic::Location;
 
 /// Multi-head causal self-attention.
 #[derive(Clone, Debug)]
@@ -28,9 +29,11 @@ impl CausalSelfAttention {
     #[track_caller]
     pub fn forward(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
         let &[batch, time, width] = x.shape().dims() else {
-            bail!(shape, "attention expects [batch, time, width], found {}", x.shape());
+            let e = Error::shape(format!("expected [batch, time, width], found {}", x.shape()));
+            return Err(e.in_op("attention", Location::caller()));
         };
-        let head = must_divide("the width", width, "the number of heads", self.heads)?;
+        let at = Location::caller();
+        let head = must_divide("the width", width, "the number of heads", self.heads).map_err(|e| e.in_op("attention", at))?;
         // [B, T, 3, H, D] -> [3, B, H, T, D]: three views, no copy.
         let qkv = self.c_attn.forward(x)?.reshape([batch, time, 3, self.heads, head])?.permute([2, 0, 3, 1, 4])?;
         let (q, k, v) = (qkv.select(0, 0)?, qkv.select(0, 1)?, qkv.select(0, 2)?);
@@ -43,6 +46,7 @@ impl CausalSelfAttention {
 }
 
 /// Dropout when training (there is a key) and the probability is not zero.
+#[track_caller]
 pub(super) fn drop_out(x: &Tensor, p: f64, key: Option<Key>) -> Result<Tensor> {
     match key {
         Some(key) if p > 0.0 => x.dropout(p, key),

@@ -6,6 +6,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result, bail};
 use crate::rng::Key;
 use crate::tensor::Tensor;
+use std::panic::Location;
 
 /// Sizes and options of a [`Gpt`]. The default is nanoGPT's configuration for a CPU.
 #[derive(Clone, Debug, PartialEq)]
@@ -127,8 +128,14 @@ impl Gpt {
     ///
     /// # Errors
     /// Argument error for a size of zero or heads that do not divide the width; out of memory.
+    #[track_caller]
     pub fn new(config: &GptConfig, dtype: DType, key: Key) -> Result<Self> {
-        let c = config;
+        let at = Location::caller();
+        // The line inside that refused would not help.
+        Self::build(config, dtype, key).map_err(|e| e.in_op("gpt", at).called_at(at))
+    }
+
+    fn build(c: &GptConfig, dtype: DType, key: Key) -> Result<Self> {
         for (what, n) in
             [("vocabulary", c.vocabulary), ("context", c.context), ("layers", c.layers), ("heads", c.heads), ("width", c.width)]
         {
@@ -142,7 +149,7 @@ impl Gpt {
         must_divide("width", c.width, "heads", c.heads)?;
         let sizes = c.width.checked_mul(4 * c.width).and_then(|n| n.checked_mul(c.layers));
         if sizes.is_none_or(|n| n > isize::MAX as usize / 16) {
-            return Err(Error::out_of_memory(format!("{} layers of width {} exceed the address space", c.layers, c.width)));
+            bail!(out_of_memory, "{} layers of width {} exceed the address space", c.layers, c.width);
         }
         let std = 0.02;
         let residual = std / (2.0 * c.layers as f64).sqrt();
@@ -185,11 +192,12 @@ impl Gpt {
     /// vocabulary.
     #[track_caller]
     pub fn forward(&self, tokens: &Tensor, key: Option<Key>) -> Result<Tensor> {
+        let refuse = |message: String, at| Err(Error::shape(message).in_op("gpt", at));
         let &[_, time] = tokens.shape().dims() else {
-            bail!(shape, "gpt: tokens must have shape [batch, time], found {}", tokens.shape());
+            return refuse(format!("tokens must have shape [batch, time], found {}", tokens.shape()), Location::caller());
         };
         if time > self.config.context {
-            bail!(shape, "gpt: {time} tokens exceed the context of {}", self.config.context);
+            return refuse(format!("{time} tokens exceed the context of {}", self.config.context), Location::caller());
         }
         let t = &self.transformer;
         let positions = t.wpe.weight.narrow(0, 0, time)?;

@@ -21,6 +21,7 @@ impl Linear {
     ///
     /// # Errors
     /// Out of memory.
+    #[track_caller]
     pub fn normal(inputs: usize, outputs: usize, bias: bool, std: f64, dtype: DType, key: Key) -> Result<Self> {
         Ok(Linear {
             weight: Tensor::randn([outputs, inputs], dtype, key)?.mul_scalar(std)?.into(),
@@ -32,6 +33,7 @@ impl Linear {
     ///
     /// # Errors
     /// Out of memory.
+    #[track_caller]
     pub fn new(inputs: usize, outputs: usize, bias: bool, dtype: DType, key: Key) -> Result<Self> {
         let bound = if inputs == 0 { 1.0 } else { 1.0 / (inputs as f64).sqrt() };
         Ok(Linear {
@@ -63,6 +65,7 @@ impl Embedding {
     ///
     /// # Errors
     /// Out of memory.
+    #[track_caller]
     pub fn normal(vocabulary: usize, width: usize, std: f64, dtype: DType, key: Key) -> Result<Self> {
         Ok(Embedding { weight: Tensor::randn([vocabulary, width], dtype, key)?.mul_scalar(std)?.into() })
     }
@@ -94,6 +97,7 @@ impl LayerNorm {
     ///
     /// # Errors
     /// Out of memory.
+    #[track_caller]
     pub fn new(width: usize, bias: bool, dtype: DType) -> Result<Self> {
         let weight = Tensor::ones([width], dtype)?.into();
         Ok(LayerNorm { weight, bias: if bias { Some(zeros(width, dtype)?) } else { None }, eps: 1e-5 })
@@ -109,6 +113,7 @@ impl LayerNorm {
     }
 }
 
+#[track_caller]
 fn zeros(n: usize, dtype: DType) -> Result<Param> {
     Ok(Tensor::zeros([n], dtype)?.into())
 }

@@ -13,7 +13,7 @@ impl Tensor {
     /// One value everywhere, on the CPU. Stored once, so it costs no memory until it is written to.
     ///
     /// # Errors
-    /// Out of memory when the shape overflows.
+    /// Argument error when an integer dtype cannot hold the value; out of memory when the shape overflows.
     #[track_caller]
     pub fn full(shape: impl Into<Shape>, value: f64, dtype: DType) -> Result<Tensor> {
         Self::full_on(shape, value, dtype, Device::Cpu)
@@ -22,11 +22,12 @@ impl Tensor {
     /// [`Tensor::full`] on a device.
     ///
     /// # Errors
-    /// Out of memory when the shape overflows; device error when the device is not available.
+    /// As [`Tensor::full`]; device error when the device is not available.
     #[track_caller]
     pub fn full_on(shape: impl Into<Shape>, value: f64, dtype: DType, device: Device) -> Result<Tensor> {
         let at = Location::caller();
-        Array::full(value, dtype, shape.into(), device).map(Tensor::from_array).map_err(|e| e.in_op("full", at))
+        let make = || Array::full(held(value, dtype)?, dtype, shape.into(), device);
+        make().map(Tensor::from_array).map_err(|e| e.in_op("full", at))
     }
 
     /// Zeros: `Tensor::zeros([2, 3], F32)`. Stored once, whatever the shape.
@@ -88,7 +89,8 @@ impl Tensor {
     /// Each element is `start + i·step`, computed in f64 and rounded once; there are `⌈(end − start) / step⌉` of them.
     ///
     /// # Errors
-    /// Argument error when the step is zero or an argument is not finite; out of memory when there are too many elements.
+    /// Argument error when the step is zero, an argument is not finite, or an integer dtype cannot hold an element; out of memory
+    /// when there are too many elements.
     ///
     /// ```
     /// # use cotangent::{Tensor, I64};
@@ -103,7 +105,12 @@ impl Tensor {
                 bail!(argument, "start {start}, end {end} and step {step} must be finite, and the step not zero");
             }
             // The cast saturates, and so fails as a shape.
-            let n = ((end - start) / step).ceil().max(0.0) as usize;
+            let width = if (end - start).is_finite() { (end - start) / step } else { end / step - start / step };
+            let n = width.ceil().max(0.0) as usize;
+            if n > 0 {
+                held(start, dtype)?;
+                held(start + (n - 1) as f64 * step, dtype)?;
+            }
             build(n, dtype, |i| start + i as f64 * step)
         };
         make().map_err(|e: crate::Error| e.in_op("arange", at))
@@ -112,7 +119,7 @@ impl Tensor {
     /// `n` evenly spaced values from `start` to `end`, both included.
     ///
     /// # Errors
-    /// Argument error when an end is not finite; out of memory.
+    /// Argument error when an end is not finite, or beyond what an integer dtype holds; out of memory.
     #[track_caller]
     pub fn linspace(start: f64, end: f64, n: usize, dtype: DType) -> Result<Tensor> {
         let at = Location::caller();
@@ -120,11 +127,19 @@ impl Tensor {
             if !(start.is_finite() && end.is_finite()) {
                 bail!(argument, "start {start} and end {end} must be finite");
             }
+            held(start, dtype)?;
+            held(end, dtype)?;
+            let width = end - start;
             let last = n.saturating_sub(1).max(1) as f64;
             // From the nearer end, so that both ends are exact and the values symmetric.
             build(n, dtype, |i| {
                 let (a, b) = (i as f64 / last, (n as f64 - 1.0 - i as f64) / last);
-                if a <= b { start + a * (end - start) } else { end - b * (end - start) }
+                match a <= b {
+                    // Ends of both signs whose distance overflows.
+                    _ if width.is_infinite() => b * start + a * end,
+                    true => start + a * width,
+                    false => end - b * width,
+                }
             })
         };
         make().map_err(|e: crate::Error| e.in_op("linspace", at))
@@ -150,6 +165,18 @@ impl Tensor {
     }
 }
 
+/// The value, if the dtype can hold its whole part: where a cast saturates, a constant of another value would be a mistake.
+fn held(value: f64, dtype: DType) -> Result<f64> {
+    let (least, most) = match dtype {
+        DType::I64 => (i64::MIN as f64, i64::MAX as f64), // 2⁶³: the first that does not fit
+        _ => (0.0, dtype.max_value() + 1.0),
+    };
+    if dtype.is_float() || (least..most).contains(&value.trunc()) {
+        return Ok(value);
+    }
+    bail!(argument, "{dtype} does not hold {value}")
+}
+
 /// A vector of `f(0), f(1), …`.
 fn build(n: usize, dtype: DType, f: impl Fn(usize) -> f64 + Sync) -> Result<Tensor> {
     let array = with_dtype!(dtype, T => Array::build(n.into(), Device::Cpu, |y: &mut [T]| {
@@ -160,7 +187,7 @@ fn build(n: usize, dtype: DType, f: impl Fn(usize) -> f64 + Sync) -> Result<Tens
 
 #[cfg(test)]
 mod tests {
-    use crate::{BF16, F16, F32, F64, I64, Tensor, U8};
+    use crate::{BF16, F16, F32, F64, I64, Tensor, U8, U32};
 
     #[test]
     fn ranges_have_the_documented_ends() -> crate::Result<()> {
@@ -176,6 +203,36 @@ mod tests {
         assert!((0..7).all(|i| x[i] == -x[6 - i]));
         assert_eq!(Tensor::linspace(2.0, 9.0, 1, BF16)?.to_f64_vec()?, [2.0]);
         assert_eq!(Tensor::linspace(2.0, 9.0, 0, F16)?.numel(), 0);
+        Ok(())
+    }
+
+    /// [NaN, ∞, NaN] before.
+    #[test]
+    fn linspace_does_not_overflow_between_its_ends() -> crate::Result<()> {
+        let m = f64::MAX;
+        assert_eq!(Tensor::linspace(-m, m, 3, F64)?.to_vec::<f64>()?, [-m, 0.0, m]);
+        assert_eq!(Tensor::linspace(m, -m, 5, F64)?.to_vec::<f64>()?, [m, m / 2.0, 0.0, -m / 2.0, -m]);
+        assert_eq!(Tensor::linspace(m, m, 3, F64)?.to_vec::<f64>()?, [m; 3]);
+        assert_eq!(Tensor::arange(-m, m, m, F64)?.to_vec::<f64>()?, [-m, 0.0]);
+        Ok(())
+    }
+
+    /// A cast saturates; a creation function that did would make another constant than the one asked for.
+    #[test]
+    fn integers_that_do_not_fit_are_refused() -> crate::Result<()> {
+        for (value, dtype) in
+            [(-1.0, U8), (256.0, U8), (f64::NAN, I64), (f64::INFINITY, U32), (9.3e18, I64), (-1.0, U32), (4294967296.0, U32)]
+        {
+            let e = Tensor::full([2], value, dtype).unwrap_err();
+            assert!(e.is_argument() && e.to_string().starts_with(&format!("full: {dtype} does not hold {value}")), "{e}");
+        }
+        assert_eq!(Tensor::full([1], 255.0, U8)?.to_vec::<u8>()?, [255]);
+        assert_eq!(Tensor::full([1], -(2f64.powi(63)), I64)?.to_vec::<i64>()?, [i64::MIN]);
+        assert!(Tensor::full([1], f64::NAN, F16)?.item()?.is_nan());
+        assert!(Tensor::arange(0.0, 257.0, 1.0, U8).unwrap_err().is_argument());
+        assert!(Tensor::arange(3.0, -2.0, -1.0, U8).unwrap_err().is_argument());
+        assert_eq!(Tensor::arange(0.0, 256.0, 1.0, U8)?.numel(), 256);
+        assert!(Tensor::linspace(0.0, 300.0, 4, U8).unwrap_err().is_argument());
         Ok(())
     }
 

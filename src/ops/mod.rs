@@ -53,7 +53,9 @@ pub use cross_entropy::CrossEntropy;
 pub use loss::Reduction;
 pub use nll_loss::NegativeLogLikelihood;
 pub use rope::{RopePositions, RopeStyle, Rotary};
+pub use sdpa::Sdpa;
 pub use second_order::{differentiate, differentiate_vjp};
+pub use slice::Span;
 
 use crate::backend::cpu::map;
 use crate::dtype::with_float;

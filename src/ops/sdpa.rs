@@ -451,7 +451,7 @@ impl Tensor {
     /// Attention: `softmax(scale · q kᵀ + mask) v`, with `self` as the queries.
     ///
     /// ```
-    /// use cotangent::{Tape, Tensor, ops::sdpa::Sdpa};
+    /// use cotangent::{Tape, Tensor, ops::Sdpa};
     /// let tape = Tape::new();
     /// let q = tape.watch(&Tensor::from_slice(&[1f64, 0., 0., 1.], [1, 2, 2])?)?;
     /// let v = Tensor::from_slice(&[1f64, 2.], [1, 2, 1])?;

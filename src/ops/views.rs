@@ -5,10 +5,11 @@ use crate::dtype::with_dtype;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::Layout;
 use crate::op::{Composite, Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, View, apply_view, apply1, compose1};
-use crate::shape::{Axis, Shape};
+use crate::shape::{Axis, Extents, Shape};
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Nd, Sample, Scalar};
 use smallvec::{SmallVec, smallvec};
+use std::panic::Location;
 
 /// A new shape for the same elements; see [`Tensor::reshape`].
 #[derive(Clone, Debug)]
@@ -218,14 +219,25 @@ impl Op for Contiguous {
 impl Tensor {
     /// The same elements in row-major order under another shape. A view where the layout allows one, else a copy.
     ///
+    /// In a tuple, one extent may be `()`: it follows from the number of elements, like PyTorch's -1.
+    ///
+    /// ```
+    /// # use cotangent::{F32, Tensor};
+    /// let x = Tensor::zeros([4, 6], F32)?;
+    /// assert_eq!(x.reshape([2, 12])?.shape(), &[2, 12]);
+    /// assert_eq!(x.reshape((2, (), 3))?.shape(), &[2, 4, 3]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    ///
     /// # Gradient
     /// `ȳ` reshaped back.
     ///
     /// # Errors
-    /// Shape error when the element counts differ.
+    /// Shape error when the element counts differ, or an extent cannot be inferred.
     #[track_caller]
-    pub fn reshape(&self, shape: impl Into<Shape>) -> Result<Tensor> {
-        let shape = shape.into();
+    pub fn reshape(&self, shape: impl Extents) -> Result<Tensor> {
+        let at = Location::caller();
+        let shape = shape.resolve(self.numel()).map_err(|e| e.in_op(Reshape::NAME, at))?;
         if shape.checked_numel().is_ok_and(|n| n == self.numel()) && self.layout().reshape(&shape).is_none() {
             return apply_view(Reshape(shape), &self.contiguous()?);
         }

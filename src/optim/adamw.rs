@@ -14,6 +14,15 @@ use std::collections::HashMap;
 /// AdamW (Loshchilov & Hutter 2019), in PyTorch's order of operations:
 /// `p ← p·(1 − lr·wd)`, `m ← β₁m + (1−β₁)g`, `v ← β₂v + (1−β₂)g²`, `p ← p − lr/(1−β₁ᵗ) · m / (√v/√(1−β₂ᵗ) + ε)`.
 ///
+/// | Field | Default |
+/// |---|---|
+/// | `lr` | 1e-3 |
+/// | `betas` | (0.9, 0.999) |
+/// | `eps` | 1e-8 |
+/// | `weight_decay` | 0.01 |
+/// | `decays` | tensors of rank 2 and more: no biases, no norms (PyTorch decays every parameter) |
+/// | `amsgrad` | false |
+///
 /// The bias corrections are computed in `f64`. One pass over parameter, gradient and both moments.
 ///
 /// ```

@@ -40,6 +40,9 @@ pub struct InputVerdict {
     pub connected: bool,
     /// Index of the element that fits worst; `None` for an input without elements, or when a direction fits worst.
     pub worst: Option<Vec<usize>>,
+    /// Whether there were elements, and every derivative compared was zero, by the tape and by differences: at these inputs
+    /// the function is flat, so the check says little.
+    pub flat: bool,
     /// The tape's derivative there.
     pub analytic: f64,
     /// The differences' derivative there.
@@ -64,6 +67,9 @@ impl fmt::Display for GradCheckReport {
             let verdict = if v.ok { "ok" } else { "WRONG" };
             let at = v.worst.as_ref().map_or_else(|| "along a random direction".into(), |i| format!("at {i:?}"));
             write!(f, "\n  {} {}: {verdict}, worst {at}: tape {:.10e}, differences {:.10e}", v.name, v.shape, v.analytic, v.numeric)?;
+            if v.flat {
+                write!(f, " (all derivatives are zero here: nothing was tested)")?;
+            }
             if !v.connected {
                 write!(f, " (the tape does not connect the result with it)")?;
             }
@@ -227,6 +233,7 @@ impl GradCheck {
                 ok: true,
                 connected: bar.is_some(),
                 worst: None,
+                flat: !values.is_empty(),
                 analytic: 0.0,
                 numeric: 0.0,
                 uncertainty: 0.0,
@@ -246,6 +253,8 @@ impl GradCheck {
                     scale,
                 )?;
                 report.compared += 1;
+                // Differences of a large value that stays the same leave rounding errors.
+                verdict.flat &= scale == 0.0 && numeric.abs() <= 1e-9;
                 let allowed = self.tolerance * scale.max(numeric.abs()).max(1e-3 * largest)
                     + 4.0 * apart.min(1e-3 * scale.max(numeric.abs()))
                     + 1e-12;
@@ -276,6 +285,7 @@ impl GradCheck {
                 verdict.numeric /= size;
                 verdict.uncertainty /= size;
             }
+            verdict.flat &= verdict.ok;
             report.inputs.push(verdict);
         }
         let wrong: Vec<String> = report.inputs.iter().filter(|v| !v.ok).map(|v| v.name.clone()).collect();

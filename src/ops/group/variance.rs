@@ -26,7 +26,7 @@ pub struct Std {
     pub correction: usize,
 }
 
-/// `n − correction`, never negative: too few elements then divide by zero and give NaN.
+/// `n − correction`, never negative: with too few elements both sums are divided by zero, as in PyTorch.
 fn degrees(n: f64, correction: usize) -> f64 {
     (n - correction as f64).max(0.0)
 }
@@ -44,7 +44,7 @@ impl Group for Var {
     const MATH: Math = Math {
         forward: "y = Σ (x − mean)² / (n − correction) over the given axes",
         vjp: "x̄ = ȳ · 2 (x − mean) / (n − correction)",
-        kinks: "smooth; NaN when n ≤ correction",
+        kinks: "smooth; division by 0 when n ≤ correction: ∞, NaN for a constant group",
         cost: "reads x, writes y; saves x",
         references: "Chan, Golub & LeVeque, Algorithms for Computing the Sample Variance, 1983; torch.var",
     };
@@ -91,7 +91,13 @@ impl Group for Var {
         out.push(Sample::check(inner, [g.normal([3, 2, 4])]));
         out.push(Sample::check(last(0), [Input::values([2, 3], [5.0, 5.0, 5.0, 0.0, 0.0, 0.0])]).note("B15: constant rows"));
         out.push(Sample::check(last(0), [g.normal([3, 1])]).note("one element: variance 0"));
-        out.push(Sample::value(last(1), [g.normal([3, 1])]).note("n = correction: NaN"));
+        out.push(Sample::value(last(1), [g.normal([3, 1])]).note("n = correction, one element: 0 / 0 is NaN"));
+        for correction in [4, 5] {
+            out.push(
+                Sample::value(last(correction), [Input::values([2, 4], [0.0, 1.0, 2.0, 4.0, 3.0, 3.0, 3.0, 3.0])])
+                    .note("n ≤ correction: ∞, NaN"),
+            );
+        }
         out.push(Sample::value(last(0), [g.normal([2, 0])]).note("empty groups: NaN"));
         for offset in [1e2, 1e4, 1e6] {
             out.push(Sample::value(last(0), [g.normal_with([2, 500], 1.0, offset)]).note("B5: mean far larger than the deviation"));
@@ -108,7 +114,7 @@ impl Group for Std {
     const MATH: Math = Math {
         forward: "y = √(Σ (x − mean)² / (n − correction)) over the given axes",
         vjp: "x̄ = ȳ · (x − mean) / ((n − correction) · y)",
-        kinks: "gradient 0 where y = 0 (constant groups); NaN when n ≤ correction",
+        kinks: "gradient 0 where y = 0 (constant groups); when n ≤ correction y is ∞, NaN for a constant group",
         cost: "reads x, writes y; saves x",
         references: "torch.std",
     };
@@ -166,7 +172,7 @@ impl Group for Std {
         }
         let (op, x) = row(&Std { correction: 0 }, &[5.0, 5.0, 5.0]);
         out.push(Sample::check(op, x).at_kink().note("B15: a constant group has gradient 0, not NaN"));
-        out.push(Sample::value(last(1), [g.normal([3, 1])]).note("n = correction: NaN"));
+        out.push(Sample::value(last(1), [g.normal([3, 1])]).note("n = correction, one element: 0 / 0 is NaN"));
         out.push(Sample::value(last(0), [g.normal([2, 0])]).note("empty groups: NaN"));
         out.push(Sample::value(last(0), [g.normal_with([2, 500], 1.0, 1e3)]).note("B5: mean far larger than the deviation"));
         out.push(Sample::bench(last(1), [g.normal([4096, 1024])]));
@@ -181,8 +187,9 @@ reduction_method!(
     /// `ȳ·2(x − mean)/(n − correction)`; saves the operand.
     ///
     /// # Numerics
-    /// Two passes (mean, then squared deviations), never `E[x²] − E[x]²`: exact to rounding however large the mean. NaN when
-    /// a group has no more elements than the correction.
+    /// Two passes (mean, then squared deviations), never `E[x²] − E[x]²`: exact to rounding however large the mean. A
+    /// group with no more elements than the correction divides by zero, as in PyTorch: ∞, or NaN when it is constant (one
+    /// element is) or empty.
     ///
     /// # Errors
     /// Shape error when an axis does not exist; dtype error for integers.
@@ -202,3 +209,24 @@ reduction_method!(
     /// As [`Tensor::var`].
     std, std_keep, correction: usize => Std { correction }
 );
+
+#[cfg(test)]
+mod tests {
+    use crate::{F64, Tensor, grad};
+
+    /// As torch.var: the divisor stops at zero.
+    #[test]
+    fn too_few_elements_divide_by_zero() -> crate::Result<()> {
+        let x = Tensor::arange(0.0, 6.0, 1.0, F64)?;
+        for correction in [6, 7] {
+            assert_eq!(x.var(.., correction)?.item()?, f64::INFINITY);
+            assert_eq!(x.std(.., correction)?.item()?, f64::INFINITY);
+            assert!(Tensor::ones([6], F64)?.var(.., correction)?.item()?.is_nan());
+        }
+        assert!(Tensor::ones([1], F64)?.var(.., 1)?.item()?.is_nan());
+        assert!(Tensor::ones([0], F64)?.var(.., 0)?.item()?.is_nan());
+        assert!(grad(&x, |x| x.var(.., 6))?.to_vec::<f64>()?.iter().all(|g| g.is_infinite()));
+        assert_eq!(x.var(.., 5)?.item()?, 17.5);
+        Ok(())
+    }
+}

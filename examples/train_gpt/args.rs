@@ -1,0 +1,172 @@
+//! The command line, and what it must not ask for.
+
+use clap::Parser;
+use cotangent::{DType, Device, Error, Result};
+use std::path::PathBuf;
+
+#[derive(Parser, Debug)]
+#[command(about = "Train a small character-level GPT on a text")]
+pub struct Args {
+    /// UTF-8 text to learn; by default the crate's own sources and docs.
+    #[arg(long)]
+    pub data: Option<PathBuf>,
+    /// Optimizer steps.
+    #[arg(long, default_value_t = 2000)]
+    pub steps: usize,
+    /// Sequences per step.
+    #[arg(long, default_value_t = 12)]
+    pub batch: usize,
+    /// Characters per sequence.
+    #[arg(long, default_value_t = 64)]
+    pub context: usize,
+    /// Transformer blocks.
+    #[arg(long, default_value_t = 4)]
+    pub layers: usize,
+    /// Attention heads per block.
+    #[arg(long, default_value_t = 4)]
+    pub heads: usize,
+    /// Width of the residual stream.
+    #[arg(long, default_value_t = 128)]
+    pub width: usize,
+    /// Dropout probability.
+    #[arg(long, allow_negative_numbers = true, default_value_t = 0.0)]
+    pub dropout: f64,
+    /// Biases in linear layers and norms.
+    #[arg(long)]
+    pub bias: bool,
+    /// Highest learning rate.
+    #[arg(long, allow_negative_numbers = true, default_value_t = 1e-3)]
+    pub lr: f64,
+    /// Final learning rate [default: a tenth of --lr].
+    #[arg(long, allow_negative_numbers = true)]
+    pub min_lr: Option<f64>,
+    /// Warm-up steps [default: 100, or a tenth of a run of less than 1000 steps].
+    #[arg(long)]
+    pub warmup: Option<usize>,
+    /// Weight decay of matrices.
+    #[arg(long, allow_negative_numbers = true, default_value_t = 0.1)]
+    pub weight_decay: f64,
+    /// Second Adam moment's decay.
+    #[arg(long, allow_negative_numbers = true, default_value_t = 0.99)]
+    pub beta2: f64,
+    /// Largest global gradient norm.
+    #[arg(long, allow_negative_numbers = true, default_value_t = 1.0)]
+    pub clip: f64,
+    /// Steps between validations.
+    #[arg(long, default_value_t = 250)]
+    pub eval_every: usize,
+    /// Validation batches.
+    #[arg(long, default_value_t = 20)]
+    pub eval_batches: usize,
+    /// Seed of weights, batches, dropout and sampling.
+    #[arg(long, default_value_t = 1337)]
+    pub seed: u64,
+    /// Type to compute in: f32, f64, bf16 or f16. Parameters stay f32 (f64 for f64).
+    #[arg(long, default_value = "f32")]
+    pub dtype: DType,
+    /// Device to train on.
+    #[arg(long, default_value = "cpu")]
+    pub device: Device,
+    /// CPU threads; 0 takes all cores.
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+    /// Characters to generate at the end.
+    #[arg(long, default_value_t = 400)]
+    pub sample: usize,
+    /// Sampling temperature.
+    #[arg(long, allow_negative_numbers = true, default_value_t = 0.8)]
+    pub temperature: f64,
+}
+
+/// Beyond this, threads only cost.
+const MOST_THREADS: usize = 1024;
+
+impl Args {
+    pub fn floor(&self) -> f64 {
+        self.min_lr.unwrap_or(self.lr / 10.0)
+    }
+
+    pub fn warmup_steps(&self) -> usize {
+        self.warmup.unwrap_or_else(|| (self.steps / 10).min(100))
+    }
+
+    /// The type of the parameters.
+    pub fn master(&self) -> DType {
+        if self.dtype == cotangent::F64 { cotangent::F64 } else { cotangent::F32 }
+    }
+
+    /// Refuses what cannot work, before anything is read or built.
+    pub fn check(&self) -> Result<()> {
+        let positive = [
+            ("steps", self.steps),
+            ("batch", self.batch),
+            ("context", self.context),
+            ("layers", self.layers),
+            ("heads", self.heads),
+            ("width", self.width),
+            ("eval-every", self.eval_every),
+            ("eval-batches", self.eval_batches),
+        ];
+        for (what, n) in positive {
+            if n == 0 {
+                return Err(Error::argument(format!("--{what} must be at least 1")));
+            }
+        }
+        let refuse = |wrong: bool, message: String| if wrong { Err(Error::argument(message)) } else { Ok(()) };
+        let within = |x: f64| (0.0..1.0).contains(&x);
+        let (lr, floor, warmup) = (self.lr, self.floor(), self.warmup_steps());
+        refuse(!(lr > 0.0 && lr.is_finite()), format!("--lr must be positive and finite, found {lr}"))?;
+        refuse(!(floor >= 0.0), format!("--min-lr must not be negative, found {floor}"))?;
+        refuse(floor > lr, format!("--min-lr {floor} is above --lr {lr}"))?;
+        refuse(warmup > self.steps, format!("--warmup {warmup} is longer than the run of {} steps", self.steps))?;
+        refuse(!within(self.beta2), format!("--beta2 must be in [0, 1), found {}", self.beta2))?;
+        refuse(!within(self.dropout), format!("--dropout must be in [0, 1), found {}", self.dropout))?;
+        refuse(!(self.clip > 0.0), format!("--clip must be positive, found {}", self.clip))?;
+        let decay = self.weight_decay;
+        refuse(!(decay >= 0.0 && decay.is_finite()), format!("--weight-decay must be finite and not negative, found {decay}"))?;
+        refuse(!(self.temperature >= 0.0), format!("--temperature must not be negative, found {}", self.temperature))?;
+        refuse(self.threads > MOST_THREADS, format!("--threads {} is more than {MOST_THREADS}", self.threads))?;
+        if !self.dtype.is_float() {
+            return Err(Error::dtype(format!("--dtype {} cannot be trained in; use f32, f64, bf16 or f16", self.dtype)));
+        }
+        self.fits(memory())
+    }
+
+    /// Whether so many bytes could hold the run, by an estimate that errs towards yes: without the vocabulary, and of what the
+    /// sweep keeps only the largest parts. In floats, which do not overflow.
+    fn fits(&self, memory: f64) -> Result<()> {
+        let (layers, width, context) = (self.layers as f64, self.width as f64, self.context as f64);
+        let matrices = layers * 12.0 * width * width + context * width;
+        let tensors = layers * if self.bias { 12.0 } else { 6.0 };
+        // Value, gradient and two moments, each with its bookkeeping.
+        let state = 4.0 * (matrices * self.master().size() as f64 + tensors * 256.0);
+        // A block keeps more than eight times its input.
+        let kept = self.batch as f64 * context * width * layers * 8.0 * self.dtype.size() as f64;
+        let need = state + kept;
+        if need <= memory {
+            return Ok(());
+        }
+        let gib = |bytes: f64| bytes / f64::from(1 << 30);
+        Err(Error::out_of_memory(format!(
+            "{} layers of width {} with batches of {} × {} need at least {:.0} GiB of memory; there are {:.1}",
+            self.layers,
+            self.width,
+            self.batch,
+            self.context,
+            gib(need).ceil(),
+            gib(memory)
+        )))
+    }
+}
+
+/// Bytes of memory this process may use, where the system says so (Linux); else what can be addressed.
+fn memory() -> f64 {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let installed = read("/proc/meminfo").and_then(|text| {
+        let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
+        Some(line.split_whitespace().next()?.parse::<f64>().ok()? * 1024.0)
+    });
+    // A container's limit; the word `max` when there is none.
+    let allowed = read("/sys/fs/cgroup/memory.max").and_then(|text| text.trim().parse().ok());
+    [installed, allowed].into_iter().flatten().fold(isize::MAX as f64, f64::min)
+}
