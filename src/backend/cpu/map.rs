@@ -56,6 +56,7 @@ compute! {
 /// no store can change, so the loop vectorises.
 pub(crate) fn unary<T: Element, O: Element>(x: &In<'_>, y: &mut [O], f: impl Fn(T) -> O + Sync + Copy) -> Result<()> {
     unary_blocks(x, y, &|x: &[T], y: &mut [O]| {
+        #[expect(clippy::redundant_locals, reason = "a copy of the captured parameters, which no store aliases")]
         let f = f;
         simd::dispatch(
             #[inline(always)]
@@ -215,6 +216,7 @@ pub(crate) fn binary<A: Element, B: Element, O: Element>(
     f: impl Fn(A, B) -> O + Sync + Copy,
 ) -> Result<()> {
     binary_blocks(a, b, shape, y, &|a: &[A], b: &[B], y: &mut [O]| {
+        #[expect(clippy::redundant_locals, reason = "a copy of the captured parameters, which no store aliases")]
         let f = f;
         simd::dispatch(
             #[inline(always)]
@@ -308,6 +310,7 @@ pub(crate) fn ternary<A: Element, B: Element, C: Element, O: Element>(
     let (a, b, c) = (Operand::<A>::prepare(a, shape)?, Operand::<B>::prepare(b, shape)?, Operand::<C>::prepare(c, shape)?);
     let (xa, xb, xc) = (a.data(), b.data(), c.data());
     let block = |a: &[A], b: &[B], c: &[C], y: &mut [O]| {
+        #[expect(clippy::redundant_locals, reason = "a copy of the captured parameters, which no store aliases")]
         let f = f;
         simd::dispatch(
             #[inline(always)]

@@ -395,9 +395,9 @@ mod tests {
 
     #[test]
     fn columns_cover_every_element_once() {
-        for (blocks, rows, inner, width) in [(1, 1, 1, 4), (3, 2, 5, 2), (2, 7, 16, 16), (1, 4, 33, 16)] {
+        for (blocks, rows, inner, width) in [(1usize, 1usize, 1usize, 4usize), (3, 2, 5, 2), (2, 7, 16, 16), (1, 4, 33, 16)] {
             let mut y = vec![0; blocks * rows * inner];
-            let strips = (inner as usize).div_ceil(width);
+            let strips = inner.div_ceil(width);
             y.par_columns(rows, inner, width).enumerate().for_each(|(i, mut strip)| {
                 for r in 0..rows {
                     for (c, y) in strip.row(r).iter_mut().enumerate() {
