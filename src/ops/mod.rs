@@ -29,6 +29,7 @@ pub mod mean;
 pub mod mse_loss;
 pub mod nll_loss;
 pub mod norm;
+mod norm_samples;
 mod operators;
 pub mod pad;
 pub mod permute;
