@@ -14,7 +14,7 @@
 //! In Rust, the kernel `name` of kernels/file.cu is launched by `file::name`, and its symbols begin with `file_`.
 //!
 //! `LAUNCH_BOUNDS(n)` on a line of its own bounds the block size of the next; `LAUNCH_BOUNDS(n, m)` also asks for
-//! registers to be spared until m such blocks fit on a multiprocessor. The entry points are appended to the
+//! registers to be spared until m such blocks (of doubles half as many) fit on a multiprocessor. The entry points are appended to the
 //! flattened text, one module for each first type: who trains in bf16 compiles no f64 kernel at run time.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -313,8 +313,9 @@ fn entries(stem: &str, k: &KernelLine) -> Vec<(String, String, String)> {
             let with = |text: &str| substitute(&substitute(text, "T", &t), "U", &u);
             let args: Vec<String> = k.args.iter().map(|a| with(&a.spelling)).collect();
             // Doubles fill two registers each: the wish for several blocks is not theirs.
-            let bounds = k.bounds.map_or(String::new(), |(n, blocks)| match blocks.filter(|_| t != "f64") {
-                Some(b) => format!("__launch_bounds__({n}, {b}) "),
+            let bounds = k.bounds.map_or(String::new(), |(n, blocks)| match blocks {
+                // Doubles take two registers each: half as many blocks.
+                Some(b) => format!("__launch_bounds__({n}, {}) ", if t == "f64" { b.div_ceil(2) } else { b }),
                 None => format!("__launch_bounds__({n}) "),
             });
             let base = if function(stem, k) == stem { stem.to_owned() } else { format!("{stem}_{}", function(stem, k)) };

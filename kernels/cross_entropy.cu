@@ -79,7 +79,7 @@ template <class A> struct TargetRow {
 };
 
 // stats = {m, sum} of every row, {-infinity, 0} where the target is ignored. Writes y if `losses` is missing.
-LAUNCH_BOUNDS(512)
+LAUNCH_BOUNDS(512, 2)
 KERNEL(cross_entropy_fwd,
        (T* y, maybe<acc<T>*> losses, acc<T>* stats, const T* x, const i64* of, maybe<const T*> w, const f64* weight, i64 rows, i64 classes, f64 smoothing),
        f64, f32, bf16, f16) {
@@ -117,7 +117,7 @@ KERNEL(cross_entropy_fwd,
     }
 }
 
-LAUNCH_BOUNDS(512)
+LAUNCH_BOUNDS(512, 2)
 KERNEL(cross_entropy_vjp,
        (T* y, const T* x, const i64* of, maybe<const T*> w, const f64* weight, const T* g, maybe<const acc<T>*> stats, i64 rows, i64 classes,
         f64 smoothing, i32 each, i32 mean),
