@@ -1,7 +1,7 @@
 //! Whole training steps: a transformer block, nanoGPT's CPU configuration, and a small GPT of 10.8 M parameters.
 //!
-//! The workloads are those of the comparison with other frameworks: f32, one step is forward, backward to all parameters
-//! and AdamW. `cargo bench --bench step -- gptbaby`; threads are rayon's (`RAYON_NUM_THREADS`).
+//! The workloads are those of the comparison with other frameworks: f32, one step is forward, backward to all parameters,
+//! clipping by the global norm and AdamW. `cargo bench --bench step -- gptbaby`; threads are rayon's (`RAYON_NUM_THREADS`).
 
 use cotangent::nn::{Activation, Block, CausalSelfAttention, Gpt, GptConfig, LayerNorm, Linear, Mlp};
 use cotangent::optim::AdamW;
@@ -56,7 +56,8 @@ fn gpt(c: &mut Criterion, name: &str, config: &GptConfig, batch: usize) -> Resul
     group.bench_function("forward+backward", |b| b.iter(|| black_box(value_and_grad(&model, |m| m.loss(&x, &y, None)).expect("gradient"))));
     group.bench_function("step", |b| {
         b.iter(|| {
-            let (loss, grads) = value_and_grad(&model, |m| m.loss(&x, &y, None)).expect("gradient");
+            let (loss, mut grads) = value_and_grad(&model, |m| m.loss(&x, &y, None)).expect("gradient");
+            grads.clip_global_norm(1.0).expect("clip");
             adam.step(&mut model, &grads).expect("step");
             black_box(loss)
         });

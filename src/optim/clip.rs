@@ -73,7 +73,8 @@ impl<M: Module + Clone> Grads<M> {
     /// Scales all gradients so that their global norm is at most `max_norm`.
     ///
     /// A norm that is not finite changes nothing and is reported: scaling by it would turn finite gradients into zeros
-    /// or NaN.
+    /// or NaN. The factor is a number: of gradients that are tracked themselves (second derivatives), it counts as a
+    /// constant.
     ///
     /// # Errors
     /// Argument error unless `max_norm` is positive.
