@@ -165,7 +165,15 @@ fn status_page(table: &BTreeMap<String, BTreeMap<&str, Vec<(String, u32)>>>) {
     let (start, end) = ("<!-- kernels -->\n", "<!-- end -->");
     let (before, rest) = page.split_once(start).expect("the table's start");
     let (old, after) = rest.split_once(end).expect("the table's end");
-    let mut new = String::from("\n| kernel | types | registers sm_80 | registers sm_90 |\n|---|---|---|---|\n");
+    // What was seen on a GPU is written by hand, and kept.
+    let by_hand = |name: &str| -> String {
+        let row = old.lines().find(|l| l.starts_with(&format!("| `{name}` |")));
+        let cells: Vec<&str> = row.map_or_else(Vec::new, |l| l.split('|').map(str::trim).collect());
+        if cells.len() == 8 { format!("{} | {}", cells[5], cells[6]) } else { "not yet | –".into() }
+    };
+    let mut new = String::from(
+        "\n| kernel | types | registers sm_80 | registers sm_90 | verified on (GPU, driver, date, commit) | % of limit |\n|---|---|---|---|---|---|\n",
+    );
     for (name, archs) in table {
         let list = |arch: &str| -> Vec<&(String, u32)> { archs.get(arch).into_iter().flatten().collect() };
         let range = |arch: &str| {
@@ -174,7 +182,7 @@ fn status_page(table: &BTreeMap<String, BTreeMap<&str, Vec<(String, u32)>>>) {
         };
         let types: Vec<&str> = list("80").iter().map(|(t, _)| t.as_str()).collect();
         let types = if types.len() > 7 { format!("{} pairs", types.len()) } else { types.join(", ") };
-        new += &format!("| `{name}` | {types} | {} | {} |\n", range("80"), range("90"));
+        new += &format!("| `{name}` | {types} | {} | {} | {} |\n", range("80"), range("90"), by_hand(name));
     }
     new.push('\n');
     if env::var("COTANGENT_BLESS").as_deref() == Ok("1") {

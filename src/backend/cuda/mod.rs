@@ -1,7 +1,7 @@
 //! The CUDA backend: one queue per device, recycled memory, kernels found at run time, cuBLASLt.
 //!
 //! Always compiled in and never linked: on a machine without driver or GPU, opening a device is an `Err`. The same code
-//! runs on two drivers: a GPU ([`real`]) and, with the feature `emulator`, the host ([`emulated`]).
+//! runs on two drivers: a GPU (`real`) and, with the feature `emulator`, the host (`emulated`).
 
 pub(crate) mod attention;
 mod blaslt;
