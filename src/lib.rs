@@ -7,6 +7,7 @@ mod dtype;
 mod error;
 mod functional;
 mod grad;
+pub mod io;
 mod layout;
 mod module;
 pub mod nn;

@@ -5,6 +5,7 @@ mod callers;
 mod checker;
 mod device;
 mod engine;
+mod files;
 mod functional;
 mod gradcheck;
 mod kernels;
