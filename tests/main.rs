@@ -15,7 +15,9 @@ mod optimizer_state;
 mod optimizers;
 mod parity;
 mod replay;
+mod resume;
 mod tidy;
+mod training;
 
 /// Shown even when the test passes: the runner keeps what `println!` writes to itself.
 pub fn say(text: &str) {
