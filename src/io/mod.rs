@@ -9,8 +9,8 @@ mod safetensors;
 pub(crate) use atomic::sweep_partial;
 pub use atomic::write_atomically;
 pub use module_file::{LoadReport, Misshaped, ModuleFile};
-pub(crate) use safetensors::{checksum, write_tensors};
 pub use safetensors::{TensorFile, save_safetensors};
+pub(crate) use safetensors::{checksum, write_tensors};
 
 use crate::error::Error;
 use std::path::Path;

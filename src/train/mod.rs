@@ -23,4 +23,4 @@ pub use metrics::{Csv, Jsonl, MetricSink, record};
 pub use progress::Progress;
 pub use snapshot::{Snapshot, Snapshots};
 pub use tensorboard::TensorBoard;
-pub use trainer::{Options, Outcome, Trainer};
+pub use trainer::{Options, Outcome, Trainer, mean_loss};
