@@ -2,6 +2,7 @@
 
 use clap::Parser;
 use cotangent::{DType, Device, Error, Result};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 #[derive(Parser, Debug)]
@@ -76,6 +77,15 @@ pub struct Args {
     /// Sampling temperature.
     #[arg(long, allow_negative_numbers = true, default_value_t = 0.8)]
     pub temperature: f64,
+    /// Folder for snapshots and metrics (CSV, JSONL, TensorBoard).
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Steps between snapshots.
+    #[arg(long, default_value_t = 250)]
+    pub save_every: usize,
+    /// Continue from the newest snapshot in --out, if there is one.
+    #[arg(long)]
+    pub resume: bool,
 }
 
 /// Beyond this, threads only cost.
@@ -95,6 +105,32 @@ impl Args {
         if self.dtype == cotangent::F64 { cotangent::F64 } else { cotangent::F32 }
     }
 
+    /// What a run must have in common with the one it continues.
+    pub fn settings(&self) -> BTreeMap<String, String> {
+        let data = self.data.as_ref().map_or("the crate's sources".to_owned(), |p| p.display().to_string());
+        let all: [(&str, String); 18] = [
+            ("data", data),
+            ("steps", self.steps.to_string()),
+            ("batch", self.batch.to_string()),
+            ("context", self.context.to_string()),
+            ("layers", self.layers.to_string()),
+            ("heads", self.heads.to_string()),
+            ("width", self.width.to_string()),
+            ("dropout", self.dropout.to_string()),
+            ("bias", self.bias.to_string()),
+            ("lr", self.lr.to_string()),
+            ("min-lr", self.floor().to_string()),
+            ("warmup", self.warmup_steps().to_string()),
+            ("weight-decay", self.weight_decay.to_string()),
+            ("beta2", self.beta2.to_string()),
+            ("clip", self.clip.to_string()),
+            ("seed", self.seed.to_string()),
+            ("dtype", self.dtype.to_string()),
+            ("device", self.device.to_string()),
+        ];
+        all.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
     /// Refuses what cannot work, before anything is read or built.
     pub fn check(&self) -> Result<()> {
         let positive = [
@@ -106,6 +142,7 @@ impl Args {
             ("width", self.width),
             ("eval-every", self.eval_every),
             ("eval-batches", self.eval_batches),
+            ("save-every", self.save_every),
         ];
         for (what, n) in positive {
             if n == 0 {
@@ -126,6 +163,7 @@ impl Args {
         refuse(!(decay >= 0.0 && decay.is_finite()), format!("--weight-decay must be finite and not negative, found {decay}"))?;
         refuse(!(self.temperature >= 0.0), format!("--temperature must not be negative, found {}", self.temperature))?;
         refuse(self.threads > MOST_THREADS, format!("--threads {} is more than {MOST_THREADS}", self.threads))?;
+        refuse(self.resume && self.out.is_none(), "--resume needs the folder of the run: --out FOLDER".to_owned())?;
         if !self.dtype.is_float() {
             return Err(Error::dtype(format!("--dtype {} cannot be trained in; use f32, f64, bf16 or f16", self.dtype)));
         }

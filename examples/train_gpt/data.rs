@@ -1,14 +1,15 @@
 //! The text: characters as tokens, the first nine tenths for training, the rest for validation.
 
-use cotangent::{Error, Key, Result, Tensor};
+use cotangent::train::{Characters, Tokenizer, Tokens};
+use cotangent::{Error, Result};
 use std::path::{Path, PathBuf};
 
 /// A text as character tokens.
 pub struct Corpus {
     name: String,
-    alphabet: Vec<char>,
-    train: Vec<i64>,
-    validation: Vec<i64>,
+    pub characters: Characters,
+    pub train: Tokens,
+    pub validation: Tokens,
 }
 
 impl Corpus {
@@ -21,12 +22,9 @@ impl Corpus {
         if text.is_empty() {
             return Err(Error::argument(format!("{name} is empty")));
         }
-        let mut alphabet: Vec<char> = text.chars().collect();
-        alphabet.sort_unstable();
-        alphabet.dedup();
-        let tokens: Vec<i64> = text.chars().map(|c| alphabet.binary_search(&c).map_or(0, |i| i as i64)).collect();
-        let split = tokens.len() / 10 * 9;
-        let (train, validation) = tokens.split_at(split);
+        let characters = Characters::of(&text);
+        let tokens = Tokens::from(characters.encode(&text)?);
+        let (train, validation) = tokens.split_at(tokens.len() / 10 * 9)?;
         if train.len().min(validation.len()) <= context {
             return Err(Error::argument(format!(
                 "{name} has {} characters: too short for a context of {context} (the validation tenth has {})",
@@ -34,48 +32,18 @@ impl Corpus {
                 validation.len()
             )));
         }
-        Ok(Corpus { name, train: train.to_vec(), validation: validation.to_vec(), alphabet })
-    }
-
-    pub fn vocabulary(&self) -> usize {
-        self.alphabet.len()
+        Ok(Corpus { name, characters, train, validation })
     }
 
     pub fn describe(&self) -> String {
-        format!("{}: {} characters, {} different", self.name, self.train.len() + self.validation.len(), self.alphabet.len())
-    }
-
-    /// Inputs and next-character targets, `[batch, context]` each.
-    pub fn train_batch(&self, batch: usize, context: usize, key: Key) -> Result<(Tensor, Tensor)> {
-        draw(&self.train, batch, context, key)
-    }
-
-    pub fn validation_batch(&self, batch: usize, context: usize, key: Key) -> Result<(Tensor, Tensor)> {
-        draw(&self.validation, batch, context, key)
+        let (all, different) = (self.train.len() + self.validation.len(), self.characters.vocabulary());
+        format!("{}: {all} characters, {different} different", self.name)
     }
 
     /// A token to start generation from: a line break where the text has one.
-    pub fn first_token(&self) -> i64 {
-        self.alphabet.binary_search(&'\n').map_or(0, |i| i as i64)
+    pub fn first_token(&self) -> u32 {
+        self.characters.id('\n').unwrap_or(0)
     }
-
-    pub fn decode(&self, tokens: &[i64]) -> String {
-        tokens.iter().filter_map(|&t| self.alphabet.get(usize::try_from(t).ok()?)).collect()
-    }
-}
-
-fn draw(tokens: &[i64], batch: usize, context: usize, key: Key) -> Result<(Tensor, Tensor)> {
-    let n = batch.checked_mul(context).ok_or_else(|| Error::out_of_memory("batch times context overflows"))?;
-    let (mut x, mut y) = (Vec::new(), Vec::new());
-    for v in [&mut x, &mut y] {
-        v.try_reserve_exact(n).map_err(|_| Error::out_of_memory(format!("a batch of {batch} × {context} tokens does not fit memory")))?;
-    }
-    for b in 0..batch {
-        let start = key.below(b as u64, (tokens.len() - context) as u64) as usize;
-        x.extend_from_slice(&tokens[start..start + context]);
-        y.extend_from_slice(&tokens[start + 1..start + 1 + context]);
-    }
-    Ok((Tensor::from_slice(&x, [batch, context])?, Tensor::from_slice(&y, [batch, context])?))
 }
 
 fn read(path: &Path) -> Result<String> {
