@@ -3,7 +3,7 @@
 //! The workloads are those of the comparison with other frameworks: f32, one step is forward, backward to all parameters,
 //! clipping by the global norm and AdamW. `cargo bench --bench step -- gptbaby`; threads are rayon's (`RAYON_NUM_THREADS`).
 
-use cotangent::nn::{Activation, Block, CausalSelfAttention, Gpt, GptConfig, LayerNorm, Linear, Mlp};
+use cotangent::nn::{Activation, Block, CausalSelfAttention, Gpt, GptConfig, LayerNorm, Linear, Mlp, NormOrder};
 use cotangent::optim::AdamW;
 use cotangent::{F32, Key, Result, Tensor, value_and_grad};
 use criterion::{Criterion, Throughput};
@@ -25,6 +25,7 @@ fn block(c: &mut Criterion) -> Result<()> {
             activation: Activation::GeluTanh,
             dropout: 0.0,
         },
+        order: NormOrder::Pre,
     };
     let x = Tensor::randn([batch, time, width], F32, key.fold(4))?;
     let weights = Tensor::randn([batch, time, width], F32, key.fold(5))?;

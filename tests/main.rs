@@ -11,6 +11,7 @@ mod gradcheck;
 mod kernels;
 mod nesting;
 mod ops;
+mod optimizer_rules;
 mod optimizer_state;
 mod optimizers;
 mod parity;

@@ -1,6 +1,6 @@
 //! What optimizers remember: saved, loaded and continued; refused when it is another's.
 
-use cotangent::optim::{Adam, AdamW, Group, Optimizer, Sgd, State};
+use cotangent::optim::{Adam, AdamW, Group, Muon, Optimizer, Sgd, State};
 use cotangent::{BF16, DType, F32, F64, Grads, Key, ModuleExt, Param, Result, Tensor, grad, module, nn::Linear};
 
 #[derive(Clone, Debug)]
@@ -34,10 +34,11 @@ fn all() -> Vec<Make> {
         || Box::new(Sgd { momentum: 0.9, nesterov: true, weight_decay: 0.1, ..Sgd::new(0.05) }),
         || Box::new(Sgd { momentum: 0.9, dampening: 0.3, ..Sgd::new(0.05) }),
         || Box::new(Sgd::new(0.05)),
+        || Box::new(Muon { lr: 1e-2, ..Muon::default() }),
     ]
 }
 
-/// D33: a resumed run is the run. State is taken in the middle and carried into a new optimizer through host values, as
+/// D23: a resumed run is the run. State is taken in the middle and carried into a new optimizer through host values, as
 /// a file carries it; half precision includes the masters.
 #[test]
 fn a_loaded_optimizer_continues_bitwise() {

@@ -1,13 +1,51 @@
-//! Causal self-attention, in GPT-2's form: one projection for queries, keys and values.
+//! Self-attention: in GPT-2's form (one projection for queries, keys and values) and in Llama's (one each, shared key
+//! heads, rotary positions), both with a cache of past keys and values.
 
+use super::cache::KvCache;
 use super::layers::{Linear, must_divide};
-use crate::error::{Error, Result};
+use crate::dtype::DType;
+use crate::error::{Error, Result, bail};
+use crate::nn::Init;
 use crate::ops::sdpa::Sdpa;
+use crate::ops::{RopePositions, Rotary};
 use crate::rng::Key;
 use crate::tensor::Tensor;
 use std::panic::Location;
 
-/// Multi-head causal self-attention.
+/// What attention is told besides its input; the default is nothing.
+#[derive(Debug, Default)]
+pub struct Attend<'a> {
+    /// Broadcasts to the scores `[batch, heads, time, keys]`: `u8`, 1 = attend; or floats added to the scores.
+    pub mask: Option<&'a Tensor>,
+    /// Positions `[time]` or `[batch, time]` for the rotation. Without: consecutive, from the cache's length on.
+    pub positions: Option<&'a Tensor>,
+    /// Keys and values of the past: these are attended to as well, and the new ones are appended.
+    pub cache: Option<&'a mut KvCache>,
+    /// Names the dropout masks; without it there is no dropout.
+    pub key: Option<Key>,
+}
+
+/// Attention of `q [batch, heads, time, head]` and the concatenation of its heads: `[batch, time, heads·head]`.
+fn attend(q: &Tensor, k: Tensor, v: Tensor, causal: bool, dropout: f64, with: Attend<'_>) -> Result<Tensor> {
+    let (k, v) = match with.cache {
+        Some(cache) => cache.append(k, v)?,
+        None => (k, v),
+    };
+    let dropout = if with.key.is_some() { dropout } else { 0.0 };
+    let options = Sdpa { causal, dropout, key: with.key.map(|k| k.fold(0)), ..Sdpa::default() };
+    let y = q.scaled_dot_product_attention(&k, &v, with.mask, options)?.permute([0, 2, 1, 3])?;
+    y.flatten(2, 3)
+}
+
+/// The extents of an input `[batch, time, width]`.
+fn extents(x: &Tensor) -> Result<[usize; 3]> {
+    match *x.shape().dims() {
+        [batch, time, width] => Ok([batch, time, width]),
+        _ => Err(Error::shape(format!("expected [batch, time, width], found {}", x.shape()))),
+    }
+}
+
+/// Multi-head causal self-attention in GPT-2's form.
 #[derive(Clone, Debug)]
 pub struct CausalSelfAttention {
     /// `[3·width, width]`: queries, keys, values, one after the other.
@@ -28,28 +66,154 @@ impl CausalSelfAttention {
     /// Shape error when the input does not fit the weights.
     #[track_caller]
     pub fn forward(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
-        let &[batch, time, width] = x.shape().dims() else {
-            let e = Error::shape(format!("expected [batch, time, width], found {}", x.shape()));
-            return Err(e.in_op("attention", Location::caller()));
-        };
+        self.forward_with(x, Attend { key, ..Attend::default() })
+    }
+
+    /// [`CausalSelfAttention::forward`] with a mask or a cache.
+    ///
+    /// # Errors
+    /// Shape error when input, mask or cache do not fit; argument error for positions, which this form has no use for.
+    #[track_caller]
+    pub fn forward_with(&self, x: &Tensor, with: Attend<'_>) -> Result<Tensor> {
         let at = Location::caller();
-        let head = must_divide("the width", width, "the number of heads", self.heads).map_err(|e| e.in_op("attention", at))?;
+        let check = || {
+            let [batch, time, width] = extents(x)?;
+            if with.positions.is_some() {
+                bail!(argument, "positions belong to the rotation, which this attention does not have");
+            }
+            Ok([batch, time, must_divide("the width", width, "the number of heads", self.heads)?])
+        };
+        let [batch, time, head] = check().map_err(|e| e.in_op("attention", at))?;
         // [B, T, 3, H, D] -> [3, B, H, T, D]: three views, no copy.
         let qkv = self.c_attn.forward(x)?.reshape([batch, time, 3, self.heads, head])?.permute([2, 0, 3, 1, 4])?;
         let (q, k, v) = (qkv.select(0, 0)?, qkv.select(0, 1)?, qkv.select(0, 2)?);
-        let options =
-            Sdpa { causal: true, dropout: if key.is_some() { self.dropout } else { 0.0 }, key: key.map(|k| k.fold(0)), ..Sdpa::default() };
-        let y = q.scaled_dot_product_attention(&k, &v, None, options)?;
-        let y = y.permute([0, 2, 1, 3])?.reshape([batch, time, width])?;
+        let key = with.key;
+        let y = attend(&q, k, v, true, self.dropout, with).map_err(|e| e.called_at(at))?;
         drop_out(&self.c_proj.forward(&y)?, self.dropout, key.map(|k| k.fold(1)))
+    }
+}
+
+/// Sizes and options of a [`MultiHeadAttention`].
+#[derive(Clone, Debug)]
+pub struct AttentionConfig {
+    /// Width of input and output.
+    pub width: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads, each shared by `heads / kv_heads` query heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Width of a head; usually `width / heads`.
+    pub head: usize,
+    /// Whether the projections of queries, keys and values have a bias (Qwen2).
+    pub qkv_bias: bool,
+    /// Rotary positions; the field `positions` is set in each call.
+    pub rope: Option<Rotary>,
+    /// Whether a query sees only keys up to its own position.
+    pub causal: bool,
+    /// Probability of dropping an attention weight in training.
+    pub dropout: f64,
+}
+
+/// Multi-head self-attention with shared key heads and rotary positions, under the names of Llama and Qwen2.
+///
+/// ```
+/// use cotangent::{F32, Key, Tensor, nn::{Attend, AttentionConfig, KvCache, MultiHeadAttention}, ops::Rotary};
+/// let config = AttentionConfig { width: 16, heads: 4, kv_heads: 2, head: 4, qkv_bias: true, rope: Some(Rotary::default()), causal: true, dropout: 0.0 };
+/// let attention = MultiHeadAttention::new(&config, F32, Key::new(1))?;
+/// let x = Tensor::randn([1, 5, 16], F32, Key::new(2))?;
+/// let all = attention.forward(&x, None)?;
+/// // Token by token, with the keys and values of the past kept:
+/// let mut cache = KvCache::default();
+/// for t in 0..5 {
+///     let y = attention.forward_with(&x.narrow(1, t, 1)?, Attend { cache: Some(&mut cache), ..Attend::default() })?;
+///     assert!(y.sub(&all.narrow(1, t, 1)?)?.abs()?.max(..)?.item()? < 1e-5);
+/// }
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct MultiHeadAttention {
+    /// `[heads·head, width]`.
+    pub q_proj: Linear,
+    /// `[kv_heads·head, width]`.
+    pub k_proj: Linear,
+    /// `[kv_heads·head, width]`.
+    pub v_proj: Linear,
+    /// `[width, heads·head]`.
+    pub o_proj: Linear,
+    /// Sizes and options.
+    pub config: AttentionConfig,
+}
+crate::module!(MultiHeadAttention { q_proj, k_proj, v_proj, o_proj } skip { config });
+
+impl MultiHeadAttention {
+    /// Xavier's weights, zero biases.
+    ///
+    /// # Errors
+    /// Argument error when a size is zero or the heads do not divide; out of memory.
+    #[track_caller]
+    pub fn new(config: &AttentionConfig, dtype: DType, key: Key) -> Result<Self> {
+        let at = Location::caller();
+        let c = config;
+        let build = || {
+            if [c.width, c.heads, c.head].contains(&0) {
+                bail!(argument, "width, heads and head must be at least 1, found {}, {}, {}", c.width, c.heads, c.head);
+            }
+            must_divide("heads", c.heads, "kv_heads", c.kv_heads)?;
+            let linear = |i, o, bias, k| Linear::with(Init::xavier(), i, o, bias, dtype, key.fold(k));
+            Ok(MultiHeadAttention {
+                q_proj: linear(c.width, c.heads * c.head, c.qkv_bias, 0)?,
+                k_proj: linear(c.width, c.kv_heads * c.head, c.qkv_bias, 1)?,
+                v_proj: linear(c.width, c.kv_heads * c.head, c.qkv_bias, 2)?,
+                o_proj: linear(c.heads * c.head, c.width, false, 3)?,
+                config: c.clone(),
+            })
+        };
+        build().map_err(|e| e.in_op("attention", at).called_at(at))
+    }
+
+    /// `[batch, time, width]` to the same shape. With a key, dropout is active.
+    ///
+    /// # Errors
+    /// Shape error when the input does not fit the weights.
+    #[track_caller]
+    pub fn forward(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
+        self.forward_with(x, Attend { key, ..Attend::default() })
+    }
+
+    /// [`MultiHeadAttention::forward`] with a mask, positions or a cache.
+    ///
+    /// # Errors
+    /// Shape error when input, mask, positions or cache do not fit; argument error for positions without a rotation.
+    #[track_caller]
+    pub fn forward_with(&self, x: &Tensor, with: Attend<'_>) -> Result<Tensor> {
+        let at = Location::caller();
+        let c = &self.config;
+        let check = || {
+            if with.positions.is_some() && c.rope.is_none() {
+                bail!(argument, "positions belong to the rotation, which this attention does not have");
+            }
+            extents(x)
+        };
+        let [batch, time, _] = check().map_err(|e| e.in_op("attention", at))?;
+        let split = |y: Tensor, heads: usize| y.reshape([batch, time, heads, c.head])?.permute([0, 2, 1, 3]);
+        let mut q = split(self.q_proj.forward(x)?, c.heads)?;
+        let mut k = split(self.k_proj.forward(x)?, c.kv_heads)?;
+        let v = split(self.v_proj.forward(x)?, c.kv_heads)?;
+        if let Some(rope) = &c.rope {
+            let positions = match with.positions {
+                Some(p) => RopePositions::Given(p.clone()),
+                None => RopePositions::From(with.cache.as_ref().map_or(0, |c| c.len())),
+            };
+            let rope = Rotary { positions, ..rope.clone() };
+            (q, k) = (q.rope(&rope)?, k.rope(&rope)?);
+        }
+        let y = attend(&q, k, v, c.causal, c.dropout, with).map_err(|e| e.called_at(at))?;
+        self.o_proj.forward(&y)
     }
 }
 
 /// Dropout when training (there is a key) and the probability is not zero.
 #[track_caller]
 pub(super) fn drop_out(x: &Tensor, p: f64, key: Option<Key>) -> Result<Tensor> {
-    match key {
-        Some(key) if p > 0.0 => x.dropout(p, key),
-        _ => Ok(x.clone()),
-    }
+    super::Dropout { p }.forward(x, key)
 }

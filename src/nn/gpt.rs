@@ -1,7 +1,9 @@
 //! GPT: embeddings, pre-norm blocks, a head tied to the token embedding. The model that `train_gpt` trains.
 
 use super::attention::{CausalSelfAttention, drop_out};
+use super::block::{Block, NormOrder};
 use super::layers::{Activation, Embedding, LayerNorm, Linear, must_divide};
+use super::mlp::Mlp;
 use crate::dtype::DType;
 use crate::error::{Error, Result, bail};
 use crate::rng::Key;
@@ -32,58 +34,6 @@ pub struct GptConfig {
 impl Default for GptConfig {
     fn default() -> Self {
         GptConfig { vocabulary: 65, context: 64, layers: 4, heads: 4, width: 128, bias: false, dropout: 0.0, activation: Activation::Gelu }
-    }
-}
-
-/// The feed-forward half of a block.
-#[derive(Clone, Debug)]
-pub struct Mlp {
-    /// `[4·width, width]`.
-    pub c_fc: Linear,
-    /// `[width, 4·width]`.
-    pub c_proj: Linear,
-    /// Between the two.
-    pub activation: Activation,
-    /// Dropout probability of the output in training.
-    pub dropout: f64,
-}
-crate::module!(Mlp { c_fc, c_proj } skip { activation, dropout });
-
-impl Mlp {
-    /// `[.., width]` to the same shape. With a key, dropout is active.
-    ///
-    /// # Errors
-    /// Shape error when the last axis is not the width.
-    #[track_caller]
-    pub fn forward(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
-        let h = self.activation.apply(&self.c_fc.forward(x)?)?;
-        drop_out(&self.c_proj.forward(&h)?, self.dropout, key)
-    }
-}
-
-/// A pre-norm transformer block: attention and MLP, each around a residual connection.
-#[derive(Clone, Debug)]
-pub struct Block {
-    /// Before attention.
-    pub ln_1: LayerNorm,
-    /// Mixes positions.
-    pub attn: CausalSelfAttention,
-    /// Before the MLP.
-    pub ln_2: LayerNorm,
-    /// Mixes channels.
-    pub mlp: Mlp,
-}
-crate::module!(Block { ln_1, attn, ln_2, mlp });
-
-impl Block {
-    /// `[batch, time, width]` to the same shape. With a key, dropout is active.
-    ///
-    /// # Errors
-    /// Shape error when the input does not fit the weights.
-    #[track_caller]
-    pub fn forward(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
-        let x = x.add(&self.attn.forward(&self.ln_1.forward(x)?, key.map(|k| k.fold(0)))?)?;
-        x.add(&self.mlp.forward(&self.ln_2.forward(&x)?, key.map(|k| k.fold(1)))?)
     }
 }
 
@@ -172,6 +122,7 @@ impl Gpt {
                     activation: c.activation,
                     dropout: c.dropout,
                 },
+                order: NormOrder::Pre,
             });
         }
         Ok(Gpt {
@@ -205,7 +156,7 @@ impl Gpt {
         for (i, block) in t.h.iter().enumerate() {
             x = block.forward(&x, key.map(|k| k.fold(i as u64)))?;
         }
-        t.ln_f.forward(&x)?.linear(&t.wte.weight, None)
+        t.wte.unembed(&t.ln_f.forward(&x)?)
     }
 
     /// Mean cross-entropy of the next tokens `targets [batch, time]`.

@@ -1,5 +1,6 @@
-//! The small layers: linear, embedding, layer norm, and the choice of an activation.
+//! The small layers: linear, embedding, norms, and the choice of an activation.
 
+use super::Init;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::module::Param;
@@ -25,6 +26,18 @@ impl Linear {
     pub fn normal(inputs: usize, outputs: usize, bias: bool, std: f64, dtype: DType, key: Key) -> Result<Self> {
         Ok(Linear {
             weight: Tensor::randn([outputs, inputs], dtype, key)?.mul_scalar(std)?.into(),
+            bias: if bias { Some(zeros(outputs, dtype)?) } else { None },
+        })
+    }
+
+    /// Weights drawn as told, zero bias.
+    ///
+    /// # Errors
+    /// Argument error for a gain or deviation that is negative or not finite; dtype error for integers; out of memory.
+    #[track_caller]
+    pub fn with(init: Init, inputs: usize, outputs: usize, bias: bool, dtype: DType, key: Key) -> Result<Self> {
+        Ok(Linear {
+            weight: init.tensor([outputs, inputs], dtype, key)?.into(),
             bias: if bias { Some(zeros(outputs, dtype)?) } else { None },
         })
     }
@@ -78,6 +91,16 @@ impl Embedding {
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
         self.weight.embedding(ids, None)
     }
+
+    /// The table as an output layer: `[.., width]` to logits `[.., vocabulary]`. A model whose head is tied to its embedding
+    /// has one table and calls both functions; its gradient is the sum over both uses.
+    ///
+    /// # Errors
+    /// Shape error when the last axis is not the width.
+    #[track_caller]
+    pub fn unembed(&self, x: &Tensor) -> Result<Tensor> {
+        x.linear(&self.weight, None)
+    }
 }
 
 /// Layer normalisation over the last axis, with a weight and perhaps a bias.
@@ -113,6 +136,36 @@ impl LayerNorm {
     }
 }
 
+/// Root-mean-square normalisation over the last axis, with a weight: `x / √(mean(x²) + eps) · weight`.
+#[derive(Clone, Debug)]
+pub struct RmsNorm {
+    /// `[width]`.
+    pub weight: Param,
+    /// Added to the mean square.
+    pub eps: f64,
+}
+crate::module!(RmsNorm { weight } skip { eps });
+
+impl RmsNorm {
+    /// Weight one.
+    ///
+    /// # Errors
+    /// Out of memory.
+    #[track_caller]
+    pub fn new(width: usize, eps: f64, dtype: DType) -> Result<Self> {
+        Ok(RmsNorm { weight: Tensor::ones([width], dtype)?.into(), eps })
+    }
+
+    /// Normalises the last axis.
+    ///
+    /// # Errors
+    /// Shape error when the last axis is not `width`.
+    #[track_caller]
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        x.rms_norm(Some(&self.weight), self.eps)
+    }
+}
+
 #[track_caller]
 fn zeros(n: usize, dtype: DType) -> Result<Param> {
     Ok(Tensor::zeros([n], dtype)?.into())
@@ -128,6 +181,8 @@ pub enum Activation {
     GeluTanh,
     /// max(x, 0).
     Relu,
+    /// max(x, 0)² (So et al. 2021).
+    ReluSquared,
     /// x · sigmoid(x).
     Silu,
 }
@@ -143,6 +198,7 @@ impl Activation {
             Activation::Gelu => x.gelu(),
             Activation::GeluTanh => x.gelu_tanh(),
             Activation::Relu => x.relu(),
+            Activation::ReluSquared => x.relu()?.square(),
             Activation::Silu => x.silu(),
         }
     }

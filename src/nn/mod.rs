@@ -3,9 +3,21 @@
 //! Field names are those of Hugging Face and nanoGPT checkpoints, so that weights load without a mapping.
 
 mod attention;
+mod block;
+mod cache;
 mod gpt;
+mod init;
 mod layers;
+mod mlp;
+mod recurrent;
+mod sequential;
 
-pub use attention::CausalSelfAttention;
-pub use gpt::{Block, Gpt, GptConfig, Mlp, Transformer};
-pub use layers::{Activation, Embedding, LayerNorm, Linear};
+pub use attention::{Attend, AttentionConfig, CausalSelfAttention, MultiHeadAttention};
+pub use block::{Block, DecoderLayer, NormOrder};
+pub use cache::KvCache;
+pub use gpt::{Gpt, GptConfig, Transformer};
+pub use init::{Fans, Init};
+pub use layers::{Activation, Embedding, LayerNorm, Linear, RmsNorm};
+pub use mlp::{GatedMlp, Mlp};
+pub use recurrent::{GruCell, LstmCell, RnnCell};
+pub use sequential::{AnyLayer, Dropout, Layer, Residual, Sequential};

@@ -96,7 +96,7 @@ impl AdamW {
         let adam = Moments { betas: self.betas, eps: self.eps, amsgrad: self.amsgrad };
         adam.check()?;
         groups::check(groups, *lr, *weight_decay)?;
-        memory.keeps(&Self::RULE, |p, slot| adam.keeps(p, slot))?;
+        memory.keeps(&Self::RULE, |_, p, slot| adam.keeps(p, slot))?;
         memory.run(&Self::RULE, model, grads, self.skip_non_finite, |name, slots, p, g| {
             let decay = if (self.decays)(name, p) { *weight_decay } else { 0.0 };
             let (lr, decay) = groups::rates(groups, name, p, *lr, decay);
@@ -154,7 +154,7 @@ impl Adam {
         let adam = Moments { betas: self.betas, eps: self.eps, amsgrad: self.amsgrad };
         adam.check()?;
         groups::check(groups, *lr, *weight_decay)?;
-        memory.keeps(&Self::RULE, |p, slot| adam.keeps(p, slot))?;
+        memory.keeps(&Self::RULE, |_, p, slot| adam.keeps(p, slot))?;
         memory.run(&Self::RULE, model, grads, self.skip_non_finite, |name, slots, p, g| {
             let (lr, decay) = groups::rates(groups, name, p, *lr, *weight_decay);
             if decay == 0.0 {

@@ -50,6 +50,11 @@ impl Slots {
         Ok(())
     }
 
+    /// Any tensor of the parameter's shape.
+    pub(super) fn any(&self) -> Option<&Tensor> {
+        self.tensors.iter().flatten().next()
+    }
+
     fn follow(&mut self, p: &Tensor) -> Result<()> {
         for t in self.tensors.iter_mut().chain([&mut self.master]).flatten() {
             if t.device() != p.device() {
@@ -195,12 +200,7 @@ impl Memory {
         let mut new = Memory::default();
         for (key, number) in &state.numbers {
             let Some(rest) = key.strip_prefix(own).and_then(|k| k.strip_prefix('.')) else { return Err(foreign(rule, key)) };
-            // Above 2⁵³ integers are not exact.
-            if !(*number >= 0.0 && *number <= 9_007_199_254_740_992.0 && number.fract() == 0.0) {
-                bail!(argument, "`{key}` must be a count, found {number}");
-            }
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // reason: checked above
-            let n = *number as u64;
+            let n = integer(key, *number)?;
             match rest.split_once('.') {
                 None if rest == "steps" => new.steps = n,
                 None if rest == "skipped" => new.skipped = n,
@@ -208,8 +208,8 @@ impl Memory {
                 _ => return Err(foreign(rule, key)),
             }
         }
-        if let Some(missing) = ["steps", "skipped"].iter().map(|n| format!("{own}.{n}")).find(|n| !state.numbers.contains_key(n)) {
-            bail!(argument, "the state has no `{missing}`: it is incomplete, or of another optimizer");
+        for n in ["steps", "skipped"] {
+            count(&state.numbers, &format!("{own}.{n}"))?;
         }
         for (key, t) in state.tensors {
             let parts = key.strip_prefix(own).and_then(|k| k.strip_prefix('.')).and_then(|k| k.split_once('.'));
@@ -250,10 +250,10 @@ impl Memory {
     }
 
     /// Refuses a loaded state that lacks one of these slots for some parameter, or has one that is not kept now.
-    pub(super) fn keeps(&self, rule: &Rule, keeps: impl Fn(&Slots, usize) -> bool) -> Result<()> {
+    pub(super) fn keeps(&self, rule: &Rule, keeps: impl Fn(&str, &Slots, usize) -> bool) -> Result<()> {
         for (name, p) in self.params.iter().filter(|_| self.unverified) {
             for (i, slot) in rule.slots.iter().enumerate() {
-                match (&p.tensors[i], keeps(p, i)) {
+                match (&p.tensors[i], keeps(name, p, i)) {
                     (None, true) => bail!(argument, "the loaded state has no {slot} of `{name}`: it was saved with other options"),
                     (Some(_), false) => bail!(argument, "the loaded state has a {slot} of `{name}`, which these options do not keep"),
                     _ => {}
@@ -262,6 +262,26 @@ impl Memory {
         }
         Ok(())
     }
+}
+
+/// A counter of a state.
+///
+/// # Errors
+/// Argument error when it is missing or no integer that `f64` holds exactly.
+pub(super) fn count(numbers: &BTreeMap<String, f64>, key: &str) -> Result<u64> {
+    match numbers.get(key) {
+        Some(n) => integer(key, *n),
+        None => bail!(argument, "the state has no `{key}`: it is incomplete, or of another optimizer"),
+    }
+}
+
+fn integer(key: &str, n: f64) -> Result<u64> {
+    // Above 2⁵³ integers are not exact.
+    if !((0.0..=9_007_199_254_740_992.0).contains(&n) && n.fract() == 0.0) {
+        bail!(argument, "`{key}` must be a count, found {n}");
+    }
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // reason: checked above
+    Ok(n as u64)
 }
 
 fn foreign(rule: &Rule, key: &str) -> crate::Error {

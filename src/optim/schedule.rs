@@ -34,6 +34,82 @@ impl Schedule for WarmupCosine {
     }
 }
 
+/// Linear warm-up to a peak, then a decay: `WarmupCosine` and its relatives.
+///
+/// ```
+/// use cotangent::optim::{Decay, Schedule, Warmup};
+/// let wsd = Warmup { peak: 1e-3, warmup: 100, decay: Decay::Wsd { from: 800, end: 1000, floor: 0.0 } };
+/// assert_eq!([wsd.at(100), wsd.at(799), wsd.at(900), wsd.at(1000)], [1e-3, 1e-3, 5e-4, 0.0]);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Warmup {
+    /// Highest rate.
+    pub peak: f64,
+    /// Steps of warm-up; the first step already moves, with `peak / (warmup + 1)`. 0: none.
+    pub warmup: usize,
+    /// What follows.
+    pub decay: Decay,
+}
+
+/// How a rate falls after its warm-up, which ends at step `w`. Ends before the warm-up's mean the floor at once.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Decay {
+    /// Not at all.
+    Constant,
+    /// Half a cosine, reaching the floor at step `end`.
+    Cosine {
+        /// Step at which the floor is reached.
+        end: usize,
+        /// Final rate.
+        floor: f64,
+    },
+    /// A straight line, reaching the floor at step `end`.
+    Linear {
+        /// Step at which the floor is reached.
+        end: usize,
+        /// Final rate.
+        floor: f64,
+    },
+    /// `√((w + 1)/(step + 1))`, without an end (Vaswani et al. 2017).
+    InverseSqrt,
+    /// Warm-up, stable, decay: the peak until step `from`, then a straight line to the floor at step `end` (Hu et al. 2024).
+    Wsd {
+        /// Last step at the peak.
+        from: usize,
+        /// Step at which the floor is reached.
+        end: usize,
+        /// Final rate.
+        floor: f64,
+    },
+}
+
+impl Schedule for Warmup {
+    fn at(&self, step: usize) -> f64 {
+        let Warmup { peak, warmup, decay } = *self;
+        if let Decay::Cosine { end, floor } = decay {
+            return WarmupCosine { peak, floor, warmup, end }.at(step);
+        }
+        if step < warmup {
+            return peak * (step + 1) as f64 / (warmup + 1) as f64;
+        }
+        let line = |from: usize, end: usize, floor: f64| {
+            if step >= end {
+                return floor;
+            }
+            if step <= from {
+                return peak;
+            }
+            peak - (peak - floor) * (step - from) as f64 / (end - from) as f64
+        };
+        match decay {
+            Decay::Constant | Decay::Cosine { .. } => peak,
+            Decay::Linear { end, floor } => line(warmup, end, floor),
+            Decay::InverseSqrt => peak * ((warmup + 1) as f64 / (step + 1) as f64).sqrt(),
+            Decay::Wsd { from, end, floor } => line(from.max(warmup), end, floor),
+        }
+    }
+}
+
 impl Schedule for f64 {
     fn at(&self, _: usize) -> f64 {
         *self
@@ -51,5 +127,33 @@ mod tests {
         assert!((s.at(9) - 0.55).abs() < 1e-12);
         assert_eq!([s.at(14), s.at(1000)], [0.1, 0.1]);
         assert_eq!(WarmupCosine { warmup: 0, end: 0, ..s }.at(0), 0.1);
+    }
+
+    #[test]
+    fn every_decay_starts_at_the_peak_and_ends_at_its_floor() {
+        let (end, floor) = (14, 0.1);
+        let decays = [
+            (Decay::Constant, 1.0, 1.0),
+            (Decay::Cosine { end, floor }, 0.55, 0.1),
+            (Decay::Linear { end, floor }, 0.55, 0.1),
+            (Decay::InverseSqrt, 0.5f64.sqrt(), 0.5),
+            (Decay::Wsd { from: 8, end, floor }, 0.85, 0.1),
+        ];
+        for (decay, at_9, at_19) in decays {
+            for warmup in [0, 4] {
+                let s = Warmup { peak: 1.0, warmup, decay };
+                assert!((s.at(warmup) - 1.0).abs() < 1e-12, "{decay:?}");
+                let steps: Vec<f64> = (warmup..40).map(|i| s.at(i)).collect();
+                assert!(steps.windows(2).all(|w| w[1] <= w[0]), "{decay:?} rises: {steps:?}");
+            }
+            let s = Warmup { peak: 1.0, warmup: 4, decay };
+            assert_eq!([s.at(0), s.at(3)], [0.2, 0.8]);
+            assert!((s.at(9) - at_9).abs() < 1e-12 && (s.at(19) - at_19).abs() < 1e-12, "{decay:?}: {} {}", s.at(9), s.at(19));
+        }
+        assert_eq!(Warmup { peak: 1.0, warmup: 0, decay: Decay::Wsd { from: 9, end: 5, floor } }.at(3), 1.0);
+        // Ends before the warm-up's.
+        for decay in [Decay::Linear { end: 2, floor }, Decay::Cosine { end: 2, floor }, Decay::Wsd { from: 1, end: 2, floor }] {
+            assert_eq!(Warmup { peak: 1.0, warmup: 4, decay }.at(5), 0.1);
+        }
     }
 }

@@ -78,7 +78,7 @@ impl Sgd {
         }
         let Self { groups, memory, lr, weight_decay, .. } = self;
         groups::check(groups, *lr, *weight_decay)?;
-        memory.keeps(&Self::RULE, |p, _| p.steps > 0 && momentum != 0.0)?;
+        memory.keeps(&Self::RULE, |_, p, _| p.steps > 0 && momentum != 0.0)?;
         memory.run(&Self::RULE, model, grads, self.skip_non_finite, |name, slots, p, g| {
             let (lr, decay) = groups::rates(groups, name, p, *lr, *weight_decay);
             // The kernel has no dampening.

@@ -1,0 +1,99 @@
+//! The feed-forward half of a transformer block.
+
+use super::attention::drop_out;
+use super::layers::{Activation, Linear};
+use super::{Init, Layer};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::rng::Key;
+use crate::tensor::Tensor;
+
+/// Two linear layers with a nonlinearity between them, under GPT-2's names.
+#[derive(Clone, Debug)]
+pub struct Mlp {
+    /// `[hidden, width]`, in GPT-2 `[4·width, width]`.
+    pub c_fc: Linear,
+    /// `[width, hidden]`.
+    pub c_proj: Linear,
+    /// Between the two.
+    pub activation: Activation,
+    /// Dropout probability of the output in training.
+    pub dropout: f64,
+}
+crate::module!(Mlp { c_fc, c_proj } skip { activation, dropout });
+
+impl Mlp {
+    /// Xavier's weights, zero biases.
+    ///
+    /// # Errors
+    /// Dtype error for integers; out of memory.
+    #[track_caller]
+    pub fn new(width: usize, hidden: usize, bias: bool, activation: Activation, dtype: DType, key: Key) -> Result<Self> {
+        let linear = |i, o, k| Linear::with(Init::xavier(), i, o, bias, dtype, key.fold(k));
+        Ok(Mlp { c_fc: linear(width, hidden, 0)?, c_proj: linear(hidden, width, 1)?, activation, dropout: 0.0 })
+    }
+
+    /// `[.., width]` to the same shape. With a key, dropout is active.
+    ///
+    /// # Errors
+    /// Shape error when the last axis is not the width.
+    #[track_caller]
+    pub fn forward(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
+        let h = self.activation.apply(&self.c_fc.forward(x)?)?;
+        drop_out(&self.c_proj.forward(&h)?, self.dropout, key)
+    }
+}
+
+impl Layer for Mlp {
+    fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
+        self.forward(x, key)
+    }
+}
+
+/// A gated linear unit, `down(act(gate(x))·up(x))` without biases, under the names of Llama and Qwen2: SwiGLU with SiLU,
+/// GEGLU with GELU (Shazeer 2020).
+#[derive(Clone, Debug)]
+pub struct GatedMlp {
+    /// `[hidden, width]`; goes through the activation.
+    pub gate_proj: Linear,
+    /// `[hidden, width]`.
+    pub up_proj: Linear,
+    /// `[width, hidden]`.
+    pub down_proj: Linear,
+    /// Of the gate.
+    pub activation: Activation,
+}
+crate::module!(GatedMlp { gate_proj, up_proj, down_proj } skip { activation });
+
+impl GatedMlp {
+    /// Xavier's weights.
+    ///
+    /// # Errors
+    /// Dtype error for integers; out of memory.
+    #[track_caller]
+    pub fn new(width: usize, hidden: usize, activation: Activation, dtype: DType, key: Key) -> Result<Self> {
+        let linear = |i, o, k| Linear::with(Init::xavier(), i, o, false, dtype, key.fold(k));
+        Ok(GatedMlp {
+            gate_proj: linear(width, hidden, 0)?,
+            up_proj: linear(width, hidden, 1)?,
+            down_proj: linear(hidden, width, 2)?,
+            activation,
+        })
+    }
+
+    /// `[.., width]` to the same shape.
+    ///
+    /// # Errors
+    /// Shape error when the last axis is not the width.
+    #[track_caller]
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let gate = self.activation.apply(&self.gate_proj.forward(x)?)?;
+        self.down_proj.forward(&gate.mul(&self.up_proj.forward(x)?)?)
+    }
+}
+
+impl Layer for GatedMlp {
+    fn call(&self, x: &Tensor, _: Option<Key>) -> Result<Tensor> {
+        self.forward(x)
+    }
+}

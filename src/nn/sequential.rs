@@ -1,0 +1,217 @@
+//! Layers in a row: tuples and lists where the types are known, `Sequential` where they are chosen at run time.
+
+use super::layers::{Activation, Embedding, LayerNorm, Linear, RmsNorm};
+use crate::error::Result;
+use crate::module::{Module, Visitor};
+use crate::rng::Key;
+use crate::tensor::Tensor;
+
+/// A layer from one tensor to one tensor. Tuples and lists of layers are layers that call theirs in turn.
+///
+/// ```
+/// use cotangent::{F32, Key, ModuleExt, Tensor, nn::{Activation, Dropout, Layer, Linear}};
+/// let net = (Linear::new(4, 8, true, F32, Key::new(1))?, Activation::Relu, Dropout { p: 0.1 }, Linear::new(8, 2, true, F32, Key::new(2))?);
+/// assert_eq!(net.names(), ["0.weight", "0.bias", "3.weight", "3.bias"]);
+/// let y = net.call(&Tensor::ones([5, 4], F32)?, Some(Key::new(3)))?; // with a key: training
+/// assert_eq!(y.shape(), &[5, 2]);
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+pub trait Layer: Module {
+    /// The layer's value. With a key, dropout is active.
+    ///
+    /// # Errors
+    /// What its ops return.
+    #[track_caller]
+    fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor>;
+}
+
+macro_rules! without_key {
+    ($($type:ty),*) => {$(
+        impl Layer for $type {
+            fn call(&self, x: &Tensor, _: Option<Key>) -> Result<Tensor> {
+                self.forward(x)
+            }
+        }
+    )*};
+}
+without_key!(Linear, Embedding, LayerNorm, RmsNorm);
+
+impl Module for Activation {
+    fn visit(&mut self, _: &mut Visitor<'_>) {}
+}
+
+impl Layer for Activation {
+    fn call(&self, x: &Tensor, _: Option<Key>) -> Result<Tensor> {
+        self.apply(x)
+    }
+}
+
+/// Sets each element to zero with probability `p` when called with a key, and scales the others by `1/(1 − p)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    /// Probability of dropping an element.
+    pub p: f64,
+}
+crate::module!(Dropout {} skip { p });
+
+impl Dropout {
+    /// The value in training (with a key), or as it is (without).
+    ///
+    /// # Errors
+    /// Argument error when `p` is no probability.
+    #[track_caller]
+    pub fn forward(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
+        match key {
+            Some(key) if self.p != 0.0 => x.dropout(self.p, key),
+            _ => Ok(x.clone()),
+        }
+    }
+}
+
+impl Layer for Dropout {
+    fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
+        self.forward(x, key)
+    }
+}
+
+/// A layer around which its input is added: `x + inner(x)`. Its names are those of the inner layer.
+#[derive(Clone, Debug)]
+pub struct Residual<L> {
+    /// The layer inside.
+    pub inner: L,
+}
+
+impl<L: Module> Module for Residual<L> {
+    fn visit(&mut self, v: &mut Visitor<'_>) {
+        let Self { inner } = self;
+        inner.visit(v);
+    }
+}
+
+impl<L: Layer> Layer for Residual<L> {
+    fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
+        x.add(&self.inner.call(x, key)?)
+    }
+}
+
+impl<L: Layer + ?Sized> Layer for Box<L> {
+    fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
+        (**self).call(x, key)
+    }
+}
+
+impl<L: Layer> Layer for Option<L> {
+    fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
+        self.as_ref().map_or_else(|| Ok(x.clone()), |l| l.call(x, key))
+    }
+}
+
+impl<L: Layer> Layer for Vec<L> {
+    fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
+        let mut x = x.clone();
+        for (i, l) in self.iter().enumerate() {
+            x = l.call(&x, key.map(|k| k.fold(i as u64)))?;
+        }
+        Ok(x)
+    }
+}
+
+macro_rules! tuples {
+    ($(($($L:ident $i:tt),+);)*) => {$(
+        impl<$($L: Layer),+> Layer for ($($L,)+) {
+            fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
+                let x = x.clone();
+                $(let x = self.$i.call(&x, key.map(|k| k.fold($i)))?;)+
+                Ok(x)
+            }
+        }
+    )*};
+}
+tuples! {
+    (A 0);
+    (A 0, B 1);
+    (A 0, B 1, C 2);
+    (A 0, B 1, C 2, D 3);
+    (A 0, B 1, C 2, D 3, E 4);
+    (A 0, B 1, C 2, D 3, E 4, F 5);
+}
+
+/// A layer of any type that can be cloned: what a [`Sequential`] holds. Implemented by every such layer.
+pub trait AnyLayer: Layer + Send + Sync {
+    /// A clone in a box.
+    fn boxed(&self) -> Box<dyn AnyLayer>;
+}
+
+impl<L: Layer + Clone + Send + Sync + 'static> AnyLayer for L {
+    fn boxed(&self) -> Box<dyn AnyLayer> {
+        Box::new(self.clone())
+    }
+}
+
+/// Layers whose number and types are chosen at run time, called in turn.
+///
+/// ```
+/// use cotangent::{F32, Key, ModuleExt, Tensor, nn::{Activation, Layer, Linear, Sequential}};
+/// let mut net = Sequential::new();
+/// for (i, (inputs, outputs)) in [(4, 8), (8, 8), (8, 2)].into_iter().enumerate() {
+///     net = net.push(Linear::new(inputs, outputs, false, F32, Key::new(i as u64))?).push(Activation::Silu);
+/// }
+/// assert_eq!(net.names(), ["0.weight", "2.weight", "4.weight"]);
+/// assert_eq!(net.call(&Tensor::ones([5, 4], F32)?, None)?.shape(), &[5, 2]);
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+#[derive(Default)]
+pub struct Sequential {
+    layers: Vec<Box<dyn AnyLayer>>,
+}
+
+impl Sequential {
+    /// No layers: the identity.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// One more layer at the end, called by its number.
+    #[must_use]
+    pub fn push(mut self, layer: impl AnyLayer + 'static) -> Self {
+        self.layers.push(Box::new(layer));
+        self
+    }
+
+    /// Number of layers.
+    pub fn len(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.layers.is_empty()
+    }
+}
+
+impl Clone for Sequential {
+    fn clone(&self) -> Self {
+        Sequential { layers: self.layers.iter().map(|l| (**l).boxed()).collect() }
+    }
+}
+
+impl std::fmt::Debug for Sequential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sequential").field("len", &self.len()).finish_non_exhaustive()
+    }
+}
+
+impl Module for Sequential {
+    fn visit(&mut self, v: &mut Visitor<'_>) {
+        let Self { layers } = self;
+        for (i, l) in layers.iter_mut().enumerate() {
+            v.field(&i.to_string(), &mut **l);
+        }
+    }
+}
+
+impl Layer for Sequential {
+    fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
+        self.layers.iter().enumerate().try_fold(x.clone(), |x, (i, l)| (**l).call(&x, key.map(|k| k.fold(i as u64))))
+    }
+}
