@@ -37,6 +37,7 @@ impl CausalSelfAttention {
         // [B, T, 3, H, D] -> [3, B, H, T, D]: three views, no copy.
         let qkv = self.c_attn.forward(x)?.reshape([batch, time, 3, self.heads, head])?.permute([2, 0, 3, 1, 4])?;
         let (q, k, v) = (qkv.select(0, 0)?, qkv.select(0, 1)?, qkv.select(0, 2)?);
+        [(&q, "q"), (&k, "k"), (&v, "v")].iter().for_each(|(t, name)| t.tap_beside(&self.c_attn.weight, name));
         let options =
             Sdpa { causal: true, dropout: if key.is_some() { self.dropout } else { 0.0 }, key: key.map(|k| k.fold(0)), ..Sdpa::default() };
         let y = q.scaled_dot_product_attention(&k, &v, None, options)?;
