@@ -36,6 +36,8 @@ pub enum ErrorKind {
     CorruptFile,
     /// A gradient check found a wrong derivative.
     GradCheck,
+    /// A value or a cotangent became NaN or infinite while anomaly mode watched.
+    NonFinite,
 }
 
 /// Why an operation could not be done.
@@ -102,6 +104,8 @@ kinds! {
     corrupt_file, is_corrupt_file => CorruptFile;
     /// A gradient check failed.
     gradcheck, is_gradcheck => GradCheck;
+    /// Anomaly mode found a NaN or an infinity.
+    non_finite, is_non_finite => NonFinite;
 }
 
 impl Error {

@@ -432,7 +432,7 @@ impl<M: Module + Clone> Scope<M> {
         let inside = outer.is_some();
         let tape = Tape { inner: outer.unwrap_or_else(Inner::for_function) };
         let (names, values): (Vec<String>, Vec<Tensor>) = original.into_iter().unzip();
-        let isolated = Isolated::new(&values, Some(Arc::clone(&tape.inner)));
+        let isolated = Isolated::named(&values, &names, Some(Arc::clone(&tape.inner)));
         let leaves = isolated.inputs.clone();
         let mut it = leaves.iter();
         let mut tree = at.clone();

@@ -32,7 +32,7 @@ pub use layout::Layout;
 pub use module::{Leaf, Module, ModuleExt, Param, Visitor, try_walk, walk};
 pub use rng::{Key, Rng};
 pub use shape::{Axes, Axis, Extents, Shape};
-pub use tape::{Gradients, Tape, checkpoint};
+pub use tape::{Gradients, Observer, Pulled, Ran, Tape, checkpoint};
 pub use tensor::Tensor;
 
 /// The types of half precision, as tensors store them.

@@ -195,6 +195,7 @@ fn apply_at<O: Op>(op: O, x: &[&Tensor], at: &'static Location<'static>) -> Resu
 }
 
 fn apply_any(op: Arc<dyn AnyOp>, x: &[&Tensor], at: &'static Location<'static>) -> Result<Outputs> {
+    let started = tape::start(x);
     let device = common_device(x)?;
     let specs: SmallVec<[Spec; 4]> = x.iter().map(|t| Spec { shape: t.shape().clone(), dtype: t.dtype() }).collect();
     let out_specs = op.infer(&specs)?;
@@ -223,6 +224,7 @@ fn apply_any(op: Arc<dyn AnyOp>, x: &[&Tensor], at: &'static Location<'static>) 
     }
     let mut y: Outputs =
         storages.into_iter().zip(out_specs).map(|(s, spec)| Tensor::from_array(Array::from_storage(s, spec.dtype, spec.shape))).collect();
+    let started = started.stop()?;
     let visible = y.len() - op.aux();
     if let Some(tape) = tape::common_tape(x)?
         && tape.is_recording()?
@@ -233,7 +235,9 @@ fn apply_any(op: Arc<dyn AnyOp>, x: &[&Tensor], at: &'static Location<'static>) 
             // An op may save its own outputs: attach them to their node first.
             let id = tape::reserve(&tape, op.name(), at, x, &mut y[..visible]);
             let saved = op.save(x, &y, &want);
+            let (name, bytes) = (op.name(), saved.bytes());
             tape::fulfil(&tape, id, saved, op);
+            tape::ran(&tape, id, started, name, at, x, &y[..visible], bytes)?;
         }
     }
     y.truncate(visible);
@@ -262,7 +266,8 @@ pub fn apply_view<V: View>(view: V, x: &Tensor) -> Result<Tensor> {
             && tape.is_recording()?
         {
             let spec = Spec { shape: x.shape().clone(), dtype: x.dtype() };
-            tape::record(&tape, V::NAME, at, &[x], std::slice::from_mut(&mut y), Saved::none(), Arc::new(RecordedView(view, spec, at)));
+            let pull = Arc::new(RecordedView(view, spec, at));
+            tape::record(&tape, V::NAME, at, &[x], std::slice::from_mut(&mut y), Saved::none(), pull, tape::start(&[x]))?;
         }
         Ok(y)
     };
@@ -296,7 +301,7 @@ pub(crate) fn apply_parts(
     if let Some(tape) = tape::common_tape(&[x])?
         && tape.is_recording()?
     {
-        tape::record(&tape, name, at, &[x], &mut y, Saved::none(), Arc::new(RecordedParts(vjp, at)));
+        tape::record(&tape, name, at, &[x], &mut y, Saved::none(), Arc::new(RecordedParts(vjp, at)), tape::start(&[x]))?;
     }
     Ok(y)
 }
@@ -317,7 +322,12 @@ impl<F: Fn(&Cotangents) -> Result<Tensor> + Send + Sync> Pull for RecordedParts<
 #[track_caller]
 pub fn compose<C: Composite>(op: C, x: &[&Tensor]) -> Result<Outputs> {
     let at = Location::caller();
-    op.compose(x).map_err(|e| e.rename_op(C::NAME).called_at(at))
+    compose_at(op, x, at)
+}
+
+fn compose_at<C: Composite>(op: C, x: &[&Tensor], at: &'static Location<'static>) -> Result<Outputs> {
+    // The parts' nodes name the line that called the composition: reports about them point there.
+    tape::relocate(x, at, || op.compose(x)).map_err(|e| e.rename_op(C::NAME).called_at(at))
 }
 
 /// [`compose`] for an op with one output.
@@ -327,7 +337,7 @@ pub fn compose<C: Composite>(op: C, x: &[&Tensor]) -> Result<Outputs> {
 #[track_caller]
 pub fn compose1<C: Composite>(op: C, x: &[&Tensor]) -> Result<Tensor> {
     let at = Location::caller();
-    let mut y = op.compose(x).map_err(|e| e.rename_op(C::NAME).called_at(at))?;
+    let mut y = compose_at(op, x, at)?;
     Ok(y.swap_remove(0))
 }
 

@@ -1,36 +1,80 @@
-//! Gradient health: statistics per parameter, and a verdict.
+//! Gradient health: statistics per parameter and per layer, and a verdict.
 
-use crate::backend::cuda::optim::{self, Survey};
+use super::depth::DepthProfile;
+use super::stats::{norm, quantile, survey};
+use crate::backend::cuda::optim::Survey;
 use crate::error::Result;
 use crate::functional::Grads;
 use crate::module::{Module, ModuleExt};
 use crate::tensor::Tensor;
 use std::fmt;
 
-/// What a parameter's gradient looks like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a parameter's gradient looks like. Ordered: the worst is the largest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
     /// Nothing conspicuous.
     Healthy,
-    /// The gradient is tiny beside the parameter: norm ratio below [`HealthReport::VANISHING`].
+    /// Tiny beside the parameter, or beside the gradients of the other parameters: see [`Thresholds`].
     Vanishing,
-    /// The gradient is huge beside the parameter: norm ratio above [`HealthReport::EXPLODING`].
+    /// Huge beside the parameter: see [`Thresholds::exploding`].
     Exploding,
-    /// At least [`HealthReport::DEAD`] of the elements are exactly zero.
+    /// (Nearly) all elements are exactly zero: see [`Thresholds::dead`].
     Dead,
+    /// The loss does not depend on the parameter (and that was allowed, else it is an error).
+    Disconnected,
     /// An element is NaN or infinite.
     NonFinite,
 }
 
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
+impl Verdict {
+    /// As tables print it: in capitals unless healthy.
+    pub fn label(self) -> &'static str {
+        match self {
             Verdict::Healthy => "healthy",
             Verdict::Vanishing => "VANISHING",
             Verdict::Exploding => "EXPLODING",
             Verdict::Dead => "DEAD",
+            Verdict::Disconnected => "DISCONNECTED",
             Verdict::NonFinite => "NON-FINITE",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.label())
+    }
+}
+
+/// When a gradient counts as conspicuous. The defaults stay quiet on healthy models of very different kinds.
+#[derive(Clone, Copy, Debug)]
+pub struct Thresholds {
+    /// Vanishing below this ratio of gradient norm to parameter norm.
+    pub vanishing: f64,
+    /// Vanishing also below this share of the other parameters' ratio (of its upper quartile): one layer that gets a
+    /// hundred-thousandth of what the others get does not learn with them.
+    pub vanishing_beside_others: f64,
+    /// Exploding above this ratio of gradient norm to parameter norm.
+    pub exploding: f64,
+    /// Dead from this share of exact zeros on.
+    pub dead: f64,
+    /// A parameter counts as at least this large per element (root mean square), so that a bias that starts at zero does
+    /// not make its gradient look huge. The usual deviation of initial weights.
+    pub scale: f64,
+    /// Parameters of which one step touches few rows, by name: tables. They are dead only when all is zero.
+    pub sparse: fn(&str) -> bool,
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Thresholds {
+            vanishing: HealthReport::VANISHING,
+            vanishing_beside_others: HealthReport::VANISHING_BESIDE_OTHERS,
+            exploding: HealthReport::EXPLODING,
+            dead: HealthReport::DEAD,
+            scale: 0.02,
+            sparse: |name| ["embed", "wte", "wpe", "table"].iter().any(|part| name.contains(part)),
+        }
     }
 }
 
@@ -41,6 +85,8 @@ pub struct Health {
     pub name: String,
     /// Number of elements.
     pub count: usize,
+    /// Number of axes of the parameter.
+    pub rank: usize,
     /// L2 norm.
     pub norm: f64,
     /// Mean.
@@ -51,9 +97,34 @@ pub struct Health {
     pub max: f64,
     /// Share of elements that are exactly zero.
     pub zeros: f64,
+    /// L2 norm of the parameter itself.
+    pub weight: f64,
     /// Gradient norm over parameter norm; infinite for a parameter of zeros.
     pub ratio: f64,
+    /// Norm of the last update over the parameter's norm, when [`HealthReport::with_updates`] gave it. Around 1e-3 is usual.
+    pub update: Option<f64>,
     /// The judgement.
+    pub verdict: Verdict,
+}
+
+/// The parameters of one layer together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerHealth {
+    /// The path up to its number (`transformer.h.3`), or to the module for parameters outside numbered layers.
+    pub name: String,
+    /// Number of elements.
+    pub count: usize,
+    /// L2 norm of all gradients.
+    pub norm: f64,
+    /// L2 norm of all parameters.
+    pub weight: f64,
+    /// Gradient norm over parameter norm.
+    pub ratio: f64,
+    /// Share of exact zeros.
+    pub zeros: f64,
+    /// Norm of the last update over the parameters' norm, when known.
+    pub update: Option<f64>,
+    /// The worst verdict of its parameters.
     pub verdict: Verdict,
 }
 
@@ -75,86 +146,173 @@ pub struct HealthReport {
 }
 
 impl HealthReport {
-    /// Below this ratio of gradient norm to parameter norm a gradient counts as vanishing.
+    /// Default of [`Thresholds::vanishing`].
     pub const VANISHING: f64 = 1e-7;
-    /// Above this ratio it counts as exploding.
+    /// Default of [`Thresholds::vanishing_beside_others`].
+    pub const VANISHING_BESIDE_OTHERS: f64 = 1e-4;
+    /// Default of [`Thresholds::exploding`].
     pub const EXPLODING: f64 = 1e3;
-    /// From this share of exact zeros on it counts as dead.
+    /// Default of [`Thresholds::dead`].
     pub const DEAD: f64 = 0.99;
 
-    /// Statistics of all gradients of a model.
+    /// Statistics of all gradients of a model, judged by the default thresholds.
     ///
     /// # Errors
     /// Out of memory.
     pub fn new<M: Module + Clone>(model: &M, grads: &Grads<M>) -> Result<Self> {
-        let params = model.trainable();
+        Self::judged(model, grads, &Thresholds::default(), 1.0)
+    }
+
+    /// [`HealthReport::new`] by other thresholds, of gradients multiplied by `scale`: give the norm before clipping over
+    /// the norm after it to see what clipping hid.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn judged<M: Module + Clone>(model: &M, grads: &Grads<M>, t: &Thresholds, scale: f64) -> Result<Self> {
         let mut rows = Vec::new();
-        for ((name, g), (_, p)) in grads.named().into_iter().zip(params) {
-            let (Survey { mean, std, max, zeros, not_finite }, norm) = (survey(&g)?, norm(&g)?);
+        for ((name, g), (_, p)) in grads.named().into_iter().zip(model.trainable()) {
+            let (Survey { mean, std, max, zeros, not_finite }, norm, weight) = (survey(&g)?, scale * norm(&g)?, norm(&p)?);
             let zeros = zeros / g.numel().max(1) as f64;
-            let ratio = norm / self::norm(&p)?;
             let verdict = if not_finite > 0.0 {
                 Verdict::NonFinite
-            } else if zeros >= Self::DEAD && g.numel() > 0 {
+            } else if grads.disconnected().contains(&name) {
+                Verdict::Disconnected
+            } else if g.numel() > 0 && zeros >= if (t.sparse)(&name) { 1.0 } else { t.dead } {
                 Verdict::Dead
-            } else if ratio < Self::VANISHING {
-                Verdict::Vanishing
-            } else if ratio > Self::EXPLODING && ratio.is_finite() {
-                Verdict::Exploding
             } else {
                 Verdict::Healthy
             };
-            rows.push(Health { name, count: g.numel(), norm, mean, std, max, zeros, ratio, verdict });
+            let (mean, std, max) = (scale * mean, scale * std, scale * max);
+            let (count, rank, ratio) = (g.numel(), g.rank(), norm / weight);
+            rows.push(Health { name, count, rank, norm, mean, std, max, zeros, weight, ratio, update: None, verdict });
         }
+        judge_sizes(&mut rows, t);
         Ok(HealthReport { rows })
+    }
+
+    /// Adds the size of an optimizer's step, from the model before and after it.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn with_updates<M: Module + Clone>(mut self, before: &M, after: &M) -> Result<Self> {
+        for ((row, update), weight) in self.rows.iter_mut().zip(update_norms(before, after)?).map(|(r, (u, w))| ((r, u), w)) {
+            row.update = Some(update / weight.max(f64::MIN_POSITIVE));
+        }
+        Ok(self)
     }
 
     /// Whether no parameter is conspicuous.
     pub fn is_healthy(&self) -> bool {
         self.rows.iter().all(|r| r.verdict == Verdict::Healthy)
     }
+
+    /// The row of a parameter.
+    pub fn row(&self, name: &str) -> Option<&Health> {
+        self.rows.iter().find(|r| r.name == name)
+    }
+
+    /// The rows that are not healthy.
+    pub fn conspicuous(&self) -> Vec<&Health> {
+        self.rows.iter().filter(|r| r.verdict != Verdict::Healthy).collect()
+    }
+
+    /// The parameters of each layer together, in the model's order.
+    pub fn layers(&self) -> Vec<LayerHealth> {
+        let mut out: Vec<(LayerHealth, f64)> = Vec::new(); // with the update's norm
+        for r in &self.rows {
+            let name = layer_of(&r.name);
+            if !out.iter().any(|(l, _)| l.name == name) {
+                let new = LayerHealth {
+                    name: name.to_owned(),
+                    count: 0,
+                    norm: 0.0,
+                    weight: 0.0,
+                    ratio: 0.0,
+                    zeros: 0.0,
+                    update: None,
+                    verdict: Verdict::Healthy,
+                };
+                out.push((new, 0.0));
+            }
+            let Some((l, step)) = out.iter_mut().find(|(l, _)| l.name == name) else { continue };
+            l.count += r.count;
+            l.norm = l.norm.hypot(r.norm);
+            l.weight = l.weight.hypot(r.weight);
+            l.zeros += r.zeros * r.count as f64;
+            l.verdict = l.verdict.max(r.verdict);
+            if let Some(u) = r.update {
+                *step = step.hypot(u * r.weight);
+                l.update = Some(0.0);
+            }
+        }
+        for (l, step) in &mut out {
+            l.zeros /= l.count.max(1) as f64;
+            l.ratio = l.norm / l.weight;
+            l.update = l.update.map(|_| *step / l.weight.max(f64::MIN_POSITIVE));
+        }
+        out.into_iter().map(|(l, _)| l).collect()
+    }
+
+    /// Gradient norm against depth: the numbered layers, from the input to the output.
+    pub fn depth(&self) -> DepthProfile {
+        let numbered = |n: &str| n.rsplit('.').next().is_some_and(|p| p.parse::<usize>().is_ok());
+        DepthProfile::new(self.layers().into_iter().filter(|l| numbered(&l.name)).map(|l| (l.name, l.norm)))
+    }
 }
 
-/// The L2 norm of a tensor, where it lies.
-fn norm(x: &Tensor) -> Result<f64> {
-    if x.device().is_cuda() {
-        return optim::norm(&[x.array.cuda()?]);
+/// Vanishing and exploding: sizes beside the parameter's own, and beside what the other parameters get.
+fn judge_sizes(rows: &mut [Health], t: &Thresholds) {
+    let own = |r: &Health| r.norm / r.weight.max(t.scale * (r.count as f64).sqrt());
+    // Vectors may have next to no gradient by right (the bias of attention's keys has none at all), so matrices are judged.
+    let matrices = rows.iter().any(|r| r.rank >= 2);
+    let judged = |r: &Health| r.verdict == Verdict::Healthy && r.count > 0 && (r.rank >= 2 || !matrices);
+    let usual = quantile(rows.iter().filter(|r| judged(r)).map(own), 0.75);
+    for r in rows.iter_mut() {
+        let size = own(r);
+        if judged(r) && (r.ratio < t.vanishing || size < t.vanishing_beside_others * usual) {
+            r.verdict = Verdict::Vanishing;
+        } else if r.verdict == Verdict::Healthy && size > t.exploding {
+            r.verdict = Verdict::Exploding;
+        }
     }
-    let v = x.to_f64_vec()?;
-    let largest = v.iter().fold(0f64, |m, x| if x.is_nan() || x.abs() > m { x.abs() } else { m });
-    // Scaled before squaring: nothing overflows or vanishes.
-    Ok(if largest == 0.0 || !largest.is_finite() { largest } else { largest * v.iter().map(|x| (x / largest).powi(2)).sum::<f64>().sqrt() })
 }
 
-/// Mean, deviation, largest magnitude, zeros and what is not finite, where the tensor lies.
-fn survey(x: &Tensor) -> Result<Survey> {
-    if x.device().is_cuda() {
-        return optim::survey(&x.array.cuda()?);
+/// Norms of the change of each trainable parameter and of the parameter before it.
+pub(super) fn update_norms<M: Module + Clone>(before: &M, after: &M) -> Result<Vec<(f64, f64)>> {
+    let difference = |a: &Tensor, b: &Tensor| b.detach().sub(&a.detach()).and_then(|d| norm(&d));
+    before.trainable().iter().zip(after.trainable()).map(|((_, a), (_, b))| Ok((difference(a, &b)?, norm(a)?))).collect()
+}
+
+/// The layer that a parameter belongs to: its path up to the first number, or without its last part.
+pub(super) fn layer_of(name: &str) -> &str {
+    let mut end = 0;
+    for part in name.split('.') {
+        end += part.len();
+        if part.parse::<usize>().is_ok() {
+            return &name[..end];
+        }
+        end += 1;
     }
-    let v = x.to_f64_vec()?;
-    let n = v.len().max(1) as f64;
-    let mean = v.iter().sum::<f64>() / n;
-    Ok(Survey {
-        mean,
-        std: (v.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / n).sqrt(),
-        max: v.iter().fold(0f64, |m, x| if x.is_nan() || x.abs() > m { x.abs() } else { m }),
-        zeros: v.iter().filter(|x| **x == 0.0).count() as f64,
-        not_finite: v.iter().filter(|x| !x.is_finite()).count() as f64,
-    })
+    name.rsplit_once('.').map_or(name, |(path, _)| path)
 }
 
 impl fmt::Display for HealthReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = self.rows.iter().map(|r| r.name.len()).max().unwrap_or(0).max("parameter".len());
-        writeln!(
+        let updates = self.rows.iter().any(|r| r.update.is_some());
+        write!(
             f,
-            "{:<width$} {:>9} {:>10} {:>10} {:>10} {:>10} {:>7} {:>10}  verdict",
+            "{:<width$} {:>9} {:>10} {:>10} {:>10} {:>10} {:>7} {:>10}",
             "parameter", "elements", "norm", "mean", "std", "max", "zeros", "grad/param"
         )?;
+        if updates {
+            write!(f, " {:>10}", "step/param")?;
+        }
+        writeln!(f, "  verdict")?;
         for r in &self.rows {
-            writeln!(
+            write!(
                 f,
-                "{:<width$} {:>9} {:>10.3e} {:>10.2e} {:>10.3e} {:>10.3e} {:>6.1}% {:>10.2e}  {}",
+                "{:<width$} {:>9} {:>10.3e} {:>10.2e} {:>10.3e} {:>10.3e} {:>6.1}% {:>10.2e}",
                 r.name,
                 r.count,
                 r.norm,
@@ -162,9 +320,12 @@ impl fmt::Display for HealthReport {
                 r.std,
                 r.max,
                 100.0 * r.zeros,
-                r.ratio,
-                r.verdict
+                r.ratio
             )?;
+            if updates {
+                write!(f, " {:>10.2e}", r.update.unwrap_or(f64::NAN))?;
+            }
+            writeln!(f, "  {}", r.verdict)?;
         }
         Ok(())
     }

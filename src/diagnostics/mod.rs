@@ -1,5 +1,45 @@
-//! Seeing whether gradients flow. Layer L7; each part works alone.
+//! Seeing whether gradients flow, and where a model goes wrong. Layer L7; each part works alone, without a trainer.
+//!
+//! | Question | Tool |
+//! |---|---|
+//! | Do all layers get a gradient of a sensible size? | [`HealthReport`]; over a whole run [`HealthHistory`] |
+//! | Does clipping decide the step? | [`ClipTracker`] |
+//! | Which op gave the first NaN? | [`Anomaly`] |
+//! | Which layer differs from the reference first? | [`Trace`] |
 
+mod anomaly;
+mod clip;
+mod compare;
+mod depth;
 mod health;
+mod history;
+mod modules;
+mod report;
+mod stats;
+mod trace;
 
-pub use health::{Health, HealthReport, Verdict};
+pub use anomaly::{Anomaly, Finding, detect_anomaly};
+pub use clip::ClipTracker;
+pub use compare::{Comparison, Difference};
+pub use depth::DepthProfile;
+pub use health::{Health, HealthReport, LayerHealth, Thresholds, Verdict};
+pub use history::{HealthHistory, HistoryStep};
+pub use stats::Stats;
+pub use trace::{Trace, Tracer};
+
+use crate::error::{Error, Result};
+use crate::module::{Module, ModuleExt};
+use crate::tape::Observer;
+use std::sync::Arc;
+
+/// Lets an observer see the tape that tracks a model: for use inside a gradient function, where no tape is in sight.
+///
+/// # Errors
+/// Tape error when no tape tracks the model.
+pub fn observe<M: Module + Clone>(model: &M, observer: Arc<dyn Observer>) -> Result<()> {
+    let tracked = model.named_tensors().into_iter().find(|(_, t)| t.is_tracked());
+    if !tracked.is_some_and(|(_, t)| t.observe_tape(observer)) {
+        return Err(Error::tape("no tape tracks the model: call this inside value_and_grad, or watch the model first"));
+    }
+    Ok(())
+}

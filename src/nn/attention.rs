@@ -87,6 +87,7 @@ impl CausalSelfAttention {
         // [B, T, 3, H, D] -> [3, B, H, T, D]: three views, no copy.
         let qkv = self.c_attn.forward(x)?.reshape([batch, time, 3, self.heads, head])?.permute([2, 0, 3, 1, 4])?;
         let (q, k, v) = (qkv.select(0, 0)?, qkv.select(0, 1)?, qkv.select(0, 2)?);
+        [(&q, "q"), (&k, "k"), (&v, "v")].iter().for_each(|(t, name)| t.tap_beside(&self.c_attn.weight, name));
         let key = with.key;
         let y = attend(&q, k, v, true, self.dropout, with).map_err(|e| e.called_at(at))?;
         drop_out(&self.c_proj.forward(&y)?, self.dropout, key.map(|k| k.fold(1)))

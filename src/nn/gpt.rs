@@ -155,6 +155,7 @@ impl Gpt {
         let mut x = drop_out(&t.wte.forward(tokens)?.add(&positions)?, self.config.dropout, key.map(|k| k.fold(u64::MAX)))?;
         for (i, block) in t.h.iter().enumerate() {
             x = block.forward(&x, key.map(|k| k.fold(i as u64)))?;
+            x.tap(|| format!("transformer.h.{i}"));
         }
         t.wte.unembed(&t.ln_f.forward(&x)?)
     }

@@ -48,7 +48,7 @@ impl Tensor {
                 && tape.is_recording()?
             {
                 let back = Arc::new(MoveBack(self.device()));
-                tape::record(&tape, "to_device", at, &[self], std::slice::from_mut(&mut y), Saved::none(), back);
+                tape::record(&tape, "to_device", at, &[self], std::slice::from_mut(&mut y), Saved::none(), back, tape::start(&[self]))?;
             }
             Ok(y)
         };

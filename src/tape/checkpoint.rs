@@ -2,7 +2,7 @@
 
 use super::{
     Accumulate, Cotangents, Guard, Inner, InputCotangents, Kind, Node, NodeRef, OpNode, Pull, PullContext, Saved, Sweep, common_tape,
-    record, sweep,
+    record, start, sweep,
 };
 use crate::error::{Result, bail};
 use crate::shape::Shape;
@@ -45,6 +45,7 @@ where
     };
     let detached: Vec<Tensor> = inputs.iter().map(|t| t.detach()).collect();
     let recording = tape.is_recording()?;
+    let started = start(inputs);
     let mut outputs = {
         let _sealed = Guard::new(&tape.sealed);
         f(&detached)?
@@ -52,7 +53,7 @@ where
     if recording {
         let saved = Saved::list(inputs.iter().map(|&t| Some(t.clone())));
         let shapes = outputs.iter().map(|y| y.shape().clone()).collect();
-        record(&tape, "checkpoint", at, inputs, &mut outputs, saved, Arc::new(Recompute { run: Box::new(f), shapes }));
+        record(&tape, "checkpoint", at, inputs, &mut outputs, saved, Arc::new(Recompute { run: Box::new(f), shapes }), started.stop()?)?;
     }
     Ok(outputs)
 }
@@ -70,6 +71,10 @@ impl Pull for Recompute {
             inputs.push(ctx.saved.get(i)?.clone());
         }
         let local = Isolated::new(&inputs, ctx.record.then(|| Arc::clone(ctx.tape)));
+        if !ctx.record {
+            // What happens inside is seen when it is computed again.
+            local.tape.watchers.extend(&ctx.tape.watchers);
+        }
         let y = (self.run)(&local.inputs)?;
         if y.len() != self.shapes.len() {
             bail!(tape, "the second run gave {} outputs, the first {}", y.len(), self.shapes.len());
@@ -98,8 +103,15 @@ pub(crate) struct Isolated {
 
 impl Isolated {
     pub(crate) fn new(inputs: &[Tensor], tape: Option<Arc<Inner>>) -> Self {
+        Self::named(inputs, &[], tape)
+    }
+
+    /// [`Isolated::new`] with the inputs' names.
+    pub(crate) fn named(inputs: &[Tensor], names: &[String], tape: Option<Arc<Inner>>) -> Self {
         let tape = tape.unwrap_or_else(Inner::new);
-        let inputs: Vec<Tensor> = inputs.iter().map(|t| if t.dtype().is_float() { alias(&tape, t) } else { t.clone() }).collect();
+        let name = |i: usize| names.get(i).filter(|n| !n.is_empty()).map(|n| Arc::from(n.as_str()));
+        let alias = |(i, t): (usize, &Tensor)| if t.dtype().is_float() { alias(&tape, t, name(i)) } else { t.clone() };
+        let inputs: Vec<Tensor> = inputs.iter().enumerate().map(alias).collect();
         let floor = tape.len();
         Isolated { tape, floor, inputs }
     }
@@ -130,7 +142,7 @@ impl Isolated {
 }
 
 /// The same value as a node of its own: a leaf, or a child of the node it had.
-fn alias(tape: &Arc<Inner>, t: &Tensor) -> Tensor {
+fn alias(tape: &Arc<Inner>, t: &Tensor, name: Option<Arc<str>>) -> Tensor {
     struct Identity;
     impl Pull for Identity {
         fn pull(&self, _: &PullContext<'_>, y_bar: &Cotangents, _: &[bool]) -> Result<InputCotangents> {
@@ -148,7 +160,7 @@ fn alias(tape: &Arc<Inner>, t: &Tensor) -> Tensor {
             parents: SmallVec::from_iter([Some(parent)]),
             outputs: 1,
         })),
-        None => Kind::Leaf(None),
+        None => Kind::Leaf(name),
     };
     nodes.push(Node { kind, at: Location::caller(), shape: t.shape().clone(), dtype: t.dtype() });
     Tensor { array: t.array.clone(), node: Some(NodeRef { tape: Arc::downgrade(tape), id }) }

@@ -5,10 +5,13 @@
 //! graph. Nothing here is global or thread-local: a tensor that is not tracked costs nothing.
 
 mod checkpoint;
+mod observe;
 mod sweep;
 
 pub(crate) use checkpoint::Isolated;
 pub use checkpoint::checkpoint;
+pub(crate) use observe::{Started, ran, relocate, start};
+pub use observe::{Observer, Pulled, Ran};
 pub(crate) use sweep::{Accumulate, Sweep, sweep};
 
 use crate::dtype::DType;
@@ -95,6 +98,11 @@ impl Cotangents {
         self.0.get(i).and_then(Option::as_ref)
     }
 
+    /// Output `i`, when there is one: its cotangent, when something used it.
+    pub(crate) fn slot(&self, i: usize) -> Option<Option<&Tensor>> {
+        self.0.get(i).map(Option::as_ref)
+    }
+
     /// The cotangent of the only output.
     ///
     /// # Errors
@@ -154,6 +162,7 @@ type Hook = Arc<dyn Fn(&Tensor) + Send + Sync>;
 pub(crate) struct Inner {
     nodes: Mutex<Vec<Node>>,
     hooks: Mutex<HashMap<usize, Vec<Hook>>>,
+    watchers: observe::Watchers,
     paused: AtomicUsize,
     /// A checkpointed function is running: whatever it captured instead of taking as input would lose its gradient.
     sealed: AtomicUsize,
@@ -182,6 +191,7 @@ impl Inner {
         Arc::new(Inner {
             nodes: Mutex::default(),
             hooks: Mutex::default(),
+            watchers: observe::Watchers::default(),
             paused: AtomicUsize::new(0),
             sealed: AtomicUsize::new(0),
             nested,
@@ -219,6 +229,7 @@ impl Inner {
         }
         let hooks = std::mem::take(&mut *younger.hooks.lock().unwrap_or_else(PoisonError::into_inner));
         older.hooks.lock().unwrap_or_else(PoisonError::into_inner).extend(hooks.into_iter().map(|(id, h)| (id + offset, h)));
+        older.watchers.extend(&younger.watchers);
         younger.successor.set((Arc::downgrade(older), offset)).ok()?;
         older.absorbed.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(younger));
         Some(Arc::clone(older))
@@ -328,7 +339,7 @@ pub(crate) fn fulfil(tape: &Arc<Inner>, id: usize, saved: Saved, pull: Arc<dyn P
     }
 }
 
-/// [`reserve`] and [`fulfil`] in one.
+/// [`reserve`], [`fulfil`] and [`ran`] in one.
 pub(crate) fn record(
     tape: &Arc<Inner>,
     name: &'static str,
@@ -337,9 +348,12 @@ pub(crate) fn record(
     outputs: &mut [Tensor],
     saved: Saved,
     pull: Arc<dyn Pull>,
-) {
+    started: Started,
+) -> Result<()> {
     let id = reserve(tape, name, at, inputs, outputs);
+    let bytes = saved.bytes();
     fulfil(tape, id, saved, pull);
+    ran(tape, id, started, name, at, inputs, outputs, bytes)
 }
 
 /// Records what is computed from watched tensors, and gives their gradients.

@@ -1,6 +1,6 @@
 //! The reverse sweep: walks the tape backwards, turns output cotangents into input cotangents, and adds them up.
 
-use super::{Cotangents, Inner, Kind, PullContext};
+use super::{Cotangents, Inner, Kind, PullContext, observe};
 use crate::error::{Error, Result};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -87,9 +87,13 @@ pub(crate) fn sweep(tape: &Arc<Inner>, s: Sweep<'_>, ops: Accumulate) -> Result<
         let saved = if s.record { op.saved } else { op.saved.detached() };
         let ctx = PullContext { saved, tape, record: s.record, ops };
         let name = op.name;
+        let started = observe::started(tape);
         let pull = op.pull.as_ref().ok_or_else(|| Error::tape("the op was never completely recorded").in_op(name, at))?;
-        let x_bar = pull.pull(&ctx, &Cotangents(y_bar), &want).map_err(|e| e.in_op(name, at))?;
+        let y_bar = Cotangents(y_bar);
+        let x_bar = pull.pull(&ctx, &y_bar, &want).map_err(|e| e.in_op(name, at))?;
         drop(ctx);
+        observe::pulled(tape, id, started, name, at, &y_bar, &x_bar)?;
+        drop(y_bar);
         if x_bar.len() != op.parents.len() {
             return Err(Error::tape(format!("vjp returned {} cotangents for {} inputs", x_bar.len(), op.parents.len())).in_op(name, at));
         }

@@ -1,0 +1,287 @@
+//! Recording every module's output by path, to find the first one that differs from a reference.
+
+use super::modules;
+use crate::dtype::{DType, with_float};
+use crate::error::{Error, Result, bail};
+use crate::functional::{Grads, value_and_grad};
+use crate::module::{Module, ModuleExt};
+use crate::tape::{Observer, Pulled, Ran, Tape};
+use crate::tensor::Tensor;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Values of a run by the path of the module that gave them, in the order in which they were computed.
+///
+/// A module's path is that of its parameters: the result of an op that takes `h.0.mlp.c_fc.weight` is the output of
+/// `h.0.mlp.c_fc`, so no layer has to report anything. `PATH` is its output, `PATH:input` what it was given, `PATH:grad` the
+/// output's cotangent; a module that runs again is `PATH#1`. Values without parameters of their own are named by
+/// [`Tensor::tap`]. What runs inside a [`checkpoint`](crate::checkpoint) is not seen.
+///
+/// ```
+/// use cotangent::{diagnostics::Trace, nn::{Gpt, GptConfig}, Key, ModuleExt, Tensor, F32};
+/// let config = GptConfig { vocabulary: 11, context: 8, layers: 2, heads: 2, width: 16, ..GptConfig::default() };
+/// let gpt = Gpt::new(&config, F32, Key::new(1))?;
+/// let tokens = Tensor::from_slice(&[1i64, 2, 3, 4], [1, 4])?;
+/// let (_, reference) = Trace::of(&gpt, |m| m.forward(&tokens, None))?;
+/// // One weight is wrong: the trace says which.
+/// let broken = gpt.map(|name, t| if name == "transformer.h.1.mlp.c_fc.weight" { t.mul_scalar(1.1) } else { Ok(t.clone()) })?;
+/// let (_, trace) = Trace::of(&broken, |m| m.forward(&tokens, None))?;
+/// let found = trace.compare(&reference, 1e-4)?;
+/// assert_eq!(found.first().unwrap().name, "transformer.h.1.mlp.c_fc");
+/// println!("{found}");
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Trace {
+    entries: Vec<(String, Tensor)>,
+}
+
+impl Trace {
+    /// Runs a function of a model and records every module's input and output. Returns its value, untracked.
+    ///
+    /// # Errors
+    /// What `f` returns; tape error when the model is tracked already.
+    #[track_caller]
+    pub fn of<M, Y, F>(model: &M, f: F) -> Result<(Y, Trace)>
+    where
+        M: Module + Clone,
+        Y: Module + Clone,
+        F: FnOnce(&M) -> Result<Y>,
+    {
+        let tape = Tape::new();
+        // Frozen parameters have no gradient, but they have a path.
+        let mut all = model.clone();
+        all.freeze(|_| false);
+        let watched = all.watch(&tape)?;
+        let tracer = Tracer::new();
+        tracer.attach(&watched)?;
+        let y = f(&watched)?.map(|_, t| Ok(t.detach()))?;
+        Ok((y, tracer.finish()))
+    }
+
+    /// [`value_and_grad`], with a trace of outputs and their cotangents.
+    ///
+    /// # Errors
+    /// As there.
+    #[track_caller]
+    pub fn with_cotangents<M, F>(model: &M, f: F) -> Result<(Tensor, Grads<M>, Trace)>
+    where
+        M: Module + Clone,
+        F: FnOnce(&M) -> Result<Tensor>,
+    {
+        let tracer = Tracer::new();
+        let (y, grads) = value_and_grad(model, |m| {
+            tracer.attach(m)?;
+            f(m)
+        })?;
+        Ok((y, grads, tracer.finish()))
+    }
+
+    /// A trace from values by name, in the order of computation.
+    pub fn from_values(entries: impl IntoIterator<Item = (String, Tensor)>) -> Self {
+        Trace { entries: entries.into_iter().collect() }
+    }
+
+    /// Names and values, in the order of computation.
+    pub fn entries(&self) -> &[(String, Tensor)] {
+        &self.entries
+    }
+
+    /// The value of that name.
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.entries.iter().find(|(n, _)| n == name).map(|(_, t)| t)
+    }
+
+    /// Writes a safetensors file. The order of computation goes into its metadata.
+    ///
+    /// # Errors
+    /// Io error.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let mut bytes = Vec::new();
+        for (name, t) in &self.entries {
+            bytes.push((name, t.shape().to_vec(), stored(t.dtype())?, little_endian(t)?));
+        }
+        let mut views = Vec::new();
+        for (name, shape, dtype, data) in &bytes {
+            let view = TensorView::new(*dtype, shape.clone(), data);
+            views.push((name.as_str(), view.map_err(|e| Error::io(format!("`{name}` cannot be stored")).with_source(e))?));
+        }
+        let order: Vec<&str> = self.entries.iter().map(|(n, _)| n.as_str()).collect();
+        let order = serde_json::to_string(&order).map_err(|e| Error::io("the names cannot be stored").with_source(e))?;
+        let metadata = HashMap::from([("order".to_owned(), order)]);
+        let written = safetensors::serialize_to_file(views, Some(metadata), path);
+        written.map_err(|e| Error::io(format!("cannot write {}", path.display())).with_source(e))
+    }
+
+    /// Reads a safetensors file: of [`Trace::save`], or of any other program that used the same names.
+    ///
+    /// # Errors
+    /// Io error; corrupt-file error for another format or a dtype that tensors do not have.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let bytes = std::fs::read(path).map_err(|e| Error::io(format!("cannot read {}", path.display())).with_source(e))?;
+        let corrupt = |e| Error::corrupt_file(format!("{} is no safetensors file", path.display())).with_source(e);
+        let file = SafeTensors::deserialize(&bytes).map_err(corrupt)?;
+        let (_, head) = SafeTensors::read_metadata(&bytes).map_err(corrupt)?;
+        let order: Option<Vec<String>> =
+            head.metadata().as_ref().and_then(|m| m.get("order")).and_then(|text| serde_json::from_str(text).ok());
+        let mut entries = Vec::new();
+        for (name, view) in file.iter() {
+            entries.push((name.to_owned(), read(name, &view)?));
+        }
+        match order {
+            Some(order) => {
+                let place: HashMap<&str, usize> = order.iter().enumerate().map(|(i, n)| (n.as_str(), i)).collect();
+                entries.sort_by_key(|(n, _)| place.get(n.as_str()).copied().unwrap_or(usize::MAX));
+            }
+            None => entries.sort_by(|a, b| a.0.cmp(&b.0)),
+        }
+        Ok(Trace { entries })
+    }
+}
+
+fn stored(dtype: DType) -> Result<Dtype> {
+    Ok(match dtype {
+        DType::F64 => Dtype::F64,
+        DType::F32 => Dtype::F32,
+        DType::BF16 => Dtype::BF16,
+        DType::F16 => Dtype::F16,
+        other => bail!(dtype, "a trace holds floats, found {other}"),
+    })
+}
+
+fn little_endian(t: &Tensor) -> Result<Vec<u8>> {
+    Ok(with_float!(t.dtype(), T => t.to_vec::<T>()?.iter().flat_map(|v| v.to_le_bytes()).collect()))
+}
+
+fn read(name: &str, view: &TensorView<'_>) -> Result<Tensor> {
+    fn chunks<const N: usize, T>(bytes: &[u8], f: impl Fn([u8; N]) -> T) -> Vec<T> {
+        bytes.as_chunks::<N>().0.iter().map(|&b| f(b)).collect()
+    }
+    let (d, shape) = (view.data(), view.shape().to_vec());
+    match view.dtype() {
+        Dtype::F64 => Tensor::from_slice(&chunks(d, f64::from_le_bytes), shape),
+        Dtype::F32 => Tensor::from_slice(&chunks(d, f32::from_le_bytes), shape),
+        Dtype::BF16 => Tensor::from_slice(&chunks(d, crate::bf16::from_le_bytes), shape),
+        Dtype::F16 => Tensor::from_slice(&chunks(d, crate::f16::from_le_bytes), shape),
+        Dtype::I64 => Tensor::from_slice(&chunks(d, i64::from_le_bytes), shape),
+        other => bail!(corrupt_file, "`{name}` has dtype {other:?}, which a trace does not hold"),
+    }
+}
+
+/// Records a [`Trace`] inside a gradient function of your own.
+///
+/// ```
+/// use cotangent::{diagnostics::Tracer, nn::Linear, value_and_grad, Key, Tensor, F32};
+/// let layer = Linear::new(3, 2, true, F32, Key::new(1))?;
+/// let x = Tensor::ones([4, 3], F32)?;
+/// let tracer = Tracer::new();
+/// let (_, grads) = value_and_grad(&layer, |l| {
+///     tracer.attach(l)?;
+///     let y = l.forward(&x)?;
+///     y.tap(|| "hidden"); // a layer at the root has no path: name its value
+///     y.square()?.sum(..)
+/// })?;
+/// assert_eq!(tracer.finish().get("hidden:grad").unwrap().shape(), &[4, 2]);
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+#[derive(Clone, Default)]
+pub struct Tracer(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    entries: Vec<(String, Tensor)>,
+    runs: HashMap<String, usize>,
+    /// The latest output of a module: the index of its entry and its node.
+    latest: HashMap<String, (usize, usize)>,
+    /// Entries whose cotangent a node's sweep gives.
+    nodes: HashMap<usize, Vec<String>>,
+}
+
+impl Tracer {
+    /// One that has recorded nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Records what is computed from a model's parameters from now on.
+    ///
+    /// # Errors
+    /// Tape error when no tape tracks the model.
+    pub fn attach<M: Module + Clone>(&self, model: &M) -> Result<()> {
+        super::observe(model, Arc::new(self.clone()))
+    }
+
+    /// What was recorded.
+    pub fn finish(&self) -> Trace {
+        Trace { entries: std::mem::take(&mut *self.state()).entries }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The name of a new entry of that path.
+    fn name(&mut self, path: &str) -> String {
+        let run = self.runs.entry(path.to_owned()).or_default();
+        *run += 1;
+        if *run == 1 { path.to_owned() } else { format!("{path}#{}", *run - 1) }
+    }
+
+    fn push(&mut self, name: String, value: &Tensor, node: Option<usize>) {
+        if let Some(node) = node {
+            self.nodes.entry(node).or_default().push(name.clone());
+        }
+        self.entries.push((name, value.detach()));
+    }
+}
+
+impl Observer for Tracer {
+    fn ran(&self, op: &Ran<'_>) -> Result<()> {
+        let (Some(path), Some(y)) = (modules::of(op), op.outputs.first()) else { return Ok(()) };
+        let mut s = self.state();
+        // A module of several ops: the last result is the module's.
+        if let Some(&(entry, node)) = s.latest.get(&path)
+            && op.inputs.iter().any(|x| x.place() == Some(node))
+        {
+            let name = s.entries[entry].0.clone();
+            s.entries[entry].1 = y.detach();
+            if let Some(names) = s.nodes.get_mut(&node) {
+                names.retain(|n| *n != name);
+            }
+            s.nodes.entry(op.node).or_default().push(name);
+            s.latest.insert(path, (entry, op.node));
+            return Ok(());
+        }
+        let name = s.name(&path);
+        let given = (0..op.inputs.len()).find(|&i| op.inputs[i].dtype().is_float() && op.parameter(i).is_none());
+        if let Some(i) = given {
+            s.push(format!("{name}:input"), op.inputs[i], None);
+        }
+        s.push(name, y, Some(op.node));
+        let entry = s.entries.len() - 1;
+        s.latest.insert(path, (entry, op.node));
+        Ok(())
+    }
+
+    fn pulled(&self, op: &Pulled<'_>) -> Result<()> {
+        let mut s = self.state();
+        for (i, bar) in (0..).map_while(|i| op.y_bar.slot(i)).enumerate() {
+            if let (Some(names), Some(bar)) = (s.nodes.remove(&(op.node + i)), bar) {
+                s.entries.extend(names.into_iter().map(|n| (format!("{n}:grad"), bar.detach())));
+            }
+        }
+        Ok(())
+    }
+
+    fn tapped(&self, name: &str, value: &Tensor) {
+        let mut s = self.state();
+        let name = s.name(name);
+        s.push(name, value, value.place());
+    }
+}
