@@ -8,6 +8,8 @@ mod engine;
 mod functional;
 mod gradcheck;
 mod kernels;
+mod layers;
+mod models;
 mod nesting;
 mod ops;
 mod optimizer_rules;
