@@ -5,8 +5,8 @@
 
 FOLDER/tiny-gpt2 and FOLDER/tiny-qwen2 hold model.safetensors as Hugging Face writes it and fixture.safetensors with the
 numbers of its model in float64: logits, loss, gradients, an optimizer step, training losses, generation. Kept: the weights,
-and of fixture.safetensors what the tests compare with. Gradients and stepped weights of more than LIMIT elements are
-thinned: every k-th element of the flat tensor (k beside it as NAME.stride) and the norm of all (NAME.norm).
+and of fixture.safetensors what the tests compare with. Gradients, stepped weights and the logits of weights in bf16, where
+they have more than LIMIT elements, are thinned: every k-th element of the flat tensor (k beside it as NAME.stride) and the norm of all (NAME.norm).
 COTANGENT_FIXTURES=FOLDER compares with all of them. Needs nothing but Python.
 """
 import json
@@ -17,7 +17,7 @@ from array import array
 from pathlib import Path
 
 LIMIT = 2048
-KEEP = ["input_ids", "targets", "logits", "loss_f64", "train.", "grad.", "adamw.", "gen.prompt", "gen.tokens", "leftpad."]
+KEEP = ["input_ids", "targets", "logits", "loss_f64", "train.", "grad.", "adamw.", "gen.prompt", "gen.tokens", "leftpad.", "bf16.logits", "bf16.loss_f64"]
 
 
 def read(path):
@@ -41,7 +41,7 @@ def write(path, tensors):
 def thin(name, tensor):
     dtype, shape, raw = tensor
     count = math.prod(shape)
-    if dtype != "F32" or count <= LIMIT or not name.startswith(("grad.", "adamw.")):
+    if dtype != "F32" or count <= LIMIT or not name.startswith(("grad.", "adamw.", "bf16.")):
         return {name: tensor}
     values = array("f", raw)
     stride = -(-count // LIMIT)

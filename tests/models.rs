@@ -7,7 +7,7 @@ use cotangent::nn::{
 };
 use cotangent::ops::Rotary;
 use cotangent::optim::AdamW;
-use cotangent::{DType, F32, F64, Grads, Key, Module, ModuleExt, Result, Tensor, module, value_and_grad};
+use cotangent::{BF16, DType, F16, F32, F64, Grads, Key, Module, ModuleExt, Result, Tensor, module, value_and_grad};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -158,6 +158,14 @@ impl LanguageModel for Qwen2 {
     }
 }
 
+/// The same elements of a tensor of ours and of the fixture's: all, or every k-th; and k.
+fn thinned(case: &Case, key: &str, got: &[f64]) -> (Vec<f64>, Vec<f64>, usize) {
+    let want = case.want[key].to_f64_vec().unwrap();
+    let stride = case.want.get(&format!("{key}.stride")).map_or(1, |t| t.item().unwrap() as usize);
+    assert_eq!(want.len(), got.len().div_ceil(stride), "{key}");
+    (got.iter().step_by(stride).copied().collect(), want, stride)
+}
+
 struct Case {
     want: Tensors,
     tokens: Tensor,
@@ -200,12 +208,13 @@ fn compare<M: LanguageModel>(
     // In the layout of the file.
     for (name, t) in M::convert(named.into_iter().collect()).unwrap() {
         let key = format!("{prefix}.{name}");
-        let Some(want) = case.want.get(&key) else { continue };
-        let (got, want) = (t.contiguous().unwrap().to_f64_vec().unwrap(), want.to_f64_vec().unwrap());
-        let stride = case.want.get(&format!("{key}.stride")).map_or(1, |t| t.item().unwrap() as usize);
-        assert_eq!(want.len(), got.len().div_ceil(stride), "{key}");
-        let kept = got.iter().step_by(stride).zip(&want).enumerate().filter(|(i, _)| !skip(&name, i * stride));
-        let difference: Vec<f64> = kept.map(|(_, (a, b))| a - b).collect();
+        if !case.want.contains_key(&key) {
+            continue;
+        }
+        let got = t.contiguous().unwrap().to_f64_vec().unwrap();
+        let (kept, want, stride) = thinned(case, &key, &got);
+        let difference: Vec<f64> =
+            kept.iter().zip(&want).enumerate().filter(|(i, _)| !skip(&name, i * stride)).map(|(_, (a, b))| a - b).collect();
         let error = norm(&difference) / norm(&want);
         assert!(error <= tolerance, "{key}: relative error {error:e}");
         if let Some(all) = case.want.get(&format!("{key}.norm")) {
@@ -342,4 +351,36 @@ fn qwen2_reads_a_padded_batch() {
             got.iter().zip(want).position(|(a, b)| (a - b).abs() > 1e-4)
         );
     }
+}
+
+/// Forward and backward in half precision, the parameters in f32: the error is no larger than Hugging Face's own in the same
+/// dtype (in bf16 against exact logits of the rounded weights).
+fn half_precision<M: LanguageModel>(name: &str, dtype: DType, rms: f64, median: f64) {
+    for folder in folders(name) {
+        let (model, case) = open::<M>(&folder, F32);
+        let exact = if dtype == BF16 { "bf16.logits" } else { "logits" };
+        let logits = model.cast(dtype).unwrap().logits(&case.tokens).unwrap().to_f64_vec().unwrap();
+        let (got, want, _) = thinned(&case, exact, &logits);
+        let difference: Vec<f64> = got.iter().zip(&want).map(|(a, b)| a - b).collect();
+        let error = norm(&difference) / (want.len() as f64).sqrt();
+        let (_, grads) = value_and_grad(&model, |m| case.loss(&m.cast(dtype)?)).unwrap();
+        let mut errors: Vec<f64> = Vec::new();
+        for (name, g) in M::convert(grads.named().into_iter().collect()).unwrap() {
+            assert_eq!(g.dtype(), F32);
+            let (got, want, _) = thinned(&case, &format!("grad.{name}"), &g.contiguous().unwrap().to_f64_vec().unwrap());
+            errors.push(norm(&got.iter().zip(&want).map(|(a, b)| a - b).collect::<Vec<_>>()) / norm(&want));
+        }
+        errors.sort_by(f64::total_cmp);
+        let middle = errors[errors.len() / 2];
+        crate::say(&format!("{name} {dtype}: logits {error:.1e} (Hugging Face {rms:.1e}), gradients {middle:.1e} ({median:.1e})"));
+        assert!(error <= 1.1 * rms && middle <= 1.1 * median, "logits {error:e}, gradients {middle:e}");
+    }
+}
+
+#[test]
+fn half_precision_errs_no_more_than_hugging_face() {
+    half_precision::<Gpt>("tiny-gpt2", BF16, 2.17e-2, 1.62e-2);
+    half_precision::<Gpt>("tiny-gpt2", F16, 3.54e-3, 1.77e-3);
+    half_precision::<Qwen2>("tiny-qwen2", BF16, 2.73e-2, 2.49e-2);
+    half_precision::<Qwen2>("tiny-qwen2", F16, 4.43e-3, 3.27e-3);
 }
