@@ -47,6 +47,8 @@ mod pages {
     struct Book;
     #[doc = include_str!("../docs/book/models.md")]
     struct Models;
+    #[doc = include_str!("../docs/book/optimizers.md")]
+    struct Optimizers;
     #[doc = include_str!("../docs/book/tape.md")]
     struct Tape;
     #[doc = include_str!("../docs/book/layouts.md")]

@@ -9,6 +9,8 @@ mod files;
 mod functional;
 mod gradcheck;
 mod kernels;
+mod layers;
+mod models;
 mod nesting;
 mod ops;
 mod optimizer_rules;

@@ -19,7 +19,7 @@ fn folders() -> Vec<PathBuf> {
         .collect()
 }
 
-fn load(path: &Path) -> BTreeMap<String, Tensor> {
+pub fn load(path: &Path) -> BTreeMap<String, Tensor> {
     let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     file.iter()
@@ -29,6 +29,7 @@ fn load(path: &Path) -> BTreeMap<String, Tensor> {
             let t = match view.dtype() {
                 safetensors::Dtype::F64 => Tensor::from_slice(&chunks(d, f64::from_le_bytes), shape),
                 safetensors::Dtype::F32 => Tensor::from_slice(&chunks(d, f32::from_le_bytes), shape),
+                safetensors::Dtype::I64 => Tensor::from_slice(&chunks(d, i64::from_le_bytes), shape),
                 safetensors::Dtype::I32 => Tensor::from_slice(&chunks(d, |b| i64::from(i32::from_le_bytes(b))), shape),
                 safetensors::Dtype::U8 => Tensor::from_slice(&d.iter().map(|&b| i64::from(b)).collect::<Vec<_>>(), shape),
                 other => panic!("{name}: {other:?}"),

@@ -124,7 +124,7 @@ impl Init {
             Init::Normal { .. } | Init::TruncatedNormal { .. } | Init::Zeros => Fans { fan_in: 1, fan_out: 1 },
             _ => Fans::of(&shape).map_err(|e| e.in_op("init", at))?,
         };
-        self.draw(shape, fans, dtype, key).map_err(|e| e.in_op("init", at))
+        self.draw(shape, fans, dtype, key).map_err(|e| e.called_at(at))
     }
 
     /// A weight whose fans are those given, whatever its layout.
@@ -133,10 +133,10 @@ impl Init {
     /// As [`Init::tensor`].
     #[track_caller]
     pub fn tensor_with(self, fans: Fans, shape: impl Into<Shape>, dtype: DType, key: Key) -> Result<Tensor> {
-        self.draw(shape.into(), fans, dtype, key)
+        let at = std::panic::Location::caller();
+        self.draw(shape.into(), fans, dtype, key).map_err(|e| e.called_at(at))
     }
 
-    #[track_caller]
     fn draw(self, shape: Shape, fans: Fans, dtype: DType, key: Key) -> Result<Tensor> {
         // A weight without inputs has no elements: any finite number does.
         let root = |numerator: f64, n: usize| (numerator / n.max(1) as f64).sqrt();

@@ -10,9 +10,11 @@ use crate::tensor::Tensor;
 #[track_caller]
 fn weights(gates: usize, inputs: usize, hidden: usize, dtype: DType, key: Key) -> Result<[Param; 4]> {
     let bound = 1.0 / (hidden.max(1) as f64).sqrt();
-    let draw = |shape: &[usize], k| Ok::<Param, crate::Error>(Tensor::uniform(shape, -bound..bound, dtype, key.fold(k))?.into());
-    let rows = gates * hidden;
-    Ok([draw(&[rows, inputs], 0)?, draw(&[rows, hidden], 1)?, draw(&[rows], 2)?, draw(&[rows], 3)?])
+    let rows = gates.saturating_mul(hidden);
+    let draw = |shape: &[usize], k| Tensor::uniform(shape, -bound..bound, dtype, key.fold(k)).map(Param::from);
+    let all = || Ok([draw(&[rows, inputs], 0)?, draw(&[rows, hidden], 1)?, draw(&[rows], 2)?, draw(&[rows], 3)?]);
+    let at = std::panic::Location::caller();
+    all().map_err(|e: crate::Error| e.called_at(at))
 }
 
 /// Elman's cell: `h' = tanh(W_ih·x + b_ih + W_hh·h + b_hh)`.

@@ -102,7 +102,10 @@ impl<L: Layer + ?Sized> Layer for Box<L> {
 
 impl<L: Layer> Layer for Option<L> {
     fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
-        self.as_ref().map_or_else(|| Ok(x.clone()), |l| l.call(x, key))
+        match self {
+            Some(l) => l.call(x, key),
+            None => Ok(x.clone()),
+        }
     }
 }
 
@@ -212,6 +215,10 @@ impl Module for Sequential {
 
 impl Layer for Sequential {
     fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
-        self.layers.iter().enumerate().try_fold(x.clone(), |x, (i, l)| (**l).call(&x, key.map(|k| k.fold(i as u64))))
+        let mut x = x.clone();
+        for (i, l) in self.layers.iter().enumerate() {
+            x = (**l).call(&x, key.map(|k| k.fold(i as u64)))?;
+        }
+        Ok(x)
     }
 }

@@ -75,7 +75,8 @@ impl Ema {
             }
             let p = wide(&p.detach())?;
             // a + (1−d)(p − a): a weight that stays is its own average, exactly.
-            average.to_device(p.device())?.add(&p.sub(&average.to_device(p.device())?)?.mul_scalar(1.0 - decay)?)
+            let average = average.to_device(p.device())?;
+            average.add(&p.sub(&average)?.mul_scalar(1.0 - decay)?)
         })?;
         self.average = new;
         self.steps += 1;

@@ -146,8 +146,7 @@ fn orthogonal(g: &Tensor, steps: usize) -> Result<Tensor> {
     // The smaller square matrix is the product of rows of the wider form.
     let tall = g.shape()[0] > g.shape()[1];
     let x = if tall { g.t()? } else { g.clone() };
-    let norm = x.norm(..)?.item()?;
-    let mut x = x.div_scalar(norm.max(1e-7))?;
+    let mut x = x.div(&x.norm(..)?.clamp(1e-7, None)?)?;
     for _ in 0..steps {
         let square = x.matmul(&x.t()?)?;
         let polynomial = square.mul_scalar(b)?.add(&square.matmul(&square)?.mul_scalar(c)?)?;
