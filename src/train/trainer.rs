@@ -127,6 +127,8 @@ pub struct Trainer<'a, M, O> {
     callbacks: Vec<Callback<'a, M>>,
     evaluate: Option<Evaluate<'a, M>>,
     done: Progress,
+    /// Whether the folder's snapshots are this trainer's: restored or begun.
+    begun: bool,
 }
 
 type Callback<'a, M> = Box<dyn FnMut(&Event<'_, M>) -> Result<()> + 'a>;
@@ -147,6 +149,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
             callbacks: Vec::new(),
             evaluate: None,
             done: Progress::default(),
+            begun: false,
         }
     }
 
