@@ -125,7 +125,11 @@ fn stop_on_ctrl_c() -> Arc<AtomicBool> {
 
 /// Snapshots and metrics, continued where the newest snapshot is.
 fn open_folder(args: &Args, folder: &Path, trainer: &mut Trainer<'_, Gpt, AdamW>) -> Result<()> {
-    trainer.snapshots = Some(Snapshots::open(folder, args.save_every)?);
+    let snapshots = Snapshots::open(folder, args.save_every)?;
+    if !args.resume && snapshots.files()?.pop().is_some() {
+        return Err(Error::argument(format!("{} has snapshots of a run: add --resume, or take another folder", folder.display())));
+    }
+    trainer.snapshots = Some(snapshots);
     if args.resume && trainer.resume()?.is_some() {
         say(format_args!("continues after {} steps", trainer.step()))?;
     }
