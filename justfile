@@ -10,7 +10,7 @@ fmt:
 # Formatting and lints, as CI demands them.
 lint:
     cargo fmt --check
-    cargo clippy --all-targets --features emulator -- -D warnings
+    cargo clippy --all-targets --features emulator,tokenizers -- -D warnings
 
 # Every test, doc tests included.
 test:

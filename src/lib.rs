@@ -57,6 +57,8 @@ mod pages {
     struct Numerics;
     #[doc = include_str!("../docs/book/testing.md")]
     struct Testing;
+    #[doc = include_str!("../docs/book/training.md")]
+    struct Training;
     #[doc = include_str!("../docs/book/performance.md")]
     struct Performance;
 }

@@ -113,6 +113,9 @@ fn a_stopped_run_is_saved_and_continues() {
     });
     train(&mut first).unwrap();
     assert_eq!(*log.lock().unwrap(), ["saved 100", "stopped 100"]);
+    let mut new = trainer(Some(folder.path())).unwrap();
+    let e = train(&mut new).unwrap_err();
+    assert!(e.is_argument() && e.to_string().contains("step-000000100.safetensors"), "{e}");
     let mut second = trainer(Some(folder.path())).unwrap();
     assert!(second.resume().unwrap().is_some());
     assert_eq!(second.step(), 100);

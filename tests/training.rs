@@ -226,6 +226,46 @@ fn tokenizer_files_encode_and_decode() {
     assert!(TokenizerFile::open(folder.join("gone")).unwrap_err().is_io());
 }
 
+/// Steps, evaluations and what is left out can be seen by any `tracing` subscriber.
+#[test]
+fn what_happens_is_logged() {
+    use tracing::{Event as Logged, Metadata, Subscriber, field, span};
+    struct Seen(Arc<Mutex<Vec<String>>>);
+    struct Message(String);
+    impl field::Visit for Message {
+        fn record_debug(&mut self, field: &field::Field, value: &dyn std::fmt::Debug) {
+            if field.name() == "message" {
+                self.0 = format!("{value:?}");
+            }
+        }
+    }
+    impl Subscriber for Seen {
+        fn enabled(&self, about: &Metadata<'_>) -> bool {
+            about.target().starts_with("cotangent::train")
+        }
+        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+            span::Id::from_u64(1)
+        }
+        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+        fn event(&self, event: &Logged<'_>) {
+            let mut message = Message(String::new());
+            event.record(&mut message);
+            self.0.lock().unwrap().push(format!("{} {}", event.metadata().level(), message.0));
+        }
+        fn enter(&self, _: &span::Id) {}
+        fn exit(&self, _: &span::Id) {}
+    }
+    let log = Arc::new(Mutex::new(Vec::new()));
+    tracing::subscriber::with_default(Seen(log.clone()), || {
+        let mut t = Trainer::new(weights(), AdamW::default());
+        t.options.steps = 2;
+        t.evaluate_with(|_| Ok(Some(1.0)));
+        t.run(&|i| if i == 1 { Tensor::full([4, 3], f64::NAN, F64) } else { numbers(i) }, loss).unwrap();
+    });
+    assert_eq!(*log.lock().unwrap(), ["DEBUG step", "WARN not finite: the step is left out", "DEBUG step", "INFO evaluated"]);
+}
+
 /// With the mask of two documents in one window, attention gives what each gives alone.
 #[test]
 fn document_masks_keep_documents_apart() {

@@ -108,7 +108,7 @@ impl Args {
     /// What a run must have in common with the one it continues.
     pub fn settings(&self) -> BTreeMap<String, String> {
         let data = self.data.as_ref().map_or("the crate's sources".to_owned(), |p| p.display().to_string());
-        let all: [(&str, String); 18] = [
+        let all: [(&str, String); 17] = [
             ("data", data),
             ("steps", self.steps.to_string()),
             ("batch", self.batch.to_string()),
@@ -126,7 +126,6 @@ impl Args {
             ("clip", self.clip.to_string()),
             ("seed", self.seed.to_string()),
             ("dtype", self.dtype.to_string()),
-            ("device", self.device.to_string()),
         ];
         all.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }

@@ -16,7 +16,7 @@ use cotangent::train::{
     Csv, Event, Jsonl, Options, Order, Outcome, Prefetch, Progress, Sampling, Snapshots, TensorBoard, Tokenizer, Trainer, Windows,
     generate, mean_loss, record,
 };
-use cotangent::{DType, Error, ModuleExt, Result, Rng};
+use cotangent::{DType, Error, ModuleExt, Result, Rng, Tensor};
 use data::Corpus;
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -61,7 +61,7 @@ fn run(args: &Args) -> Result<()> {
     let vocabulary = corpus.characters.vocabulary();
     let config = GptConfig { vocabulary, context, layers, heads, width, bias, dropout, activation: Activation::Gelu };
     let mut rng = Rng::seed(args.seed);
-    let gpt = Gpt::new(&config, args.master(), rng.next_key())?;
+    let gpt = Gpt::new(&config, args.master(), rng.next_key())?.to_device(args.device)?;
     say(corpus.describe())?;
     let (n, cores) = (gpt.num_params(), rayon::current_num_threads());
     say(format_args!(
@@ -72,6 +72,7 @@ fn run(args: &Args) -> Result<()> {
     let (data_key, drop_key, eval_key) = (rng.next_key(), rng.next_key(), rng.next_key());
     let validation = Windows::new(corpus.validation.clone(), args.batch, context, Order::Random, eval_key)?;
     let train = Prefetch::new(Windows::new(corpus.train.clone(), args.batch, context, Order::Random, data_key)?, 2);
+    let there = |t: &Tensor| t.to_device(args.device);
     let (stop, bar) = (stop_on_ctrl_c(), Progress::new(args.batch * context, "tok"));
     let adam = AdamW { betas: (0.9, args.beta2), weight_decay: args.weight_decay, ..AdamW::default() };
     let mut trainer = Trainer::new(gpt, adam);
@@ -92,9 +93,10 @@ fn run(args: &Args) -> Result<()> {
     });
     trainer.evaluate_with(|gpt| {
         let model = compute(gpt, args.dtype)?;
-        mean_loss(&validation, args.eval_batches, &stop, |(x, y)| model.loss(x, y, None))
+        mean_loss(&validation, args.eval_batches, &stop, |(x, y)| model.loss(&there(x)?, &there(y)?, None))
     });
-    let outcome = trainer.run(&train, |m, (x, y), key| compute(m, args.dtype)?.loss(x, y, (dropout > 0.0).then_some(key)))?;
+    let outcome =
+        trainer.run(&train, |m, (x, y), key| compute(m, args.dtype)?.loss(&there(x)?, &there(y)?, (dropout > 0.0).then_some(key)))?;
     bar.finish();
     report(args, &trainer.model, &outcome)?;
     // After Ctrl-C nothing is begun any more; during the sampling it shows what there is.
@@ -103,7 +105,8 @@ fn run(args: &Args) -> Result<()> {
     }
     let model = compute(&trainer.model, args.dtype)?;
     let sampling = Sampling { temperature: args.temperature, ..Sampling::default() };
-    let sample = generate(&[corpus.first_token()], args.sample, context, sampling, rng.next_key(), &stop, |x| model.forward(x, None))?;
+    let sample =
+        generate(&[corpus.first_token()], args.sample, context, sampling, rng.next_key(), &stop, |x| model.forward(&there(x)?, None))?;
     say(format_args!("Sample:\n{}", corpus.characters.decode(&sample)?))
 }
 
@@ -125,7 +128,11 @@ fn stop_on_ctrl_c() -> Arc<AtomicBool> {
 
 /// Snapshots and metrics, continued where the newest snapshot is.
 fn open_folder(args: &Args, folder: &Path, trainer: &mut Trainer<'_, Gpt, AdamW>) -> Result<()> {
-    trainer.snapshots = Some(Snapshots::open(folder, args.save_every)?);
+    let snapshots = Snapshots::open(folder, args.save_every)?;
+    if !args.resume && snapshots.files()?.pop().is_some() {
+        return Err(Error::argument(format!("{} has snapshots of a run: add --resume, or take another folder", folder.display())));
+    }
+    trainer.snapshots = Some(snapshots);
     if args.resume && trainer.resume()?.is_some() {
         say(format_args!("continues after {} steps", trainer.step()))?;
     }

@@ -214,7 +214,7 @@ impl Snapshots {
     pub fn save(&self, snapshot: &Snapshot) -> Result<PathBuf> {
         let path = self.folder.join(format!("step-{:09}.safetensors", snapshot.step));
         snapshot.save(&path)?;
-        // What a run that went further left in the folder is of no use to this one, and would be taken for newer.
+        // Newer ones are damaged: the run continued from one before them.
         let files = self.files()?;
         let (older, newer): (Vec<PathBuf>, Vec<PathBuf>) = files.into_iter().partition(|p| step_of(p) <= Some(snapshot.step));
         let outdated = older.len().saturating_sub(Self::KEPT);

@@ -127,6 +127,8 @@ pub struct Trainer<'a, M, O> {
     callbacks: Vec<Callback<'a, M>>,
     evaluate: Option<Evaluate<'a, M>>,
     done: Progress,
+    /// Whether the folder's snapshots are this trainer's: restored or begun.
+    begun: bool,
 }
 
 type Callback<'a, M> = Box<dyn FnMut(&Event<'_, M>) -> Result<()> + 'a>;
@@ -147,6 +149,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
             callbacks: Vec::new(),
             evaluate: None,
             done: Progress::default(),
+            begun: false,
         }
     }
 
@@ -168,7 +171,8 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
     /// Makes the steps that are left. `loss` gets the model, a batch and a key, and returns a scalar.
     ///
     /// # Errors
-    /// Whatever data, loss, optimizer, callbacks or evaluation return; argument error for options out of range, and when more
+    /// Whatever data, loss, optimizer, callbacks or evaluation return; argument error for options out of range, for a folder that has
+    /// snapshots of another run, and when more
     /// steps in a row than [`Options::patience`] were not finite. The trainer can be run again after an error: model,
     /// optimizer and position are those of the last whole step.
     #[track_caller]
@@ -182,6 +186,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
         if accumulate == 0 {
             bail!(argument, "accumulate must be at least 1");
         }
+        self.refuse_another_runs_folder()?;
         let mut out = Outcome { steps: 0, clipped: 0, skipped: 0, made: 0, seconds: 0.0, evaluation: None, grads: None, stopped: false };
         let mut saved = None;
         while self.done.step < steps {
@@ -215,6 +220,17 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
         }
         (out.steps, out.clipped, out.skipped) = (self.done.step, self.done.clipped, self.done.skipped);
         Ok(out)
+    }
+
+    /// A new run in the folder of an old one would overwrite its snapshots.
+    fn refuse_another_runs_folder(&mut self) -> Result<()> {
+        if let (false, Some(snapshots)) = (self.begun, &self.snapshots)
+            && let Some(newest) = snapshots.files()?.last()
+        {
+            bail!(argument, "there is a snapshot of another run, {}: resume it, or take another folder", newest.display());
+        }
+        self.begun = true;
+        Ok(())
     }
 
     fn one_step<D: Batches>(&mut self, data: &D, loss: &impl Fn(&M, &D::Batch, Key) -> Result<Tensor>) -> Result<(StepReport, Grads<M>)> {
@@ -371,7 +387,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
             self.optimizer.set_learning_rate(before)?;
             return Err(e);
         }
-        (self.model, self.done, self.key) = (model, done, s.key());
+        (self.model, self.done, self.key, self.begun) = (model, done, s.key(), true);
         Ok(())
     }
 
