@@ -4,6 +4,7 @@
 mod callers;
 mod checker;
 mod device;
+mod diagnostics;
 mod engine;
 mod functional;
 mod gradcheck;
@@ -12,6 +13,7 @@ mod nesting;
 mod ops;
 mod optimizers;
 mod parity;
+mod postmortems;
 mod replay;
 mod tidy;
 

@@ -43,7 +43,7 @@ pub struct HistoryStep {
 ///     let clipped = grads.clip_global_norm(1.0)?;
 ///     history.record(step, &layer, &grads, loss.item()?, 0.1, &clipped)?;
 ///     let before = layer.clone();
-///     sgd.step(&mut layer, &grads, 0.1)?;
+///     sgd.step(&mut layer, &grads)?;
 ///     history.updates(&before, &layer)?; // optional: how far the step went
 /// }
 /// println!("{history}");
