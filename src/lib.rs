@@ -55,4 +55,8 @@ mod pages {
     struct Testing;
     #[doc = include_str!("../docs/book/performance.md")]
     struct Performance;
+    #[doc = include_str!("../docs/book/diagnostics.md")]
+    struct Diagnostics;
+    #[doc = include_str!("../docs/book/postmortems.md")]
+    struct Postmortems;
 }

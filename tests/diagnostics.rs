@@ -2,12 +2,15 @@
 
 use crate::say;
 use cotangent::diagnostics::{
-    Alignment, Anomaly, AttentionCheck, AttentionReport, ClipTracker, DepthProfile, HealthHistory, HealthReport, Misalignment, Profiler, Trace, Tracer, Verdict, detect_anomaly,
+    Alignment, Anomaly, AttentionCheck, AttentionReport, ClipTracker, DepthProfile, HealthHistory, HealthReport, Misalignment, Profiler,
+    Trace, Tracer, Verdict, detect_anomaly,
 };
 use cotangent::nn::{Gpt, GptConfig, Linear};
 use cotangent::ops::Reduction;
 use cotangent::optim::{AdamW, Clipped};
-use cotangent::{F32, F64, GradOptions, Key, Module, ModuleExt, Result, Tape, Tensor, checkpoint, grad, module, value_and_grad, value_and_grad_with};
+use cotangent::{
+    F32, F64, GradOptions, Key, Module, ModuleExt, Result, Tape, Tensor, checkpoint, grad, module, value_and_grad, value_and_grad_with,
+};
 
 fn gpt() -> (Gpt, Tensor, Tensor) {
     let config = GptConfig { vocabulary: 13, context: 8, layers: 3, heads: 2, width: 16, ..GptConfig::default() };
@@ -58,7 +61,10 @@ impl Lstm {
 fn healthy_models_raise_no_alarm() -> Result<()> {
     let (mut gpt, tokens, targets) = gpt();
     let history = quiet(&mut gpt, 30, |m| m.loss(&tokens, &targets, None))?;
-    assert_eq!(history.layers, ["transformer.wte", "transformer.wpe", "transformer.h.0", "transformer.h.1", "transformer.h.2", "transformer.ln_f"]);
+    assert_eq!(
+        history.layers,
+        ["transformer.wte", "transformer.wpe", "transformer.h.0", "transformer.h.1", "transformer.h.2", "transformer.ln_f"]
+    );
     assert_eq!(history.last().unwrap().depth().verdict(), Verdict::Healthy);
 
     let linear = |i, o, k| Linear::new(i, o, true, F32, Key::new(k)).unwrap();
@@ -456,7 +462,10 @@ fn the_profile_accounts_for_every_op_and_module() -> Result<()> {
     let trace: serde_json::Value = serde_json::from_str(&profile.chrome_trace()).unwrap();
     let events = trace["traceEvents"].as_array().unwrap();
     let count = |tid: u32, cat: &str| events.iter().filter(|e| e["ph"] == "X" && e["tid"] == tid && e["cat"] == cat).count();
-    assert_eq!((count(1, "forward"), count(1, "backward")), (profile.ops.len(), profile.ops.iter().filter(|o| o.back_began.is_some()).count()));
+    assert_eq!(
+        (count(1, "forward"), count(1, "backward")),
+        (profile.ops.len(), profile.ops.iter().filter(|o| o.back_began.is_some()).count())
+    );
     assert!(events.iter().any(|e| e["tid"] == 2 && e["cat"] == "backward" && e["name"] == "transformer.h.0.mlp.c_fc"));
     assert!(events.iter().filter(|e| e["ph"] == "X").all(|e| e["dur"].as_f64().unwrap() >= 0.0));
     assert!(profiler.finish().ops.is_empty());

@@ -66,15 +66,26 @@ impl fmt::Display for Misalignment {
         let percent = |s: &f64| format!("{:.1} %", 100.0 * s);
         match self {
             Self::Shifted { by: 0, share } => {
-                write!(f, "label leakage: {} of the targets equal the input at their own position; shift the targets by one", percent(share))
+                write!(
+                    f,
+                    "label leakage: {} of the targets equal the input at their own position; shift the targets by one",
+                    percent(share)
+                )
             }
             Self::Shifted { by, share } => {
-                let why = if *by > 1 { "shifted too often: once by the data and again by the loss?" } else { "the model is asked for the past" };
+                let why =
+                    if *by > 1 { "shifted too often: once by the data and again by the loss?" } else { "the model is asked for the past" };
                 write!(f, "off by {}: {} of the targets are inputs[t + {by}] instead of inputs[t + 1]; {why}", by - 1, percent(share))
             }
             Self::Unrelated { share } => write!(f, "targets are no shift of the inputs: only {} match inputs[t + 1]", percent(share)),
             Self::Partly { share, first } => {
-                write!(f, "{} of the targets match inputs[t + 1]; the first that does not is row {}, position {}", percent(share), first.0, first.1)
+                write!(
+                    f,
+                    "{} of the targets match inputs[t + 1]; the first that does not is row {}, position {}",
+                    percent(share),
+                    first.0,
+                    first.1
+                )
             }
             Self::Wrapped => write!(f, "the last target of every row is its first token: a rotation was taken for a shift"),
             Self::UnmaskedPadding { count, first } => write!(

@@ -190,7 +190,9 @@ impl AttentionReport {
     pub fn rows_sum_to_one(weights: &Tensor, tolerance: f64) -> Result<f64> {
         let at = Location::caller();
         let &[.., tk] = weights.shape().dims() else {
-            return Err(Error::shape(format!("expected weights [.., queries, keys], found {}", weights.shape())).in_op("attention_check", at));
+            return Err(
+                Error::shape(format!("expected weights [.., queries, keys], found {}", weights.shape())).in_op("attention_check", at)
+            );
         };
         let mut worst = (0.0, 0, 1.0);
         for (i, row) in weights.to_f64_vec()?.chunks_exact(tk.max(1)).enumerate() {
@@ -201,7 +203,8 @@ impl AttentionReport {
             }
         }
         if !(worst.0 <= tolerance) {
-            let message = format!("row {} of the weights sums to {}: is the softmax over the keys, and the mask before it?", worst.1, worst.2);
+            let message =
+                format!("row {} of the weights sums to {}: is the softmax over the keys, and the mask before it?", worst.1, worst.2);
             return Err(Error::argument(message).in_op("attention_check", at));
         }
         Ok(worst.0)

@@ -75,13 +75,7 @@ impl HealthHistory {
 
     /// An empty history with a clip window of 100 steps.
     pub fn new() -> Self {
-        HealthHistory {
-            layers: Vec::new(),
-            steps: Vec::new(),
-            clips: ClipTracker::new(100),
-            thresholds: Thresholds::default(),
-            last: None,
-        }
+        HealthHistory { layers: Vec::new(), steps: Vec::new(), clips: ClipTracker::new(100), thresholds: Thresholds::default(), last: None }
     }
 
     /// Adds a step: call it after clipping and before the optimizer. Norms are given as they were before clipping.
