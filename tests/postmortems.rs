@@ -487,23 +487,31 @@ fn pre_norm_keeps_gradients_at_depth_64_and_post_norm_loses_them() -> Result<()>
     let x = normal(&[16, WIDE], 1.0, 41);
     let target = normal(&[16, WIDE], 1.0, 42);
     let norm = |x: &Tensor| x.layer_norm(1, None, None, 1e-5);
-    let profile = |post: bool| -> Result<DepthProfile> {
+    let profile = |post: bool, relu: bool| -> Result<DepthProfile> {
         let w = |k, gain: f64| Param::from(normal(&[WIDE, WIDE], gain / (WIDE as f64).sqrt(), 200 + k));
         let net: Vec<(Param, Param)> = (0..64u64).map(|l| (w(2 * l, 1.0), w(2 * l + 1, 2.0))).collect();
         let (_, g) = value_and_grad(&net, |layers| {
             let mut x = x.clone();
             for (up, down) in layers {
-                let f = |x: &Tensor| x.linear(up, None)?.sigmoid()?.linear(down, None);
+                let f = |x: &Tensor| {
+                    let h = x.linear(up, None)?;
+                    if relu { h.relu()?.mul_scalar(0.5)?.linear(down, None) } else { h.sigmoid()?.linear(down, None) }
+                };
                 x = if post { norm(&x.add(&f(&x)?)?)? } else { x.add(&f(&norm(&x)?)?)? };
             }
             norm(&x)?.mul(&target)?.mean(..)
         })?;
         Ok(HealthReport::new(&net, &g)?.depth())
     };
-    let (pre, post) = (profile(false)?, profile(true)?);
+    let (pre, post) = (profile(false, false)?, profile(true, false)?);
     let every = |p: &DepthProfile| DepthProfile::new(p.points.iter().step_by(9).cloned());
     say(&format!("64 layers. pre-norm: {}post-norm: {}", every(&pre), every(&post)));
     assert_eq!((pre.points.len(), pre.verdict(), post.verdict()), (64, Verdict::Healthy, Verdict::Vanishing));
     assert!(pre.decades() < 1.0 && post.decades() > 5.0, "{pre}{post}");
+    for post in [false, true] {
+        let even = profile(post, true)?;
+        say(&format!("ReLU, post-norm {post}: {:.1} decades", even.decades()));
+        assert!(even.decades().abs() < 1.0, "{even}");
+    }
     Ok(())
 }
