@@ -61,4 +61,8 @@ mod pages {
     struct Training;
     #[doc = include_str!("../docs/book/performance.md")]
     struct Performance;
+    #[doc = include_str!("../docs/book/diagnostics.md")]
+    struct Diagnostics;
+    #[doc = include_str!("../docs/book/postmortems.md")]
+    struct Postmortems;
 }

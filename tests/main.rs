@@ -4,6 +4,7 @@
 mod callers;
 mod checker;
 mod device;
+mod diagnostics;
 mod engine;
 mod files;
 mod functional;
@@ -17,6 +18,7 @@ mod optimizer_rules;
 mod optimizer_state;
 mod optimizers;
 mod parity;
+mod postmortems;
 mod replay;
 mod resume;
 mod tidy;

@@ -7,8 +7,8 @@ use std::fmt;
 
 /// The share of steps whose gradients were clipped, over a window of steps.
 ///
-/// Clipping is a guard against rare steps. When it acts on all of them, the learning rate is decided by the threshold
-/// and not by the gradient: either the threshold is too low, or a gradient is wrong.
+/// Clipping is a guard against rare steps. When it acts on all of them, the threshold is too low, or a gradient is wrong. With
+/// SGD the threshold then decides the step; Adam divides by the gradient's own size, so there it only evens out the steps.
 ///
 /// ```
 /// use cotangent::{diagnostics::ClipTracker, optim::Clipped};
@@ -81,8 +81,9 @@ impl ClipTracker {
             return None;
         }
         Some(format!(
-            "{:.0} % of the last {} steps were clipped (norms before clipping: median {:.3e}, largest {:.3e}): the threshold decides the step, not \
-             the gradient; check the loss's gradient with gradcheck and the layers with HealthReport, or raise the threshold above the median",
+            "{:.0} % of the last {} steps were clipped (norms before clipping: median {:.3e}, largest {:.3e}): with SGD the threshold now decides \
+             the step (Adam only loses the differences between steps); if the loss falls and these norms do not, suspect the loss's gradient: gradcheck \
+             it, and look at HealthReport; if all is well, raise the threshold above the median",
             100.0 * self.rate(),
             self.recent.len(),
             self.norm_quantile(0.5),

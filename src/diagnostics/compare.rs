@@ -91,7 +91,9 @@ impl Comparison {
                 b.name.trim_end_matches(":input")
             ),
             (Some(module), _, None) => format!("`{module}`, the first module, is given another input ({size})"),
-            (_, Some(module), _) => format!("all values agree, but the cotangent of `{module}` differs ({size}): a derivative after it is wrong"),
+            (_, Some(module), _) => {
+                format!("all values agree, but the cotangent of `{module}` differs ({size}): a derivative after it is wrong")
+            }
             (_, _, Some(b)) if b.name.strip_suffix(":input") == Some(r.name.as_str()) => {
                 format!("`{}` is given the same input and gives another output ({size}): its parameters, or how it uses them", r.name)
             }
@@ -137,7 +139,9 @@ fn hint(d: &[f64], here: &[f64], there: &[f64], extents: &[usize], tolerance: f6
     }
     // Over the axis before the last: in sequence models the position.
     let time = extents.len().checked_sub(2).map(|a| extents[a]).filter(|t| *t > 1)?;
-    let differs = |t: usize| rows().skip(t).step_by(time).zip(there.chunks_exact(width).skip(t).step_by(time)).any(|(d, b)| norm_of(d) > tolerance * norm_of(b));
+    let differs = |t: usize| {
+        rows().skip(t).step_by(time).zip(there.chunks_exact(width).skip(t).step_by(time)).any(|(d, b)| norm_of(d) > tolerance * norm_of(b))
+    };
     match (0..time).find(|&t| differs(t)) {
         Some(t) if t > 0 => Some(format!("positions before {t} agree: look at what depends on the position (rotation, mask, cache)")),
         _ => None,

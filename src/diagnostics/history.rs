@@ -43,7 +43,7 @@ pub struct HistoryStep {
 ///     let clipped = grads.clip_global_norm(1.0)?;
 ///     history.record(step, &layer, &grads, loss.item()?, 0.1, &clipped)?;
 ///     let before = layer.clone();
-///     sgd.step(&mut layer, &grads, 0.1)?;
+///     sgd.step(&mut layer, &grads)?;
 ///     history.updates(&before, &layer)?; // optional: how far the step went
 /// }
 /// println!("{history}");
@@ -75,13 +75,7 @@ impl HealthHistory {
 
     /// An empty history with a clip window of 100 steps.
     pub fn new() -> Self {
-        HealthHistory {
-            layers: Vec::new(),
-            steps: Vec::new(),
-            clips: ClipTracker::new(100),
-            thresholds: Thresholds::default(),
-            last: None,
-        }
+        HealthHistory { layers: Vec::new(), steps: Vec::new(), clips: ClipTracker::new(100), thresholds: Thresholds::default(), last: None }
     }
 
     /// Adds a step: call it after clipping and before the optimizer. Norms are given as they were before clipping.

@@ -5,25 +5,34 @@
 //! | Do all layers get a gradient of a sensible size? | [`HealthReport`]; over a whole run [`HealthHistory`] |
 //! | Does clipping decide the step? | [`ClipTracker`] |
 //! | Which op gave the first NaN? | [`Anomaly`] |
+//! | Are the targets the inputs shifted by one? | [`Alignment`] |
 //! | Which layer differs from the reference first? | [`Trace`] |
+//! | Is attention saturated, blind, or looking ahead? | [`AttentionCheck`] |
+//! | Where do time and memory go? | [`Profiler`] |
 
+mod align;
 mod anomaly;
+mod attention;
 mod clip;
 mod compare;
 mod depth;
 mod health;
 mod history;
 mod modules;
+mod profile;
 mod report;
 mod stats;
 mod trace;
 
+pub use align::{Alignment, AlignmentReport, Misalignment};
 pub use anomaly::{Anomaly, Finding, detect_anomaly};
+pub use attention::{AttentionCheck, AttentionReport, HeadStats};
 pub use clip::ClipTracker;
 pub use compare::{Comparison, Difference};
 pub use depth::DepthProfile;
 pub use health::{Health, HealthReport, LayerHealth, Thresholds, Verdict};
 pub use history::{HealthHistory, HistoryStep};
+pub use profile::{OpTime, Profile, Profiler, Total};
 pub use stats::Stats;
 pub use trace::{Trace, Tracer};
 

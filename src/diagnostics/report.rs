@@ -26,11 +26,11 @@ pub(super) fn html(h: &HealthHistory) -> Result<String> {
     }
     let series = |f: &dyn Fn(&HistoryStep) -> f64| -> Vec<(f64, f64)> { h.steps.iter().map(|s| (s.step as f64, f(s))).collect() };
     let mut pictures = vec![heat_map(h)?];
-    pictures.push(lines("Loss", "loss", &[("loss", BLUE, series(&|s| s.loss))], false)?);
+    pictures.push(lines("Loss", "loss", &[("loss", BLUE, series(&|s| s.loss))], &[], false)?);
     let limits: Vec<(f64, f64)> = h.steps.iter().filter(|s| s.clipped).map(|s| (s.step as f64, s.norm)).collect();
     pictures.push(norms(&series(&|s| s.norm), &limits)?);
-    pictures.push(lines("Clip rate (share of the last 20 recorded steps)", "share", &[("clipped", RED, clip_rate(h))], false)?);
-    pictures.push(lines("Learning rate", "rate", &[("learning rate", BLUE, series(&|s| s.lr))], false)?);
+    pictures.push(lines("Clip rate (share of the last 20 recorded steps)", "share", &[("clipped", RED, clip_rate(h))], &[], false)?);
+    pictures.push(lines("Learning rate", "rate", &[("learning rate", BLUE, series(&|s| s.lr))], &[], false)?);
     if h.steps.iter().any(|s| !s.updates.is_empty()) {
         pictures.push(updates(h)?);
     }
@@ -110,8 +110,8 @@ fn steps_range(points: &[(f64, f64)]) -> std::ops::Range<f64> {
     first..if last > first { last } else { first + 1.0 }
 }
 
-/// Curves over the steps; with `log` over the powers of ten.
-fn lines(title: &str, unit: &str, curves: &[(&str, RGBColor, Vec<(f64, f64)>)], log: bool) -> Result<String> {
+/// Curves over the steps, and dots (clipped steps) on them; with `log` over the powers of ten.
+fn lines(title: &str, unit: &str, curves: &[(&str, RGBColor, Vec<(f64, f64)>)], dots: &[(f64, f64)], log: bool) -> Result<String> {
     let shown = |v: f64| if log { v.max(f64::MIN_POSITIVE).log10() } else { v };
     let all: Vec<f64> = curves.iter().flat_map(|c| c.2.iter().map(|p| shown(p.1))).filter(|v| !log || *v > -300.0).collect();
     let (low, high) = ends(all.iter().copied());
@@ -155,7 +155,12 @@ fn lines(title: &str, unit: &str, curves: &[(&str, RGBColor, Vec<(f64, f64)>)], 
                 }
             }
         }
-        if curves.len() > 1 {
+        let seen = dots.iter().map(|p| (p.0, shown(p.1))).filter(|p| p.1.is_finite());
+        if !dots.is_empty() {
+            let series = drawn(chart.draw_series(seen.map(|p| Circle::new(p, 2, RED.filled()))))?;
+            series.label("clipped").legend(|(x, y)| Circle::new((x + 9, y), 3, RED.filled()));
+        }
+        if curves.len() > 1 || !dots.is_empty() {
             drawn(
                 chart
                     .configure_series_labels()
@@ -173,7 +178,7 @@ fn lines(title: &str, unit: &str, curves: &[(&str, RGBColor, Vec<(f64, f64)>)], 
 /// The global norm before clipping, with the clipped steps marked.
 fn norms(all: &[(f64, f64)], clipped: &[(f64, f64)]) -> Result<String> {
     let title = format!("Global gradient norm before clipping ({} of {} steps clipped)", clipped.len(), all.len());
-    lines(&title, "L2 norm (log scale)", &[("norm", BLUE, all.to_vec())], true)
+    lines(&title, "L2 norm (log scale)", &[("norm", BLUE, all.to_vec())], clipped, true)
 }
 
 /// Update over parameter norm: the middle layer and the extremes.
@@ -184,7 +189,7 @@ fn updates(h: &HealthHistory) -> Result<String> {
     };
     let grey = RGBColor(130, 130, 130);
     let curves = [("largest layer", RED, curve(1.0)), ("median layer", BLUE, curve(0.5)), ("smallest layer", grey, curve(0.0))];
-    lines("Size of the step beside the parameters, by layer (1e-3 is usual)", "|step| / |param| (log)", &curves, true)
+    lines("Size of the step beside the parameters, by layer (1e-3 is usual)", "|step| / |param| (log)", &curves, &[], true)
 }
 
 /// Gradient norm by layer and step; a scale beside it, and a mark where the verdict is bad.
@@ -221,11 +226,13 @@ fn heat_map(h: &HealthHistory) -> Result<String> {
                 }
             }
         }
-        let ticks = columns.len().min(8);
-        for t in 0..ticks {
-            let k = t * columns.len() / ticks;
+        // Round numbers of steps, each at the first column that reaches it.
+        let (first, last) = (columns[0][0].step, columns[columns.len() - 1][0].step);
+        let apart = round_up((last - first.min(last)) as f64 / 8.0);
+        for step in (0..=8).map(|t| first.div_ceil(apart) * apart + t * apart) {
+            let Some(k) = columns.iter().position(|c| c[0].step >= step).filter(|_| step <= last) else { continue };
             drawn(area.draw(&PathElement::new(vec![(x_of(k), bottom), (x_of(k), bottom + 4)], INK)))?;
-            text(&columns[k][0].step.to_string(), (x_of(k), bottom + 7), 12)?;
+            text(&step.to_string(), (x_of(k), bottom + 7), 12)?;
         }
         text("step", ((left + right) / 2 - 10, bottom + 24), 13)?;
         text("red underline: not healthy; grey: zero; black: not finite", (left, bottom + 44), 12)?;
@@ -241,6 +248,13 @@ fn heat_map(h: &HealthHistory) -> Result<String> {
         }
         text("L2 norm", (scale, top - 18), 12)
     })
+}
+
+/// The next of 1, 2, 5, 10, 20, …
+fn round_up(v: f64) -> u64 {
+    let ten = 10f64.powf(v.max(1.0).log10().floor());
+    let factor = [1.0, 2.0, 5.0, 10.0].into_iter().find(|f| f * ten >= v).unwrap_or(10.0);
+    (factor * ten) as u64
 }
 
 fn shade(v: f64, low: f64, high: f64) -> RGBColor {

@@ -10,8 +10,8 @@ mod sweep;
 
 pub(crate) use checkpoint::Isolated;
 pub use checkpoint::checkpoint;
-pub(crate) use observe::{Started, ran, relocate, start};
 pub use observe::{Observer, Pulled, Ran};
+pub(crate) use observe::{Started, ran, relocate, start};
 pub(crate) use sweep::{Accumulate, Sweep, sweep};
 
 use crate::dtype::DType;
@@ -351,7 +351,7 @@ pub(crate) fn record(
     started: Started,
 ) -> Result<()> {
     let id = reserve(tape, name, at, inputs, outputs);
-    let bytes = saved.bytes();
+    let bytes = started.bytes(&saved);
     fulfil(tape, id, saved, pull);
     ran(tape, id, started, name, at, inputs, outputs, bytes)
 }

@@ -2,7 +2,7 @@
 //!
 //! An observer belongs to one tape, so there is nothing global; a tape without one asks a single flag per op.
 
-use super::{Cotangents, Inner, InputCotangents, Kind, Tape};
+use super::{Cotangents, Inner, InputCotangents, Kind, Saved, Tape};
 use crate::backend::{Device, cuda};
 use crate::error::Result;
 use crate::tensor::Tensor;
@@ -113,6 +113,11 @@ impl Watchers {
 pub(crate) struct Started(Option<(Instant, Duration, Device)>);
 
 impl Started {
+    /// Bytes of what is saved, when somebody wants to know.
+    pub(crate) fn bytes(&self, saved: &Saved) -> usize {
+        if self.0.is_some() { saved.bytes() } else { 0 }
+    }
+
     /// The work is done (on a GPU: queued, and waited for).
     pub(crate) fn stop(self) -> Result<Self> {
         let Some((began, _, device)) = self.0 else { return Ok(self) };
@@ -170,10 +175,13 @@ pub(super) fn pulled(
     tape.watchers.list().iter().try_for_each(|o| o.pulled(&op)).map_err(|e| e.in_op(name, at))
 }
 
-/// Runs a composition, and gives the nodes that it adds the line of its caller.
+/// Runs a composition; on an observed tape, the nodes that it adds get the line of its caller.
 pub(crate) fn relocate<R>(x: &[&Tensor], at: &'static Location<'static>, f: impl FnOnce() -> R) -> R {
-    let tape = || x.iter().find_map(|t| t.node.as_ref()).and_then(|n| n.resolve().ok()).map(|(tape, _)| tape);
-    let before = tape().map(|t| (t.len(), t));
+    if start(x).0.is_none() {
+        return f();
+    }
+    let tape = x.iter().find_map(|t| t.node.as_ref()).and_then(|n| n.resolve().ok()).map(|(tape, _)| tape);
+    let before = tape.map(|t| (t.len(), t));
     let result = f();
     if let Some((from, tape)) = before {
         tape.nodes().iter_mut().skip(from).for_each(|n| n.at = at);
