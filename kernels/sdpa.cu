@@ -24,7 +24,9 @@ struct Heads {
 struct Scores {
     i64 heads, group, tq, tk, d, dv;
     f64 scale, inverse_keep;
-    u64 seed, stream, threshold;
+    u64 seed, stream;
+    const i64* live;
+    u64 threshold;
     i32 causal, dropout;
 };
 
@@ -202,7 +204,7 @@ template <class T> struct Masks {
 
 // Four bits: which of the scores number, number + 1, … are kept.
 DEVICE u32 kept(const Scores& p, u64 number) {
-    const Key key{p.seed, p.stream};
+    const Key key = current_key(p.seed, p.stream, p.live);
     u32 r = u32(number % 4), bits = 0;
     Words a = random_block(key, number / 4), b = a;
     if (r != 0) b = random_block(key, number / 4 + 1);

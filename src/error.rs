@@ -36,6 +36,8 @@ pub enum ErrorKind {
     CorruptFile,
     /// A gradient check found a wrong derivative.
     GradCheck,
+    /// A captured step did something that cannot be replayed (read a value back, took other memory than declared).
+    Capture,
 }
 
 /// Why an operation could not be done.
@@ -102,6 +104,8 @@ kinds! {
     corrupt_file, is_corrupt_file => CorruptFile;
     /// A gradient check failed.
     gradcheck, is_gradcheck => GradCheck;
+    /// A step could not be captured, or not be replayed.
+    capture, is_capture => Capture;
 }
 
 impl Error {

@@ -2,6 +2,7 @@
 
 mod array;
 pub mod backend;
+mod capture;
 pub mod diagnostics;
 mod dtype;
 mod error;
@@ -20,6 +21,7 @@ mod tensor;
 pub mod testing;
 
 pub use backend::Device;
+pub use capture::Graph;
 pub use dtype::{BF16, F16, F32, F64, I64, U8, U32};
 pub use dtype::{DType, Element};
 pub use error::{Error, ErrorKind, Result};

@@ -4,10 +4,11 @@ use super::{follow, for_each_param};
 use crate::backend::cpu::optim::{AdamStep, adam_update};
 use crate::backend::cpu::{Compute, Real};
 use crate::backend::cuda;
+use crate::capture::not_in_state;
 use crate::dtype::DType;
 use crate::error::{Error, Result, bail};
 use crate::functional::Grads;
-use crate::module::Module;
+use crate::module::{Module, Phase, Visitor};
 use crate::tensor::Tensor;
 use std::collections::HashMap;
 
@@ -59,6 +60,10 @@ pub struct AdamW {
 pub struct AdamState {
     moments: HashMap<String, Moments>,
     steps: u64,
+    /// While a step is captured: where its numbers begin.
+    live: Option<usize>,
+    /// Numbers that are part of a captured step.
+    fixed: Option<((f64, f64), f64, bool)>,
 }
 
 #[derive(Clone, Debug)]
@@ -82,6 +87,50 @@ impl Default for AdamW {
     }
 }
 
+/// The state that a step changes: the moments by name, in order. (What else it holds are numbers of the host.)
+impl Module for AdamW {
+    fn visit(&mut self, v: &mut Visitor<'_>) {
+        let fixed = (self.betas, self.eps, self.amsgrad);
+        let mut names: Vec<String> = self.state.moments.keys().cloned().collect();
+        names.sort_unstable();
+        for name in names {
+            if let Some(m) = self.state.moments.get_mut(&name) {
+                let Moments { first, second, largest } = m;
+                v.field(&name, &mut Fields([("first", Some(first)), ("second", Some(second)), ("largest", largest.as_mut())]));
+            }
+        }
+        v.numbers(3, |phase, at, numbers| {
+            match phase {
+                Phase::Begin => (self.state.live, self.state.fixed) = (Some(at), Some(fixed)),
+                Phase::End => self.state.live = None,
+                Phase::Step => {
+                    if self.state.fixed.is_some_and(|f| f != fixed) {
+                        bail!(capture, "adamw: betas, eps and amsgrad are part of the captured step; capture it again");
+                    }
+                    self.check()?;
+                    self.state.steps += 1;
+                    let step = self.numbers(self.weight_decay);
+                    numbers.copy_from_slice(&[step.rate, step.root, step.shrink]);
+                }
+            }
+            Ok(())
+        });
+    }
+}
+
+/// Some tensors under their names.
+struct Fields<'a>([(&'static str, Option<&'a mut Tensor>); 3]);
+
+impl Module for Fields<'_> {
+    fn visit(&mut self, v: &mut Visitor<'_>) {
+        for (name, tensor) in &mut self.0 {
+            if let Some(t) = tensor {
+                v.field(name, *t);
+            }
+        }
+    }
+}
+
 impl AdamW {
     /// Number of steps taken.
     pub fn steps(&self) -> u64 {
@@ -95,6 +144,9 @@ impl AdamW {
 
     /// One step on every trainable parameter of the model.
     ///
+    /// In a captured step ([`Device::capture`](crate::Device::capture)) the optimizer is part of the state; `lr` and
+    /// `weight_decay` may change between replays, the other numbers are part of the graph.
+    ///
     /// # Errors
     /// Argument error for rates outside their range or gradients of another model; dtype error for half-precision
     /// parameters (keep them in f32 and cast inside the gradient function). The model is unchanged when the arguments
@@ -102,10 +154,11 @@ impl AdamW {
     #[track_caller]
     pub fn step<M: Module + Clone>(&mut self, model: &mut M, grads: &Grads<M>) -> Result<()> {
         let at = std::panic::Location::caller();
+        let _running = cuda::capture::Running::new("adamw", at);
         self.run(model, grads).map_err(|e| e.in_op("adamw", at))
     }
 
-    fn run<M: Module + Clone>(&mut self, model: &mut M, grads: &Grads<M>) -> Result<()> {
+    fn check(&self) -> Result<()> {
         let (b1, b2) = self.betas;
         if !(0.0..1.0).contains(&b1) || !(0.0..1.0).contains(&b2) || self.eps.is_nan() || self.eps < 0.0 || !self.lr.is_finite() {
             bail!(
@@ -116,6 +169,26 @@ impl AdamW {
                 self.lr
             );
         }
+        Ok(())
+    }
+
+    /// The numbers of the step at hand for a parameter of this weight decay.
+    fn numbers(&self, decay: f64) -> AdamStep {
+        let (b1, b2) = self.betas;
+        #[allow(clippy::cast_precision_loss)] // reason: step counts stay far below 2⁵³
+        let t = self.state.steps as f64;
+        AdamStep {
+            shrink: 1.0 - self.lr * decay,
+            rate: self.lr / (1.0 - b1.powf(t)),
+            root: (1.0 - b2.powf(t)).sqrt(),
+            b1,
+            b2,
+            eps: self.eps,
+        }
+    }
+
+    fn run<M: Module + Clone>(&mut self, model: &mut M, grads: &Grads<M>) -> Result<()> {
+        self.check()?;
         // Refuse before anything changes.
         for_each_param(model, grads, |name, p, _| {
             if p.dtype().is_half() {
@@ -132,32 +205,35 @@ impl AdamW {
                 _ => Ok(()),
             }
         })?;
-        self.state.steps += 1;
-        #[allow(clippy::cast_precision_loss)] // reason: step counts stay far below 2⁵³
-        let t = self.state.steps as f64;
+        // Nothing is computed in a capture: each replay counts its step, in `visit`.
+        let capturing = cuda::capture::active();
+        let live = self.state.live.and_then(cuda::capture::numbers);
+        if capturing && live.is_none() {
+            return Err(not_in_state("the optimizer"));
+        }
+        if !capturing {
+            self.state.steps += 1;
+        }
         for_each_param(model, grads, |name, p, g| {
             if !self.state.moments.contains_key(name) {
+                if capturing {
+                    bail!(capture, "`{name}` has no moments yet: take one step before the capture");
+                }
                 let zero = || Tensor::zeros_like(p);
                 let moments = Moments { first: zero()?, second: zero()?, largest: if self.amsgrad { Some(zero()?) } else { None } };
                 self.state.moments.insert(name.to_owned(), moments);
             }
+            let decays = (self.decays)(name, p);
+            let step = self.numbers(if decays { self.weight_decay } else { 0.0 });
             let Some(m) = self.state.moments.get_mut(name) else { bail!(argument, "the state of `{name}` is gone") };
             for state in [Some(&mut m.first), Some(&mut m.second), m.largest.as_mut()].into_iter().flatten() {
                 follow(state, p)?;
             }
-            let decay = if (self.decays)(name, p) { self.weight_decay } else { 0.0 };
-            let step = AdamStep {
-                shrink: 1.0 - self.lr * decay,
-                rate: self.lr / (1.0 - b1.powf(t)),
-                root: (1.0 - b2.powf(t)).sqrt(),
-                b1,
-                b2,
-                eps: self.eps,
-            };
             if p.device().is_cuda() {
                 let Moments { first, second, largest } = m;
                 let largest = largest.as_mut().map(Tensor::own_cuda).transpose()?;
-                return cuda::optim::adam(p.own_cuda()?, &g.array.cuda()?, first.own_cuda()?, second.own_cuda()?, largest, step);
+                let live = live.map(|at| (at, decays));
+                return cuda::optim::adam(p.own_cuda()?, &g.array.cuda()?, first.own_cuda()?, second.own_cuda()?, largest, step, live);
             }
             match p.dtype() {
                 DType::F64 => update::<f64>(p, g, m, step),
