@@ -67,7 +67,7 @@ fn run(args: &Args) -> Result<()> {
         activation: Activation::Gelu,
     };
     let mut rng = Rng::seed(args.seed);
-    let mut gpt = Gpt::new(&config, args.master(), rng.next_key())?;
+    let mut gpt = Gpt::new(&config, args.master(), rng.next_key())?.to_device(args.device)?;
     say(corpus.describe())?;
     say(format_args!(
         "GPT with {} parameters: {} layers, {} heads, width {}, context {}; {} on {}, {} threads",
@@ -125,6 +125,7 @@ fn train(args: &Args, corpus: &Corpus, gpt: &mut Gpt, rng: &mut Rng, stop: &Atom
         }
         let started = Instant::now();
         let (x, y) = corpus.train_batch(args.batch, args.context, data_key.fold(step as u64))?;
+        let (x, y) = (x.to_device(args.device)?, y.to_device(args.device)?);
         let key = (args.dropout > 0.0).then(|| drop_key.fold(step as u64));
         let (loss, mut grads) = value_and_grad(&*gpt, |m| compute(m, args.dtype)?.loss(&x, &y, key))?;
         let norm = grads.clip_global_norm(args.clip)?;
@@ -164,6 +165,7 @@ fn validate(args: &Args, corpus: &Corpus, gpt: &Gpt, key: Key, stop: &AtomicBool
             return Ok(None);
         }
         let (x, y) = corpus.validation_batch(args.batch, args.context, key.fold(i as u64))?;
+        let (x, y) = (x.to_device(args.device)?, y.to_device(args.device)?);
         sum += model.loss(&x, &y, None)?.item()?;
     }
     Ok(Some(sum / args.eval_batches as f64))
@@ -199,7 +201,7 @@ fn generate(args: &Args, corpus: &Corpus, gpt: &Gpt, rng: &mut Rng, stop: &Atomi
             break;
         }
         let window = &tokens[tokens.len().saturating_sub(args.context)..];
-        let x = Tensor::from_slice(window, [1, window.len()])?;
+        let x = Tensor::from_slice(window, [1, window.len()])?.to_device(args.device)?;
         let logits = model.forward(&x, None)?.select(1, -1)?.to_f64_vec()?;
         tokens.push(draw(&logits, args.temperature, key.uniform_f64(i as u64)) as i64);
     }

@@ -215,6 +215,12 @@ impl Context {
         self.after("a captured step")
     }
 
+    /// Seconds that the device takes for what `work` queues.
+    pub(super) fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        capture::refuse(self, "time is measured")?;
+        self.driver.time(work)
+    }
+
     fn after(&self, what: &str) -> Result<()> {
         if self.blocking.load(Relaxed) && !capture::is_capturing(self) {
             self.driver.synchronize().map_err(|e| Error::new(e.kind(), format!("{what}: {e}")))?;

@@ -68,6 +68,8 @@ pub(crate) unsafe trait Driver: Send + Sync + std::panic::RefUnwindSafe {
     unsafe fn gemm(&self, gemm: &Gemm) -> Result<()>;
     /// Waits for the queue; an error of any kernel since the last wait surfaces here.
     fn synchronize(&self) -> Result<()>;
+    /// Seconds that the device takes for what `work` queues, by its own clock.
+    fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
     /// From now on work is noted instead of done, until [`Driver::end_capture`]. Copies from and to the host are not
     /// allowed meanwhile; one caller at a time.
     fn begin_capture(&self) -> Result<()>;

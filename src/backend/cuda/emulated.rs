@@ -206,6 +206,12 @@ unsafe impl Driver for Emulated {
         Ok(())
     }
 
+    fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        let start = std::time::Instant::now();
+        work()?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+
     fn begin_capture(&self) -> Result<()> {
         *self.noted() = Some(Vec::new());
         Ok(())

@@ -103,6 +103,17 @@ pub fn set_blocking(device: Device, on: bool) -> Result<()> {
     Ok(())
 }
 
+/// Seconds that the device takes for the work that `f` queues, by its own clock (CUDA events); waits for it. The emulated device
+/// gives the time of the host.
+///
+/// # Errors
+/// What `f` returns; device error when it is no CUDA device, cannot be opened, or a kernel failed.
+#[track_caller]
+pub fn time(device: Device, mut f: impl FnMut() -> Result<()>) -> Result<f64> {
+    let at = Location::caller();
+    Context::of(device)?.time(&mut f).map_err(|e| e.in_op("time", at))
+}
+
 /// How many kernels and matrix products were queued on the device so far.
 ///
 /// # Errors

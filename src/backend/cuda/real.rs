@@ -229,6 +229,15 @@ unsafe impl Driver for Real {
         self.stream.synchronize().map_err(driver_error)
     }
 
+    fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        self.bind()?;
+        let (start, end) = (Event::new()?, Event::new()?);
+        start.record(&self.stream)?;
+        work()?;
+        end.record(&self.stream)?;
+        end.since(&start)
+    }
+
     fn begin_capture(&self) -> Result<()> {
         self.bind()?;
         // Relaxed: memory that the step needs beyond the pool is allocated while it is captured, which the other modes
@@ -252,6 +261,45 @@ unsafe impl Driver for Real {
         };
         instantiated.map_err(driver_error)?;
         Ok(Box::new(Exec { exec, context: Arc::clone(&self.context), stream: Arc::clone(&self.stream) }))
+    }
+}
+
+/// A point in the queue, with the time at which the device passed it.
+struct Event(sys::CUevent);
+
+impl Event {
+    fn new() -> Result<Self> {
+        let mut event = std::ptr::null_mut();
+        // SAFETY: writes one handle.
+        unsafe { sys::cuEventCreate(&raw mut event, 0) }.result().map_err(driver_error)?;
+        Ok(Event(event))
+    }
+
+    fn record(&self, stream: &CudaStream) -> Result<()> {
+        // SAFETY: both handles are alive.
+        unsafe { sys::cuEventRecord(self.0, stream.cu_stream()) }.result().map_err(driver_error)
+    }
+
+    /// Waits for it. Seconds after the other one.
+    fn since(&self, start: &Event) -> Result<f64> {
+        type Elapsed = unsafe extern "C" fn(*mut f32, sys::CUevent, sys::CUevent) -> sys::CUresult;
+        let mut ms = 0f32;
+        // SAFETY: the events are alive and were recorded. The function is looked up by its oldest name, which every driver has: the
+        // bindings' own is missing before CUDA 12.8.
+        unsafe {
+            sys::cuEventSynchronize(self.0).result().map_err(driver_error)?;
+            let elapsed = sys::culib().get::<Elapsed>(b"cuEventElapsedTime\0");
+            let elapsed = elapsed.map_err(|e| Error::device_unavailable(format!("CUDA: no event times: {e}")))?;
+            elapsed(&raw mut ms, start.0, self.0).result().map_err(driver_error)?;
+        }
+        Ok(f64::from(ms) / 1e3)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: the handle is alive and not used again; the driver waits for events in flight.
+        let _ = unsafe { sys::cuEventDestroy_v2(self.0) }.result();
     }
 }
 
