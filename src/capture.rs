@@ -197,7 +197,8 @@ impl Device {
         });
         walk_numbers(state, Phase::End)?;
         let (captured, before, outputs) = result?;
-        let mut blocks: Vec<u64> = outputs.iter().filter_map(|y| y.cuda_buffer().ok()).map(cuda::Buffer::addr).filter(|&a| a != 0).collect();
+        let mut blocks: Vec<u64> =
+            outputs.iter().filter_map(|y| y.cuda_buffer().ok()).map(cuda::Buffer::addr).filter(|&a| a != 0).collect();
         blocks.sort_unstable();
         blocks.dedup();
         let leaked = captured.live_blocks().saturating_sub(blocks.len());

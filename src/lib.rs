@@ -55,6 +55,8 @@ mod pages {
     struct Numerics;
     #[doc = include_str!("../docs/book/testing.md")]
     struct Testing;
+    #[doc = include_str!("../docs/book/gpu.md")]
+    struct Gpu;
     #[doc = include_str!("../docs/book/performance.md")]
     struct Performance;
 }

@@ -384,3 +384,7 @@ pub mod expect {
         Ok(())
     }
 }
+
+#[cfg(all(test, feature = "emulator"))]
+#[path = "op_tests.rs"]
+mod tests;

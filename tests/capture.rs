@@ -1,4 +1,4 @@
-//! Captured steps on the emulated device: replays give the bits of ordinary steps, what cannot be replayed is refused with op
+//! Captured steps: replays give the bits of ordinary steps, what cannot be replayed is refused with op
 //! and line, and the device and the state survive it.
 
 use cotangent::backend::cuda;
@@ -7,8 +7,9 @@ use cotangent::optim::{AdamW, Sgd};
 use cotangent::{Device, Error, F32, Key, ModuleExt, Result, Tensor, value_and_grad};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
+/// A GPU where there is one.
 fn device() -> Device {
-    Device::cuda_emulated().unwrap()
+    Device::cuda(0).unwrap_or_else(|_| Device::cuda_emulated().unwrap())
 }
 
 fn here(v: &[f32]) -> Tensor {
@@ -112,7 +113,11 @@ fn a_captured_training_step_gives_the_bits_of_ordinary_steps() {
 }
 
 /// What a capture of `step` refuses; the device and the state are as before.
-fn refused<S: cotangent::Module + Clone>(state: &mut S, x: &Tensor, step: impl FnOnce(&mut S, &[Tensor], Key) -> Result<Vec<Tensor>>) -> Error {
+fn refused<S: cotangent::Module + Clone>(
+    state: &mut S,
+    x: &Tensor,
+    step: impl FnOnce(&mut S, &[Tensor], Key) -> Result<Vec<Tensor>>,
+) -> Error {
     let values = |s: &S| s.named_tensors().into_iter().map(|(n, t)| (n, t.to_f64_vec().unwrap())).collect::<Vec<_>>();
     let before = values(state);
     let e = device().capture(state, &[x], Key::new(1), step).unwrap_err();
@@ -182,7 +187,10 @@ fn what_cannot_be_replayed_is_refused_with_op_and_line() {
     named(&e, "capture");
     named(&refused(s, &x, |s, _, _| s.narrow(0, 0, 2).and_then(|t| t.exp()).map(|t| *s = t).map(|()| vec![])), "capture");
     let mut many = vec![here(&[0.5, 0.25])];
-    named(&device().capture(&mut many, &[&x], Key::new(1), |s, x, _| x[0].exp().map(|t| s.push(t)).map(|()| vec![])).unwrap_err(), "capture");
+    named(
+        &device().capture(&mut many, &[&x], Key::new(1), |s, x, _| x[0].exp().map(|t| s.push(t)).map(|()| vec![])).unwrap_err(),
+        "capture",
+    );
     assert_eq!(many[0].to_vec::<f32>().unwrap(), [0.5, 0.25]);
     // Errors of the step itself come through; a CPU tensor in the state, and the CPU, are no place for a capture.
     assert!(refused(s, &x, |_, x, _| x[0].reshape([7]).map(|y| vec![y])).is_shape());
@@ -276,7 +284,8 @@ fn memory_is_counted_by_op() {
     let y = x.normal_cdf().unwrap();
     drop(x.normal_cdf().unwrap());
     let of = cuda::memory_by_op(device()).unwrap()["normal_cdf"];
-    assert_eq!((of.taken, of.held, of.peak, of.blocks), (8000, 4000, 8000, 2));
+    assert!(of.held >= 4000, "{of:?}");
+    assert_eq!((of.taken, of.peak, of.blocks), (2 * of.held, 2 * of.held, 2));
     drop(y);
     assert_eq!(cuda::memory_by_op(device()).unwrap()["normal_cdf"].held, 0);
     cuda::record_memory_by_op(device(), false).unwrap();

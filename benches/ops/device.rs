@@ -74,7 +74,9 @@ pub fn run(device: Device, dtypes: &[DType]) -> Result<()> {
         for entry in registry().iter().filter(|e| words.is_empty() || words.iter().any(|w| e.name.contains(w.as_str()))) {
             for case in entry.bench_on(dtype, device) {
                 let forward = || (case.forward)().map(drop);
-                let one = |direction, f: &dyn Fn() -> Result<()>, csv: &mut String| row(device, &flush, limits, entry.name, &case, dtype, direction, f, csv);
+                let one = |direction, f: &dyn Fn() -> Result<()>, csv: &mut String| {
+                    row(device, &flush, limits, entry.name, &case, dtype, direction, f, csv)
+                };
                 one("forward", &forward, &mut csv)?;
                 if let Some(backward) = &case.backward {
                     one("forward+backward", backward, &mut csv)?;
@@ -119,15 +121,14 @@ fn row(
     );
     let number = |x: f64| if x.is_finite() { format!("{x:.4}") } else { String::new() };
     let numbers = [1e6 * median, 1e6 * least, bytes, operations, rate(bytes) / 1e9, rate(operations) / 1e12, percent].map(number);
-    writeln!(csv, "{op},\"{shapes}\",{dtype},{direction},{},{device}", numbers.join(",")).map_err(|e| Error::io(format!("a line of the table: {e}")))
+    writeln!(csv, "{op},\"{shapes}\",{dtype},{direction},{},{device}", numbers.join(","))
+        .map_err(|e| Error::io(format!("a line of the table: {e}")))
 }
 
 /// The device that `COTANGENT_BENCH_DEVICE` names, if it does.
 pub fn chosen() -> Result<Option<Device>> {
     match std::env::var("COTANGENT_BENCH_DEVICE") {
-        Ok(name) if !name.is_empty() && name != "cpu" => {
-            Ok(Some(name.parse()?))
-        }
+        Ok(name) if !name.is_empty() && name != "cpu" => Ok(Some(name.parse()?)),
         _ => Ok(None),
     }
 }

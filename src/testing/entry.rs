@@ -94,7 +94,11 @@ impl OpEntry {
     /// The op's bench samples in a dtype, with their operands on a device.
     pub fn bench_on(&self, dtype: DType, device: Device) -> Vec<BenchCase> {
         let samples = (self.samples)(&mut Gen::new(0, 8));
-        samples.into_iter().filter(|s| s.purpose == Purpose::Bench).filter_map(|s| super::timing::bench_case(s, dtype, device).ok()).collect()
+        samples
+            .into_iter()
+            .filter(|s| s.purpose == Purpose::Bench)
+            .filter_map(|s| super::timing::bench_case(s, dtype, device).ok())
+            .collect()
     }
 }
 

@@ -117,7 +117,10 @@ pub(super) fn private(on: &Context) -> Option<Arc<Private>> {
 /// An error when this thread captures a step: `what` needs values that the device has not computed yet.
 pub(super) fn refuse(on: &Context, what: &str) -> Result<()> {
     if is_capturing(on) {
-        bail!(capture, "{what} inside a captured step, which is not computed until it is replayed; do it before or after, or return the tensor");
+        bail!(
+            capture,
+            "{what} inside a captured step, which is not computed until it is replayed; do it before or after, or return the tensor"
+        );
     }
     Ok(())
 }

@@ -32,7 +32,24 @@ pub(crate) fn adam(
     let numbers = live.map(|(at, _)| Src::at(at, DType::F64));
     let decays = i32::from(live.is_some_and(|(_, decays)| decays));
     let (p, m, v) = (Dst::new(p), Dst::new(m), Dst::new(v));
-    adamw::step(on, grid, &p, &g.src(), &m, &v, largest.as_ref(), n as i64, s.shrink, s.rate, s.root, s.b1, s.b2, s.eps, numbers.as_ref(), decays)
+    adamw::step(
+        on,
+        grid,
+        &p,
+        &g.src(),
+        &m,
+        &v,
+        largest.as_ref(),
+        n as i64,
+        s.shrink,
+        s.rate,
+        s.root,
+        s.b1,
+        s.b2,
+        s.eps,
+        numbers.as_ref(),
+        decays,
+    )
 }
 
 /// The numbers of one step of gradient descent.
