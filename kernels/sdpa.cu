@@ -204,10 +204,11 @@ template <class T> struct Masks {
 
 // Four bits: which of the scores number, number + 1, … are kept.
 DEVICE u32 kept(const Scores& p, u64 number) {
-    const Key key = current_key(p.seed, p.stream, p.live);
+    // The key is read for each block: registers are short here.
+    auto block = [&](u64 i) { return random_block(current_key(p.seed, p.stream, p.live), i); };
     u32 r = u32(number % 4), bits = 0;
-    Words a = random_block(key, number / 4), b = a;
-    if (r != 0) b = random_block(key, number / 4 + 1);
+    Words a = block(number / 4), b = a;
+    if (r != 0) b = block(number / 4 + 1);
     const u32 w[8] = {a.w[0], a.w[1], a.w[2], a.w[3], b.w[0], b.w[1], b.w[2], b.w[3]};
 #pragma unroll
     for (int j = 0; j < 4; j++) {
@@ -469,7 +470,7 @@ KERNEL(sdpa_columns,
 
 // The cotangent of an additive mask of `slices` matrices rows x cols, each extent 1 or that of the scores; `slice` finds the
 // matrix that a head reads. A block owns a tile of one of them, and goes through all heads that read it.
-LAUNCH_BOUNDS(64, 8)
+LAUNCH_BOUNDS(64, 7)
 KERNEL(sdpa_mask,
        (T* bar, i64 slices, i64 rows, i64 cols, const View& slice, const acc<T>* stats, const T* q, const Heads& vq, const T* k, const Heads& vk, const T* v,
         const Heads& vv, const T* g, const Heads& vg, maybe<const u8*> allowed, maybe<const T*> added, const Heads& vm, const Scores& p),
