@@ -385,7 +385,7 @@ fn launcher(k: &KernelLine, file: &str, stem: &str, module_of: &BTreeMap<String,
         };
         let _ = writeln!(s, "        dtype_index({:?}, &[{want}], &[({:?}, {})])?;", k.name, a.name, dtype(a));
     }
-    let mut list = String::new();
+    let (mut list, mut sizes) = (String::new(), String::new());
     for (i, a) in k.args.iter().enumerate() {
         let value = match &a.kind {
             Kind::Pointer { optional: true, .. } => format!("{}.map_or(0, |p| p.addr())", a.name),
@@ -395,13 +395,14 @@ fn launcher(k: &KernelLine, file: &str, stem: &str, module_of: &BTreeMap<String,
         };
         let _ = writeln!(s, "        let mut a{i} = {value};");
         let _ = write!(list, "{}(&raw mut a{i}).cast()", if i > 0 { ", " } else { "" });
+        let _ = write!(sizes, "{}size_of_val(&a{i})", if i > 0 { ", " } else { "" });
     }
     let index = if index.is_empty() { "0".to_owned() } else { index };
     let _ = writeln!(
         s,
         "        // SAFETY: these are the kernel's parameters in number, order and type, with memory of the dtypes it reads and writes."
     );
-    let _ = writeln!(s, "        unsafe {{ on.launch(&KERNELS[{index}], grid, &mut [{list}]) }}");
+    let _ = writeln!(s, "        unsafe {{ on.launch(&KERNELS[{index}], grid, &mut [{list}], &[{sizes}]) }}");
     let _ = writeln!(s, "    }}");
     s
 }

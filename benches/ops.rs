@@ -3,6 +3,12 @@
 //! `cargo bench --bench ops -- softmax` runs what contains the word. The dtype is f32 unless `COTANGENT_BENCH_DTYPES`
 //! lists others (`f32,bf16`); threads are rayon's (`RAYON_NUM_THREADS`). Throughput counts the bytes of all inputs and
 //! outputs once, so an elementwise op can be compared with `copy` of as many bytes.
+//!
+//! `COTANGENT_BENCH_DEVICE=cuda:0` times them on a CUDA device instead, by its events, with the L2 cache flushed before each run:
+//! a table, and the same as CSV in `COTANGENT_BENCH_CSV` for benches/peers/torch_ops.py.
+
+#[path = "ops/device.rs"]
+mod device;
 
 use cotangent::ops::registry;
 use cotangent::{DType, Result};
@@ -65,11 +71,16 @@ fn ops(c: &mut Criterion, dtype: DType) {
 }
 
 fn main() -> Result<()> {
+    let dtypes = std::env::var("COTANGENT_BENCH_DTYPES").unwrap_or_else(|_| "f32".into());
+    let dtypes: Vec<DType> = dtypes.split(',').map(|name| name.trim().parse()).collect::<Result<_>>()?;
+    if let Some(device) = device::chosen()? {
+        return device::run(device, &dtypes);
+    }
     let mut c =
         Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1)).configure_from_args();
     copy(&mut c);
-    for name in std::env::var("COTANGENT_BENCH_DTYPES").as_deref().unwrap_or("f32").split(',') {
-        ops(&mut c, name.trim().parse()?);
+    for dtype in dtypes {
+        ops(&mut c, dtype);
     }
     c.final_summary();
     Ok(())

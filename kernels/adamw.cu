@@ -9,8 +9,15 @@
 #include "common/pack.cuh"
 
 KERNEL(adamw_step,
-       (T* p, const T* g, T* m, T* v, maybe<T*> largest, i64 n, f64 shrink, f64 rate, f64 root, f64 b1, f64 b2, f64 eps),
+       (T* p, const T* g, T* m, T* v, maybe<T*> largest, i64 n, f64 shrink, f64 rate, f64 root, f64 b1, f64 b2, f64 eps,
+        maybe<const f64*> live),
        f64, f32) {
+    // A captured step reads what changes from step to step.
+    if (live) {
+        rate = live[0];
+        root = live[1];
+        shrink = live[2];
+    }
     const T w1 = T(1 - b1), w2 = T(1 - b2), keep = T(b2), s = T(shrink), r = T(rate), c = T(root), e = T(eps);
     auto step = [&](T& p, T g, T& m, T& v, T* l) {
         m = m_fma(g - m, w1, m);

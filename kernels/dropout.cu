@@ -2,10 +2,12 @@
 #include "common/philox.cuh"
 #include "common/view.cuh"
 
-// y = x * scale where kept, else 0. seed and stream are Key::parts().
-KERNEL(dropout, (T* y, const T* x, const View& vx, u64 seed, u64 stream, u64 threshold, acc<T> scale, i64 n), f64, f32, bf16, f16) {
+// y = x * scale where kept, else 0. seed and stream are Key::parts(); a captured step reads them from device memory instead.
+KERNEL(dropout,
+       (T* y, const T* x, const View& vx, u64 seed, u64 stream, maybe<const i64*> live, u64 threshold, acc<T> scale, i64 n),
+       f64, f32, bf16, f16) {
     Operand<T, PACK<T>> from(x, vx);
-    Key key{seed, stream};
+    const Key key = current_key(seed, stream, live);
     for_packs<PACK<T>>(y, n, from.in_packs(), [&](i64 i, auto& out) {
         constexpr int M = sizeof(out) / sizeof(T);
         T in[M];

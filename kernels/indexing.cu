@@ -10,16 +10,19 @@
 #include "common/view.cuh"
 
 // found[2 b] = the smallest position, among those that block b looks at, of an index outside 0..limit, or n;
-// found[2 b + 1] = that index.
-KERNEL0(indexing_check, (i64* found, const i64* ids, i64 n, i64 limit)) {
+// found[2 b + 1] = that index. `safe` gets the indices, 0 in the place of those outside: a captured step goes on with them,
+// and what was found is read when it is done.
+KERNEL0(indexing_check, (i64* found, const i64* ids, maybe<i64*> safe, i64 n, i64 limit)) {
     SMEM(i64, partial, [32]);
     i64 first = n;
 #pragma unroll 1
     for (i64 i = thread_index(); i < n; i += thread_count()) {
         i64 id = ids[i];
-        if (id < 0 || id >= limit) {
+        bool outside = id < 0 || id >= limit;
+        if (safe) safe[i] = outside ? 0 : id;
+        if (outside && i < first) {
             first = i;
-            break;
+            if (!safe) break;
         }
     }
     for (i32 step = 16; step > 0; step /= 2) {

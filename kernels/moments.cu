@@ -5,8 +5,9 @@
 // Mapping: a grid strides over one tensor and writes one partial result per block; one block adds all partial results.
 // Memory: reads the elements once; the deviations take a second pass.
 // Determinism: partial results follow from the number of blocks, which the size of a tensor decides; they are added in order.
-#include "common/pack.cuh"
+#include "common/math.cuh"
 #include "common/reduce.cuh"
+#include "common/view.cuh"
 
 // Scales of small and big doubles.
 constexpr f64 SMALL = 0x1p-500, BIG = 0x1p480, UP = 0x1p600, DOWN = 0x1p-600;
@@ -92,4 +93,30 @@ KERNEL0(moments_total, (f64* total, const f64* partial, i64 count, i32 width, i3
         v = w == maximum ? block_reduce<MaxOf>(v, scratch) : block_reduce<SumOf>(v, scratch);
         if (threadIdx.x == 0) total[w] = v;
     }
+}
+
+// norm[0] = the root of the three sums of squares; norm[1] = the factor that brings it down to `most`: 1 where it is smaller or
+// not finite. (PyTorch's formula, its 1e-6 included.)
+KERNEL0(moments_norm, (f64* norm, const f64* total, f64 most)) {
+    if (thread_index() != 0) return;
+    f64 small = m_sqrt(total[0]) * DOWN, middle = m_sqrt(total[1]), big = m_sqrt(total[2]) * UP;
+    f64 all = total[1];
+    // Ordinary elements cannot overflow: NaN is found among them, and the infinity of types that are not sorted.
+    if (all - all == 0) all = m_hypot(m_hypot(small, middle), big);
+    f64 factor = most / (all + 1e-6);
+    norm[0] = all;
+    norm[1] = all - all == 0 && factor < 1 ? factor : 1.0;
+}
+
+// y = x times the number at `by`.
+KERNEL(moments_scale, (T* y, const T* x, const View& vx, const f64* by, i64 n), f64, f32, bf16, f16) {
+    const acc<T> factor = acc<T>(*by);
+    Operand<T, PACK<T>> from(x, vx);
+    for_packs<PACK<T>>(y, n, from.in_packs(), [&](i64 i, auto& out) {
+        constexpr int M = sizeof(out) / sizeof(T);
+        T in[M];
+        from.read(i, in);
+#pragma unroll
+        for (int j = 0; j < M; j++) out[j] = store<T>(load(in[j]) * factor);
+    });
 }

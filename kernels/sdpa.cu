@@ -24,7 +24,9 @@ struct Heads {
 struct Scores {
     i64 heads, group, tq, tk, d, dv;
     f64 scale, inverse_keep;
-    u64 seed, stream, threshold;
+    u64 seed, stream;
+    const i64* live;
+    u64 threshold;
     i32 causal, dropout;
 };
 
@@ -202,10 +204,11 @@ template <class T> struct Masks {
 
 // Four bits: which of the scores number, number + 1, … are kept.
 DEVICE u32 kept(const Scores& p, u64 number) {
-    const Key key{p.seed, p.stream};
+    // The key is read for each block: registers are short here.
+    auto block = [&](u64 i) { return random_block(current_key(p.seed, p.stream, p.live), i); };
     u32 r = u32(number % 4), bits = 0;
-    Words a = random_block(key, number / 4), b = a;
-    if (r != 0) b = random_block(key, number / 4 + 1);
+    Words a = block(number / 4), b = a;
+    if (r != 0) b = block(number / 4 + 1);
     const u32 w[8] = {a.w[0], a.w[1], a.w[2], a.w[3], b.w[0], b.w[1], b.w[2], b.w[3]};
 #pragma unroll
     for (int j = 0; j < 4; j++) {

@@ -38,6 +38,8 @@ pub enum ErrorKind {
     GradCheck,
     /// A value or a cotangent became NaN or infinite while anomaly mode watched.
     NonFinite,
+    /// A captured step did something that cannot be replayed (read a value back, took other memory than declared).
+    Capture,
 }
 
 /// Why an operation could not be done.
@@ -106,6 +108,8 @@ kinds! {
     gradcheck, is_gradcheck => GradCheck;
     /// Anomaly mode found a NaN or an infinity.
     non_finite, is_non_finite => NonFinite;
+    /// A step could not be captured, or not be replayed.
+    capture, is_capture => Capture;
 }
 
 impl Error {

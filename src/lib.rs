@@ -2,6 +2,7 @@
 
 mod array;
 pub mod backend;
+mod capture;
 pub mod diagnostics;
 mod dtype;
 mod error;
@@ -22,6 +23,7 @@ pub mod testing;
 pub mod train;
 
 pub use backend::Device;
+pub use capture::Graph;
 pub use dtype::{BF16, F16, F32, F64, I64, U8, U32};
 pub use dtype::{DType, Element};
 pub use error::{Error, ErrorKind, Result};
@@ -59,6 +61,8 @@ mod pages {
     struct Testing;
     #[doc = include_str!("../docs/book/training.md")]
     struct Training;
+    #[doc = include_str!("../docs/book/gpu.md")]
+    struct Gpu;
     #[doc = include_str!("../docs/book/performance.md")]
     struct Performance;
     #[doc = include_str!("../docs/book/diagnostics.md")]

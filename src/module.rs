@@ -66,6 +66,24 @@ impl Leaf<'_> {
 pub struct Visitor<'a> {
     path: String,
     visit: &'a mut dyn FnMut(&str, Leaf<'_>),
+    numbers: Option<&'a mut Numbers>,
+}
+
+/// Why a walk asks for numbers that change from step to step: a captured step reads them from the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// A capture begins; the numbers will stand at the given position.
+    Begin,
+    /// It is over, or has failed.
+    End,
+    /// A replay: the host's side of a step is due, and the numbers it has.
+    Step,
+}
+
+struct Numbers {
+    phase: Phase,
+    values: Vec<f64>,
+    result: Result<()>,
 }
 
 impl Visitor<'_> {
@@ -78,6 +96,18 @@ impl Visitor<'_> {
         self.path.push_str(name);
         m.visit(self);
         self.path.truncate(len);
+    }
+
+    /// What a part of the tree does about `count` numbers of its own when a step is captured or replayed; called with the phase,
+    /// the position of the first, and where to write them.
+    pub(crate) fn numbers(&mut self, count: usize, f: impl FnOnce(Phase, usize, &mut [f64]) -> Result<()>) {
+        if let Some(n) = self.numbers.as_deref_mut()
+            && n.result.is_ok()
+        {
+            let first = n.values.len();
+            n.values.resize(first + count, 0.0);
+            n.result = f(n.phase, first, &mut n.values[first..]);
+        }
     }
 
     fn leaf(&mut self, leaf: Leaf<'_>) {
@@ -192,7 +222,17 @@ macro_rules! module {
 
 /// Calls `f` for every tensor of a tree with its dotted name.
 pub fn walk<M: Module + ?Sized>(m: &mut M, mut f: impl FnMut(&str, Leaf<'_>)) {
-    m.visit(&mut Visitor { path: String::new(), visit: &mut f });
+    m.visit(&mut Visitor { path: String::new(), visit: &mut f, numbers: None });
+}
+
+/// The numbers of a tree's parts in visiting order; see [`Visitor::numbers`].
+///
+/// # Errors
+/// The first error of a part.
+pub(crate) fn walk_numbers<M: Module + ?Sized>(m: &mut M, phase: Phase) -> Result<Vec<f64>> {
+    let mut numbers = Numbers { phase, values: Vec::new(), result: Ok(()) };
+    m.visit(&mut Visitor { path: String::new(), visit: &mut |_, _| (), numbers: Some(&mut numbers) });
+    numbers.result.map(|()| numbers.values)
 }
 
 /// [`walk`] with a function that may fail; the first error ends the visits.

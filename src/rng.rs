@@ -20,6 +20,8 @@
 //! ```
 
 use rayon::prelude::*;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 
 const MUL0: u32 = 0xD251_1F53;
 const MUL1: u32 = 0xCD9E_8D57;
@@ -105,7 +107,11 @@ impl Key {
         // The bits of √2: any constant separates this use of the cipher from `u32x4`.
         let [k0, k1] = halves(self.seed ^ 0x6A09_E667_F3BC_C908);
         let [a, b, c, d] = philox4x32_10([d0, d1, s0, s1], [k0, k1]);
-        Key { seed: join(a, b), stream: join(c, d) }
+        let child = Key { seed: join(a, b), stream: join(c, d) };
+        if TRACING.get() {
+            FOLDS.with_borrow_mut(|folds| folds.insert(child, (self, data)));
+        }
+        child
     }
 
     /// Block `counter` of the stream: 128 random bits.
@@ -316,6 +322,41 @@ impl Key {
             out[4 * i + 2] = c2[i];
             out[4 * i + 3] = c3[i];
         }
+    }
+}
+
+thread_local! {
+    static TRACING: Cell<bool> = const { Cell::new(false) };
+    static FOLDS: RefCell<HashMap<Key, (Key, u64)>> = RefCell::default();
+}
+
+/// How the keys of a step follow from its own. A step that is replayed with another key derives them anew.
+#[derive(Debug, Default)]
+pub(crate) struct Folds(HashMap<Key, (Key, u64)>);
+
+impl Folds {
+    /// Notes every fold on this thread until [`Folds::stop`].
+    pub(crate) fn start() {
+        FOLDS.with_borrow_mut(HashMap::clear);
+        TRACING.set(true);
+    }
+
+    /// What was noted.
+    pub(crate) fn stop() -> Self {
+        TRACING.set(false);
+        Folds(FOLDS.take())
+    }
+
+    /// The numbers to fold into `root`, in order, to come to `key`; `None` when it does not stem from there.
+    pub(crate) fn path(&self, root: Key, mut key: Key) -> Option<Vec<u64>> {
+        let mut path = Vec::new();
+        while key != root {
+            let &(parent, data) = self.0.get(&key)?;
+            path.push(data);
+            key = parent;
+        }
+        path.reverse();
+        Some(path)
     }
 }
 

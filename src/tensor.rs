@@ -149,7 +149,7 @@ impl Tensor {
         if self.numel() != 1 {
             return Err(Error::shape(format!("expected one element, found shape {}", self.shape())).in_op("item", at));
         }
-        Ok(self.array.to_f64()?[0])
+        Ok(self.array.to_f64().map_err(|e| e.in_op("item", at))?[0])
     }
 
     /// The memory of a tensor on a CUDA device, for an optimizer that writes it in place; see [`Tensor::update`].

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)] // a failed unwrap is a failed test
 
 mod callers;
+#[cfg(feature = "emulator")]
+mod capture;
 mod checker;
 mod device;
 mod diagnostics;

@@ -5,7 +5,7 @@
 
 use cotangent::nn::{Activation, Gpt, GptConfig};
 use cotangent::optim::{AdamW, Schedule, WarmupCosine};
-use cotangent::{DType, F32, F64, Key, ModuleExt, Result, Tensor, value_and_grad};
+use cotangent::{DType, Device, F32, F64, Key, ModuleExt, Result, Tensor, value_and_grad};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -50,6 +50,10 @@ struct Run {
 }
 
 fn train(folder: &Path, dtype: DType, steps: usize) -> Result<Run> {
+    train_on(folder, dtype, steps, Device::Cpu)
+}
+
+fn train_on(folder: &Path, dtype: DType, steps: usize, device: Device) -> Result<Run> {
     let init = load(&folder.join("init.safetensors"));
     let tokens = load(&folder.join("batches.safetensors"))["train_tokens"].clone();
     let (context, width) = (init["transformer.wpe.weight"].shape()[0], init["transformer.wpe.weight"].shape()[1]);
@@ -58,11 +62,12 @@ fn train(folder: &Path, dtype: DType, steps: usize) -> Result<Run> {
     let config = GptConfig { vocabulary, context, layers, heads: 4, width, bias: false, dropout: 0.0, activation: Activation::Gelu };
     let mut model = Gpt::new(&config, dtype, Key::new(0))?;
     model.load_named(&init)?;
+    let mut model = model.to_device(device)?;
     let mut adam = AdamW { betas: (0.9, 0.99), eps: 1e-8, weight_decay: 0.1, ..AdamW::default() };
     let schedule = WarmupCosine { peak: 1e-3, floor: 1e-4, warmup: 20, end: 200 };
     let (mut losses, mut norms) = (Vec::new(), Vec::new());
     for step in 0..steps {
-        let batch = tokens.select(0, step as isize)?;
+        let batch = tokens.select(0, step as isize)?.to_device(device)?;
         let (x, y) = (batch.narrow(1, 0, context)?, batch.narrow(1, 1, context)?);
         let (loss, mut grads) = value_and_grad(&model, |m| m.loss(&x, &y, None))?;
         norms.push(grads.clip_global_norm(1.0)?.norm);
@@ -73,15 +78,24 @@ fn train(folder: &Path, dtype: DType, steps: usize) -> Result<Run> {
     Ok(Run { losses, norms, model })
 }
 
-fn compare(folder: &Path, run: &Run, loss_tolerance: f64, norm_tolerance: f64, weight_tolerance: f64) {
+/// Losses and norms, step by step; returns the largest differences.
+fn follow(folder: &Path, run: &Run, loss_tolerance: f64, norm_tolerance: f64) -> (f64, f64) {
     let expected = load(&folder.join("expected.safetensors"));
     let want = |name: &str| expected[name].to_f64_vec().unwrap();
     let (losses, norms) = (want("loss_f64"), want("grad_norm_f64"));
+    let (mut loss, mut norm) = (0f64, 0f64);
     for step in 0..run.losses.len() {
         let (d, n) = (run.losses[step] - losses[step], run.norms[step] - norms[step]);
         assert!(d.abs() <= loss_tolerance, "step {step}: loss {} instead of {} ({d:e})", run.losses[step], losses[step]);
         assert!(n.abs() <= norm_tolerance * norms[step], "step {step}: gradient norm {} instead of {}", run.norms[step], norms[step]);
+        (loss, norm) = (loss.max(d.abs()), norm.max(n.abs()));
     }
+    (loss, norm)
+}
+
+fn compare(folder: &Path, run: &Run, loss_tolerance: f64, norm_tolerance: f64, weight_tolerance: f64) {
+    follow(folder, run, loss_tolerance, norm_tolerance);
+    let expected = load(&folder.join("expected.safetensors"));
     let mut compared = 0;
     for (name, t) in run.model.named_tensors() {
         let Some(e) = expected.get(&format!("final_f64.{name}")) else { continue };
@@ -107,6 +121,39 @@ fn nanogpt_f64_follows_pytorch() {
         let run = train(&folder, F64, 200).unwrap();
         // The final weights are stored in f32.
         compare(&folder, &run, 1e-9, 1e-9, 1e-6);
+    }
+}
+
+/// The whole backend at work: on a GPU all 200 steps against PyTorch's.
+#[test]
+fn nanogpt_on_the_gpu_follows_pytorch() {
+    let gpu = match Device::cuda(0) {
+        Ok(gpu) => gpu,
+        Err(e) => {
+            assert!(e.is_device_unavailable(), "{e}");
+            assert!(std::env::var_os("REQUIRE_GPU").is_none_or(|v| v != "1"), "{e}");
+            crate::say(&format!("skipped: nanoGPT's replay on cuda:0 ({e})"));
+            return;
+        }
+    };
+    for folder in folders() {
+        let run = train_on(&folder, F32, 200, gpu).unwrap();
+        compare(&folder, &run, 1e-5, 1e-4, 1e-3);
+    }
+}
+
+/// Twenty of the steps: all 200 would take ten minutes.
+#[test]
+#[cfg(feature = "emulator")]
+fn nanogpt_on_the_emulated_device_follows_pytorch() {
+    for folder in folders() {
+        let started = std::time::Instant::now();
+        let run = train_on(&folder, F32, 20, Device::cuda_emulated().unwrap()).unwrap();
+        let (loss, norm) = follow(&folder, &run, 1e-5, 1e-4);
+        crate::say(&format!(
+            "nanoGPT on cuda-emulated, 20 steps: loss within {loss:.1e}, norm within {norm:.1e}; {:.1?}",
+            started.elapsed()
+        ));
     }
 }
 

@@ -25,6 +25,7 @@ const LAYERS: &[&[&str]] = &[
     &["grad"],
     &["module"],
     &["functional"],
+    &["capture"],
     &["nn"],
     &["optim"],
     &["diagnostics", "train", "io"],

@@ -7,6 +7,7 @@ DEVICE f32 m_abs(f32 x) { return fabsf(x); }
 DEVICE f64 m_abs(f64 x) { return fabs(x); }
 DEVICE f32 m_sqrt(f32 x) { return sqrtf(x); }
 DEVICE f64 m_sqrt(f64 x) { return sqrt(x); }
+DEVICE f64 m_hypot(f64 x, f64 y) { return hypot(x, y); }
 DEVICE f32 m_fma(f32 a, f32 b, f32 c) { return fmaf(a, b, c); }
 DEVICE f64 m_fma(f64 a, f64 b, f64 c) { return fma(a, b, c); }
 DEVICE f32 m_floor(f32 x) { return floorf(x); }

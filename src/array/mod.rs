@@ -64,7 +64,13 @@ impl Array {
     /// One value everywhere. Stored once and broadcast, so it costs no memory until something writes a copy.
     pub(crate) fn full(value: f64, dtype: DType, shape: Shape, device: Device) -> Result<Self> {
         shape.checked_numel()?;
-        let one = with_dtype!(dtype, T => Self::build(Shape::scalar(), device, |out: &mut [T]| out[0] = T::from_f64(value))?);
+        let one = with_dtype!(dtype, T => match Storage::alloc(device, dtype, 1)? {
+            Storage::Cpu(_) => Self::build(Shape::scalar(), device, |out: &mut [T]| out[0] = T::from_f64(value))?,
+            Storage::Cuda(mut b) => {
+                b.put(T::from_f64(value))?;
+                Self::from_storage(Storage::Cuda(b), dtype, Shape::scalar())
+            }
+        });
         one.with_layout(one.layout.expand(&shape)?)
     }
 
@@ -119,12 +125,21 @@ impl Array {
     /// The CUDA kernel's view of this value; an error when it lies elsewhere.
     pub(crate) fn cuda(&self) -> Result<cuda::In<'_>> {
         match &*self.storage {
-            Storage::Cuda(b) => Ok(cuda::In::new(b, &self.layout)),
+            Storage::Cuda(b) => {
+                cuda::capture::keep(b, &self.storage);
+                Ok(cuda::In::new(b, &self.layout))
+            }
             Storage::Cpu(_) => Err(Error::device_unavailable("a value on cpu is not a CUDA device's to read; move it with to_device()")),
         }
     }
 
-    fn numel(&self) -> usize {
+    /// A whole buffer in one axis.
+    pub(crate) fn of_cuda(buffer: cuda::Buffer) -> Self {
+        let (dtype, len) = (buffer.dtype(), buffer.len());
+        Self::from_storage(Storage::Cuda(buffer), dtype, [len].into())
+    }
+
+    pub(crate) fn numel(&self) -> usize {
         self.layout.numel()
     }
 
@@ -181,16 +196,33 @@ impl Array {
     /// is shared or not filled in row-major order.
     pub(crate) fn own_cuda(&mut self) -> Result<&mut cuda::Buffer> {
         if !self.is_unique() {
-            let dense = self.cuda()?;
-            let on = cuda::Context::of(self.device())?;
-            let mut copy = on.alloc(self.dtype, self.numel())?;
-            cuda::copy::gather(on, dense.start(), &self.layout, cuda::launch::Dst::new(&mut copy))?;
-            *self = Self::from_storage(Storage::Cuda(copy), self.dtype, self.shape().clone());
+            *self = self.copy_cuda()?;
         }
         match Arc::get_mut(&mut self.storage) {
             Some(Storage::Cuda(b)) => Ok(b),
             _ => Err(Error::device_unavailable("the value is not on a CUDA device, or became shared during an update")),
         }
+    }
+
+    /// How many values share the storage.
+    pub(crate) fn sharers(&self) -> usize {
+        Arc::strong_count(&self.storage)
+    }
+
+    /// The memory on a CUDA device.
+    pub(crate) fn cuda_buffer(&self) -> Result<&cuda::Buffer> {
+        match &*self.storage {
+            Storage::Cuda(b) => Ok(b),
+            Storage::Cpu(_) => Err(Error::device_unavailable("a value on cpu is not a CUDA device's to read; move it with to_device()")),
+        }
+    }
+
+    /// A copy in row-major order, in memory of its own on the same CUDA device.
+    pub(crate) fn copy_cuda(&self) -> Result<Self> {
+        let on = self.cuda_buffer()?.context();
+        let mut copy = on.alloc(self.dtype, self.numel())?;
+        cuda::copy::gather(on, self.cuda()?.start(), &self.layout, cuda::launch::Dst::new(&mut copy))?;
+        Ok(Self::from_storage(Storage::Cuda(copy), self.dtype, self.shape().clone()))
     }
 
     /// Whether [`Array::update`] would work without a copy.

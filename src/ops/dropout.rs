@@ -117,7 +117,8 @@ impl Op for Dropout {
         let (seed, stream) = self.key.parts();
         let grid = cuda::map::grid(on, n, y[0].dtype().size());
         let threshold = bernoulli_threshold(1.0 - self.p);
-        cuda::kernels::dropout::dropout(on, grid, &y[0].dst(), &src, view, seed, stream, threshold, self.scale(), n as i64)
+        let live = cuda::capture::key_words(self.key)?.map(|at| cuda::launch::Src::at(at, crate::I64));
+        cuda::kernels::dropout::dropout(on, grid, &y[0].dst(), &src, view, seed, stream, live.as_ref(), threshold, self.scale(), n as i64)
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

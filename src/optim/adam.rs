@@ -9,7 +9,7 @@ use crate::backend::cuda;
 use crate::dtype::DType;
 use crate::error::{Result, bail};
 use crate::functional::Grads;
-use crate::module::Module;
+use crate::module::{Module, Phase, Visitor};
 use crate::tensor::Tensor;
 
 /// AdamW (Loshchilov & Hutter 2019), in PyTorch's order of operations:
@@ -91,9 +91,13 @@ impl AdamW {
         self.memory.master(name)
     }
 
+    fn rule(&self) -> Moments {
+        Moments { betas: self.betas, eps: self.eps, amsgrad: self.amsgrad }
+    }
+
     fn run<M: Module + Clone>(&mut self, model: &mut M, grads: &Grads<M>) -> Result<()> {
+        let adam = self.rule();
         let Self { groups, memory, lr, weight_decay, .. } = self;
-        let adam = Moments { betas: self.betas, eps: self.eps, amsgrad: self.amsgrad };
         adam.check()?;
         groups::check(groups, *lr, *weight_decay)?;
         memory.keeps(&Self::RULE, |_, p, slot| adam.keeps(p, slot))?;
@@ -105,6 +109,43 @@ impl AdamW {
     }
 }
 optimizer!(AdamW);
+
+/// Numbers of a parameter that change from step to step: rate, root and shrink of [`AdamStep`].
+const LIVE: usize = 3;
+
+/// What a step changes, as the state of a captured step ([`Device::capture`](crate::Device::capture)): the moments. Learning
+/// rate, weight decay and groups may change between replays; the other fields are part of the graph.
+impl Module for AdamW {
+    fn visit(&mut self, v: &mut Visitor<'_>) {
+        let adam = self.rule();
+        self.memory.visit(&Self::RULE, v);
+        v.numbers(self.memory.numbers(LIVE), |phase, first, numbers| {
+            let Self { groups, memory, lr, weight_decay, decays, .. } = self;
+            match phase {
+                Phase::Begin => {
+                    memory.fixed = Some(adam);
+                    memory.begin_capture(first, LIVE);
+                }
+                Phase::End => memory.end_capture(),
+                Phase::Step => {
+                    if memory.fixed.is_some_and(|f| f != adam) {
+                        bail!(capture, "adamw: betas, eps and amsgrad are part of the captured step; capture it again");
+                    }
+                    groups::check(groups, *lr, *weight_decay)?;
+                    memory.replay(LIVE, numbers, |name, slots, numbers| {
+                        // The first moment has the parameter's shape and dtype.
+                        let Some(p) = slots.any() else { return };
+                        let decay = if decays(name, p) { *weight_decay } else { 0.0 };
+                        let (lr, decay) = groups::rates(groups, name, p, *lr, decay);
+                        let step = adam.numbers(slots, lr, 1.0 - lr * decay);
+                        numbers.copy_from_slice(&[step.rate, step.root, step.shrink]);
+                    });
+                }
+            }
+            Ok(())
+        });
+    }
+}
 
 /// Adam (Kingma & Ba 2015) with PyTorch's L2 penalty: [`AdamW`] without its decay, on the gradient `g + wd·p`.
 ///
@@ -168,7 +209,7 @@ impl Adam {
 optimizer!(Adam);
 
 /// How the moments are kept and used: what all forms of Adam share.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Moments {
     pub(super) betas: (f64, f64),
     pub(super) eps: f64,
@@ -189,20 +230,25 @@ impl Moments {
         p.steps > 0 && (slot < 2 || self.amsgrad)
     }
 
+    /// The numbers of a parameter's step at hand.
+    fn numbers(&self, slots: &Slots, lr: f64, shrink: f64) -> AdamStep {
+        #[allow(clippy::cast_precision_loss)] // reason: step counts stay far below 2⁵³
+        let t = slots.steps as f64;
+        let (b1, b2) = self.betas;
+        AdamStep { shrink, rate: lr / (1.0 - b1.powf(t)), root: (1.0 - b2.powf(t)).sqrt(), b1, b2, eps: self.eps }
+    }
+
     /// Updates moments and parameter; `shrink` multiplies the parameter first.
     pub(super) fn step(&self, slots: &mut Slots, p: &mut Tensor, g: &Tensor, lr: f64, shrink: f64) -> Result<()> {
         for slot in 0..if self.amsgrad { 3 } else { 2 } {
             slots.zeros(slot, p)?;
         }
-        #[allow(clippy::cast_precision_loss)] // reason: step counts stay far below 2⁵³
-        let t = slots.steps as f64;
-        let (b1, b2) = self.betas;
-        let step = AdamStep { shrink, rate: lr / (1.0 - b1.powf(t)), root: (1.0 - b2.powf(t)).sqrt(), b1, b2, eps: self.eps };
+        let (step, live) = (self.numbers(slots, lr, shrink), slots.live_numbers());
         let [Some(first), Some(second), largest] = &mut slots.tensors else { bail!(argument, "the moments are gone") };
         let largest = largest.as_mut().filter(|_| self.amsgrad);
         if p.device().is_cuda() {
             let largest = largest.map(Tensor::own_cuda).transpose()?;
-            return cuda::optim::adam(p.own_cuda()?, &g.array.cuda()?, first.own_cuda()?, second.own_cuda()?, largest, step);
+            return cuda::optim::adam(p.own_cuda()?, &g.array.cuda()?, first.own_cuda()?, second.own_cuda()?, largest, step, live);
         }
         match p.dtype() {
             DType::F64 => update::<f64>(p, g, first, second, largest, step),

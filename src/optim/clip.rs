@@ -1,5 +1,6 @@
 //! Clipping of gradients by their global norm or by value.
 
+use crate::array::Array;
 use crate::backend::cpu::reduce::{max_abs, scaled_square_sum};
 use crate::backend::{Device, cuda};
 use crate::dtype::with_float;
@@ -7,6 +8,7 @@ use crate::error::{Result, bail};
 use crate::functional::Grads;
 use crate::module::Module;
 use crate::tensor::Tensor;
+use std::panic::Location;
 
 /// What clipping found.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -107,9 +109,15 @@ impl<M: Module + Clone> Grads<M> {
     /// assert!((g.norm()? - 5.0).abs() < 1e-5);
     /// # Ok::<(), cotangent::Error>(())
     /// ```
+    #[track_caller]
     pub fn clip_global_norm(&mut self, max_norm: f64) -> Result<Clipped> {
+        let at = Location::caller();
+        self.clip(max_norm).map_err(|e| e.in_op("clip_global_norm", at))
+    }
+
+    fn clip(&mut self, max_norm: f64) -> Result<Clipped> {
         if max_norm.is_nan() || max_norm <= 0.0 {
-            bail!(argument, "clip_global_norm: the largest norm must be positive, found {max_norm}");
+            bail!(argument, "the largest norm must be positive, found {max_norm}");
         }
         let norm = self.norm()?;
         let finite = norm.is_finite();
@@ -121,6 +129,52 @@ impl<M: Module + Clone> Grads<M> {
         }
         self.finite = finite;
         Ok(Clipped { norm, finite, clipped })
+    }
+
+    /// [`clip_global_norm`](Grads::clip_global_norm) without waiting: the norm before clipping comes as a scalar `f64` tensor on
+    /// the gradients' device. What a captured step uses; the gradients have the same bits.
+    ///
+    /// A norm that is not finite changes nothing. It is seen only when the tensor is read, after the optimizer's step.
+    ///
+    /// # Errors
+    /// Argument error unless `max_norm` is positive; device error when the gradients are on different devices; tape error for
+    /// tracked gradients.
+    #[track_caller]
+    pub fn clip_by_global_norm(&mut self, max_norm: f64) -> Result<Tensor> {
+        let at = Location::caller();
+        self.clip_there(max_norm).map_err(|e| e.in_op("clip_by_global_norm", at))
+    }
+
+    fn clip_there(&mut self, max_norm: f64) -> Result<Tensor> {
+        if max_norm.is_nan() || max_norm <= 0.0 {
+            bail!(argument, "the largest norm must be positive, found {max_norm}");
+        }
+        let named = self.named();
+        let device = named.first().map_or(Device::Cpu, |(_, g)| g.device());
+        for (name, g) in &named {
+            if g.device() != device {
+                bail!(device_unavailable, "the gradient of `{name}` is on {}, another on {device}", g.device());
+            }
+            if g.is_tracked() {
+                bail!(tape, "the gradient of `{name}` is tracked: use clip_global_norm, which is recorded");
+            }
+        }
+        if device == Device::Cpu {
+            drop(named);
+            return Tensor::scalar(self.clip_global_norm(max_norm)?.norm);
+        }
+        let on = cuda::Context::of(device)?;
+        let there = named.iter().map(|(_, g)| g.array.cuda()).collect::<Result<Vec<_>>>()?;
+        let found = Array::of_cuda(cuda::optim::norm_and_factor(on, &there, max_norm)?);
+        drop(there);
+        drop(named);
+        self.update(|_, g| {
+            let mut y = on.alloc(g.dtype(), g.numel())?;
+            cuda::optim::scale(&g.array.cuda()?, &found.cuda()?, &mut y)?;
+            *g = Tensor::from_array(Array::of_cuda(y)).reshape(g.shape().clone())?;
+            Ok(())
+        })?;
+        Tensor::from_array(found).select(0, 0)
     }
 
     /// Limits every gradient element to `[-limit, limit]`. NaN stays NaN.

@@ -2,10 +2,12 @@
 //! gradients that are not finite skipped, parameters of half precision stepped through a master in `f32`.
 
 use super::State;
+use crate::backend::cuda::capture;
+use crate::capture::not_in_state;
 use crate::dtype::DType;
 use crate::error::{Result, bail};
 use crate::functional::Grads;
-use crate::module::{Module, ModuleExt, try_walk};
+use crate::module::{Module, ModuleExt, Visitor, try_walk};
 use crate::tensor::Tensor;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,6 +29,23 @@ pub struct Memory {
     params: BTreeMap<String, Slots>,
     /// Loaded, and not yet compared with a model.
     unverified: bool,
+    /// In a capture that this optimizer is part of: steps are launched and not counted, replays count them.
+    live: bool,
+    /// Numbers that are part of a captured step.
+    pub(super) fixed: Option<super::adam::Moments>,
+}
+
+/// A parameter's tensors under their names.
+struct Fields<'a>(&'static [&'static str], &'a mut [Option<Tensor>; SLOTS]);
+
+impl Module for Fields<'_> {
+    fn visit(&mut self, v: &mut Visitor<'_>) {
+        for (name, tensor) in self.0.iter().zip(self.1.iter_mut()) {
+            if let Some(t) = tensor {
+                v.field(name, t);
+            }
+        }
+    }
 }
 
 /// What is remembered about one parameter.
@@ -39,6 +58,10 @@ pub(super) struct Slots {
     master: Option<Tensor>,
     /// The rounded master as the model got it: tells a parameter that someone else has changed.
     given: Option<Tensor>,
+    /// Which of a captured step's numbers are this parameter's.
+    pub(super) live: Option<usize>,
+    /// Whether the captured step has stepped it.
+    captured: bool,
 }
 
 impl Slots {
@@ -48,6 +71,11 @@ impl Slots {
             self.tensors[slot] = Some(p.zeros_like()?);
         }
         Ok(())
+    }
+
+    /// Address of the numbers that a captured step reads at this parameter.
+    pub(super) fn live_numbers(&self) -> Option<u64> {
+        self.live.and_then(capture::numbers)
     }
 
     /// Any tensor of the parameter's shape.
@@ -152,6 +180,9 @@ impl Memory {
             }
             self.unverified = false;
         }
+        if capture::active() {
+            return self.capture(rule, model, grads, skip_non_finite, f);
+        }
         if skip_non_finite && !grads.is_finite()? {
             self.skipped += 1;
             return Ok(());
@@ -173,6 +204,77 @@ impl Memory {
             (slots.master, slots.given) = (Some(master), Some(p.clone()));
             Ok(())
         })
+    }
+
+    /// [`run`](Memory::run) while a step is captured: what is launched now runs at every replay, which counts it.
+    fn capture<M: Module + Clone>(
+        &mut self,
+        rule: &Rule,
+        model: &mut M,
+        grads: &Grads<M>,
+        skip_non_finite: bool,
+        mut f: impl FnMut(&str, &mut Slots, &mut Tensor, &Tensor) -> Result<()>,
+    ) -> Result<()> {
+        if !self.live {
+            return Err(not_in_state("the optimizer"));
+        }
+        if skip_non_finite {
+            bail!(
+                capture,
+                "skip_non_finite reads the gradients back: set it to false, and look at the norm that clip_by_global_norm returns"
+            );
+        }
+        for_each_param(model, grads, |name, p, g| {
+            let Some(slots) = self.params.get_mut(name).filter(|s| rule.slots.is_empty() || s.any().is_some()) else {
+                bail!(capture, "`{name}` has no state yet: take one step before the capture");
+            };
+            if p.dtype().is_half() {
+                bail!(
+                    capture,
+                    "`{name}` is {}, whose master is compared on the host: keep it in f32 and cast it inside the step",
+                    p.dtype()
+                );
+            }
+            slots.captured = true;
+            f(name, slots, p, g)
+        })
+    }
+
+    /// The tensors of the state under their names, as a captured step sees them.
+    pub(super) fn visit(&mut self, rule: &Rule, v: &mut Visitor<'_>) {
+        for (name, p) in &mut self.params {
+            v.field(name, &mut Fields(rule.slots, &mut p.tensors));
+        }
+    }
+
+    /// How many numbers a captured step reads, `each` for every parameter.
+    pub(super) fn numbers(&self, each: usize) -> usize {
+        self.params.len() * each
+    }
+
+    /// A capture begins: the numbers of this optimizer begin at position `first`.
+    pub(super) fn begin_capture(&mut self, first: usize, each: usize) {
+        self.live = true;
+        for (i, p) in self.params.values_mut().enumerate() {
+            (p.live, p.captured) = (Some(first + i * each), false);
+        }
+    }
+
+    /// It is over.
+    pub(super) fn end_capture(&mut self) {
+        self.live = false;
+        self.params.values_mut().for_each(|p| p.live = None);
+    }
+
+    /// A replay: counts a step of all that the captured step has stepped, and calls `f(name, slots, numbers)` for each.
+    pub(super) fn replay(&mut self, each: usize, numbers: &mut [f64], mut f: impl FnMut(&str, &Slots, &mut [f64])) {
+        self.steps += 1;
+        for ((name, p), numbers) in self.params.iter_mut().zip(numbers.chunks_exact_mut(each)) {
+            if p.captured {
+                p.steps += 1;
+                f(name, p, numbers);
+            }
+        }
     }
 
     #[allow(clippy::cast_precision_loss)] // reason: step counts stay far below 2⁵³

@@ -2,6 +2,7 @@
 
 use super::suite::{self, AnySample, Config, Report, Traits};
 use super::{Gen, Purpose};
+use crate::backend::Device;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::op::{self, Composite, Describe, Math, Op, Outputs, View};
@@ -85,10 +86,19 @@ impl OpEntry {
         suite::check(&samples, Traits { unary: false, composite: false }, config, report);
     }
 
-    /// The op's bench samples in a dtype.
+    /// The op's bench samples in a dtype, on the CPU.
     pub fn bench(&self, dtype: DType) -> Vec<BenchCase> {
+        self.bench_on(dtype, Device::Cpu)
+    }
+
+    /// The op's bench samples in a dtype, with their operands on a device.
+    pub fn bench_on(&self, dtype: DType, device: Device) -> Vec<BenchCase> {
         let samples = (self.samples)(&mut Gen::new(0, 8));
-        samples.into_iter().filter(|s| s.purpose == Purpose::Bench).filter_map(|s| super::timing::bench_case(s, dtype).ok()).collect()
+        samples
+            .into_iter()
+            .filter(|s| s.purpose == Purpose::Bench)
+            .filter_map(|s| super::timing::bench_case(s, dtype, device).ok())
+            .collect()
     }
 }
 

@@ -3,6 +3,7 @@
 use super::Input;
 use super::entry::BenchCase;
 use super::suite::AnySample;
+use crate::backend::Device;
 use crate::dtype::{DType, Element, with_dtype};
 use crate::error::Result;
 use crate::rng::Key;
@@ -10,17 +11,17 @@ use crate::tape::Tape;
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
-fn tensor(values: &[f64], shape: &crate::Shape, dtype: DType) -> Result<Tensor> {
+fn tensor(values: &[f64], shape: &crate::Shape, dtype: DType, device: Device) -> Result<Tensor> {
     with_dtype!(dtype, T => {
         let v: Vec<T> = values.iter().map(|&x| <T as Element>::from_f64(x)).collect();
-        Tensor::from_slice(&v, shape)
+        Tensor::from_slice(&v, shape)?.to_device(device)
     })
 }
 
 /// A sample to time.
-pub(super) fn bench_case(s: AnySample, dtype: DType) -> Result<BenchCase> {
+pub(super) fn bench_case(s: AnySample, dtype: DType, device: Device) -> Result<BenchCase> {
     let x: Vec<Tensor> =
-        s.inputs.iter().map(|i: &Input| tensor(&i.to_vec(), i.shape(), i.dtype().unwrap_or(dtype))).collect::<Result<_>>()?;
+        s.inputs.iter().map(|i: &Input| tensor(&i.to_vec(), i.shape(), i.dtype().unwrap_or(dtype), device)).collect::<Result<_>>()?;
     let y = s.op.run(&x.iter().collect::<Vec<_>>())?;
     let bytes = x.iter().chain(&y).map(|t| t.numel() * t.dtype().size()).sum();
     let shapes: Vec<String> = x.iter().map(|t| t.shape().to_string()).collect();
@@ -30,7 +31,7 @@ pub(super) fn bench_case(s: AnySample, dtype: DType) -> Result<BenchCase> {
         .iter()
         .map(|y| {
             let values = || (0..y.numel()).map(|i| key.uniform_f64(i as u64) - 0.5).collect::<Vec<_>>();
-            y.dtype().is_float().then(|| tensor(&values(), y.shape(), y.dtype())).transpose()
+            y.dtype().is_float().then(|| tensor(&values(), y.shape(), y.dtype(), device)).transpose()
         })
         .collect::<Result<_>>()?;
     let s = Arc::new(s);

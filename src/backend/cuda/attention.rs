@@ -1,5 +1,6 @@
 //! Attention: operands as stacks of matrices, and the launches of kernels/sdpa.cu.
 
+use super::capture;
 use super::context::Context;
 use super::kernels::sdpa as kernels;
 use super::launch::{Dst, Grid, Src, View};
@@ -38,6 +39,8 @@ pub(crate) struct Scores {
     pub inverse_keep: f64,
     pub seed: u64,
     pub stream: u64,
+    /// Address of the two words of the key in a captured step, else 0.
+    pub live: u64,
     pub threshold: u64,
     pub causal: i32,
     pub dropout: i32,
@@ -82,6 +85,7 @@ impl<'a> Attention<'a> {
             *(if m.dtype() == DType::U8 { &mut allowed } else { &mut added }) = at;
         }
         let (seed, stream) = dropout.map_or((0, 0), |(key, _)| key.parts());
+        let live = dropout.map(|(key, _)| capture::key_words(key)).transpose()?.flatten();
         let keep = dropout.map_or(1.0, |(_, keep)| keep);
         let scores = Scores {
             heads: qs[..r - 2].iter().product::<usize>() as i64,
@@ -94,6 +98,7 @@ impl<'a> Attention<'a> {
             inverse_keep: if keep > 0.0 { 1.0 / keep } else { 0.0 },
             seed,
             stream,
+            live: live.unwrap_or(0),
             threshold: bernoulli_threshold(keep),
             causal: i32::from(causal),
             dropout: i32::from(dropout.is_some()),

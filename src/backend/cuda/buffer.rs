@@ -4,11 +4,13 @@
 //! reused at once: what is queued later runs later. A training step finds every block it needs after the first step, at
 //! the same addresses.
 
+use super::capture::{self, Running};
 use super::context::Context;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Device memory, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,8 +32,67 @@ pub(super) struct Pool {
 
 #[derive(Debug, Default)]
 struct State {
-    free: BTreeMap<usize, Vec<u64>>,
+    free: Free,
     stats: DeviceMemory,
+    /// By name, while it is recorded.
+    ops: Option<HashMap<&'static str, OpMemory>>,
+}
+
+/// Blocks that wait, by size.
+type Free = BTreeMap<usize, Vec<u64>>;
+
+/// What one op took of a device's memory since [`record_memory_by_op`](super::record_memory_by_op) was called.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpMemory {
+    /// Bytes that it took, given back or not.
+    pub taken: usize,
+    /// Bytes of it that tensors hold at this moment.
+    pub held: usize,
+    /// Highest `held` so far.
+    pub peak: usize,
+    /// How many blocks it took.
+    pub blocks: usize,
+}
+
+/// The memory of a captured step: blocks that it took and gave back are handed out again within it, and to nothing else until
+/// the recording and every tensor of it are gone.
+#[derive(Debug)]
+pub(super) struct Private {
+    on: &'static Context,
+    free: Mutex<Free>,
+    live: AtomicUsize,
+    reserved: AtomicUsize,
+}
+
+impl Private {
+    pub(super) fn new(on: &'static Context) -> Arc<Self> {
+        Arc::new(Private { on, free: Mutex::default(), live: AtomicUsize::new(0), reserved: AtomicUsize::new(0) })
+    }
+
+    /// Blocks that tensors hold.
+    pub(super) fn live(&self) -> usize {
+        self.live.load(Relaxed)
+    }
+
+    /// Bytes taken from the device or its pool.
+    pub(super) fn reserved(&self) -> usize {
+        self.reserved.load(Relaxed)
+    }
+
+    fn free(&self) -> MutexGuard<'_, Free> {
+        // No operation leaves the lists half done.
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Private {
+    fn drop(&mut self) {
+        let blocks = std::mem::take(&mut *self.free());
+        let mut state = self.on.pool().lock();
+        for (bytes, mut addresses) in blocks {
+            state.free.entry(bytes).or_default().append(&mut addresses);
+        }
+    }
 }
 
 impl Pool {
@@ -42,6 +103,16 @@ impl Pool {
 
     pub(super) fn stats(&self) -> DeviceMemory {
         self.lock().stats
+    }
+
+    /// Forgets what was recorded by op; from now on records, or does not.
+    pub(super) fn record(&self, on: bool) {
+        self.lock().ops = on.then(HashMap::new);
+    }
+
+    /// What was recorded, by name.
+    pub(super) fn by_op(&self) -> BTreeMap<&'static str, OpMemory> {
+        self.lock().ops.iter().flatten().map(|(&name, &of)| (name, of)).collect()
     }
 }
 
@@ -63,11 +134,15 @@ pub(crate) struct Buffer {
     bytes: usize,
     dtype: DType,
     len: usize,
+    /// The captured step that it belongs to.
+    home: Option<Arc<Private>>,
+    /// Who took it, while that is recorded.
+    op: Option<&'static str>,
 }
 
 impl Buffer {
     pub(super) fn alloc(on: &'static Context, dtype: DType, len: usize) -> Result<Self> {
-        let mut buffer = Buffer { on, addr: 0, bytes: 0, dtype, len };
+        let mut buffer = Buffer { on, addr: 0, bytes: 0, dtype, len, home: None, op: None };
         if len == 0 {
             return Ok(buffer);
         }
@@ -75,7 +150,11 @@ impl Buffer {
         let wanted = len.checked_mul(dtype.size()).ok_or_else(oom)?;
         let bytes = block_size(wanted, on.is_emulated()).ok_or_else(oom)?;
         let pool = on.pool();
-        let cached = pool.lock().free.get_mut(&bytes).and_then(Vec::pop);
+        let home = capture::private(on);
+        // What waits for all was freed by work that is done or queued: a captured step may have it too.
+        let cached = home.as_ref().and_then(|h| h.free().get_mut(&bytes).and_then(Vec::pop));
+        let own = cached.is_some();
+        let cached = cached.or_else(|| pool.lock().free.get_mut(&bytes).and_then(Vec::pop));
         buffer.addr = match cached {
             Some(addr) => addr,
             None => {
@@ -103,14 +182,30 @@ impl Buffer {
             }
         };
         buffer.bytes = bytes;
+        if let Some(home) = &home {
+            home.live.fetch_add(1, Relaxed);
+            if !own {
+                home.reserved.fetch_add(bytes, Relaxed);
+            }
+        }
+        buffer.home = home;
         let mut state = pool.lock();
         state.stats.allocated += bytes;
         state.stats.peak = state.stats.peak.max(state.stats.allocated);
+        if let Some(ops) = &mut state.ops {
+            let name = Running::op().map_or("outside of ops", |(name, _)| name);
+            let of = ops.entry(name).or_default();
+            of.taken += bytes;
+            of.blocks += 1;
+            of.held += bytes;
+            of.peak = of.peak.max(of.held);
+            buffer.op = Some(name);
+        }
         drop(state);
         if crate::backend::cpu::is_poisoning() {
             // All bits set: NaN in every float type, the largest or -1 in integers.
             // SAFETY: the block was just allocated with this size and nothing else uses it.
-            unsafe { on.driver().fill(buffer.addr, bytes, 0xff)? };
+            unsafe { on.fill(buffer.addr, bytes, 0xff)? };
         }
         Ok(buffer)
     }
@@ -143,7 +238,37 @@ impl Buffer {
         // SAFETY: element types are plain numbers without padding, so their memory may be read as bytes.
         let bytes = unsafe { std::slice::from_raw_parts(data.as_ptr().cast::<u8>(), size_of_val(data)) };
         // SAFETY: the block holds `len` elements of this type, and `&mut self` makes the write exclusive.
-        unsafe { self.on.driver().upload(self.addr, bytes) }
+        unsafe { self.on.upload(self.addr, bytes) }
+    }
+
+    /// Copies words over the first elements, for a captured step's own memory.
+    ///
+    /// # Panics
+    /// If there are more than elements, or the type differs: a bug in the crate.
+    pub(super) fn upload_prefix(&mut self, words: &[i64]) -> Result<()> {
+        assert!(self.dtype == DType::I64 && words.len() <= self.len, "upload of another type or length");
+        // SAFETY: integers without padding may be read as bytes.
+        let bytes = unsafe { std::slice::from_raw_parts(words.as_ptr().cast::<u8>(), size_of_val(words)) };
+        // SAFETY: the block holds more elements of this type, and `&mut self` makes the write exclusive.
+        unsafe { self.on.upload(self.addr, bytes) }
+    }
+
+    /// Queues the write of one value into the first element; nothing waits.
+    ///
+    /// # Panics
+    /// If the type differs: a bug in the crate.
+    pub(crate) fn put<T: crate::dtype::Element>(&mut self, value: T) -> Result<()> {
+        assert!(T::DTYPE == self.dtype && self.len > 0, "a value of another type");
+        let mut bits = [0u8; 8];
+        // SAFETY: element types are plain numbers of at most 8 bytes.
+        unsafe { std::ptr::copy_nonoverlapping((&raw const value).cast::<u8>(), bits.as_mut_ptr(), size_of::<T>()) };
+        // SAFETY: the block holds an element of this type, and `&mut self` makes the write exclusive.
+        unsafe { self.on.put(self.addr, size_of::<T>(), u64::from_le_bytes(bits)) }
+    }
+
+    /// Whether it belongs to a captured step.
+    pub(crate) fn is_private(&self) -> bool {
+        self.home.is_some()
     }
 
     /// Copies all elements to the host; waits for queued work.
@@ -151,15 +276,23 @@ impl Buffer {
     /// # Panics
     /// If the type differs: a bug in the crate.
     pub(crate) fn download<T: crate::dtype::Element>(&self) -> Result<Vec<T>> {
-        assert_eq!(T::DTYPE, self.dtype, "download of another type");
-        let mut data = vec![T::default(); self.len];
-        if self.len == 0 {
+        self.download_prefix(self.len)
+    }
+
+    /// The first `len` elements only.
+    ///
+    /// # Panics
+    /// If there are fewer, or the type differs: a bug in the crate.
+    pub(super) fn download_prefix<T: crate::dtype::Element>(&self, len: usize) -> Result<Vec<T>> {
+        assert!(T::DTYPE == self.dtype && len <= self.len, "download of another type or length");
+        let mut data = vec![T::default(); len];
+        if len == 0 {
             return Ok(data);
         }
         // SAFETY: every bit pattern is valid for the seven element types, and the vector owns this memory.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(data.as_mut_ptr().cast::<u8>(), self.len * size_of::<T>()) };
-        // SAFETY: the block holds `len` elements of this type.
-        unsafe { self.on.driver().download(bytes, self.addr)? };
+        let bytes = unsafe { std::slice::from_raw_parts_mut(data.as_mut_ptr().cast::<u8>(), len * size_of::<T>()) };
+        // SAFETY: the block holds at least `len` elements of this type.
+        unsafe { self.on.download(bytes, self.addr)? };
         Ok(data)
     }
 }
@@ -167,15 +300,35 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if self.bytes > 0 {
+            let state = || Buffer { op: self.op, home: None, ..*self };
+            if capture::retire(self, state) {
+                return;
+            }
             let mut state = self.on.pool().lock();
             state.stats.allocated -= self.bytes;
-            state.free.entry(self.bytes).or_default().push(self.addr);
+            if let (Some(name), Some(ops)) = (self.op, &mut state.ops)
+                && let Some(of) = ops.get_mut(name)
+            {
+                of.held = of.held.saturating_sub(self.bytes);
+            }
+            match &self.home {
+                None => state.free.entry(self.bytes).or_default().push(self.addr),
+                Some(home) => {
+                    drop(state);
+                    home.free().entry(self.bytes).or_default().push(self.addr);
+                    home.live.fetch_sub(1, Relaxed);
+                }
+            }
         }
     }
 }
 
 /// Gives all waiting blocks back to the device.
 pub(super) fn release(on: &Context) -> Result<()> {
+    if capture::is_capturing(on) {
+        // It would have to wait for the device.
+        return Ok(());
+    }
     let blocks = std::mem::take(&mut on.pool().lock().free);
     if blocks.is_empty() {
         return Ok(());

@@ -1,7 +1,8 @@
 //! A device in use: its driver, its memory, and the table of open devices.
 
 use super::buffer::{Buffer, DeviceMemory, Pool, release};
-use super::driver::{Driver, Properties};
+use super::capture;
+use super::driver::{Driver, Properties, Recording};
 use super::gemm::Gemm;
 use super::launch::{Grid, Kernel};
 use crate::backend::Device;
@@ -11,7 +12,7 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 static OPEN: LazyLock<Mutex<HashMap<Device, &'static Context>>> = LazyLock::new(Mutex::default);
 
@@ -22,6 +23,8 @@ pub(crate) struct Context {
     pool: Pool,
     launches: AtomicUsize,
     blocking: AtomicBool,
+    /// Work holds it shared, a capture alone.
+    gate: RwLock<()>,
 }
 
 impl fmt::Debug for Context {
@@ -58,6 +61,7 @@ impl Context {
             pool: Pool::default(),
             launches: AtomicUsize::new(0),
             blocking: AtomicBool::new(std::env::var_os("COTANGENT_CUDA_BLOCKING").is_some_and(|v| v == "1")),
+            gate: RwLock::new(()),
         }));
         open.insert(device, context);
         Ok(context)
@@ -98,12 +102,28 @@ impl Context {
         self.launches.load(Relaxed)
     }
 
+    pub(crate) fn set_blocking(&self, on: bool) {
+        self.blocking.store(on, Relaxed);
+    }
+
     pub(crate) fn release(&self) -> Result<()> {
         release(self)
     }
 
     pub(crate) fn synchronize(&self) -> Result<()> {
+        capture::refuse(self, "waiting for the device")?;
+        let _turn = self.turn();
         self.driver.synchronize()
+    }
+
+    /// Keeps other threads off the device: their work would be captured too.
+    pub(super) fn alone(&'static self) -> RwLockWriteGuard<'static, ()> {
+        self.gate.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits while another thread captures a step.
+    fn turn(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        if capture::is_capturing(self) { None } else { Some(self.gate.read().unwrap_or_else(PoisonError::into_inner)) }
     }
 
     /// Memory for `len` elements, unwritten.
@@ -115,22 +135,94 @@ impl Context {
     ///
     /// # Safety
     /// As [`Driver::launch`].
-    pub(super) unsafe fn launch(&self, kernel: &'static Kernel, grid: Grid, params: &mut [*mut c_void]) -> Result<()> {
+    pub(super) unsafe fn launch(&self, kernel: &'static Kernel, grid: Grid, params: &mut [*mut c_void], sizes: &[usize]) -> Result<()> {
+        let _turn = self.turn();
         self.launches.fetch_add(1, Relaxed);
         // SAFETY: passed on.
-        unsafe { self.driver.launch(kernel, grid, params)? };
+        unsafe { self.driver.launch(kernel, grid, params, sizes)? };
         self.after(kernel.name)
     }
 
     pub(super) fn gemm(&self, gemm: &Gemm) -> Result<()> {
+        let _turn = self.turn();
         self.launches.fetch_add(1, Relaxed);
         // SAFETY: `gemm::matmul` is the only caller; it takes the addresses from operands and sizes from their layouts.
         unsafe { self.driver.gemm(gemm)? };
         self.after("gemm")
     }
 
+    /// Queues a fill with one byte.
+    ///
+    /// # Safety
+    /// As [`Driver::fill`].
+    pub(super) unsafe fn fill(&self, dst: u64, bytes: usize, byte: u8) -> Result<()> {
+        let _turn = self.turn();
+        // SAFETY: passed on.
+        unsafe { self.driver.fill(dst, bytes, byte) }
+    }
+
+    /// Queues a write of one element.
+    ///
+    /// # Safety
+    /// As [`Driver::put`].
+    pub(super) unsafe fn put(&self, dst: u64, bytes: usize, bits: u64) -> Result<()> {
+        let _turn = self.turn();
+        // SAFETY: passed on.
+        unsafe { self.driver.put(dst, bytes, bits) }
+    }
+
+    /// Copies from the host.
+    ///
+    /// # Errors
+    /// Capture error inside a captured step: every replay would copy what lies there then.
+    ///
+    /// # Safety
+    /// As [`Driver::upload`].
+    pub(super) unsafe fn upload(&self, dst: u64, src: &[u8]) -> Result<()> {
+        capture::refuse(self, "values are copied from the host")?;
+        let _turn = self.turn();
+        // SAFETY: passed on.
+        unsafe { self.driver.upload(dst, src) }
+    }
+
+    /// Waits for the queue, then copies to the host.
+    ///
+    /// # Errors
+    /// Capture error inside a captured step.
+    ///
+    /// # Safety
+    /// As [`Driver::download`].
+    pub(super) unsafe fn download(&self, dst: &mut [u8], src: u64) -> Result<()> {
+        capture::refuse(self, "values are read back to the host")?;
+        let _turn = self.turn();
+        // SAFETY: passed on.
+        unsafe { self.driver.download(dst, src) }
+    }
+
+    /// Queues a captured step.
+    ///
+    /// # Errors
+    /// Capture error inside another captured step.
+    ///
+    /// # Safety
+    /// As [`Recording::replay`].
+    pub(super) unsafe fn replay(&self, step: &dyn Recording) -> Result<()> {
+        capture::refuse(self, "another step is replayed")?;
+        let _turn = self.turn();
+        self.launches.fetch_add(1, Relaxed);
+        // SAFETY: passed on.
+        unsafe { step.replay()? };
+        self.after("a captured step")
+    }
+
+    /// Seconds that the device takes for what `work` queues.
+    pub(super) fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        capture::refuse(self, "time is measured")?;
+        self.driver.time(work)
+    }
+
     fn after(&self, what: &str) -> Result<()> {
-        if self.blocking.load(Relaxed) {
+        if self.blocking.load(Relaxed) && !capture::is_capturing(self) {
             self.driver.synchronize().map_err(|e| Error::new(e.kind(), format!("{what}: {e}")))?;
         }
         Ok(())

@@ -50,12 +50,17 @@ pub(crate) unsafe trait Driver: Send + Sync + std::panic::RefUnwindSafe {
     /// # Safety
     /// The range lies in one allocation that the caller may write.
     unsafe fn fill(&self, dst: u64, bytes: usize, byte: u8) -> Result<()>;
-    /// Queues a kernel.
+    /// Queues a write of one element of 1, 2, 4 or 8 bytes, whose value is known now.
+    ///
+    /// # Safety
+    /// The element lies in one allocation that the caller may write.
+    unsafe fn put(&self, dst: u64, bytes: usize, bits: u64) -> Result<()>;
+    /// Queues a kernel, whose parameters are of these sizes.
     ///
     /// # Safety
     /// `params` point to values of the kernel's parameter types, and the pointers among them to memory of the extent
     /// the kernel touches.
-    unsafe fn launch(&self, kernel: &'static Kernel, grid: Grid, params: &mut [*mut c_void]) -> Result<()>;
+    unsafe fn launch(&self, kernel: &'static Kernel, grid: Grid, params: &mut [*mut c_void], sizes: &[usize]) -> Result<()>;
     /// Queues a matrix product.
     ///
     /// # Safety
@@ -63,4 +68,20 @@ pub(crate) unsafe trait Driver: Send + Sync + std::panic::RefUnwindSafe {
     unsafe fn gemm(&self, gemm: &Gemm) -> Result<()>;
     /// Waits for the queue; an error of any kernel since the last wait surfaces here.
     fn synchronize(&self) -> Result<()>;
+    /// Seconds that the device takes for what `work` queues, by its own clock.
+    fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
+    /// From now on work is noted instead of done, until [`Driver::end_capture`]. Copies from and to the host are not
+    /// allowed meanwhile; one caller at a time.
+    fn begin_capture(&self) -> Result<()>;
+    /// Ends the capture: what was noted, ready to run. An `Err` leaves the device usable, and what was noted is lost.
+    fn end_capture(&self) -> Result<Box<dyn Recording>>;
+}
+
+/// A sequence of work that a device has noted.
+pub(crate) trait Recording: Send + Sync + std::panic::RefUnwindSafe {
+    /// Queues all of it.
+    ///
+    /// # Safety
+    /// All memory that the work refers to is still allocated, and the caller may write what it writes.
+    unsafe fn replay(&self) -> Result<()>;
 }

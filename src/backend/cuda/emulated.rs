@@ -2,7 +2,7 @@
 //! run thread by thread, products are the CPU backend's. For tests: it is slow, and it finds what a GPU would hide
 //! (reads out of bounds, missing barriers, memory that nothing wrote).
 
-use super::driver::{Driver, Properties};
+use super::driver::{Driver, Properties, Recording};
 use super::gemm::{Gemm, Matrices};
 use super::launch::{Grid, Kernel};
 use crate::backend::cpu::gemm::{Half, Mat, gemm, gemm_half};
@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use half::{bf16, f16};
 use std::ffi::{CStr, c_char, c_void};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 unsafe extern "C" {
     fn cuemu_alloc(bytes: usize) -> *mut c_void;
@@ -31,13 +32,104 @@ pub fn set_emulated_order(order: u32) {
 #[derive(Debug)]
 pub(super) struct Emulated {
     properties: Properties,
+    /// What was queued since a capture began.
+    noted: Mutex<Option<Vec<Work>>>,
+}
+
+/// One piece of work in the queue.
+#[derive(Clone, Debug)]
+enum Work {
+    Fill { dst: u64, bytes: usize, byte: u8 },
+    Put { dst: u64, bytes: usize, bits: u64 },
+    Kernel { kernel: &'static Kernel, grid: Grid, arguments: Vec<Argument> },
+    Gemm(Gemm),
+}
+
+/// A parameter's bytes, in words so that any type is aligned.
+type Argument = Vec<u64>;
+
+impl Work {
+    /// Does it.
+    ///
+    /// # Safety
+    /// As the functions of [`Driver`] that queue it.
+    unsafe fn run(&self) -> Result<()> {
+        // SAFETY: the caller vouches for the ranges.
+        unsafe {
+            match self {
+                &Work::Fill { dst, bytes, byte } => std::ptr::write_bytes(dst as *mut u8, byte, bytes),
+                &Work::Put { dst, bytes, bits } => std::ptr::copy_nonoverlapping(bits.to_le_bytes().as_ptr(), dst as *mut u8, bytes),
+                Work::Kernel { kernel, grid, arguments } => {
+                    let mut params: Vec<*mut c_void> = arguments.iter().map(|a| a.as_ptr().cast_mut().cast()).collect();
+                    return run_kernel(kernel, *grid, &mut params);
+                }
+                Work::Gemm(g) => return multiply(g),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A captured step.
+#[derive(Debug)]
+struct Noted(Vec<Work>);
+
+impl Recording for Noted {
+    unsafe fn replay(&self) -> Result<()> {
+        // SAFETY: the caller vouches for the memory.
+        self.0.iter().try_for_each(|work| unsafe { work.run() })
+    }
+}
+
+/// # Safety
+/// As [`Driver::launch`].
+unsafe fn run_kernel(kernel: &'static Kernel, grid: Grid, params: &mut [*mut c_void]) -> Result<()> {
+    let [x, y, z] = grid.blocks;
+    let shape = [x, y, z, grid.threads, 1, 1];
+    // SAFETY: passed on.
+    let code = unsafe { (kernel.emulated)(shape.as_ptr(), grid.shared as usize, ORDER.load(Relaxed), params.as_mut_ptr()) };
+    if code == 0 { Ok(()) } else { Err(last_error("kernel")) }
+}
+
+/// # Safety
+/// As [`Driver::gemm`].
+unsafe fn multiply(g: &Gemm) -> Result<()> {
+    // SAFETY: passed on.
+    unsafe {
+        match g.dtype {
+            DType::F64 => run::<f64>(g, gemm),
+            DType::F32 => run::<f32>(g, gemm),
+            DType::BF16 => run_half::<bf16>(g),
+            DType::F16 => run_half::<f16>(g),
+            d => Err(Error::dtype(format!("no matrix product of {d}"))),
+        }
+    }
 }
 
 impl Emulated {
     pub(super) fn new() -> Self {
         Emulated {
             properties: Properties { name: "emulated device".into(), capability: (9, 0), multiprocessors: 4, memory: 1 << 40, driver: 0 },
+            noted: Mutex::default(),
         }
+    }
+
+    fn noted(&self) -> MutexGuard<'_, Option<Vec<Work>>> {
+        // A list is never left half changed.
+        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does the work, or notes it.
+    ///
+    /// # Safety
+    /// As the functions of [`Driver`] that queue it.
+    unsafe fn queue(&self, work: Work) -> Result<()> {
+        if let Some(list) = &mut *self.noted() {
+            list.push(work);
+            return Ok(());
+        }
+        // SAFETY: passed on.
+        unsafe { work.run() }
     }
 }
 
@@ -80,34 +172,56 @@ unsafe impl Driver for Emulated {
     }
 
     unsafe fn fill(&self, dst: u64, bytes: usize, byte: u8) -> Result<()> {
-        // SAFETY: the caller vouches for the range.
-        unsafe { std::ptr::write_bytes(dst as *mut u8, byte, bytes) };
-        Ok(())
+        // SAFETY: passed on.
+        unsafe { self.queue(Work::Fill { dst, bytes, byte }) }
     }
 
-    unsafe fn launch(&self, kernel: &'static Kernel, grid: Grid, params: &mut [*mut c_void]) -> Result<()> {
-        let [x, y, z] = grid.blocks;
-        let shape = [x, y, z, grid.threads, 1, 1];
+    unsafe fn put(&self, dst: u64, bytes: usize, bits: u64) -> Result<()> {
         // SAFETY: passed on.
-        let code = unsafe { (kernel.emulated)(shape.as_ptr(), grid.shared as usize, ORDER.load(Relaxed), params.as_mut_ptr()) };
-        if code == 0 { Ok(()) } else { Err(last_error("kernel")) }
+        unsafe { self.queue(Work::Put { dst, bytes, bits }) }
+    }
+
+    unsafe fn launch(&self, kernel: &'static Kernel, grid: Grid, params: &mut [*mut c_void], sizes: &[usize]) -> Result<()> {
+        if self.noted().is_none() {
+            // SAFETY: passed on.
+            return unsafe { run_kernel(kernel, grid, params) };
+        }
+        let copy = |(&p, &size): (&*mut c_void, &usize)| {
+            let mut words = vec![0u64; size.div_ceil(8)];
+            // SAFETY: by contract the pointer is to a value of this size.
+            unsafe { std::ptr::copy_nonoverlapping(p.cast::<u8>().cast_const(), words.as_mut_ptr().cast(), size) };
+            words
+        };
+        let arguments = params.iter().zip(sizes).map(copy).collect();
+        // SAFETY: passed on.
+        unsafe { self.queue(Work::Kernel { kernel, grid, arguments }) }
     }
 
     unsafe fn gemm(&self, g: &Gemm) -> Result<()> {
         // SAFETY: passed on.
-        unsafe {
-            match g.dtype {
-                DType::F64 => run::<f64>(g, gemm),
-                DType::F32 => run::<f32>(g, gemm),
-                DType::BF16 => run_half::<bf16>(g),
-                DType::F16 => run_half::<f16>(g),
-                d => Err(Error::dtype(format!("no matrix product of {d}"))),
-            }
-        }
+        unsafe { self.queue(Work::Gemm(*g)) }
     }
 
     fn synchronize(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        let start = std::time::Instant::now();
+        work()?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        *self.noted() = Some(Vec::new());
+        Ok(())
+    }
+
+    fn end_capture(&self) -> Result<Box<dyn Recording>> {
+        match self.noted().take() {
+            Some(list) => Ok(Box::new(Noted(list))),
+            None => Err(Error::device_unavailable("nothing is being captured")),
+        }
     }
 }
 

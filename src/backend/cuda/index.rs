@@ -2,9 +2,11 @@
 //!
 //! An index out of range is an `Err` here as on the CPU, so it has to be known before the op returns: [`indices`] lets a
 //! kernel search for the first offender and reads at most 1 KiB back. **This waits for everything queued before it.** It is
-//! the one synchronisation of these ops; the values themselves never leave the device.
+//! the one synchronisation of these ops; the values themselves never leave the device. A captured step goes on with 0 in the
+//! place of an index out of range, and what its checks found is read after each replay.
 
 use super::buffer::Buffer;
+use super::capture;
 use super::context::Context;
 use super::kernels::{indexing as kernels, segment};
 use super::launch::{Dst, Grid, Src, View};
@@ -23,7 +25,7 @@ const TILE: usize = 2048;
 const DIGIT_BITS: u32 = 8;
 const GROUP: usize = 64;
 
-/// The indices in row-major order as `i64`, each found to be in `0..limit`. Waits for the device.
+/// The indices in row-major order as `i64`, each found to be in `0..limit`. Waits for the device, except in a captured step.
 ///
 /// # Errors
 /// Index error that shows the first one out of range; dtype error for floats.
@@ -31,29 +33,40 @@ pub(crate) fn indices<'a>(x: &In<'a>, limit: usize) -> Result<Dense<'a>> {
     if x.dtype().is_float() {
         bail!(dtype, "expected integer indices (i64, u32 or u8), found {}", x.dtype());
     }
+    let (on, n) = (x.context(), x.numel());
     let ids = x.contiguous_as(I64)?;
-    let Some((at, id)) = outside(x.context(), &ids.src(), x.numel(), limit)? else { return Ok(ids) };
-    let mut rest = at;
-    let mut position = vec![0; x.shape().rank()];
-    for (p, &d) in position.iter_mut().zip(x.shape().iter()).rev() {
+    if n == 0 {
+        return Ok(ids);
+    }
+    let grid = Grid::over(n.div_ceil(8), THREADS, SEARCHERS);
+    let words = 2 * grid.blocks[0] as usize;
+    let most = i64::try_from(limit).unwrap_or(i64::MAX);
+    let shape = x.shape().clone();
+    let judge = move |found: &[i64]| outside(found, &shape, limit);
+    if capture::is_capturing(on) {
+        let judge = judge.clone();
+        let Some(found) = capture::check(words, judge)? else { bail!(capture, "the capture has ended") };
+        let mut safe = on.alloc(I64, n)?;
+        kernels::check(on, grid, &found, &ids.src(), Some(&Dst::new(&mut safe)), n as i64, most)?;
+        return Ok(Dense::Owned(safe));
+    }
+    let mut found = on.alloc(I64, words)?;
+    kernels::check(on, grid, &Dst::new(&mut found), &ids.src(), None, n as i64, most)?;
+    judge(&found.download::<i64>()?)?;
+    Ok(ids)
+}
+
+/// The error of the first index out of range, if blocks of the search found one.
+fn outside(found: &[i64], shape: &Shape, limit: usize) -> Result<()> {
+    let n = shape.numel() as i64;
+    let Some(&[at, id]) = found.as_chunks::<2>().0.iter().min_by_key(|f| f[0]).filter(|f| f[0] < n) else { return Ok(()) };
+    let mut rest = at as usize;
+    let mut position = vec![0; shape.rank()];
+    for (p, &d) in position.iter_mut().zip(shape.iter()).rev() {
         *p = rest % d;
         rest /= d;
     }
     Err(Error::index(format!("index {id} at position {position:?} is outside 0..{limit}")))
-}
-
-/// Position and value of the first index that is not in `0..limit`.
-fn outside(on: &'static Context, ids: &Src<'_>, n: usize, limit: usize) -> Result<Option<(usize, i64)>> {
-    if n == 0 {
-        return Ok(None);
-    }
-    let grid = Grid::over(n.div_ceil(8), THREADS, SEARCHERS);
-    let mut found = on.alloc(I64, 2 * grid.blocks[0] as usize)?;
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    kernels::check(on, grid, &Dst::new(&mut found), ids, n as i64, limit)?;
-    let found = found.download::<i64>()?;
-    let first = found.chunks_exact(2).min_by_key(|f| f[0]);
-    Ok(first.and_then(|f| (f[0] < n as i64).then_some((f[0] as usize, f[1]))))
 }
 
 /// Where elements lie in memory that an index tensor's elements select along `axis`: a view of the index' shape with 0

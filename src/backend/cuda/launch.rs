@@ -76,6 +76,11 @@ impl<'a> Src<'a> {
         Src { addr: buffer.addr() + (offset * buffer.dtype().size()) as u64, dtype: buffer.dtype(), life: PhantomData }
     }
 
+    /// Memory that a captured step reserved for itself.
+    pub(crate) fn at(addr: u64, dtype: DType) -> Self {
+        Src { addr, dtype, life: PhantomData }
+    }
+
     /// The same memory from a later element on.
     pub(crate) fn offset(self, elements: usize) -> Self {
         Src { addr: self.addr + (elements * self.dtype.size()) as u64, ..self }
@@ -104,6 +109,11 @@ impl<'a> Dst<'a> {
     /// A whole buffer.
     pub(crate) fn new(buffer: &'a mut Buffer) -> Self {
         Dst { addr: buffer.addr(), dtype: buffer.dtype(), life: PhantomData }
+    }
+
+    /// Memory that a captured step reserved for itself.
+    pub(super) fn at(addr: u64, dtype: DType) -> Self {
+        Dst { addr, dtype, life: PhantomData }
     }
 
     /// The device address.

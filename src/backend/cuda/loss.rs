@@ -1,6 +1,7 @@
 //! Losses of class targets.
 
 use super::buffer::Buffer;
+use super::capture;
 use super::context::Context;
 use super::kernels::{cross_entropy, loss, nll_loss};
 use super::launch::{Dst, Grid, Src};
@@ -51,6 +52,16 @@ fn acc(dtype: DType) -> DType {
     if dtype == DType::F64 { DType::F64 } else { DType::F32 }
 }
 
+/// The error of the first target out of range, if one was found.
+fn outside(found: &[i64], classes: usize) -> Result<()> {
+    if let &[at, t] = found
+        && at >= 0
+    {
+        bail!(index, "target {t} at position {at} is outside 0..{classes}; set ignore_index to skip such targets");
+    }
+    Ok(())
+}
+
 impl Targets {
     /// Reads targets and, if `checked`, waits for them to be found inside `0..classes`: an error names the first that is
     /// not. Unchecked ones that lie outside count as ignored.
@@ -58,17 +69,18 @@ impl Targets {
         let (on, rows) = (x.context(), x.numel());
         let (mut of, mut bad, mut weight) = (on.alloc(DType::I64, rows)?, on.alloc(DType::I64, 2)?, on.alloc(DType::F64, 2)?);
         let (n, c) = (rows as i64, classes as i64);
-        let (to, report, sums) = (Dst::new(&mut of), Dst::new(&mut bad), Dst::new(&mut weight));
+        let (to, sums) = (Dst::new(&mut of), Dst::new(&mut weight));
+        // A captured step goes on, with such targets ignored; the check is read after each replay.
+        let later = if checked { capture::check(2, move |found| outside(found, classes))? } else { None };
+        let own = later.is_none().then(|| Dst::new(&mut bad));
+        let Some(report) = later.as_ref().or(own.as_ref()) else { bail!(argument, "the check has no place") };
         let targets = x.contiguous()?;
-        loss::classes(on, one_block(rows), &to, &report, &sums, &targets.src(), n, c, ignored.unwrap_or(0), i32::from(ignored.is_some()))?;
+        loss::classes(on, one_block(rows), &to, report, &sums, &targets.src(), n, c, ignored.unwrap_or(0), i32::from(ignored.is_some()))?;
         if let Some(w) = weights {
             loss::weights(on, one_block(rows.max(classes)), &Dst::new(&mut weight), w, &Src::new(&of, 0), n, c)?;
         }
-        if checked
-            && let [at, t] = bad.download::<i64>()?[..]
-            && at >= 0
-        {
-            bail!(index, "target {t} at position {at} is outside 0..{classes}; set ignore_index to skip such targets");
+        if checked && later.is_none() {
+            outside(&bad.download::<i64>()?, classes)?;
         }
         Ok(Targets { of, weight, rows })
     }

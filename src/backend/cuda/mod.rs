@@ -6,6 +6,7 @@
 pub(crate) mod attention;
 mod blaslt;
 mod buffer;
+pub(crate) mod capture;
 mod check;
 mod context;
 pub(crate) mod copy;
@@ -28,7 +29,7 @@ pub(crate) mod remap;
 pub(crate) mod rope;
 pub(crate) mod sort;
 
-pub use buffer::DeviceMemory;
+pub use buffer::{DeviceMemory, OpMemory};
 pub use check::{CompiledModule, compile_kernels, has_compiler};
 pub use driver::Properties;
 #[cfg(feature = "emulator")]
@@ -43,6 +44,8 @@ pub(crate) use operand::Dense;
 
 use super::Device;
 use crate::error::Result;
+use std::collections::BTreeMap;
+use std::panic::Location;
 
 /// What the device says about itself.
 ///
@@ -58,6 +61,57 @@ pub fn properties(device: Device) -> Result<Properties> {
 /// Device error when it is no CUDA device or cannot be opened.
 pub fn memory_stats(device: Device) -> Result<DeviceMemory> {
     Ok(Context::of(device)?.memory())
+}
+
+/// Starts, or ends, the record of what each op takes of the device's memory; what was recorded before is forgotten. For finding
+/// out where memory goes: it costs a look into a table for each block.
+///
+/// ```
+/// # use cotangent::{Device, Result, Tensor, backend::cuda};
+/// # fn main() -> Result<()> {
+/// # let Ok(device) = Device::cuda_emulated() else { return Ok(()) };
+/// cuda::record_memory_by_op(device, true)?;
+/// let x = Tensor::from_slice(&[1f32; 100], [100])?.to_device(device)?.exp()?;
+/// assert_eq!(cuda::memory_by_op(device)?["exp"].blocks, 1);
+/// # drop(x);
+/// # cuda::record_memory_by_op(device, false)
+/// # }
+/// ```
+///
+/// # Errors
+/// Device error when it is no CUDA device or cannot be opened.
+pub fn record_memory_by_op(device: Device, on: bool) -> Result<()> {
+    Context::of(device)?.pool().record(on);
+    Ok(())
+}
+
+/// What each op took since [`record_memory_by_op`] was called, by name; empty when it was not.
+///
+/// # Errors
+/// Device error when it is no CUDA device or cannot be opened.
+pub fn memory_by_op(device: Device) -> Result<BTreeMap<&'static str, OpMemory>> {
+    Ok(Context::of(device)?.pool().by_op())
+}
+
+/// Whether every launch is waited for, so that an error of a kernel carries the op that launched it and the caller's line:
+/// what `COTANGENT_CUDA_BLOCKING=1` turns on from the start.
+///
+/// # Errors
+/// Device error when it is no CUDA device or cannot be opened.
+pub fn set_blocking(device: Device, on: bool) -> Result<()> {
+    Context::of(device)?.set_blocking(on);
+    Ok(())
+}
+
+/// Seconds that the device takes for the work that `f` queues, by its own clock (CUDA events); waits for it. The emulated device
+/// gives the time of the host.
+///
+/// # Errors
+/// What `f` returns; device error when it is no CUDA device, cannot be opened, or a kernel failed.
+#[track_caller]
+pub fn time(device: Device, mut f: impl FnMut() -> Result<()>) -> Result<f64> {
+    let at = Location::caller();
+    Context::of(device)?.time(&mut f).map_err(|e| e.in_op("time", at))
 }
 
 /// How many kernels and matrix products were queued on the device so far.
@@ -79,9 +133,11 @@ pub fn release_cached_memory(device: Device) -> Result<()> {
 /// Waits until everything queued on the device is done; errors of kernels surface here.
 ///
 /// # Errors
-/// Device error when it is no CUDA device, cannot be opened, or a kernel failed.
+/// Device error when it is no CUDA device, cannot be opened, or a kernel failed; capture error inside a captured step.
+#[track_caller]
 pub fn synchronize(device: Device) -> Result<()> {
-    Context::of(device)?.synchronize()
+    let at = Location::caller();
+    Context::of(device)?.synchronize().map_err(|e| e.in_op("synchronize", at))
 }
 
 /// The error of an op that computes on the CPU only.

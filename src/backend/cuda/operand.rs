@@ -149,6 +149,6 @@ impl<'a> Out<'a> {
             return Ok(());
         }
         // SAFETY: the buffer holds this many bytes, and `&mut` makes the write exclusive.
-        unsafe { on.driver().fill(self.buffer.addr(), bytes, 0) }
+        unsafe { on.fill(self.buffer.addr(), bytes, 0) }
     }
 }

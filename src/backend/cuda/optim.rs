@@ -1,6 +1,8 @@
 //! Optimizer steps in place, and statistics of gradients.
 
 use super::buffer::Buffer;
+use super::capture;
+use super::context::Context;
 use super::kernels::{adamw, moments, sgd};
 use super::launch::{Dst, Grid, Src};
 use super::map::{THREADS, grid};
@@ -9,8 +11,17 @@ use crate::backend::cpu::optim::AdamStep;
 use crate::dtype::DType;
 use crate::error::{Result, bail};
 
-/// One step of Adam on a parameter `p` and its moments `m`, `v` (and the largest `v` so far) from the gradient `g`.
-pub(crate) fn adam(p: &mut Buffer, g: &In<'_>, m: &mut Buffer, v: &mut Buffer, largest: Option<&mut Buffer>, s: AdamStep) -> Result<()> {
+/// One step of Adam on a parameter `p` and its moments `m`, `v` (and the largest `v` so far) from the gradient `g`. In a
+/// captured step `rate`, `root` and `shrink` are read from the three numbers at the address `live`.
+pub(crate) fn adam(
+    p: &mut Buffer,
+    g: &In<'_>,
+    m: &mut Buffer,
+    v: &mut Buffer,
+    largest: Option<&mut Buffer>,
+    s: AdamStep,
+    live: Option<u64>,
+) -> Result<()> {
     let (on, n) = (p.context(), p.len());
     if n == 0 {
         return Ok(());
@@ -18,8 +29,9 @@ pub(crate) fn adam(p: &mut Buffer, g: &In<'_>, m: &mut Buffer, v: &mut Buffer, l
     let g = g.contiguous()?;
     let grid = grid(on, n, p.dtype().size());
     let largest = largest.map(Dst::new);
+    let live = live.map(|at| Src::at(at, DType::F64));
     let (p, m, v) = (Dst::new(p), Dst::new(m), Dst::new(v));
-    adamw::step(on, grid, &p, &g.src(), &m, &v, largest.as_ref(), n as i64, s.shrink, s.rate, s.root, s.b1, s.b2, s.eps)
+    adamw::step(on, grid, &p, &g.src(), &m, &v, largest.as_ref(), n as i64, s.shrink, s.rate, s.root, s.b1, s.b2, s.eps, live.as_ref())
 }
 
 /// The numbers of one step of gradient descent.
@@ -40,6 +52,7 @@ pub(crate) fn descend(p: &mut Buffer, g: &In<'_>, velocity: Option<&mut Buffer>,
         return Ok(());
     }
     let g = g.contiguous()?;
+    capture::refuse_fixed(on, "the rate of gradient descent is a parameter of its kernel and")?;
     let grid = grid(on, n, p.dtype().size());
     let (p, velocity) = (Dst::new(p), velocity.map(Dst::new));
     let (nesterov, first) = (i32::from(s.nesterov), i32::from(s.first));
@@ -58,7 +71,13 @@ fn one_block(items: usize) -> Grid {
 /// The L2 norm over all elements of tensors on one device; NaN or infinite when an element is. Waits for the result once.
 pub(crate) fn norm(x: &[In<'_>]) -> Result<f64> {
     let Some(first) = x.first() else { return Ok(0.0) };
-    let on = first.context();
+    let found = norm_and_factor(first.context(), x, 1.0)?;
+    let [norm, _] = found.download::<f64>()?[..] else { bail!(argument, "two numbers were asked for") };
+    Ok(norm)
+}
+
+/// The L2 norm, and the factor that brings it down to `most`, on the device.
+pub(crate) fn norm_and_factor(on: &'static Context, x: &[In<'_>], most: f64) -> Result<Buffer> {
     let grids: Vec<Grid> = x.iter().map(|t| if t.numel() == 0 { one_block(0) } else { blocks(t.numel()) }).collect();
     let count: usize = grids.iter().map(|g| g.blocks[0] as usize).sum();
     let mut partial = on.alloc(DType::F64, 3 * count)?;
@@ -70,14 +89,20 @@ pub(crate) fn norm(x: &[In<'_>]) -> Result<f64> {
         at += i64::from(grid.blocks[0]);
     }
     moments::total(on, one_block(count), &Dst::new(&mut total), &Src::new(&partial, 0), count as i64, 3, -1)?;
-    let [small, middle, big] = total.download::<f64>()?[..] else { bail!(argument, "three sums were asked for") };
-    let (up, down) = (600f64.exp2(), (-600f64).exp2());
-    // Ordinary elements cannot overflow: NaN is found among them, and the infinity of types that are not sorted.
-    if !middle.is_finite() {
-        return Ok(middle);
+    let mut found = on.alloc(DType::F64, 2)?;
+    moments::norm(on, one_block(1), &Dst::new(&mut found), &Src::new(&total, 0), most)?;
+    Ok(found)
+}
+
+/// `y = x · by[1]` with what [`norm_and_factor`] found.
+pub(crate) fn scale(x: &In<'_>, by: &In<'_>, y: &mut Buffer) -> Result<()> {
+    let (on, n) = (x.context(), x.numel());
+    if n == 0 {
+        return Ok(());
     }
-    let (small, middle, big) = (small.sqrt() * down, middle.sqrt(), big.sqrt() * up);
-    Ok(small.hypot(middle).hypot(big))
+    let (src, view) = x.view()?;
+    let grid = grid(on, n, y.dtype().size());
+    moments::scale(on, grid, &Dst::new(y), &src, view, &by.start().offset(1), n as i64)
 }
 
 /// What [`survey`] finds.

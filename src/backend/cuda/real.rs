@@ -1,7 +1,7 @@
 //! A GPU through the CUDA driver library. Nothing is linked: the libraries are opened when a device is.
 
 use super::blaslt::Blas;
-use super::driver::{Driver, Properties};
+use super::driver::{Driver, Properties, Recording};
 use super::gemm::Gemm;
 use super::kernels::MODULES;
 use super::launch::{Grid, Kernel};
@@ -184,7 +184,25 @@ unsafe impl Driver for Real {
         unsafe { result::memset_d8_async(dst, byte, bytes, self.stream.cu_stream()) }.map_err(driver_error)
     }
 
-    unsafe fn launch(&self, kernel: &'static Kernel, grid: Grid, params: &mut [*mut c_void]) -> Result<()> {
+    unsafe fn put(&self, dst: u64, bytes: usize, bits: u64) -> Result<()> {
+        self.bind()?;
+        let stream = self.stream.cu_stream();
+        // SAFETY: passed on.
+        unsafe {
+            match bytes {
+                1 => result::memset_d8_async(dst, bits as u8, 1, stream),
+                2 => sys::cuMemsetD16Async(dst, bits as u16, 1, stream).result(),
+                4 => sys::cuMemsetD32Async(dst, bits as u32, 1, stream).result(),
+                // No fill is 8 bytes wide.
+                _ => sys::cuMemsetD32Async(dst, bits as u32, 1, stream)
+                    .result()
+                    .and_then(|()| sys::cuMemsetD32Async(dst + 4, (bits >> 32) as u32, 1, stream).result()),
+            }
+        }
+        .map_err(driver_error)
+    }
+
+    unsafe fn launch(&self, kernel: &'static Kernel, grid: Grid, params: &mut [*mut c_void], _: &[usize]) -> Result<()> {
         self.bind()?;
         let f = self.function(kernel, grid.shared)?;
         let [x, y, z] = grid.blocks;
@@ -209,5 +227,109 @@ unsafe impl Driver for Real {
     fn synchronize(&self) -> Result<()> {
         self.bind()?;
         self.stream.synchronize().map_err(driver_error)
+    }
+
+    fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        self.bind()?;
+        let (start, end) = (Event::new()?, Event::new()?);
+        start.record(&self.stream)?;
+        work()?;
+        end.record(&self.stream)?;
+        end.since(&start)
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        self.bind()?;
+        // Relaxed: memory that the step needs beyond the pool is allocated while it is captured, which the other modes
+        // forbid. Work of other threads cannot slip in: they wait above this seam.
+        let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the stream is alive, and not the default one.
+        unsafe { sys::cuStreamBeginCapture_v2(self.stream.cu_stream(), mode) }.result().map_err(driver_error)
+    }
+
+    fn end_capture(&self) -> Result<Box<dyn Recording>> {
+        self.bind()?;
+        let mut graph = std::ptr::null_mut();
+        // SAFETY: the stream is alive, and the pointer is to a local.
+        unsafe { sys::cuStreamEndCapture(self.stream.cu_stream(), &raw mut graph) }.result().map_err(driver_error)?;
+        let mut exec = std::ptr::null_mut();
+        // SAFETY: the graph was just made and is destroyed once, after it was instantiated.
+        let instantiated = unsafe {
+            let made = sys::cuGraphInstantiateWithFlags(&raw mut exec, graph, 0).result();
+            let _ = sys::cuGraphDestroy(graph).result();
+            made
+        };
+        instantiated.map_err(driver_error)?;
+        Ok(Box::new(Exec { exec, context: Arc::clone(&self.context), stream: Arc::clone(&self.stream) }))
+    }
+}
+
+/// A point in the queue, with the time at which the device passed it.
+struct Event(sys::CUevent);
+
+impl Event {
+    fn new() -> Result<Self> {
+        let mut event = std::ptr::null_mut();
+        // SAFETY: writes one handle.
+        unsafe { sys::cuEventCreate(&raw mut event, 0) }.result().map_err(driver_error)?;
+        Ok(Event(event))
+    }
+
+    fn record(&self, stream: &CudaStream) -> Result<()> {
+        // SAFETY: both handles are alive.
+        unsafe { sys::cuEventRecord(self.0, stream.cu_stream()) }.result().map_err(driver_error)
+    }
+
+    /// Waits for it. Seconds after the other one.
+    fn since(&self, start: &Event) -> Result<f64> {
+        type Elapsed = unsafe extern "C" fn(*mut f32, sys::CUevent, sys::CUevent) -> sys::CUresult;
+        let mut ms = 0f32;
+        // SAFETY: the events are alive and were recorded. The function is looked up by its oldest name, which every driver has: the
+        // bindings' own is missing before CUDA 12.8.
+        unsafe {
+            sys::cuEventSynchronize(self.0).result().map_err(driver_error)?;
+            let elapsed = sys::culib().get::<Elapsed>(b"cuEventElapsedTime\0");
+            let elapsed = elapsed.map_err(|e| Error::device_unavailable(format!("CUDA: no event times: {e}")))?;
+            elapsed(&raw mut ms, start.0, self.0).result().map_err(driver_error)?;
+        }
+        Ok(f64::from(ms) / 1e3)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: the handle is alive and not used again; the driver waits for events in flight.
+        let _ = unsafe { sys::cuEventDestroy_v2(self.0) }.result();
+    }
+}
+
+/// A CUDA graph, ready to be launched.
+struct Exec {
+    exec: sys::CUgraphExec,
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+}
+
+// SAFETY: graph handles may be used from any thread, one at a time: launches go through the `&mut` of their owner.
+unsafe impl Send for Exec {}
+// SAFETY: as above.
+unsafe impl Sync for Exec {}
+
+impl Recording for Exec {
+    unsafe fn replay(&self) -> Result<()> {
+        self.context.bind_to_thread().map_err(driver_error)?;
+        // SAFETY: the handle is alive; the caller vouches for the memory.
+        unsafe { sys::cuGraphLaunch(self.exec, self.stream.cu_stream()) }.result().map_err(driver_error)
+    }
+}
+
+impl Drop for Exec {
+    fn drop(&mut self) {
+        if self.context.bind_to_thread().is_ok() {
+            // A graph may not be destroyed while it runs on some drivers.
+            let _ = self.stream.synchronize();
+            // SAFETY: the handle is alive and not used again.
+            let _ = unsafe { sys::cuGraphExecDestroy(self.exec) }.result();
+        }
     }
 }
