@@ -259,9 +259,11 @@ fn sequences_call_in_turn_and_name_by_number() {
     let ones = Tensor::ones([1000], F64).unwrap();
     let drop = Dropout { p: 0.25 };
     assert_close(&drop.call(&ones, None).unwrap(), &ones, 0.0);
-    let both = values(&(drop, drop).call(&ones, Some(Key::new(1))).unwrap());
-    let kept = both.iter().filter(|v| **v != 0.0).count();
+    let twice = (drop, drop).call(&ones, Some(Key::new(1))).unwrap();
+    let kept = values(&twice).iter().filter(|v| **v != 0.0).count();
     assert!((500..625).contains(&kept), "{kept} of 1000 kept twice with probability 0.75");
+    assert_close(&vec![drop, drop].call(&ones, Some(Key::new(1))).unwrap(), &twice, 0.0);
+    assert_close(&Sequential::new().push(drop).push(drop).call(&ones, Some(Key::new(1))).unwrap(), &twice, 0.0);
     let e = boxed.call(&randn(&[3, 5], 1), None).unwrap_err();
     assert!(e.location().unwrap().file().ends_with("layers.rs"), "{e}");
 }

@@ -315,3 +315,53 @@ fn accumulation_equals_the_full_batch_for_unequal_token_counts() {
         assert!(sum.add(0.0, grads, f64::NAN).unwrap_err().is_argument());
     }
 }
+
+/// Every rule, mask and master on the emulated device is what it is on the CPU; state follows its parameter there.
+#[test]
+#[cfg(feature = "emulator")]
+fn every_rule_on_the_emulated_device() {
+    use cotangent::Device;
+    use cotangent::optim::Optimizer;
+    let device = Device::cuda_emulated().unwrap();
+    type Make = fn() -> Box<dyn Optimizer<Tensor>>;
+    let all: [Make; 5] = [
+        || Box::new(Adam { lr: 1e-2, weight_decay: 0.1, ..Adam::default() }),
+        || Box::new(Sgd { momentum: 0.9, dampening: 0.3, weight_decay: 0.1, ..Sgd::new(0.05) }),
+        || Box::new(Muon { lr: 1e-2, ..Muon::default() }),
+        || Box::new(Muon { lr: 1e-2, matrices: |_, _| false, ..Muon::default() }),
+        || Box::new(AdamW { lr: 1e-2, ..AdamW::default() }),
+    ];
+    let value = |k, dtype| Tensor::randn([6, 5], F32, Key::new(k)).unwrap().cast(dtype).unwrap();
+    for (i, make) in all.into_iter().enumerate() {
+        for dtype in [F32, BF16] {
+            let run = |places: [Device; 4]| {
+                let (mut w, mut o) = (value(0, dtype), make());
+                let mut ema = Ema::new(&w, 0.5).unwrap();
+                for (k, place) in places.into_iter().enumerate() {
+                    w = w.to_device(place).unwrap();
+                    let g = gradient_of(&w, &value(k as u64 + 1, dtype).to_device(place).unwrap());
+                    o.step(&mut w, &g).unwrap();
+                    ema.update(&w).unwrap();
+                }
+                assert_eq!(w.device(), places[3]);
+                let average = ema.model(&w).unwrap();
+                [w, average].map(|t| t.to_f64_vec().unwrap())
+            };
+            let cpu = run([Device::Cpu; 4]);
+            for places in [[device; 4], [Device::Cpu, Device::Cpu, device, device], [device, device, Device::Cpu, Device::Cpu]] {
+                for (a, b) in cpu.iter().flatten().zip(run(places).iter().flatten()) {
+                    // One step of bf16 where the rounded master falls on the other side.
+                    let tolerance = if dtype == BF16 { 8e-3 * a.abs() + 1e-5 } else { 2e-6 };
+                    assert!((a - b).abs() <= tolerance, "optimizer {i} in {dtype} on {places:?}: {a} {b}");
+                }
+            }
+        }
+    }
+    let w = Tensor::ones([2], F32).unwrap().to_device(device).unwrap();
+    let bad = Tensor::from_slice(&[f32::NAN, 1.0], [2]).unwrap().to_device(device).unwrap();
+    let mut grads = gradient_of(&w, &bad);
+    let (mut scaler, mut sgd, mut stepped) = (LossScaler::default(), Sgd::new(0.1), w.clone());
+    assert!(!scaler.unscale(&mut grads).unwrap());
+    sgd.step(&mut stepped, &grads).unwrap();
+    assert_eq!((sgd.skipped(), stepped.to_vec::<f32>().unwrap()), (1, vec![1.0; 2]));
+}
