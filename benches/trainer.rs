@@ -48,7 +48,8 @@ fn main() -> Result<()> {
         Ok(started.elapsed().as_secs_f64())
     };
     // Fills the store of recycled memory.
-    (hand()?, driven()?);
+    hand()?;
+    driven()?;
     let (mut ratios, mut best, mut best_driven) = (Vec::new(), f64::INFINITY, f64::INFINITY);
     for pair in 0..pairs {
         // Whoever comes second may find caches warm or the clock throttled: they take turns.
@@ -66,6 +67,15 @@ fn main() -> Result<()> {
         at(0.75)
     );
     println!("fastest rounds: {:+.2} %", 100.0 * (best_driven / best - 1.0));
+    let (x, y) = data.batch(0)?;
+    let (_, grads) = value_and_grad(&by_hand, |m| m.loss(&x, &y, None))?;
+    let mut report = f64::INFINITY;
+    for _ in 0..pairs {
+        let started = Instant::now();
+        black_box(HealthReport::new(&by_hand, &grads)?);
+        report = report.min(started.elapsed().as_secs_f64());
+    }
+    println!("one health report: {:.2} ms at best; every ten steps that is {:.2} % of a step", 1e3 * report, 100.0 * report / best);
     let same = by_hand
         .named_tensors()
         .iter()

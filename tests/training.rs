@@ -365,7 +365,7 @@ fn event_files_hold_checked_records() {
     let crc = |bytes: &[u8]| {
         let sum =
             !bytes.iter().fold(!0u32, |c, b| (0..8).fold(c ^ u32::from(*b), |c, _| c >> 1 ^ if c & 1 == 1 { 0x82f6_3b78 } else { 0 }));
-        ((sum >> 15 | sum << 17).wrapping_add(0xa282_ead8)).to_le_bytes()
+        sum.rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
     };
     let file = std::fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
     let bytes = std::fs::read(file).unwrap();
