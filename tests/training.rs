@@ -210,16 +210,17 @@ fn tokenizer_files_encode_and_decode() {
     // Byte-level pairs, with the look-ahead that plain regular expressions lack.
     std::fs::write(
         &path,
-        r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[{"id":6,"content":"<end>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true}],
-        "normalizer":null,"pre_tokenizer":{"type":"Sequence","pretokenizers":[{"type":"Split","pattern":{"Regex":"\\s+(?!\\S)|\\s+|\\S+"},"behavior":"Isolated","invert":false}]},
-        "post_processor":null,"decoder":{"type":"Fuse"},"model":{"type":"BPE","dropout":null,"unk_token":null,"continuing_subword_prefix":null,"end_of_word_suffix":null,"fuse_unk":false,"byte_fallback":false,
-        "vocab":{"a":0,"b":1," ":2,"ab":3,"abab":4,"  ":5},"merges":["a b","ab ab","   "]}}"#.replace("\"   \"", "\"   \""),
+        r#"{"version":"1.0","truncation":null,"padding":null,"normalizer":null,"post_processor":null,"decoder":{"type":"Fuse"},
+        "added_tokens":[{"id":5,"content":"<end>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true}],
+        "pre_tokenizer":{"type":"Split","pattern":{"Regex":"\\s+(?!\\S)|\\s+|\\S+"},"behavior":"Isolated","invert":false},
+        "model":{"type":"BPE","dropout":null,"unk_token":null,"continuing_subword_prefix":null,"end_of_word_suffix":null,"fuse_unk":false,
+        "byte_fallback":false,"vocab":{"a":0,"b":1," ":2,"ab":3,"abab":4},"merges":[["a","b"],["ab","ab"]]}}"#,
     )
     .unwrap();
     let t = TokenizerFile::open(&path).unwrap();
-    assert_eq!(t.vocabulary(), 7);
-    assert_eq!(t.encode("abab ab<end>a").unwrap(), [4, 2, 3, 6, 0]);
-    assert_eq!(t.decode(&[4, 2, 3, 6, 0]).unwrap(), "abab ab<end>a");
+    assert_eq!(t.vocabulary(), 6);
+    assert_eq!(t.encode("abab ab<end>a").unwrap(), [4, 2, 3, 5, 0]);
+    assert_eq!(t.decode(&[4, 2, 3, 5, 0]).unwrap(), "abab ab<end>a");
     assert!(t.decode(&[99]).unwrap_err().is_index());
     std::fs::write(&path, "{}").unwrap();
     assert!(TokenizerFile::open(&path).unwrap_err().is_corrupt_file());
@@ -364,7 +365,7 @@ fn event_files_hold_checked_records() {
     let crc = |bytes: &[u8]| {
         let sum =
             !bytes.iter().fold(!0u32, |c, b| (0..8).fold(c ^ u32::from(*b), |c, _| c >> 1 ^ if c & 1 == 1 { 0x82f6_3b78 } else { 0 }));
-        ((sum >> 15 | sum << 17).wrapping_add(0xa282_ead8)).to_le_bytes()
+        sum.rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
     };
     let file = std::fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
     let bytes = std::fs::read(file).unwrap();

@@ -91,9 +91,9 @@ pub struct Outcome<M> {
 ///     Ok((x, y))
 /// };
 /// let model = Linear::new(2, 1, true, F32, Key::new(2))?;
+/// let mut losses = Vec::new();
 /// let mut trainer = Trainer::new(model, AdamW { lr: 0.1, ..AdamW::default() });
 /// trainer.options = Options { steps: 200, clip: Some(1.0), ..Options::default() };
-/// let mut losses = Vec::new();
 /// trainer.on(|event| {
 ///     if let Event::Step { report, .. } = event {
 ///         losses.push(report.loss);
