@@ -3,14 +3,16 @@
 use crate::say;
 use cotangent::diagnostics::{
     Alignment, Anomaly, AttentionCheck, AttentionReport, ClipTracker, DepthProfile, HealthHistory, HealthReport, Misalignment, Profiler,
-    Trace, Tracer, Verdict, detect_anomaly,
+    Trace, Tracer, Verdict, detect_anomaly, observe,
 };
 use cotangent::nn::{Gpt, GptConfig, Linear};
 use cotangent::ops::Reduction;
 use cotangent::optim::{AdamW, Clipped};
 use cotangent::{
-    F32, F64, GradOptions, Key, Module, ModuleExt, Result, Tape, Tensor, checkpoint, grad, module, value_and_grad, value_and_grad_with,
+    F32, F64, GradOptions, Key, Module, ModuleExt, Observer, Pulled, Ran, Result, Tape, Tensor, checkpoint, grad, module, value_and_grad,
+    value_and_grad_with,
 };
+use std::sync::{Arc, Mutex};
 
 fn gpt() -> (Gpt, Tensor, Tensor) {
     let config = GptConfig { vocabulary: 13, context: 8, layers: 3, heads: 2, width: 16, ..GptConfig::default() };
@@ -513,5 +515,84 @@ fn the_report_is_one_readable_page() -> Result<()> {
     ] {
         assert!(page.contains(text), "{text} is missing");
     }
+    Ok(())
+}
+
+/// tests/fixtures/trace/make.py: PyTorch's modules, recorded by the hook of the book.
+#[test]
+fn a_trace_agrees_with_a_dump_of_pytorch() -> Result<()> {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/trace");
+    let config = GptConfig { vocabulary: 13, context: 8, layers: 2, heads: 2, width: 16, bias: true, ..GptConfig::default() };
+    let mut gpt = Gpt::new(&config, F32, Key::new(1))?;
+    gpt.load_named(&Trace::load(folder.join("weights.safetensors"))?.entries().iter().cloned().collect())?;
+    let reference = Trace::load(folder.join("reference.safetensors"))?;
+    let tokens = Tensor::from_slice(&(0..16).map(|i| (i * i + 3) % 13).collect::<Vec<i64>>(), [2, 8])?;
+    let (_, trace) = Trace::of(&gpt, |m| m.forward(&tokens, None))?;
+    let found = trace.compare(&reference, 1e-5)?;
+    say(&format!("{found}"));
+    assert!(found.first().is_none() && found.rows.len() == 28, "{found}");
+    assert_eq!(found.only_there, ["lm_head", "lm_head:input"]); // here the table's second use
+    // The classic: a loader that forgets to transpose.
+    let wrong = gpt.map(|name, t| if name.ends_with("h.1.attn.c_proj.weight") { t.transpose(0, 1) } else { Ok(t.clone()) })?;
+    let found = Trace::of(&wrong, |m| m.forward(&tokens, None))?.1.compare(&reference, 1e-5)?;
+    assert_eq!(found.first().unwrap().name, "transformer.h.1.attn.c_proj", "{found}");
+    Ok(())
+}
+
+/// Inside one another, gradient functions share a tape: tools see it, and change nothing.
+#[test]
+fn tools_survive_gradients_inside_gradients() -> Result<()> {
+    let w = vec![Linear::new(3, 3, true, F64, Key::new(1))?];
+    let x = Tensor::randn([4, 3], F64, Key::new(2))?;
+    let penalty = |m: &Vec<Linear>| grad(&x, |x| m[0].forward(x)?.tanh()?.sum(..))?.into_inner().square()?.sum(..);
+    let (plain, same) = value_and_grad(&w, penalty)?;
+    let (tracer, profiler) = (Tracer::new(), Profiler::new());
+    let (value, grads) = value_and_grad(&w, |m| {
+        tracer.attach(m)?;
+        profiler.attach(m)?;
+        Anomaly::new().attach(m)?;
+        penalty(m)
+    })?;
+    assert_eq!((value.item()?, grads.norm()?), (plain.item()?, same.norm()?));
+    assert!(tracer.finish().get("0").is_some() && profiler.finish().by_op().contains_key("tanh"));
+    Ok(())
+}
+
+/// Where the derivatives of a sweep say that they come from.
+#[derive(Default)]
+struct Lines(Mutex<Vec<(&'static str, u32)>>);
+
+impl Observer for Lines {
+    fn ran(&self, _: &Ran<'_>) -> Result<()> {
+        Ok(())
+    }
+    fn pulled(&self, op: &Pulled<'_>) -> Result<()> {
+        self.0.lock().unwrap().push((op.at.file(), op.at.line()));
+        Ok(())
+    }
+    fn tapped(&self, _: &str, _: &Tensor) {}
+}
+
+/// A composed op's parts are recorded inside the crate; reports name the line of the program.
+#[test]
+fn composed_ops_are_reported_at_the_callers_line() -> Result<()> {
+    let (x, zero) = (Tensor::full([1, 2], 3.0, F64)?, Tensor::zeros([1, 2], F64)?);
+    let (lines, line) = (Arc::new(Lines::default()), std::cell::Cell::new(0));
+    let run = |x: &Tensor, anomaly: bool| {
+        value_and_grad(x, |x| {
+            observe(x, lines.clone())?;
+            if anomaly {
+                Anomaly::new().attach(x)?;
+            }
+            line.set(line!() + 1);
+            x.mse_loss(&zero, Reduction::Mean)
+        })
+    };
+    run(&x, false)?;
+    let seen = std::mem::take(&mut *lines.0.lock().unwrap());
+    assert!(seen.len() > 1 && seen.iter().all(|s| *s == (file!(), line.get())), "{seen:?}");
+    let e = run(&Tensor::full([1, 2], 1e200, F64)?, true).unwrap_err();
+    assert!(e.is_non_finite() && e.op() == Some("mse_loss") && e.location().unwrap().line() == line.get(), "{e}");
+    assert!(seen.iter().all(|s| s.0 == file!()) && e.location().unwrap().file() == file!());
     Ok(())
 }

@@ -6,9 +6,10 @@ use crate::functional::{Grads, value_and_grad};
 use crate::module::{Module, ModuleExt};
 use crate::tape::{Observer, Pulled, Ran};
 use crate::tensor::Tensor;
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::panic::Location;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Watches a tape for the first value or cotangent that is not finite, and makes the op that gives it an error with
 /// the op, the line that called it, the module it follows, and the statistics of its operands.
@@ -84,7 +85,7 @@ impl Anomaly {
             let e = Error::non_finite(format!("not finite before the first op: {}", list.join("; ")));
             return Err(e.with_names(bad.into_iter().map(|(n, _)| n).collect()).in_op("anomaly", at));
         }
-        let watch = Watch { options: self.clone(), after: Mutex::default() };
+        let watch = Watch { options: self.clone(), ran: Mutex::default() };
         super::observe(model, Arc::new(watch)).map_err(|e| e.in_op("anomaly", at))
     }
 
@@ -145,8 +146,20 @@ where
 
 struct Watch {
     options: Anomaly,
-    /// The last module that ran.
-    after: Mutex<Option<String>>,
+    ran: Mutex<Modules>,
+}
+
+/// The last module that ran, and the one before each op: its derivative is reported with it.
+#[derive(Default)]
+struct Modules {
+    last: Option<Arc<str>>,
+    before: HashMap<usize, Arc<str>>,
+}
+
+impl Watch {
+    fn modules(&self) -> MutexGuard<'_, Modules> {
+        self.ran.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 fn all<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<Vec<Stats>> {
@@ -156,15 +169,19 @@ fn all<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<Vec<Stats>> {
 impl Observer for Watch {
     fn ran(&self, op: &Ran<'_>) -> Result<()> {
         let gave = all(op.outputs.iter())?;
-        let after = || self.after.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = self.modules().last.clone();
         let finding = || {
             let given = all(op.inputs.iter().copied())?;
-            let after = after().clone();
+            let after = last.as_ref().map(|m| m.to_string());
             Ok(Finding { op: op.name, at: op.at, backward: false, after, given, gave: gave.clone(), passed_on: false })
         };
         self.options.judge(finding, &gave)?;
+        let mut modules = self.modules();
         if let Some(module) = super::modules::of(op) {
-            *after() = Some(module);
+            modules.last = Some(module.into());
+        }
+        if let Some(last) = last {
+            modules.before.insert(op.node, last);
         }
         Ok(())
     }
@@ -172,8 +189,9 @@ impl Observer for Watch {
     fn pulled(&self, op: &Pulled<'_>) -> Result<()> {
         let gave = all(op.x_bar.iter().flatten())?;
         let finding = || {
+            let after = self.modules().before.get(&op.node).map(|m| m.to_string());
             let given = all((0..).map_while(|i| op.y_bar.slot(i)).flatten())?;
-            Ok(Finding { op: op.name, at: op.at, backward: true, after: None, given, gave: gave.clone(), passed_on: false })
+            Ok(Finding { op: op.name, at: op.at, backward: true, after, given, gave: gave.clone(), passed_on: false })
         };
         self.options.judge(finding, &gave)
     }
