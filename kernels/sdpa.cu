@@ -470,7 +470,7 @@ KERNEL(sdpa_columns,
 
 // The cotangent of an additive mask of `slices` matrices rows x cols, each extent 1 or that of the scores; `slice` finds the
 // matrix that a head reads. A block owns a tile of one of them, and goes through all heads that read it.
-LAUNCH_BOUNDS(64, 7)
+LAUNCH_BOUNDS(64, 6)
 KERNEL(sdpa_mask,
        (T* bar, i64 slices, i64 rows, i64 cols, const View& slice, const acc<T>* stats, const T* q, const Heads& vq, const T* k, const Heads& vk, const T* v,
         const Heads& vv, const T* g, const Heads& vg, maybe<const u8*> allowed, maybe<const T*> added, const Heads& vm, const Scores& p),

@@ -20,7 +20,7 @@ const MORE_REGISTERS: &[(&str, u32, &str)] = &[
     ("sdpa_rows_f64", 232, "the same, with the cotangents of the scores"),
     ("sdpa_mask_f64", 232, "the same"),
     ("sdpa_columns_f64", 252, "the same, with two results"),
-    ("sdpa_mask_", 144, "the same; seven blocks of 64 threads fit"),
+    ("sdpa_mask_", 152, "the same; six blocks of 64 threads fit"),
     ("sdpa_", 128, "attention: 4 x 4 scores, their cotangents, and results; eight blocks of 64 threads fit"),
     ("argmax_reduce_", 80, "value and position of four columns"),
     ("group_", 96, "parts of several numbers for four columns"),
