@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""Copies the op fixtures that the tests need into tests/fixtures/ops.
+"""Copies the op fixtures that the tests need into tests/fixtures/ops, or malformed files into tests/fixtures/malformed.
 
 usage: scripts/update_fixtures.py FOLDER
+       scripts/update_fixtures.py --malformed FOLDER
 
 FOLDER holds one safetensors file per op (PyTorch's numbers in float64, attributes in the metadata).
 Cases with a tensor of more than 64 K elements are left out, so that the repository stays small;
 COTANGENT_FIXTURES=FOLDER replays all of them.
+
+With --malformed, FOLDER holds manifest.json (per format a list of files and verdicts) and the files in a folder per format.
 """
 import json
 import pathlib
@@ -46,10 +49,26 @@ def copy(source: pathlib.Path, target: pathlib.Path) -> None:
     print(f"{target.name}: {len(cases) - len(large)} of {len(cases)} cases, {target.stat().st_size} bytes")
 
 
+def copy_malformed(source: pathlib.Path, target: pathlib.Path, format: str) -> None:
+    """The files of a format, and their verdicts in one small list."""
+    target = target / format
+    target.mkdir(parents=True, exist_ok=True)
+    rows = json.loads((source / "manifest.json").read_text())[format]
+    verdicts = {row["file"]: {"verdict": row["verdict"], "why": row["why"]} for row in rows}
+    for name in verdicts:
+        (target / name).write_bytes((source / format / name).read_bytes())
+    (target / "verdicts.json").write_text(json.dumps(verdicts, indent=1, sort_keys=True) + "\n")
+    print(f"{format}: {len(verdicts)} files")
+
+
 def main() -> None:
+    fixtures = pathlib.Path(__file__).resolve().parent.parent / "tests" / "fixtures"
+    if len(sys.argv) == 3 and sys.argv[1] == "--malformed":
+        copy_malformed(pathlib.Path(sys.argv[2]), fixtures / "malformed", "safetensors")
+        return
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    target = pathlib.Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "ops"
+    target = fixtures / "ops"
     target.mkdir(parents=True, exist_ok=True)
     for source in sorted(pathlib.Path(sys.argv[1]).glob("*.safetensors")):
         copy(source, target / source.name)

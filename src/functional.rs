@@ -18,6 +18,8 @@ use std::sync::Arc;
 pub struct Grads<M> {
     tree: M,
     disconnected: Vec<String>,
+    /// Known to hold no infinity and no NaN: whoever looked last says so, and any change forgets it.
+    pub(crate) finite: bool,
 }
 
 impl<M: Module + Clone> std::fmt::Debug for Grads<M> {
@@ -54,6 +56,7 @@ impl<M: Module + Clone> Grads<M> {
     /// # Errors
     /// The first error of `f`.
     pub fn update(&mut self, mut f: impl FnMut(&str, &mut Tensor) -> Result<()>) -> Result<()> {
+        self.finite = false;
         try_walk(&mut self.tree, |name, leaf| if leaf.is_trainable() { f(name, leaf.tensor) } else { Ok(()) })
     }
 
@@ -528,7 +531,7 @@ impl<M: Module + Clone> Scope<M> {
             };
             Ok(())
         })?;
-        Ok(Grads { tree, disconnected: Vec::new() })
+        Ok(Grads { tree, disconnected: Vec::new(), finite: false })
     }
 }
 

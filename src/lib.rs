@@ -7,6 +7,7 @@ mod dtype;
 mod error;
 mod functional;
 mod grad;
+pub mod io;
 mod layout;
 mod module;
 pub mod nn;
@@ -18,6 +19,7 @@ mod shape;
 mod tape;
 mod tensor;
 pub mod testing;
+pub mod train;
 
 pub use backend::Device;
 pub use dtype::{BF16, F16, F32, F64, I64, U8, U32};

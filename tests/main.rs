@@ -5,15 +5,19 @@ mod callers;
 mod checker;
 mod device;
 mod engine;
+mod files;
 mod functional;
 mod gradcheck;
 mod kernels;
 mod nesting;
 mod ops;
+mod optimizer_state;
 mod optimizers;
 mod parity;
 mod replay;
+mod resume;
 mod tidy;
+mod training;
 
 /// Shown even when the test passes: the runner keeps what `println!` writes to itself.
 pub fn say(text: &str) {

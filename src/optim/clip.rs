@@ -49,6 +49,26 @@ impl<M: Module + Clone> Grads<M> {
         Ok(total)
     }
 
+    /// Whether every gradient element is finite. Costs a pass over the gradients, unless clipping has just looked.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn is_finite(&self) -> Result<bool> {
+        if self.finite {
+            return Ok(true);
+        }
+        let named = self.named();
+        if named.iter().any(|(_, g)| g.device().is_cuda()) {
+            return Ok(self.norm()?.is_finite());
+        }
+        for (_, g) in &named {
+            if !tensor_max_abs(g)?.is_finite() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// The norm over the gradients in host memory.
     fn host_norm(named: &[(String, Tensor)]) -> Result<f64> {
         let named = || named.iter().filter(|(_, g)| g.device() == Device::Cpu);
@@ -99,6 +119,7 @@ impl<M: Module + Clone> Grads<M> {
         if clipped {
             self.scale(factor)?;
         }
+        self.finite = finite;
         Ok(Clipped { norm, finite, clipped })
     }
 

@@ -1,86 +1,115 @@
 //! Stochastic gradient descent.
 
-use super::{follow, for_each_param};
+use super::groups::{self, Group};
+use super::memory::{Memory, Rule, Slots};
+use super::state::optimizer;
 use crate::backend::cuda::optim::{self, Descent};
 use crate::error::{Result, bail};
 use crate::functional::Grads;
 use crate::module::Module;
 use crate::tensor::Tensor;
-use std::collections::HashMap;
 
-/// `p ← p − lr·(g + wd·p)`, with momentum `b ← μ·b + g` and Nesterov's form as in PyTorch.
-#[derive(Clone, Debug, Default)]
+/// `p ← p − lr·(g + wd·p)`, with momentum `b ← μ·b + (1−τ)·g` (at first `b = g`) and Nesterov's form as in PyTorch.
+///
+/// ```
+/// use cotangent::{optim::Sgd, value_and_grad, Tensor};
+/// let mut w = Tensor::from_slice(&[5f32], [1])?;
+/// let mut sgd = Sgd { momentum: 0.9, nesterov: true, ..Sgd::new(0.01) };
+/// let (_, g) = value_and_grad(&w, |w| w.square()?.sum(..))?;
+/// sgd.step(&mut w, &g)?;
+/// assert!((w.item()? - 4.81).abs() < 1e-6);
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+#[derive(Clone, Debug)]
 pub struct Sgd {
-    /// Learning rate.
+    /// Learning rate; 0 by default.
     pub lr: f64,
-    /// Momentum; 0 keeps no state.
+    /// Momentum μ; 0, the default, keeps no state.
     pub momentum: f64,
-    /// L2 penalty added to the gradient.
+    /// Dampening τ of the gradients that enter the momentum; 0.
+    pub dampening: f64,
+    /// L2 penalty added to the gradient of every parameter that no group excepts; 0.
     pub weight_decay: f64,
-    /// Look ahead along the momentum.
+    /// Look ahead along the momentum; false. Needs momentum, and no dampening.
     pub nesterov: bool,
-    /// Momentum buffers by parameter name; start empty.
-    pub velocity: HashMap<String, Tensor>,
+    /// Exceptions for some parameters; none.
+    pub groups: Vec<Group>,
+    /// Skip, and count, a step whose gradients hold an infinity or NaN; true.
+    pub skip_non_finite: bool,
+    /// Momentum buffers and step count; start with the default.
+    pub memory: Memory,
+}
+
+impl Default for Sgd {
+    fn default() -> Self {
+        Sgd {
+            lr: 0.0,
+            momentum: 0.0,
+            dampening: 0.0,
+            weight_decay: 0.0,
+            nesterov: false,
+            groups: Vec::new(),
+            skip_non_finite: true,
+            memory: Memory::default(),
+        }
+    }
 }
 
 impl Sgd {
+    const RULE: Rule = Rule { name: "sgd", slots: &["momentum_buffer"] };
+
     /// Plain descent with a learning rate.
     pub fn new(lr: f64) -> Self {
         Sgd { lr, ..Self::default() }
     }
 
-    /// One step on every trainable parameter of the model.
-    ///
-    /// # Errors
-    /// Argument error for a rate that is not finite or gradients of another model.
-    #[track_caller]
-    pub fn step<M: Module + Clone>(&mut self, model: &mut M, grads: &Grads<M>) -> Result<()> {
-        let at = std::panic::Location::caller();
-        let mut run = || {
-            if !self.lr.is_finite() || !self.momentum.is_finite() || !self.weight_decay.is_finite() {
-                bail!(
-                    argument,
-                    "lr, momentum and weight decay must be finite; found {}, {}, {}",
-                    self.lr,
-                    self.momentum,
-                    self.weight_decay
-                );
-            }
-            for_each_param(model, grads, |name, p, g| {
-                if let Some(v) = self.velocity.get_mut(name) {
-                    follow(v, p)?;
-                }
-                if p.device().is_cuda() {
-                    return self.step_on_device(name, p, g);
-                }
-                let mut g = g.clone();
-                if self.weight_decay != 0.0 {
-                    g = g.add(&p.mul_scalar(self.weight_decay)?)?;
-                }
-                if self.momentum != 0.0 {
-                    let v = match self.velocity.get(name) {
-                        None => g.clone(),
-                        Some(v) => v.mul_scalar(self.momentum)?.add(&g)?,
-                    };
-                    g = if self.nesterov { g.add(&v.mul_scalar(self.momentum)?)? } else { v.clone() };
-                    self.velocity.insert(name.to_owned(), v);
-                }
-                *p = p.sub(&g.mul_scalar(self.lr)?)?;
-                Ok(())
-            })
-        };
-        run().map_err(|e| e.in_op("sgd", at))
+    /// The momentum of a parameter, once it has been stepped.
+    pub fn velocity(&self, name: &str) -> Option<&Tensor> {
+        self.memory.tensor(name, 0)
     }
 
-    /// The same in one kernel.
-    fn step_on_device(&mut self, name: &str, p: &mut Tensor, g: &Tensor) -> Result<()> {
-        let first = !self.velocity.contains_key(name);
-        let velocity = match self.momentum {
-            0.0 => None,
-            _ if first => Some(self.velocity.entry(name.to_owned()).or_insert(g.zeros_like()?)),
-            _ => self.velocity.get_mut(name),
-        };
-        let step = Descent { lr: self.lr, momentum: self.momentum, decay: self.weight_decay, nesterov: self.nesterov, first };
-        optim::descend(p.own_cuda()?, &g.array.cuda()?, velocity.map(Tensor::own_cuda).transpose()?, step)
+    fn run<M: Module + Clone>(&mut self, model: &mut M, grads: &Grads<M>) -> Result<()> {
+        let (momentum, dampening, nesterov) = (self.momentum, self.dampening, self.nesterov);
+        if !momentum.is_finite() || momentum < 0.0 || !dampening.is_finite() {
+            bail!(argument, "momentum must be finite and not negative, dampening finite; found {momentum}, {dampening}");
+        }
+        if nesterov && (momentum == 0.0 || dampening != 0.0) {
+            bail!(argument, "nesterov needs momentum and no dampening; found momentum {momentum}, dampening {dampening}");
+        }
+        let Self { groups, memory, lr, weight_decay, .. } = self;
+        groups::check(groups, *lr, *weight_decay)?;
+        memory.keeps(&Self::RULE, |p, _| p.steps > 0 && momentum != 0.0)?;
+        memory.run(&Self::RULE, model, grads, self.skip_non_finite, |name, slots, p, g| {
+            let (lr, decay) = groups::rates(groups, name, p, *lr, *weight_decay);
+            // The kernel has no dampening.
+            if p.device().is_cuda() && dampening == 0.0 {
+                let first = slots.tensors[0].is_none();
+                return on_device(slots, p, g, Descent { lr, momentum, decay, nesterov, first });
+            }
+            let mut g = g.clone();
+            if decay != 0.0 {
+                g = g.add(&p.mul_scalar(decay)?)?;
+            }
+            if momentum != 0.0 {
+                let v = match &slots.tensors[0] {
+                    None => g.clone(),
+                    Some(v) => v.mul_scalar(momentum)?.add(&g.mul_scalar(1.0 - dampening)?)?,
+                };
+                g = if nesterov { g.add(&v.mul_scalar(momentum)?)? } else { v.clone() };
+                slots.tensors[0] = Some(v);
+            }
+            *p = p.sub(&g.mul_scalar(lr)?)?;
+            Ok(())
+        })
     }
+}
+optimizer!(Sgd);
+
+/// The same in one kernel.
+fn on_device(slots: &mut Slots, p: &mut Tensor, g: &Tensor, step: Descent) -> Result<()> {
+    if step.momentum != 0.0 {
+        slots.zeros(0, p)?;
+    }
+    let velocity = slots.tensors[0].as_mut().filter(|_| step.momentum != 0.0);
+    optim::descend(p.own_cuda()?, &g.array.cuda()?, velocity.map(Tensor::own_cuda).transpose()?, step)
 }

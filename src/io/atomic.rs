@@ -1,0 +1,71 @@
+//! Files that are either whole or not there.
+
+use super::failed;
+use crate::error::{Error, Result};
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// What a file is called until it is whole. Always the same, so that a killed process leaves at most one behind.
+const PARTIAL: &str = ".partial";
+
+/// Writes a file so that at any moment, whatever is killed, its name stands for the whole old content or the whole new.
+///
+/// `fill` writes to `NAME.partial` in the same folder, which is flushed to the disk and then renamed; the folder is
+/// flushed too. On error the old file stays as it is.
+///
+/// # Errors
+/// What `fill` returns; I/O error with the path.
+pub fn write_atomically(path: impl AsRef<Path>, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let path = path.as_ref();
+    let partial = partial_of(path)?;
+    let result = write(path, &partial, fill);
+    if result.is_err() {
+        // What is left of it is useless; the error that matters is the first one.
+        let _ = fs::remove_file(&partial);
+    }
+    result
+}
+
+fn write(path: &Path, partial: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let file = File::create(partial).map_err(|e| failed("create", partial, e))?;
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    fill(&mut out)?;
+    let file = out.into_inner().map_err(|e| failed("write", partial, e.into_error()))?;
+    // Before the rename: else a power cut can leave the new name with old or no content.
+    file.sync_all().map_err(|e| failed("flush", partial, e))?;
+    fs::rename(partial, path).map_err(|e| failed("write", path, e))?;
+    // The rename is in the folder. Some systems cannot open folders; there the rename is as durable as it gets.
+    if let Ok(folder) = File::open(folder_of(path)) {
+        let _ = folder.sync_all();
+    }
+    Ok(())
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn partial_of(path: &Path) -> Result<PathBuf> {
+    let Some(name) = path.file_name() else {
+        return Err(Error::argument(format!("`{}` does not name a file", path.display())));
+    };
+    let mut name = OsString::from(name);
+    name.push(PARTIAL);
+    Ok(path.with_file_name(name))
+}
+
+/// Removes what killed writers left in a folder.
+///
+/// # Errors
+/// I/O error with the path.
+pub(crate) fn sweep_partial(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder).map_err(|e| failed("list", folder, e))? {
+        let path = entry.map_err(|e| failed("list", folder, e))?.path();
+        if path.to_string_lossy().ends_with(PARTIAL) {
+            fs::remove_file(&path).map_err(|e| failed("remove", &path, e))?;
+        }
+    }
+    Ok(())
+}

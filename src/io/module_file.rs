@@ -1,0 +1,158 @@
+//! Models to and from files.
+
+use super::safetensors::{TensorFile, write_tensors};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::module::{Module, ModuleExt, unique_names};
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::panic::Location;
+use std::path::Path;
+
+/// A tensor that has one shape in a file and another in the model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Misshaped {
+    /// Its name.
+    pub name: String,
+    /// Shape in the file.
+    pub file: Shape,
+    /// Shape in the model.
+    pub model: Shape,
+}
+
+/// What a file had for a model. Prints as a list of what differs.
+#[derive(Clone, Debug, Default)]
+pub struct LoadReport {
+    /// Names of the tensors that were loaded.
+    pub loaded: Vec<String>,
+    /// Tensors of the model that the file does not have.
+    pub missing: Vec<String>,
+    /// Tensors of the file that the model does not have.
+    pub unexpected: Vec<String>,
+    /// Tensors whose shapes differ.
+    pub misshaped: Vec<Misshaped>,
+    /// Loaded tensors that were cast to the model's dtype: name, dtype of the file, dtype of the model.
+    pub converted: Vec<(String, DType, DType)>,
+}
+
+impl LoadReport {
+    /// Whether file and model have the same tensors of the same shapes.
+    pub fn is_complete(&self) -> bool {
+        self.missing.is_empty() && self.unexpected.is_empty() && self.misshaped.is_empty()
+    }
+}
+
+impl fmt::Display for LoadReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} loaded", self.loaded.len())?;
+        if !self.missing.is_empty() {
+            write!(f, "; missing in the file: {}", self.missing.join(", "))?;
+        }
+        if !self.unexpected.is_empty() {
+            write!(f, "; unexpected in the file: {}", self.unexpected.join(", "))?;
+        }
+        for (i, m) in self.misshaped.iter().enumerate() {
+            let lead = if i == 0 { "; shapes differ:" } else { "," };
+            write!(f, "{lead} `{}` is {} in the file, {} in the model", m.name, m.file, m.model)?;
+        }
+        Ok(())
+    }
+}
+
+/// Saving and loading, for every [`Module`].
+///
+/// ```
+/// use cotangent::{io::ModuleFile, nn::Linear, Key, ModuleExt, F32};
+/// # let folder = std::env::temp_dir().join(format!("cotangent-doc-m-{}", std::process::id()));
+/// # std::fs::create_dir_all(&folder)?;
+/// let path = folder.join("linear.safetensors");
+/// let trained = Linear::new(3, 2, true, F32, Key::new(1))?;
+/// trained.save(&path)?;
+///
+/// let mut other = Linear::new(3, 2, true, F32, Key::new(2))?;
+/// other.load(&path)?;
+/// assert_eq!(other.weight.to_vec::<f32>()?, trained.weight.to_vec::<f32>()?);
+///
+/// let mut wide = Linear::new(4, 2, false, F32, Key::new(3))?;
+/// let e = wide.load(&path).unwrap_err(); // … unexpected in the file: bias; shapes differ: `weight` is [2, 3] in the file, [2, 4] in the model …
+/// assert!(e.is_shape() && e.to_string().contains("`weight` is [2, 3] in the file, [2, 4] in the model"));
+/// # std::fs::remove_dir_all(&folder)?;
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+pub trait ModuleFile: Module + Clone {
+    /// Writes all tensors under their names, as safetensors that PyTorch and others read.
+    ///
+    /// # Errors
+    /// Argument error when two tensors have one name; I/O error. An old file is only replaced by a whole new one.
+    #[track_caller]
+    fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let at = Location::caller();
+        save(self, path.as_ref()).map_err(|e| e.in_op("save", at))
+    }
+
+    /// Replaces every tensor by the one of the same name in the file, cast to the model's dtype, on the model's device.
+    ///
+    /// # Errors
+    /// Argument error that lists all missing and unexpected tensors, shape error when shapes differ too; nothing is changed
+    /// then. I/O and corrupt-file errors as of [`TensorFile::open`].
+    #[track_caller]
+    fn load(&mut self, path: impl AsRef<Path>) -> Result<LoadReport> {
+        let at = Location::caller();
+        load(self, path.as_ref(), true).map_err(|e| e.in_op("load", at))
+    }
+
+    /// Replaces what fits and leaves the rest: look at the report, which is all that tells.
+    ///
+    /// # Errors
+    /// I/O and corrupt-file errors as of [`TensorFile::open`].
+    #[track_caller]
+    fn load_partial(&mut self, path: impl AsRef<Path>) -> Result<LoadReport> {
+        let at = Location::caller();
+        load(self, path.as_ref(), false).map_err(|e| e.in_op("load_partial", at))
+    }
+}
+
+impl<M: Module + Clone> ModuleFile for M {}
+
+fn save<M: Module + Clone>(model: &M, path: &Path) -> Result<()> {
+    unique_names(model)?;
+    let named = model.named_tensors();
+    let tensors: Vec<(&str, &Tensor)> = named.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    // Without this key transformers refuses the file.
+    write_tensors(path, &tensors, &[("format", "pt")])
+}
+
+fn load<M: Module + Clone>(model: &mut M, path: &Path, strict: bool) -> Result<LoadReport> {
+    unique_names(model)?;
+    let file = TensorFile::open(path)?;
+    let in_file: BTreeSet<String> = file.names().into_iter().collect();
+    let own = model.named_tensors();
+    let mut report = LoadReport::default();
+    let mut fitting = BTreeMap::new();
+    for (name, t) in &own {
+        if !in_file.contains(name) {
+            report.missing.push(name.clone());
+        } else if &file.shape(name)? != t.shape() {
+            report.misshaped.push(Misshaped { name: name.clone(), file: file.shape(name)?, model: t.shape().clone() });
+        } else {
+            fitting.insert(name.clone(), file.dtype(name)?);
+        }
+    }
+    report.unexpected = in_file.into_iter().filter(|n| !own.iter().any(|(name, _)| name == n)).collect();
+    if strict && !report.is_complete() {
+        let message = format!("{} does not fit the model: {report}", path.display());
+        return Err(if report.misshaped.is_empty() { Error::argument(message) } else { Error::shape(message) });
+    }
+    let loaded = model.map(|name, old| {
+        let Some(&dtype) = fitting.get(name) else { return Ok(old.clone()) };
+        report.loaded.push(name.to_owned());
+        if dtype != old.dtype() {
+            report.converted.push((name.to_owned(), dtype, old.dtype()));
+        }
+        file.tensor(name)?.cast(old.dtype())?.to_device(old.device())
+    })?;
+    *model = loaded;
+    Ok(report)
+}

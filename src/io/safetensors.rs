@@ -1,0 +1,356 @@
+//! Safetensors files: named tensors, with text metadata.
+//!
+//! The header goes through the `safetensors` crate, which checks offsets, sizes and dtypes; this module adds what the crate
+//! leaves out: duplicate names, a header that does not begin with `{`, and files that are something else altogether.
+//!
+//! Tensors are read by position when they are asked for, not through a memory map: their bytes have to be copied into
+//! aligned memory in any case (the format does not align them), so a map would save nothing, and it turns a file that is
+//! cut short or lost with the network into a signal that ends the process instead of an error.
+
+use super::{failed, write_atomically};
+use crate::array::Array;
+use crate::backend::Device;
+use crate::dtype::{DType, Element, with_dtype};
+use crate::error::{Error, Result, bail};
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+use ::safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+/// Longest header, as in the reference implementation.
+const LONGEST_HEADER: u64 = 100_000_000;
+/// Bytes read or written at a time.
+const PIECE: usize = 1 << 20;
+/// The key of the header that is no tensor.
+const METADATA: &str = "__metadata__";
+
+/// A safetensors file: the header is read and checked at once, tensors when they are asked for.
+///
+/// ```
+/// use cotangent::{io::{TensorFile, save_safetensors}, Tensor};
+/// # let folder = std::env::temp_dir().join(format!("cotangent-doc-{}", std::process::id()));
+/// # std::fs::create_dir_all(&folder)?;
+/// let path = folder.join("two.safetensors");
+/// let (a, b) = (Tensor::from_slice(&[1f32, 2.0], [2])?, Tensor::scalar(3i64)?);
+/// save_safetensors(&path, [("a", &a), ("b", &b)], &[("made by", "hand")])?;
+///
+/// let file = TensorFile::open(&path)?;
+/// assert_eq!(file.metadata()["made by"], "hand");
+/// assert_eq!(file.tensor("a")?.to_vec::<f32>()?, [1.0, 2.0]);
+/// # std::fs::remove_dir_all(&folder)?;
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct TensorFile {
+    path: PathBuf,
+    // Reading moves the file's one position.
+    file: Mutex<File>,
+    header: Metadata,
+    metadata: BTreeMap<String, String>,
+    /// Where the tensors' bytes begin.
+    start: u64,
+}
+
+impl TensorFile {
+    /// Opens a file and checks its header against the length of the file.
+    ///
+    /// # Errors
+    /// I/O error when it cannot be read; corrupt-file error that says what is wrong and where: a header beyond the end of
+    /// the file, no JSON, duplicate names, unknown dtypes, tensors that overlap, leave holes or do not end with the file.
+    #[track_caller]
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let at = std::panic::Location::caller();
+        Self::read_header(path.as_ref()).map_err(|e| e.in_op("open", at))
+    }
+
+    fn read_header(path: &Path) -> Result<Self> {
+        let mut file = File::open(path).map_err(|e| failed("read", path, e))?;
+        let about = file.metadata().map_err(|e| failed("read", path, e))?;
+        let shown = path.display();
+        if !about.is_file() {
+            bail!(io, "cannot read {shown}: it is not a file");
+        }
+        let length = about.len();
+        let mut first = [0; 8];
+        if length < 8 {
+            bail!(corrupt_file, "{shown} has {length} bytes; a safetensors file has at least 8");
+        }
+        file.read_exact(&mut first).map_err(|e| failed("read", path, e))?;
+        let n = u64::from_le_bytes(first);
+        if n > LONGEST_HEADER || n > length - 8 {
+            let found = if n > LONGEST_HEADER { format!("the limit of {LONGEST_HEADER}") } else { format!("the {length} bytes of the file") };
+            bail!(corrupt_file, "{shown}: the header's length at byte 0 is {n}, beyond {found}{}", looks_like(first));
+        }
+        let mut bytes = vec![0; n as usize];
+        file.read_exact(&mut bytes).map_err(|e| failed("read", path, e))?;
+        let header = parse(&bytes).map_err(|why| Error::corrupt_file(format!("{shown}: {why}")))?;
+        let (have, want) = (length - 8 - n, header.data_len() as u64);
+        if have != want {
+            let what = if have < want { "the file is cut short" } else { "something follows the last tensor" };
+            bail!(corrupt_file, "{shown}: {what}: the header describes {want} bytes of tensors from byte {} on, there are {have}", 8 + n);
+        }
+        let metadata = header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
+        Ok(TensorFile { path: path.to_owned(), file: Mutex::new(file), header, metadata, start: 8 + n })
+    }
+
+    /// Where the file lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Names of all tensors, in the order of the file.
+    pub fn names(&self) -> Vec<String> {
+        self.header.offset_keys()
+    }
+
+    /// The texts stored beside the tensors.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// Shape of a tensor, without reading it.
+    ///
+    /// # Errors
+    /// Argument error when there is none of that name.
+    pub fn shape(&self, name: &str) -> Result<Shape> {
+        Ok(Shape::from(&self.info(name)?.shape[..]))
+    }
+
+    /// The dtype that a tensor will have, without reading it.
+    ///
+    /// # Errors
+    /// Argument error when there is none of that name; dtype error when tensors here cannot hold its type.
+    pub fn dtype(&self, name: &str) -> Result<DType> {
+        Ok(match self.info(name)?.dtype {
+            Dtype::F64 => DType::F64,
+            Dtype::F32 => DType::F32,
+            Dtype::BF16 => DType::BF16,
+            Dtype::F16 => DType::F16,
+            Dtype::I8 | Dtype::I16 | Dtype::I32 | Dtype::I64 | Dtype::U64 => DType::I64,
+            Dtype::U16 | Dtype::U32 => DType::U32,
+            Dtype::U8 | Dtype::BOOL => DType::U8,
+            other => bail!(dtype, "`{name}` in {} is of the type {other:?}, for which there is no dtype", self.path.display()),
+        })
+    }
+
+    fn info(&self, name: &str) -> Result<&TensorInfo> {
+        self.header
+            .info(name)
+            .ok_or_else(|| Error::argument(format!("{} has no tensor `{name}`; it has: {}", self.path.display(), self.names().join(", "))))
+    }
+
+    /// Reads a tensor into host memory. Integers that have no dtype here come widened: 8, 16 and 32 bits with sign as `i64`,
+    /// 16 bits without as `u32`, 64 bits without as `i64`; truth values as `u8`.
+    ///
+    /// # Errors
+    /// Argument error when there is none of that name; dtype error when its type has no counterpart; corrupt-file error for a
+    /// `u64` beyond `i64`; I/O error; out of memory.
+    #[track_caller]
+    pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        let at = std::panic::Location::caller();
+        self.read(name).map_err(|e| e.in_op("tensor", at))
+    }
+
+    fn read(&self, name: &str) -> Result<Tensor> {
+        let (dtype, info) = (self.dtype(name)?, self.info(name)?);
+        let shape = Shape::from(&info.shape[..]);
+        shape.checked_numel()?;
+        let begin = self.start + info.data_offsets.0 as u64;
+        let array = match info.dtype {
+            Dtype::I8 => self.fill(shape, begin, |[b]: [u8; 1]| i64::from(b as i8)),
+            Dtype::I16 => self.fill(shape, begin, |b| i64::from(i16::from_le_bytes(b))),
+            Dtype::I32 => self.fill(shape, begin, |b| i64::from(i32::from_le_bytes(b))),
+            Dtype::U16 => self.fill(shape, begin, |b| u32::from(u16::from_le_bytes(b))),
+            Dtype::U64 => {
+                let mut largest = 0;
+                let array = self.fill(shape, begin, |b| {
+                    let x = u64::from_le_bytes(b);
+                    largest = largest.max(x);
+                    x as i64
+                })?;
+                if i64::try_from(largest).is_err() {
+                    bail!(corrupt_file, "`{name}` in {} holds {largest}, which does not fit i64", self.path.display());
+                }
+                Ok(array)
+            }
+            _ => with_dtype!(dtype, T => self.fill(shape, begin, <T>::from_le_bytes)),
+        };
+        Ok(Tensor::from_array(array?))
+    }
+
+    /// An array of `shape` from the bytes at `begin`, `N` to an element.
+    fn fill<T: Element, const N: usize>(&self, shape: Shape, begin: u64, mut convert: impl FnMut([u8; N]) -> T) -> Result<Array> {
+        let mut result = Ok(());
+        let array = Array::build::<T>(shape, Device::Cpu, |out| {
+            let mut file = self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut bytes = vec![0; PIECE.min(out.len() * N)];
+            result = file.seek(SeekFrom::Start(begin)).and_then(|_| {
+                for piece in out.chunks_mut(PIECE / N) {
+                    let bytes = &mut bytes[..piece.len() * N];
+                    file.read_exact(bytes)?;
+                    for (x, b) in piece.iter_mut().zip(bytes.as_chunks::<N>().0) {
+                        *x = convert(*b);
+                    }
+                }
+                Ok(())
+            });
+        })?;
+        result.map_err(|e| failed("read", &self.path, e))?;
+        Ok(array)
+    }
+
+    /// Reads all tensors.
+    ///
+    /// # Errors
+    /// As [`TensorFile::tensor`].
+    #[track_caller]
+    pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
+        let at = std::panic::Location::caller();
+        let read = |name: String| Ok((name.clone(), self.read(&name)?));
+        self.names().into_iter().map(read).collect::<Result<_>>().map_err(|e: Error| e.in_op("tensors", at))
+    }
+}
+
+/// What a file that begins like this may be.
+fn looks_like(first: [u8; 8]) -> &'static str {
+    match &first {
+        b"version " => ": it looks like a Git LFS pointer, so the file itself is still to be fetched",
+        [b'G', b'G', b'U', b'F', ..] => ": it looks like a GGUF file",
+        [b'P', b'K', 3, 4, ..] => ": it looks like a zip archive, as PyTorch writes",
+        [b'<', ..] => ": it looks like a web page",
+        _ => "",
+    }
+}
+
+/// The header's text, checked.
+fn parse(bytes: &[u8]) -> Result<Metadata, String> {
+    let text = std::str::from_utf8(bytes).map_err(|e| format!("the header is not UTF-8 at byte {}", 8 + e.valid_up_to()))?;
+    if !text.starts_with('{') {
+        return Err("the header does not begin with `{` at byte 8".to_owned());
+    }
+    // First for duplicates, which maps would swallow.
+    serde_json::from_str::<Unique>(text).map_err(|e| format!("the header is damaged: {e}"))?;
+    serde_json::from_str(text).map_err(|e| format!("the header is damaged: {e}"))
+}
+
+/// Any header in which no name stands twice.
+struct Unique;
+
+impl<'de> Deserialize<'de> for Unique {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Names;
+        impl<'de> Visitor<'de> for Names {
+            type Value = Unique;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object of tensors")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Unique, A::Error> {
+                let mut seen = BTreeSet::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    map.next_value::<serde::de::IgnoredAny>()?;
+                    if let Some(twice) = seen.replace(name) {
+                        return Err(serde::de::Error::custom(format!("`{twice}` stands twice")));
+                    }
+                }
+                Ok(Unique)
+            }
+        }
+        deserializer.deserialize_map(Names)
+    }
+}
+
+/// Writes named tensors, in the order given, and texts beside them; see [`write_atomically`] for what happens to an old file.
+///
+/// The bytes depend on the arguments alone. Tensors on a device are copied to the host one at a time.
+///
+/// # Errors
+/// Argument error when a name occurs twice or is `__metadata__`, which the format reserves; I/O error; out of memory.
+#[track_caller]
+pub fn save_safetensors<'a>(
+    path: impl AsRef<Path>,
+    tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
+    metadata: &[(&str, &str)],
+) -> Result<()> {
+    let at = std::panic::Location::caller();
+    let tensors: Vec<_> = tensors.into_iter().collect();
+    write_tensors(path.as_ref(), &tensors, metadata).map_err(|e| e.in_op("save_safetensors", at))
+}
+
+pub(crate) fn write_tensors(path: &Path, tensors: &[(&str, &Tensor)], metadata: &[(&str, &str)]) -> Result<()> {
+    let header = header(tensors, metadata)?;
+    write_atomically(path, |out| {
+        let mut put = |bytes: &[u8]| out.write_all(bytes).map_err(|e| failed("write", path, e));
+        put(&(header.len() as u64).to_le_bytes())?;
+        put(&header)?;
+        tensors.iter().try_for_each(|(_, t)| pieces(t, &mut put))
+    })
+}
+
+fn header(tensors: &[(&str, &Tensor)], metadata: &[(&str, &str)]) -> Result<Vec<u8>> {
+    let damaged = |e: serde_json::Error| Error::argument("the header cannot be written").with_source(e);
+    // Sorted by name, so that equal content gives equal bytes.
+    let mut header = serde_json::Map::new();
+    let mut end = 0;
+    for (name, t) in tensors {
+        if *name == METADATA {
+            bail!(argument, "a tensor cannot be called `{METADATA}`: the format reserves the name");
+        }
+        let dtype = match t.dtype() {
+            DType::F64 => Dtype::F64,
+            DType::F32 => Dtype::F32,
+            DType::BF16 => Dtype::BF16,
+            DType::F16 => Dtype::F16,
+            DType::I64 => Dtype::I64,
+            DType::U32 => Dtype::U32,
+            DType::U8 => Dtype::U8,
+        };
+        let start = end;
+        end += t.numel() * t.dtype().size();
+        let info = TensorInfo { dtype, shape: t.shape().dims().to_vec(), data_offsets: (start, end) };
+        if header.insert((*name).to_owned(), serde_json::to_value(info).map_err(damaged)?).is_some() {
+            bail!(argument, "two tensors are called `{name}`");
+        }
+    }
+    if !metadata.is_empty() {
+        let texts: serde_json::Map<String, serde_json::Value> = metadata.iter().map(|(k, v)| ((*k).to_owned(), (*v).into())).collect();
+        header.insert(METADATA.to_owned(), texts.into());
+    }
+    let mut bytes = serde_json::to_vec(&header).map_err(damaged)?;
+    // The tensors begin at a multiple of 8: readers that map the file like that.
+    bytes.resize(bytes.len().next_multiple_of(8), b' ');
+    if bytes.len() as u64 > LONGEST_HEADER {
+        bail!(argument, "{} tensors make a header of {} bytes; {LONGEST_HEADER} are allowed", tensors.len(), bytes.len());
+    }
+    Ok(bytes)
+}
+
+/// Hands the little-endian bytes of a tensor's elements, in row-major order, to `put`.
+fn pieces(t: &Tensor, put: &mut impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    with_dtype!(t.dtype(), T => {
+        let values = t.to_vec::<T>()?;
+        let mut bytes = Vec::with_capacity(PIECE.min(values.len() * size_of::<T>()));
+        for piece in values.chunks(PIECE / size_of::<T>()) {
+            bytes.clear();
+            piece.iter().for_each(|x| bytes.extend_from_slice(&x.to_le_bytes()));
+            put(&bytes)?;
+        }
+        Ok(())
+    })
+}
+
+/// CRC-32C of the bytes that these tensors have in a file.
+pub(crate) fn checksum<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<u32> {
+    let mut sum = 0;
+    for t in tensors {
+        pieces(t, &mut |bytes| {
+            sum = crc32c::crc32c_append(sum, bytes);
+            Ok(())
+        })?;
+    }
+    Ok(sum)
+}

@@ -1,0 +1,310 @@
+//! What optimizers remember about each parameter, and the walk that all of them share: refusals first, steps with
+//! gradients that are not finite skipped, parameters of half precision stepped through a master in `f32`.
+
+use super::State;
+use crate::dtype::DType;
+use crate::error::{Result, bail};
+use crate::functional::Grads;
+use crate::module::{Module, ModuleExt, try_walk};
+use crate::tensor::Tensor;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Most tensors that an optimizer keeps for one parameter, the master aside.
+const SLOTS: usize = 3;
+
+/// An optimizer's name and those of what it keeps for each parameter.
+#[derive(Debug)]
+pub(super) struct Rule {
+    pub(super) name: &'static str,
+    pub(super) slots: &'static [&'static str],
+}
+
+/// What an optimizer remembers between steps; starts empty.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    steps: u64,
+    skipped: u64,
+    params: BTreeMap<String, Slots>,
+    /// Loaded, and not yet compared with a model.
+    unverified: bool,
+}
+
+/// What is remembered about one parameter.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Slots {
+    /// Steps of this parameter: fewer than the optimizer's when it was frozen meanwhile.
+    pub(super) steps: u64,
+    /// In the order of [`Rule::slots`].
+    pub(super) tensors: [Option<Tensor>; SLOTS],
+    master: Option<Tensor>,
+    /// The rounded master as the model got it: tells a parameter that someone else has changed.
+    given: Option<Tensor>,
+}
+
+impl Slots {
+    /// The tensor of a slot, zero at first, on the parameter's device.
+    pub(super) fn zeros(&mut self, slot: usize, p: &Tensor) -> Result<()> {
+        if self.tensors[slot].is_none() {
+            self.tensors[slot] = Some(p.zeros_like()?);
+        }
+        Ok(())
+    }
+
+    fn follow(&mut self, p: &Tensor) -> Result<()> {
+        for t in self.tensors.iter_mut().chain([&mut self.master]).flatten() {
+            if t.device() != p.device() {
+                *t = t.to_device(p.device())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The master of a parameter; the parameter itself, widened, when there is none or someone else has changed it.
+    fn master(&mut self, p: &Tensor) -> Result<Tensor> {
+        let Some(master) = self.master.take() else { return p.cast(DType::F32) };
+        let untouched = self.given.take().is_some_and(|g| g.shares_storage(p));
+        if untouched || master.cast(p.dtype())?.to_f64_vec()? == p.to_f64_vec()? {
+            return Ok(master);
+        }
+        p.cast(DType::F32)
+    }
+
+    /// Refuses what was kept for a parameter of another shape or dtype.
+    fn fits(&self, rule: &Rule, name: &str, p: &Tensor) -> Result<()> {
+        let kept = self.tensors.iter().zip(rule.slots).filter_map(|(t, slot)| t.as_ref().map(|t| (t, *slot)));
+        for (t, slot) in kept.chain(self.master.as_ref().map(|t| (t, "master"))) {
+            let dtype = if p.dtype().is_half() { DType::F32 } else { p.dtype() };
+            if t.shape() != p.shape() {
+                bail!(shape, "`{name}` is {} {}, its {slot} {} {}", p.dtype(), p.shape(), t.dtype(), t.shape());
+            }
+            if t.dtype() != dtype || (slot == "master" && !p.dtype().is_half()) {
+                bail!(dtype, "`{name}` is {} {}, its {slot} {} {}", p.dtype(), p.shape(), t.dtype(), t.shape());
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses slots that are not those of the same parameter in another optimizer of this kind.
+    fn same_as(&self, rule: &Rule, name: &str, other: &Slots) -> Result<()> {
+        for (i, slot) in rule.slots.iter().enumerate() {
+            match (&self.tensors[i], &other.tensors[i]) {
+                (Some(a), Some(b)) if a.shape() != b.shape() => {
+                    bail!(shape, "the {slot} of `{name}` is {} {} here, {} {} in the state", a.dtype(), a.shape(), b.dtype(), b.shape())
+                }
+                (Some(a), Some(b)) if a.dtype() != b.dtype() => {
+                    bail!(dtype, "the {slot} of `{name}` is {} {} here, {} {} in the state", a.dtype(), a.shape(), b.dtype(), b.shape())
+                }
+                (Some(_), None) => bail!(argument, "the state has no {slot} of `{name}`: it was saved with other options"),
+                (None, Some(_)) => bail!(argument, "the state has a {slot} of `{name}`, which these options do not keep"),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Memory {
+    pub(super) fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    pub(super) fn skipped(&self) -> u64 {
+        self.skipped
+    }
+
+    pub(super) fn tensor(&self, name: &str, slot: usize) -> Option<&Tensor> {
+        self.params.get(name).and_then(|s| s.tensors[slot].as_ref())
+    }
+
+    pub(super) fn master(&self, name: &str) -> Option<&Tensor> {
+        self.params.get(name).and_then(|s| s.master.as_ref())
+    }
+
+    /// Calls `f(name, slots, parameter, gradient)` for every trainable parameter, after everything that can be refused
+    /// has been. Parameter and gradient are `f32` or `f64`: half precision goes through the master.
+    pub(super) fn run<M: Module + Clone>(
+        &mut self,
+        rule: &Rule,
+        model: &mut M,
+        grads: &Grads<M>,
+        skip_non_finite: bool,
+        mut f: impl FnMut(&str, &mut Slots, &mut Tensor, &Tensor) -> Result<()>,
+    ) -> Result<()> {
+        for_each_param(model, grads, |name, p, _| {
+            if p.is_tracked() {
+                bail!(tape, "`{name}` is tracked: step the model that was watched, after the sweep");
+            }
+            match self.params.get(name) {
+                Some(slots) => slots.fits(rule, name, p),
+                None if self.unverified => bail!(argument, "the loaded state has no `{name}`: it belongs to another model"),
+                None => Ok(()),
+            }
+        })?;
+        if self.unverified {
+            let names: BTreeSet<String> = model.names().into_iter().collect();
+            if let Some(name) = self.params.keys().find(|n| !names.contains(*n)) {
+                bail!(argument, "the loaded state has `{name}`, the model does not: it belongs to another model");
+            }
+            self.unverified = false;
+        }
+        if skip_non_finite && !grads.is_finite()? {
+            self.skipped += 1;
+            return Ok(());
+        }
+        self.steps += 1;
+        for_each_param(model, grads, |name, p, g| {
+            if !self.params.contains_key(name) {
+                self.params.insert(name.to_owned(), Slots::default());
+            }
+            let Some(slots) = self.params.get_mut(name) else { bail!(argument, "the state of `{name}` is gone") };
+            slots.follow(p)?;
+            slots.steps += 1;
+            if !p.dtype().is_half() {
+                return f(name, slots, p, g);
+            }
+            let mut master = slots.master(p)?;
+            f(name, slots, &mut master, &g.cast(DType::F32)?)?;
+            *p = master.cast(p.dtype())?;
+            (slots.master, slots.given) = (Some(master), Some(p.clone()));
+            Ok(())
+        })
+    }
+
+    #[allow(clippy::cast_precision_loss)] // reason: step counts stay far below 2⁵³
+    pub(super) fn state(&self, rule: &Rule) -> State {
+        let Rule { name: own, slots } = rule;
+        let mut s = State::default();
+        s.numbers.insert(format!("{own}.steps"), self.steps as f64);
+        s.numbers.insert(format!("{own}.skipped"), self.skipped as f64);
+        for (name, p) in &self.params {
+            s.numbers.insert(format!("{own}.steps.{name}"), p.steps as f64);
+            for (t, slot) in p.tensors.iter().zip(*slots) {
+                if let Some(t) = t {
+                    s.tensors.insert(format!("{own}.{slot}.{name}"), t.clone());
+                }
+            }
+            if let Some(t) = &p.master {
+                s.tensors.insert(format!("{own}.master.{name}"), t.clone());
+            }
+        }
+        s
+    }
+
+    pub(super) fn load(&mut self, rule: &Rule, state: State) -> Result<()> {
+        let own = rule.name;
+        let mut new = Memory::default();
+        for (key, number) in &state.numbers {
+            let Some(rest) = key.strip_prefix(own).and_then(|k| k.strip_prefix('.')) else { return Err(foreign(rule, key)) };
+            // Above 2⁵³ integers are not exact.
+            if !(*number >= 0.0 && *number <= 9_007_199_254_740_992.0 && number.fract() == 0.0) {
+                bail!(argument, "`{key}` must be a count, found {number}");
+            }
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // reason: checked above
+            let n = *number as u64;
+            match rest.split_once('.') {
+                None if rest == "steps" => new.steps = n,
+                None if rest == "skipped" => new.skipped = n,
+                Some(("steps", name)) => new.params.entry(name.to_owned()).or_default().steps = n,
+                _ => return Err(foreign(rule, key)),
+            }
+        }
+        if let Some(missing) = ["steps", "skipped"].iter().map(|n| format!("{own}.{n}")).find(|n| !state.numbers.contains_key(n)) {
+            bail!(argument, "the state has no `{missing}`: it is incomplete, or of another optimizer");
+        }
+        for (key, t) in state.tensors {
+            let parts = key.strip_prefix(own).and_then(|k| k.strip_prefix('.')).and_then(|k| k.split_once('.'));
+            let Some((slot, name)) = parts else { return Err(foreign(rule, &key)) };
+            let Some(p) = new.params.get_mut(name) else { bail!(argument, "the state has `{key}`, but no `{own}.steps.{name}`") };
+            match rule.slots.iter().position(|s| *s == slot) {
+                Some(i) => p.tensors[i] = Some(t.detach()),
+                None if slot == "master" => p.master = Some(t.detach()),
+                None => return Err(foreign(rule, &key)),
+            }
+        }
+        for (name, p) in &new.params {
+            let all = p.tensors.iter().flatten().chain(&p.master);
+            if let Some(first) = all.clone().next()
+                && let Some(t) = all.clone().find(|t| t.shape() != first.shape())
+            {
+                bail!(shape, "the state holds tensors of `{name}` of shapes {} and {}", first.shape(), t.shape());
+            }
+            if let Some(t) = all.clone().find(|t| !matches!(t.dtype(), DType::F32 | DType::F64)) {
+                bail!(dtype, "the state of `{name}` must be f32 or f64, found {}", t.dtype());
+            }
+        }
+        // An optimizer that has stepped knows its parameters.
+        if !self.params.is_empty() {
+            for (name, p) in &self.params {
+                match new.params.get(name) {
+                    Some(other) => p.same_as(rule, name, other)?,
+                    None => bail!(argument, "the state has no `{name}`: it belongs to another model"),
+                }
+            }
+            if let Some(name) = new.params.keys().find(|n| !self.params.contains_key(*n)) {
+                bail!(argument, "the state has `{name}`, of which this optimizer knows nothing: it belongs to another model");
+            }
+        }
+        new.unverified = !new.params.is_empty();
+        *self = new;
+        Ok(())
+    }
+
+    /// Refuses a loaded state that lacks one of these slots for some parameter, or has one that is not kept now.
+    pub(super) fn keeps(&self, rule: &Rule, keeps: impl Fn(&Slots, usize) -> bool) -> Result<()> {
+        for (name, p) in self.params.iter().filter(|_| self.unverified) {
+            for (i, slot) in rule.slots.iter().enumerate() {
+                match (&p.tensors[i], keeps(p, i)) {
+                    (None, true) => bail!(argument, "the loaded state has no {slot} of `{name}`: it was saved with other options"),
+                    (Some(_), false) => bail!(argument, "the loaded state has a {slot} of `{name}`, which these options do not keep"),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn foreign(rule: &Rule, key: &str) -> crate::Error {
+    let slots = rule.slots.join(", ");
+    crate::Error::argument(format!(
+        "the state has `{key}`, which is not {}'s (steps, skipped, {slots}, master): it is of another optimizer",
+        rule.name
+    ))
+}
+
+/// Calls `f(name, parameter, gradient)` for every trainable parameter.
+///
+/// # Errors
+/// Shape, dtype or device error when a gradient does not fit its parameter; whatever `f` returns.
+fn for_each_param<M: Module + Clone>(
+    model: &mut M,
+    grads: &Grads<M>,
+    mut f: impl FnMut(&str, &mut Tensor, &Tensor) -> Result<()>,
+) -> Result<()> {
+    let named = grads.named();
+    let mut it = named.iter();
+    try_walk(model, |name, leaf| {
+        if !leaf.is_trainable() {
+            return Ok(());
+        }
+        let p = leaf.tensor;
+        let Some((_, g)) = it.next().filter(|(n, _)| n == name) else {
+            bail!(argument, "the gradients have no `{name}`: they belong to another model, or its frozen parameters changed");
+        };
+        // Gradients of half parameters may have been accumulated in f32.
+        let wide = p.dtype().is_half() && g.dtype() == DType::F32;
+        if g.shape() != p.shape() || (g.dtype() != p.dtype() && !wide) {
+            bail!(shape, "the gradient of `{name}` is {} {}, the parameter {} {}", g.dtype(), g.shape(), p.dtype(), p.shape());
+        }
+        if g.device() != p.device() {
+            bail!(device_unavailable, "the gradient of `{name}` is on {}, the parameter on {}", g.device(), p.device());
+        }
+        f(name, p, g)
+    })?;
+    match it.next() {
+        Some((name, _)) => {
+            bail!(argument, "the model has no trainable `{name}`, of which there is a gradient: it belongs to another model, or was frozen")
+        }
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,146 @@
+//! The seam between optimizers and those who drive and store them: one trait, and state that can be written to a file.
+
+use crate::error::Result;
+use crate::functional::Grads;
+use crate::module::Module;
+use crate::tensor::Tensor;
+use std::collections::BTreeMap;
+
+/// What an optimizer remembers between steps, by name: enough to continue bitwise as if nothing had happened.
+///
+/// Names read `optimizer.slot.parameter`, as in `adamw.exp_avg.h.0.attn.c_attn.weight`, with PyTorch's names for the
+/// slots. Hyperparameters are not state: they belong to the program's configuration.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// Moments, momentum and masters.
+    pub tensors: BTreeMap<String, Tensor>,
+    /// Counters; exact, being integers below 2⁵³.
+    pub numbers: BTreeMap<String, f64>,
+}
+
+/// A rule that changes the parameters of a model along gradients.
+///
+/// The optimizers here have all but `step` as methods of their own too, so that the trait is only needed where the
+/// optimizer is chosen at run time: `Box<dyn Optimizer<Model>>`.
+pub trait Optimizer<M: Module + Clone> {
+    /// One step on every trainable parameter.
+    ///
+    /// # Errors
+    /// Argument error for hyperparameters out of range, for gradients or state of another model; shape and dtype errors.
+    /// The model is unchanged when the arguments are refused.
+    #[track_caller]
+    fn step(&mut self, model: &mut M, grads: &Grads<M>) -> Result<()>;
+
+    /// The learning rate of the next step.
+    fn learning_rate(&self) -> f64;
+
+    /// Sets the learning rate of the next steps: call it with what a [`Schedule`](super::Schedule) says.
+    ///
+    /// # Errors
+    /// Argument error unless it is finite and not negative; it is unchanged then.
+    #[track_caller]
+    fn set_learning_rate(&mut self, lr: f64) -> Result<()>;
+
+    /// What it remembers (cheap clones of tensors).
+    fn state(&self) -> State;
+
+    /// Continues from a state that [`Optimizer::state`] gave.
+    ///
+    /// What can only be compared with the model (its names, shapes and dtypes) is compared in the next step, before
+    /// anything changes, unless this optimizer has already taken a step.
+    ///
+    /// # Errors
+    /// Argument error that names what differs when the state is of another optimizer, incomplete or of another model;
+    /// shape and dtype errors. Nothing is changed then.
+    #[track_caller]
+    fn load_state(&mut self, state: State) -> Result<()>;
+}
+
+/// Writes the methods that all optimizers share, and the trait. The type has fields `lr` and `memory`, a function
+/// `run(&mut self, model, grads)` and a constant `RULE`.
+macro_rules! optimizer {
+    ($type:ident) => {
+        impl $type {
+            /// Number of steps taken; skipped ones do not count.
+            pub fn steps(&self) -> u64 {
+                self.memory.steps()
+            }
+
+            /// Number of steps that were skipped because a gradient was not finite.
+            pub fn skipped(&self) -> u64 {
+                self.memory.skipped()
+            }
+
+            /// One step on every trainable parameter of the model.
+            ///
+            /// Parameters of half precision are stepped through a master in `f32`, of which they hold the rounded value.
+            ///
+            /// # Errors
+            /// Argument error for hyperparameters outside their range, for gradients or state of another model; shape and
+            /// dtype errors. The model is unchanged when the arguments are refused.
+            #[track_caller]
+            pub fn step<M: $crate::Module + Clone>(&mut self, model: &mut M, grads: &$crate::Grads<M>) -> $crate::Result<()> {
+                let at = std::panic::Location::caller();
+                self.run(model, grads).map_err(|e| e.in_op(Self::RULE.name, at))
+            }
+
+            /// The learning rate of the next step.
+            pub fn learning_rate(&self) -> f64 {
+                self.lr
+            }
+
+            /// Sets the learning rate of the next steps.
+            ///
+            /// # Errors
+            /// Argument error unless it is finite and not negative.
+            #[track_caller]
+            pub fn set_learning_rate(&mut self, lr: f64) -> $crate::Result<()> {
+                let at = std::panic::Location::caller();
+                if !lr.is_finite() || lr < 0.0 {
+                    let e = $crate::Error::argument(format!("the learning rate must be finite and not negative, found {lr}"));
+                    return Err(e.in_op(Self::RULE.name, at));
+                }
+                self.lr = lr;
+                Ok(())
+            }
+
+            /// What it remembers, for a snapshot; see [`Optimizer::state`](super::Optimizer::state).
+            pub fn state(&self) -> super::State {
+                self.memory.state(&Self::RULE)
+            }
+
+            /// Continues from a state; see [`Optimizer::load_state`](super::Optimizer::load_state).
+            ///
+            /// # Errors
+            /// Argument, shape or dtype error that names what differs; nothing is changed then.
+            #[track_caller]
+            pub fn load_state(&mut self, state: super::State) -> $crate::Result<()> {
+                let at = std::panic::Location::caller();
+                self.memory.load(&Self::RULE, state).map_err(|e| e.in_op(Self::RULE.name, at))
+            }
+        }
+
+        impl<M: $crate::Module + Clone> super::Optimizer<M> for $type {
+            fn step(&mut self, model: &mut M, grads: &$crate::Grads<M>) -> $crate::Result<()> {
+                self.step(model, grads)
+            }
+
+            fn learning_rate(&self) -> f64 {
+                self.learning_rate()
+            }
+
+            fn set_learning_rate(&mut self, lr: f64) -> $crate::Result<()> {
+                self.set_learning_rate(lr)
+            }
+
+            fn state(&self) -> super::State {
+                self.state()
+            }
+
+            fn load_state(&mut self, state: super::State) -> $crate::Result<()> {
+                self.load_state(state)
+            }
+        }
+    };
+}
+pub(super) use optimizer;

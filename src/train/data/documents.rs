@@ -1,0 +1,38 @@
+//! Attention within documents, where a window holds several.
+
+use crate::error::{Result, bail};
+use crate::tensor::Tensor;
+
+/// Which positions may see which, when `separator` ends a document: `[batch, 1, time, time]` of `u8`, 1 where the key is in the
+/// query's document and not after it. Goes to
+/// [`scaled_dot_product_attention`](Tensor::scaled_dot_product_attention) as its mask; it is causal already.
+///
+/// ```
+/// use cotangent::{Tensor, train::document_mask};
+/// let tokens = Tensor::from_slice(&[5i64, 0, 6, 7], [1, 4])?; // two documents: 5 and its end, then 6 and 7
+/// let mask = document_mask(&tokens, 0)?;
+/// assert_eq!(mask.shape(), &[1, 1, 4, 4]);
+/// assert_eq!(mask.to_vec::<u8>()?, [1, 0, 0, 0,  1, 1, 0, 0,  0, 0, 1, 0,  0, 0, 1, 1]);
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+///
+/// # Errors
+/// Shape error unless `tokens` is `[batch, time]`; dtype error unless it is `i64`; out of memory.
+#[track_caller]
+pub fn document_mask(tokens: &Tensor, separator: i64) -> Result<Tensor> {
+    let &[batch, time] = tokens.shape().dims() else {
+        bail!(shape, "document_mask: tokens must have shape [batch, time], found {}", tokens.shape());
+    };
+    let ids = tokens.to_vec::<i64>()?;
+    let mut mask = vec![0u8; batch * time * time];
+    for (row, ids) in mask.chunks_mut((time * time).max(1)).zip(ids.chunks(time.max(1))) {
+        let mut start = 0;
+        for (t, id) in ids.iter().enumerate() {
+            row[t * time + start..=t * time + t].fill(1);
+            if *id == separator {
+                start = t + 1;
+            }
+        }
+    }
+    Tensor::from_slice(&mask, [batch, 1, time, time])
+}

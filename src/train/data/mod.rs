@@ -1,0 +1,37 @@
+//! Data: tokenizers, token lists in memory or on disk, and batches as functions of their position.
+
+mod documents;
+mod prefetch;
+mod tokenizer;
+mod tokens;
+mod windows;
+
+pub use documents::document_mask;
+pub use prefetch::Prefetch;
+#[cfg(feature = "tokenizers")]
+pub use tokenizer::TokenizerFile;
+pub use tokenizer::{Bytes, Characters, Tokenizer};
+pub use tokens::{Tokens, Width};
+pub use windows::{Order, Windows};
+
+use crate::error::Result;
+
+/// Training data: batch `i` is a function of `i`, so that a run can continue anywhere and epochs need no memory of what was
+/// drawn. Any closure `Fn(u64) -> Result<Batch>` will do.
+pub trait Batches {
+    /// What a loss gets.
+    type Batch;
+
+    /// The batch at a position; the same each time.
+    ///
+    /// # Errors
+    /// Whatever reading the data can give.
+    fn batch(&self, position: u64) -> Result<Self::Batch>;
+}
+
+impl<B, F: Fn(u64) -> Result<B>> Batches for F {
+    type Batch = B;
+    fn batch(&self, position: u64) -> Result<B> {
+        self(position)
+    }
+}

@@ -1,0 +1,152 @@
+//! Texts to token ids and back.
+
+use crate::error::{Result, bail};
+
+/// Turns texts into token ids below [`Tokenizer::vocabulary`], and back.
+pub trait Tokenizer {
+    /// The ids of a text.
+    ///
+    /// # Errors
+    /// Argument error when the text has something without an id.
+    fn encode(&self, text: &str) -> Result<Vec<u32>>;
+
+    /// The text of some ids. What is not UTF-8, as half a character at the end, reads as U+FFFD.
+    ///
+    /// # Errors
+    /// Index error for an id outside the vocabulary.
+    fn decode(&self, tokens: &[u32]) -> Result<String>;
+
+    /// Number of different ids.
+    fn vocabulary(&self) -> usize;
+}
+
+/// Every byte of the UTF-8 text is a token: 256 of them, nothing is unknown.
+///
+/// ```
+/// use cotangent::train::{Bytes, Tokenizer};
+/// assert_eq!(Bytes.encode("é")?, [0xc3, 0xa9]);
+/// assert_eq!(Bytes.decode(&[0xc3, 0xa9])?, "é");
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Bytes;
+
+impl Tokenizer for Bytes {
+    fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(text.bytes().map(u32::from).collect())
+    }
+
+    fn decode(&self, tokens: &[u32]) -> Result<String> {
+        let mut bytes = Vec::with_capacity(tokens.len());
+        for &t in tokens {
+            let Ok(b) = u8::try_from(t) else { bail!(index, "token {t} is no byte") };
+            bytes.push(b);
+        }
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    fn vocabulary(&self) -> usize {
+        256
+    }
+}
+
+/// Every different character of a text is a token, in the order of their code points.
+///
+/// ```
+/// use cotangent::train::{Characters, Tokenizer};
+/// let abc = Characters::of("cabbage");
+/// assert_eq!((abc.vocabulary(), abc.encode("bag")?), (5, vec![1, 0, 4]));
+/// assert!(abc.encode("bat").is_err());
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Characters(Vec<char>);
+
+impl Characters {
+    /// The characters that occur in a text.
+    pub fn of(text: &str) -> Self {
+        let mut all: Vec<char> = text.chars().collect();
+        all.sort_unstable();
+        all.dedup();
+        Characters(all)
+    }
+
+    /// The id of a character.
+    pub fn id(&self, c: char) -> Option<u32> {
+        self.0.binary_search(&c).ok().map(|i| i as u32)
+    }
+}
+
+impl Tokenizer for Characters {
+    fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let mut out = Vec::with_capacity(text.len());
+        for (i, c) in text.char_indices() {
+            let Some(id) = self.id(c) else { bail!(argument, "the character {c:?} at byte {i} is not among the {} known", self.0.len()) };
+            out.push(id);
+        }
+        Ok(out)
+    }
+
+    fn decode(&self, tokens: &[u32]) -> Result<String> {
+        tokens
+            .iter()
+            .map(|&t| match self.0.get(t as usize) {
+                Some(c) => Ok(*c),
+                None => bail!(index, "token {t} is outside the vocabulary of {}", self.0.len()),
+            })
+            .collect()
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.0.len()
+    }
+}
+
+#[cfg(feature = "tokenizers")]
+pub use file::TokenizerFile;
+
+#[cfg(feature = "tokenizers")]
+mod file {
+    use super::Tokenizer;
+    use crate::error::{Error, Result, bail};
+    use std::path::Path;
+
+    /// A `tokenizer.json`, as models on the Hugging Face hub have it. Needs the feature `tokenizers`.
+    #[derive(Clone, Debug)]
+    pub struct TokenizerFile(tokenizers::Tokenizer);
+
+    impl TokenizerFile {
+        /// Reads the file.
+        ///
+        /// # Errors
+        /// I/O error when it cannot be read, corrupt-file error when it is no tokenizer.
+        #[track_caller]
+        pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+            let (path, at) = (path.as_ref(), std::panic::Location::caller());
+            let bytes = std::fs::read(path).map_err(|e| crate::io::failed("read", path, e).in_op("tokenizer", at))?;
+            let inner = tokenizers::Tokenizer::from_bytes(bytes)
+                .map_err(|e| Error::corrupt_file(format!("{} is no tokenizer: {e}", path.display())).in_op("tokenizer", at))?;
+            Ok(TokenizerFile(inner))
+        }
+    }
+
+    impl Tokenizer for TokenizerFile {
+        /// Without the special tokens that a post-processor would add: a training text is one stream.
+        fn encode(&self, text: &str) -> Result<Vec<u32>> {
+            let encoding = self.0.encode_fast(text, false).map_err(|e| Error::argument(format!("the text cannot be tokenized: {e}")))?;
+            Ok(encoding.get_ids().to_vec())
+        }
+
+        fn decode(&self, tokens: &[u32]) -> Result<String> {
+            if let Some(t) = tokens.iter().find(|t| self.0.id_to_token(**t).is_none()) {
+                bail!(index, "token {t} is not in the tokenizer");
+            }
+            self.0.decode(tokens, false).map_err(|e| Error::argument(format!("the tokens cannot be decoded: {e}")))
+        }
+
+        /// One more than the largest id, added tokens included.
+        fn vocabulary(&self) -> usize {
+            self.0.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
+        }
+    }
+}

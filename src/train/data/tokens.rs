@@ -1,0 +1,171 @@
+//! Long lists of token ids, in memory or in a file.
+
+use crate::error::{Result, bail};
+use crate::io::{failed, write_atomically};
+use std::fmt;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Size of the ids in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Width {
+    /// `u16`, little-endian: nanoGPT's `train.bin`.
+    U16,
+    /// `u32`, little-endian.
+    U32,
+}
+
+impl Width {
+    fn bytes(self) -> usize {
+        match self {
+            Width::U16 => 2,
+            Width::U32 => 4,
+        }
+    }
+}
+
+/// Token ids. Cheap to clone and to slice; clones share memory and file.
+///
+/// A file is read by position, a window at a time: it may be larger than memory, the system caches what is read often, and
+/// when it is cut short that is an error and not, as with a memory map, the end of the process.
+#[derive(Clone)]
+pub struct Tokens {
+    source: Source,
+    range: Range<usize>,
+}
+
+#[derive(Clone)]
+enum Source {
+    Memory(Arc<[u32]>),
+    File(Arc<TokenFile>),
+}
+
+struct TokenFile {
+    path: PathBuf,
+    // Reading moves the file's one position.
+    file: Mutex<File>,
+    width: Width,
+}
+
+impl fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let source = match &self.source {
+            Source::Memory(_) => "memory".to_owned(),
+            Source::File(file) => file.path.display().to_string(),
+        };
+        write!(f, "Tokens({source}, {:?})", self.range)
+    }
+}
+
+impl From<Vec<u32>> for Tokens {
+    fn from(ids: Vec<u32>) -> Self {
+        Tokens { range: 0..ids.len(), source: Source::Memory(ids.into()) }
+    }
+}
+
+impl Tokens {
+    /// Opens a file of ids without a header, as [`Tokens::save`] and nanoGPT's `prepare.py` write it.
+    ///
+    /// # Errors
+    /// I/O error; corrupt-file error when its length is no multiple of an id's.
+    #[track_caller]
+    pub fn open(path: impl AsRef<Path>, width: Width) -> Result<Self> {
+        let (path, at) = (path.as_ref(), std::panic::Location::caller());
+        Self::of_file(path, width).map_err(|e| e.in_op("tokens", at))
+    }
+
+    fn of_file(path: &Path, width: Width) -> Result<Self> {
+        let file = File::open(path).map_err(|e| failed("read", path, e))?;
+        let about = file.metadata().map_err(|e| failed("read", path, e))?;
+        if !about.is_file() {
+            bail!(io, "cannot read {}: it is not a file", path.display());
+        }
+        let bytes = about.len();
+        if bytes % width.bytes() as u64 != 0 {
+            bail!(corrupt_file, "{} has {bytes} bytes, which is no multiple of {}", path.display(), width.bytes());
+        }
+        let range = 0..(bytes / width.bytes() as u64) as usize;
+        Ok(Tokens { source: Source::File(Arc::new(TokenFile { path: path.to_owned(), file: Mutex::new(file), width })), range })
+    }
+
+    /// Writes the ids to a file, whole or not at all.
+    ///
+    /// # Errors
+    /// Index error for an id beyond the width; I/O error.
+    #[track_caller]
+    pub fn save(&self, path: impl AsRef<Path>, width: Width) -> Result<()> {
+        let at = std::panic::Location::caller();
+        let write = |out: &mut dyn std::io::Write| {
+            let mut bytes = Vec::new();
+            for start in (0..self.len()).step_by(1 << 18) {
+                bytes.clear();
+                for id in self.read(start, (1 << 18).min(self.len() - start))? {
+                    match (width, u16::try_from(id)) {
+                        (Width::U16, Ok(id)) => bytes.extend(id.to_le_bytes()),
+                        (Width::U16, Err(_)) => bail!(index, "token {id} does not fit 16 bits"),
+                        (Width::U32, _) => bytes.extend(id.to_le_bytes()),
+                    }
+                }
+                out.write_all(&bytes)?;
+            }
+            Ok(())
+        };
+        write_atomically(path, write).map_err(|e| e.in_op("tokens", at))
+    }
+
+    /// Number of ids.
+    pub fn len(&self) -> usize {
+        self.range.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.range.is_empty()
+    }
+
+    /// The first `n` ids, and the rest.
+    ///
+    /// # Errors
+    /// Index error when there are fewer.
+    #[track_caller]
+    pub fn split_at(&self, n: usize) -> Result<(Tokens, Tokens)> {
+        if n > self.len() {
+            bail!(index, "cannot split {} tokens at {n}", self.len());
+        }
+        let middle = self.range.start + n;
+        let part = |range| Tokens { source: self.source.clone(), range };
+        Ok((part(self.range.start..middle), part(middle..self.range.end)))
+    }
+
+    /// `count` ids from `start` on.
+    ///
+    /// # Errors
+    /// Index error beyond the end; I/O error.
+    pub fn read(&self, start: usize, count: usize) -> Result<Vec<u32>> {
+        if start.checked_add(count).is_none_or(|end| end > self.len()) {
+            bail!(index, "tokens {start} to {start} + {count} of {}", self.len());
+        }
+        let start = self.range.start + start;
+        match &self.source {
+            Source::Memory(ids) => Ok(ids[start..start + count].to_vec()),
+            Source::File(f) => f.read(start, count).map_err(|e| failed("read", &f.path, e)),
+        }
+    }
+}
+
+impl TokenFile {
+    fn read(&self, start: usize, count: usize) -> std::io::Result<Vec<u32>> {
+        let width = self.width.bytes();
+        let mut bytes = vec![0; count * width];
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.seek(SeekFrom::Start(start as u64 * width as u64))?;
+        file.read_exact(&mut bytes)?;
+        Ok(match self.width {
+            Width::U16 => bytes.as_chunks().0.iter().map(|b| u32::from(u16::from_le_bytes(*b))).collect(),
+            Width::U32 => bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect(),
+        })
+    }
+}

@@ -1,0 +1,139 @@
+//! Batches of windows into a long list of tokens.
+
+use super::{Batches, Tokens};
+use crate::error::{Error, Result, bail};
+use crate::rng::Key;
+use crate::tensor::Tensor;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Which windows make a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Starts anywhere, drawn independently: nanoGPT's way.
+    Random,
+    /// Windows side by side; each once an epoch, in an order that the key and the number of the epoch decide.
+    Shuffled,
+    /// Windows side by side from the first to the last, again and again: for evaluation.
+    Sequential,
+}
+
+/// Next-token batches: inputs and targets, `[batch, context]` of `i64` each; targets are the inputs one token later.
+///
+/// ```
+/// use cotangent::{Key, train::{Batches, Order, Tokens, Windows}};
+/// let tokens = Tokens::from((0..100).collect::<Vec<u32>>());
+/// let windows = Windows::new(tokens, 2, 8, Order::Shuffled, Key::new(1))?;
+/// let (x, y) = windows.batch(0)?;
+/// assert_eq!(x.shape(), &[2, 8]);
+/// assert_eq!(y.select(1, 0)?.to_vec::<i64>()?, x.select(1, 1)?.to_vec::<i64>()?);
+/// assert_eq!(windows.epoch(), 6); // batches: of the 12 windows, two at a time
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Windows {
+    tokens: Tokens,
+    batch: usize,
+    context: usize,
+    order: Order,
+    key: Key,
+    // The order of the last epoch that was asked for: a permutation is drawn once.
+    epoch: Mutex<Option<(u64, Arc<[u32]>)>>,
+}
+
+impl Windows {
+    /// Windows of `context` tokens and the one after, `batch` at a time.
+    ///
+    /// # Errors
+    /// Argument error for a size of zero, or when there are too few tokens for one window, or for one batch of windows side by
+    /// side; out of memory.
+    #[track_caller]
+    pub fn new(tokens: Tokens, batch: usize, context: usize, order: Order, key: Key) -> Result<Self> {
+        let out = Windows { tokens, batch, context, order, key, epoch: Mutex::new(None) };
+        out.check().map_err(|e| e.in_op("windows", std::panic::Location::caller()))?;
+        Ok(out)
+    }
+
+    fn check(&self) -> Result<()> {
+        let (batch, context, tokens) = (self.batch, self.context, self.tokens.len());
+        if batch == 0 || context == 0 {
+            bail!(argument, "batch and context must be at least 1, found {batch} and {context}");
+        }
+        if batch.checked_mul(context).is_none_or(|n| n > isize::MAX as usize / 8) {
+            bail!(out_of_memory, "a batch of {batch} × {context} tokens does not fit memory");
+        }
+        if tokens <= context {
+            bail!(argument, "{tokens} tokens are too short for a context of {context}");
+        }
+        if self.order != Order::Random && self.windows() < batch {
+            bail!(argument, "{tokens} tokens have {} windows of {context}, fewer than a batch of {batch}", self.windows());
+        }
+        if u32::try_from(self.windows()).is_err() {
+            bail!(argument, "{} windows are more than can be shuffled; use a longer context or random order", self.windows());
+        }
+        Ok(())
+    }
+
+    /// Windows side by side.
+    fn windows(&self) -> usize {
+        (self.tokens.len() - 1) / self.context
+    }
+
+    /// Batches in an epoch of windows side by side; an incomplete one at the end is left out.
+    pub fn epoch(&self) -> usize {
+        self.windows() / self.batch
+    }
+
+    /// Where the windows of a batch start.
+    fn starts(&self, position: u64) -> Vec<usize> {
+        let epoch = self.epoch() as u64;
+        let of_epoch = |p: u64| (0..self.batch).map(move |b| (p % epoch) as usize * self.batch + b);
+        match self.order {
+            Order::Random => {
+                let (key, last) = (self.key.fold(position), (self.tokens.len() - self.context) as u64);
+                (0..self.batch as u64).map(|b| key.below(b, last) as usize).collect()
+            }
+            Order::Sequential => of_epoch(position).map(|w| w * self.context).collect(),
+            Order::Shuffled => {
+                let order = self.permutation(position / epoch);
+                of_epoch(position).map(|w| order[w] as usize * self.context).collect()
+            }
+        }
+    }
+
+    /// The windows in the order of an epoch (Fisher & Yates).
+    fn permutation(&self, epoch: u64) -> Arc<[u32]> {
+        let mut last = self.epoch.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((e, order)) = &*last
+            && *e == epoch
+        {
+            return Arc::clone(order);
+        }
+        let key = self.key.fold(epoch);
+        let mut order: Vec<u32> = (0..self.windows() as u32).collect();
+        for i in (1..order.len()).rev() {
+            order.swap(i, key.below(i as u64, i as u64 + 1) as usize);
+        }
+        let order: Arc<[u32]> = order.into();
+        *last = Some((epoch, Arc::clone(&order)));
+        order
+    }
+}
+
+impl Batches for Windows {
+    type Batch = (Tensor, Tensor);
+
+    fn batch(&self, position: u64) -> Result<(Tensor, Tensor)> {
+        let (batch, context) = (self.batch, self.context);
+        let (mut x, mut y) = (Vec::new(), Vec::new());
+        for v in [&mut x, &mut y] {
+            v.try_reserve_exact(batch * context)
+                .map_err(|_| Error::out_of_memory(format!("a batch of {batch} × {context} tokens does not fit memory")))?;
+        }
+        for start in self.starts(position) {
+            let ids = self.tokens.read(start, context + 1)?;
+            x.extend(ids[..context].iter().map(|&t| i64::from(t)));
+            y.extend(ids[1..].iter().map(|&t| i64::from(t)));
+        }
+        Ok((Tensor::from_slice(&x, [batch, context])?, Tensor::from_slice(&y, [batch, context])?))
+    }
+}

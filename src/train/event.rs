@@ -1,0 +1,58 @@
+//! What callbacks see.
+
+use crate::functional::Grads;
+use std::path::Path;
+
+/// The numbers of one step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Number of the step, from 0.
+    pub step: usize,
+    /// Steps of the whole run.
+    pub steps: usize,
+    /// Mean loss over the micro-batches, before the update.
+    pub loss: f64,
+    /// The optimizer's learning rate.
+    pub learning_rate: f64,
+    /// Global norm of the gradients, before clipping.
+    pub norm: f64,
+    /// Whether the gradients were scaled down.
+    pub clipped: bool,
+    /// Whether the step was left out, because the loss or a gradient was not finite.
+    pub skipped: bool,
+    /// Wall time: data, gradients and update.
+    pub seconds: f64,
+}
+
+/// What happens in a run, in order.
+#[non_exhaustive]
+pub enum Event<'a, M> {
+    /// A step is done.
+    Step {
+        /// Its numbers.
+        report: StepReport,
+        /// The model after the update.
+        model: &'a M,
+        /// The gradients, after clipping.
+        grads: &'a Grads<M>,
+    },
+    /// The model was evaluated after so many steps.
+    Evaluated {
+        /// Steps done.
+        step: usize,
+        /// What the evaluation gave.
+        loss: f64,
+    },
+    /// A snapshot lies on the disk.
+    Saved {
+        /// Steps done.
+        step: usize,
+        /// The file.
+        path: &'a Path,
+    },
+    /// The stop flag ended the run after so many steps.
+    Stopped {
+        /// Steps done.
+        step: usize,
+    },
+}

@@ -1,0 +1,142 @@
+//! Tokens from logits.
+
+use crate::error::{Result, bail};
+use crate::rng::Key;
+use crate::tensor::Tensor;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+/// How a token is drawn from logits.
+///
+/// | Field | Default |
+/// |---|---|
+/// | `temperature` | 1 |
+/// | `top_k` | every token |
+/// | `top_p` | 1: every token |
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// Divides the logits; 0 takes the largest.
+    pub temperature: f64,
+    /// Only the so many most probable tokens.
+    pub top_k: Option<usize>,
+    /// Only the fewest most probable tokens whose probabilities reach this sum (Holtzman et al. 2020).
+    pub top_p: f64,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Sampling { temperature: 1.0, top_k: None, top_p: 1.0 }
+    }
+}
+
+impl Sampling {
+    /// Always the most probable token.
+    pub const GREEDY: Sampling = Sampling { temperature: 0.0, top_k: None, top_p: 1.0 };
+
+    /// The token that a uniform number in `[0, 1)` stands for.
+    ///
+    /// ```
+    /// use cotangent::train::Sampling;
+    /// let logits = [0.0, 2.0, 1.0];
+    /// assert_eq!(Sampling::GREEDY.draw(&logits, 0.99)?, 1);
+    /// let two = Sampling { top_k: Some(2), ..Sampling::default() };
+    /// assert_eq!((two.draw(&logits, 0.0)?, two.draw(&logits, 0.99)?), (1, 2));
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Argument error for options out of range, for no logits, and for logits of which one is NaN or +∞ or all are −∞.
+    pub fn draw(&self, logits: &[f64], uniform: f64) -> Result<usize> {
+        if !(self.temperature >= 0.0) || self.top_k == Some(0) || !(self.top_p > 0.0) {
+            bail!(
+                argument,
+                "temperature must not be negative, top-k at least 1 and top-p positive; found {}, {:?}, {}",
+                self.temperature,
+                self.top_k,
+                self.top_p
+            );
+        }
+        let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+        let Some(best) = best else { bail!(argument, "there are no logits") };
+        // NaN of either sign stands at an end of the total order.
+        if !logits[best].is_finite() || logits.iter().any(|l| l.is_nan()) {
+            bail!(argument, "the logits have no finite largest one (it is {}, of {})", logits[best], logits.len());
+        }
+        if self.temperature == 0.0 {
+            return Ok(best);
+        }
+        let mut weights: Vec<f64> = logits.iter().map(|l| ((l - logits[best]) / self.temperature).exp()).collect();
+        self.restrict(&mut weights);
+        let mut left = uniform * weights.iter().sum::<f64>();
+        for (i, w) in weights.iter().enumerate() {
+            left -= w;
+            if left < 0.0 {
+                return Ok(i);
+            }
+        }
+        Ok(best)
+    }
+
+    /// Sets the weights that top-k and top-p leave out to zero. Ties at the border go to the smaller index.
+    fn restrict(&self, weights: &mut [f64]) {
+        if self.top_k.is_none() && self.top_p >= 1.0 {
+            return;
+        }
+        let mut order: Vec<usize> = (0..weights.len()).collect();
+        order.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]).then(a.cmp(&b)));
+        let mut keep = self.top_k.unwrap_or(usize::MAX).min(order.len());
+        if self.top_p < 1.0 {
+            let enough = self.top_p * order[..keep].iter().map(|&i| weights[i]).sum::<f64>();
+            let mut sum = 0.0;
+            let reach = order[..keep].iter().position(|&i| {
+                sum += weights[i];
+                sum >= enough
+            });
+            keep = reach.map_or(keep, |i| i + 1);
+        }
+        order[keep..].iter().for_each(|&i| weights[i] = 0.0);
+    }
+}
+
+/// Continues a prompt by `count` tokens, and returns these. `logits` maps tokens `[1, time]`, the last `context` so far, to logits
+/// `[1, time, vocabulary]`; token `i` is drawn with number `i` of the key. Ends early, with what there is, when `stop` is set.
+///
+/// ```
+/// use cotangent::{F32, Key, nn::{Gpt, GptConfig}, train::{Sampling, generate}};
+/// let config = GptConfig { vocabulary: 11, context: 8, layers: 1, heads: 2, width: 16, ..GptConfig::default() };
+/// let gpt = Gpt::new(&config, F32, Key::new(1))?;
+/// let draw = |key| generate(&[1, 2, 3], 20, 8, Sampling::default(), key, &Default::default(), |x| gpt.forward(x, None));
+/// assert_eq!(draw(Key::new(7))?, draw(Key::new(7))?);
+/// assert_ne!(draw(Key::new(7))?, draw(Key::new(8))?);
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+///
+/// # Errors
+/// Argument error for an empty prompt or a context of 0; what `logits` and [`Sampling::draw`] return.
+#[track_caller]
+pub fn generate(
+    prompt: &[u32],
+    count: usize,
+    context: usize,
+    sampling: Sampling,
+    key: Key,
+    stop: &AtomicBool,
+    logits: impl Fn(&Tensor) -> Result<Tensor>,
+) -> Result<Vec<u32>> {
+    if prompt.is_empty() || context == 0 {
+        bail!(argument, "generate: a prompt of at least one token and a context of at least 1 are needed");
+    }
+    let mut tokens: Vec<i64> = prompt.iter().map(|&t| i64::from(t)).collect();
+    let mut out = Vec::new();
+    for i in 0..count {
+        if stop.load(Relaxed) {
+            break;
+        }
+        let window = &tokens[tokens.len().saturating_sub(context)..];
+        let x = Tensor::from_slice(window, [1, window.len()])?;
+        let last = logits(&x)?.select(1, -1)?.to_f64_vec()?;
+        let next = sampling.draw(&last, key.uniform_f64(i as u64))?;
+        out.push(next as u32);
+        tokens.push(next as i64);
+    }
+    Ok(out)
+}

@@ -1,0 +1,26 @@
+//! The training loop and what stands around it: data, snapshots, metrics, generation. Layer L7; each part works alone.
+//!
+//! [`Trainer`] runs steps; data are any [`Batches`]; callbacks see each [`Event`]. [`Snapshots`] keep all that a run needs to
+//! continue bit for bit.
+
+mod data;
+mod event;
+mod generate;
+mod metrics;
+#[cfg(feature = "progress")]
+mod progress;
+mod snapshot;
+mod tensorboard;
+mod trainer;
+
+#[cfg(feature = "tokenizers")]
+pub use data::TokenizerFile;
+pub use data::{Batches, Bytes, Characters, Order, Prefetch, Tokenizer, Tokens, Width, Windows, document_mask};
+pub use event::{Event, StepReport};
+pub use generate::{Sampling, generate};
+pub use metrics::{Csv, Jsonl, MetricSink, record};
+#[cfg(feature = "progress")]
+pub use progress::Progress;
+pub use snapshot::{Snapshot, Snapshots};
+pub use tensorboard::TensorBoard;
+pub use trainer::{Options, Outcome, Trainer};

@@ -1,0 +1,413 @@
+//! The loop: gradients, clipping, schedule, update, and everything between the steps.
+
+use super::data::Batches;
+use super::event::{Event, StepReport};
+use super::snapshot::{Snapshot, Snapshots};
+use crate::error::{Error, Result, bail};
+use crate::functional::{GradOptions, Grads, value_and_grad_with};
+use crate::module::{Module, ModuleExt, unique_names};
+use crate::optim::{Optimizer, Schedule};
+use crate::rng::Key;
+use crate::tensor::Tensor;
+use std::collections::BTreeMap;
+use std::panic::Location;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Instant;
+
+/// How to train.
+///
+/// | Field | Default |
+/// |---|---|
+/// | `steps` | 1000 |
+/// | `accumulate` | 1 |
+/// | `clip` | none |
+/// | `evaluate_every` | 0: at the end only |
+/// | `patience` | 100 |
+/// | `gradients` | every parameter must take part in the loss |
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Steps of the whole run, those before a snapshot included.
+    pub steps: usize,
+    /// Batches whose gradients are averaged for one step.
+    pub accumulate: usize,
+    /// Largest global norm of the gradients.
+    pub clip: Option<f64>,
+    /// Steps between evaluations, the first before the first step.
+    pub evaluate_every: usize,
+    /// Steps in a row whose loss or gradients may be not finite. Such a step changes nothing; one more is an error.
+    pub patience: usize,
+    /// How gradients are taken.
+    pub gradients: GradOptions,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { steps: 1000, accumulate: 1, clip: None, evaluate_every: 0, patience: 100, gradients: GradOptions::default() }
+    }
+}
+
+/// How far a run is: what a snapshot stores beside the tensors.
+#[derive(Clone, Copy, Debug, Default)]
+struct Progress {
+    step: usize,
+    position: u64,
+    clipped: usize,
+    skipped: usize,
+    skipped_in_a_row: usize,
+}
+
+/// What a run leaves behind.
+pub struct Outcome<M> {
+    /// Steps done, those before a snapshot included.
+    pub steps: usize,
+    /// How many of them had their gradients clipped.
+    pub clipped: usize,
+    /// How many of them were left out, being not finite.
+    pub skipped: usize,
+    /// Steps that this call made.
+    pub made: usize,
+    /// Time they took, without evaluations and snapshots.
+    pub seconds: f64,
+    /// The last evaluation.
+    pub evaluation: Option<f64>,
+    /// Gradients of the last step that this call made, after clipping.
+    pub grads: Option<Grads<M>>,
+    /// Whether the stop flag ended it.
+    pub stopped: bool,
+}
+
+/// Trains a model: give it data and a loss with [`Trainer::run`].
+///
+/// ```
+/// use cotangent::{F32, Key, Result, Tensor, nn::Linear, optim::AdamW};
+/// use cotangent::train::{Event, Options, Trainer};
+/// # fn main() -> Result<()> {
+/// // Batch `i` is a function of `i`: so a run can be continued anywhere.
+/// let data = |i: u64| -> Result<(Tensor, Tensor)> {
+///     let x = Tensor::randn([8, 2], F32, Key::new(1).fold(i))?;
+///     let y = x.sum_keep(-1)?;
+///     Ok((x, y))
+/// };
+/// let model = Linear::new(2, 1, true, F32, Key::new(2))?;
+/// let mut trainer = Trainer::new(model, AdamW { lr: 0.1, ..AdamW::default() });
+/// trainer.options = Options { steps: 200, clip: Some(1.0), ..Options::default() };
+/// let mut losses = Vec::new();
+/// trainer.on(|event| {
+///     if let Event::Step { report, .. } = event {
+///         losses.push(report.loss);
+///     }
+///     Ok(())
+/// });
+/// let outcome = trainer.run(&data, |m, (x, y), _| (m.forward(x)? - y).square()?.mean(..))?;
+/// drop(trainer);
+/// assert_eq!((outcome.steps, losses.len()), (200, 200));
+/// assert!(losses[199] < 1e-2 * losses[0]);
+/// # Ok(())
+/// # }
+/// ```
+pub struct Trainer<'a, M, O> {
+    /// The model, as trained so far.
+    pub model: M,
+    /// The optimizer with its state.
+    pub optimizer: O,
+    /// How to train.
+    pub options: Options,
+    /// Learning rate by step; without one the optimizer keeps its own.
+    pub schedule: Option<Box<dyn Schedule + 'a>>,
+    /// Losses get a key derived from this one and the batch's position, for dropout and other noise.
+    pub key: Key,
+    /// Where snapshots go, if anywhere.
+    pub snapshots: Option<Snapshots>,
+    /// What snapshots of this run say about it; a snapshot with other settings is refused.
+    pub settings: BTreeMap<String, String>,
+    /// Ends the run before the next step when set, e.g. by Ctrl-C; the state is saved first.
+    pub stop: Arc<AtomicBool>,
+    callbacks: Vec<Callback<'a, M>>,
+    evaluate: Option<Evaluate<'a, M>>,
+    done: Progress,
+}
+
+type Callback<'a, M> = Box<dyn FnMut(&Event<'_, M>) -> Result<()> + 'a>;
+type Evaluate<'a, M> = Box<dyn FnMut(&M) -> Result<Option<f64>> + 'a>;
+
+impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
+    /// A trainer with default options that has done nothing yet.
+    pub fn new(model: M, optimizer: O) -> Self {
+        Trainer {
+            model,
+            optimizer,
+            options: Options::default(),
+            schedule: None,
+            key: Key::new(0),
+            snapshots: None,
+            settings: BTreeMap::new(),
+            stop: Arc::default(),
+            callbacks: Vec::new(),
+            evaluate: None,
+            done: Progress::default(),
+        }
+    }
+
+    /// Calls `f` at every event, after the callbacks that were there before. Its error ends the run.
+    pub fn on(&mut self, f: impl FnMut(&Event<'_, M>) -> Result<()> + 'a) {
+        self.callbacks.push(Box::new(f));
+    }
+
+    /// Evaluates the model with `f` every so many steps and at the end; `None` says that it was interrupted.
+    pub fn evaluate_with(&mut self, f: impl FnMut(&M) -> Result<Option<f64>> + 'a) {
+        self.evaluate = Some(Box::new(f));
+    }
+
+    /// Steps done.
+    pub fn step(&self) -> usize {
+        self.done.step
+    }
+
+    /// Makes the steps that are left. `loss` gets the model, a batch and a key, and returns a scalar.
+    ///
+    /// # Errors
+    /// Whatever data, loss, optimizer, callbacks or evaluation return; argument error for options out of range, and when more
+    /// steps in a row than [`Options::patience`] were not finite. The trainer can be run again after an error: model,
+    /// optimizer and position are those of the last whole step.
+    #[track_caller]
+    pub fn run<D: Batches>(&mut self, data: &D, loss: impl Fn(&M, &D::Batch, Key) -> Result<Tensor>) -> Result<Outcome<M>> {
+        let at = Location::caller();
+        self.train(data, loss).map_err(|e| e.in_op("train", at))
+    }
+
+    fn train<D: Batches>(&mut self, data: &D, loss: impl Fn(&M, &D::Batch, Key) -> Result<Tensor>) -> Result<Outcome<M>> {
+        let Options { steps, accumulate, evaluate_every, .. } = self.options;
+        if accumulate == 0 {
+            bail!(argument, "accumulate must be at least 1");
+        }
+        let mut out =
+            Outcome { steps: 0, clipped: 0, skipped: 0, made: 0, seconds: 0.0, evaluation: None, grads: None, stopped: false };
+        let mut saved = None;
+        while self.done.step < steps {
+            if evaluate_every > 0 && self.done.step.is_multiple_of(evaluate_every) {
+                self.evaluate(&mut out)?;
+            }
+            if self.stop.load(Relaxed) {
+                out.stopped = true;
+                break;
+            }
+            // Their memory serves the next gradients.
+            out.grads = None;
+            let (report, grads) = self.one_step(data, &loss)?;
+            out.seconds += report.seconds;
+            out.made += 1;
+            emit(&mut self.callbacks, &Event::Step { report, model: &self.model, grads: &grads })?;
+            out.grads = Some(grads);
+            if self.snapshots.as_ref().is_some_and(|s| s.every > 0 && self.done.step.is_multiple_of(s.every)) {
+                self.save()?;
+                saved = Some(self.done.step);
+            }
+        }
+        if self.snapshots.is_some() && saved != Some(self.done.step) {
+            self.save()?;
+        }
+        if out.stopped {
+            tracing::info!(step = self.done.step, "stopped");
+            emit(&mut self.callbacks, &Event::Stopped { step: self.done.step })?;
+        } else {
+            self.evaluate(&mut out)?;
+        }
+        (out.steps, out.clipped, out.skipped) = (self.done.step, self.done.clipped, self.done.skipped);
+        Ok(out)
+    }
+
+    fn one_step<D: Batches>(
+        &mut self,
+        data: &D,
+        loss: &impl Fn(&M, &D::Batch, Key) -> Result<Tensor>,
+    ) -> Result<(StepReport, Grads<M>)> {
+        let started = Instant::now();
+        let step = self.done.step;
+        if let Some(s) = &self.schedule {
+            self.optimizer.set_learning_rate(s.at(step))?;
+        }
+        let (loss, mut grads, position) = self.gradients(data, loss)?;
+        let (norm, finite, clipped) = match self.options.clip {
+            Some(max) => {
+                let c = grads.clip_global_norm(max)?;
+                (c.norm, c.finite, c.clipped)
+            }
+            None => {
+                let norm = grads.norm()?;
+                (norm, norm.is_finite(), false)
+            }
+        };
+        let skipped = !(finite && loss.is_finite());
+        if skipped {
+            self.skip(loss, norm)?;
+        } else {
+            self.optimizer.step(&mut self.model, &grads)?;
+            self.done.skipped_in_a_row = 0;
+        }
+        self.done.clipped += usize::from(clipped);
+        self.done.position = position;
+        self.done.step += 1;
+        let report = StepReport {
+            step,
+            steps: self.options.steps,
+            loss,
+            learning_rate: self.optimizer.learning_rate(),
+            norm,
+            clipped,
+            skipped,
+            seconds: started.elapsed().as_secs_f64(),
+        };
+        tracing::debug!(step, loss, learning_rate = report.learning_rate, norm, clipped, skipped, seconds = report.seconds, "step");
+        Ok((report, grads))
+    }
+
+    /// Counts a step that is not finite, or gives up.
+    fn skip(&mut self, loss: f64, norm: f64) -> Result<()> {
+        let row = self.done.skipped_in_a_row + 1;
+        if row > self.options.patience {
+            let step = self.done.step;
+            bail!(argument, "step {step}: loss {loss}, gradient norm {norm}: not finite for {row} steps in a row");
+        }
+        self.done.skipped_in_a_row = row;
+        self.done.skipped += 1;
+        tracing::warn!(step = self.done.step, loss, norm, "not finite: the step is left out");
+        Ok(())
+    }
+
+    /// Mean loss and gradients over the micro-batches, and the position after them.
+    fn gradients<D: Batches>(
+        &self,
+        data: &D,
+        loss: &impl Fn(&M, &D::Batch, Key) -> Result<Tensor>,
+    ) -> Result<(f64, Grads<M>, u64)> {
+        let n = self.options.accumulate;
+        let (mut sum, mut total, mut position) = (0.0, None::<Grads<M>>, self.done.position);
+        for _ in 0..n {
+            let batch = data.batch(position)?;
+            let key = self.key.fold(position);
+            let (l, g) = value_and_grad_with(&self.model, self.options.gradients, |m| loss(m, &batch, key))?;
+            sum += l.item()?;
+            match &mut total {
+                None => total = Some(g),
+                Some(t) => t.accumulate(&g)?,
+            }
+            position += 1;
+        }
+        let Some(mut grads) = total else { bail!(argument, "accumulate must be at least 1") };
+        if n > 1 {
+            grads.scale(1.0 / n as f64)?;
+        }
+        Ok((sum / n as f64, grads, position))
+    }
+
+    fn evaluate(&mut self, out: &mut Outcome<M>) -> Result<()> {
+        let Some(f) = &mut self.evaluate else { return Ok(()) };
+        let Some(loss) = f(&self.model)? else { return Ok(()) };
+        out.evaluation = Some(loss);
+        tracing::info!(step = self.done.step, loss, "evaluated");
+        emit(&mut self.callbacks, &Event::Evaluated { step: self.done.step, loss })
+    }
+
+    fn save(&mut self) -> Result<()> {
+        let Some(snapshots) = &self.snapshots else { return Ok(()) };
+        let path = snapshots.save(&self.snapshot()?)?;
+        tracing::info!(step = self.done.step, path = %path.display(), "saved");
+        emit(&mut self.callbacks, &Event::Saved { step: self.done.step, path: &path })
+    }
+
+    /// The state between two steps.
+    ///
+    /// # Errors
+    /// Argument error when two tensors of the model have one name.
+    pub fn snapshot(&self) -> Result<Snapshot> {
+        unique_names(&self.model)?;
+        let d = &self.done;
+        let counters = [("clipped", d.clipped), ("skipped", d.skipped), ("skipped_in_a_row", d.skipped_in_a_row)];
+        let mut numbers: BTreeMap<String, f64> = counters.into_iter().map(|(k, n)| (k.to_owned(), n as f64)).collect();
+        numbers.insert("learning_rate".to_owned(), self.optimizer.learning_rate());
+        Ok(Snapshot {
+            step: d.step as u64,
+            position: d.position,
+            key: self.key.parts(),
+            model: self.model.named_tensors().into_iter().map(|(n, t)| (n, t.detach())).collect(),
+            optimizer: self.optimizer.state(),
+            numbers,
+            settings: self.settings.clone(),
+        })
+    }
+
+    /// Continues from a snapshot of the same run: model, optimizer, key and position are those it was taken with.
+    ///
+    /// # Errors
+    /// Argument error that names what differs when it is of other settings, another model or another optimizer; shape and
+    /// dtype errors. Nothing is changed then.
+    #[track_caller]
+    pub fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
+        let at = Location::caller();
+        self.continue_from(snapshot).map_err(|e| e.in_op("restore", at))
+    }
+
+    fn continue_from(&mut self, s: &Snapshot) -> Result<()> {
+        s.check_settings(&self.settings)?;
+        let mut model = self.model.clone();
+        model.load_named(&s.model)?;
+        let old: BTreeMap<String, Tensor> = self.model.named_tensors().into_iter().collect();
+        let model = model.map(|name, t| {
+            let (old, file) = (&old[name], &s.model[name]);
+            if old.dtype() != file.dtype() {
+                // A cast would continue, but not with the same numbers.
+                bail!(dtype, "`{name}` is {} in the snapshot, {} in the model", file.dtype(), old.dtype());
+            }
+            t.to_device(old.device())
+        })?;
+        let count = |name: &str| {
+            let n = s.numbers.get(name).copied().filter(|n| *n >= 0.0 && n.fract() == 0.0);
+            n.map(|n| n as usize).ok_or_else(|| Error::corrupt_file(format!("the snapshot has no count `{name}`")))
+        };
+        let done = Progress {
+            step: usize::try_from(s.step).map_err(|e| Error::corrupt_file("the snapshot's step").with_source(e))?,
+            position: s.position,
+            clipped: count("clipped")?,
+            skipped: count("skipped")?,
+            skipped_in_a_row: count("skipped_in_a_row")?,
+        };
+        let Some(&rate) = s.numbers.get("learning_rate") else { bail!(corrupt_file, "the snapshot has no learning rate") };
+        let before = self.optimizer.learning_rate();
+        self.optimizer.set_learning_rate(rate)?;
+        if let Err(e) = self.optimizer.load_state(s.optimizer.clone()) {
+            self.optimizer.set_learning_rate(before)?;
+            return Err(e);
+        }
+        (self.model, self.done, self.key) = (model, done, s.key());
+        Ok(())
+    }
+
+    /// Continues from the newest snapshot of [`Trainer::snapshots`]; returns its file, or `None` when there is none yet.
+    ///
+    /// # Errors
+    /// As [`Trainer::restore`]; corrupt-file and I/O errors; argument error when the trainer has no folder of snapshots.
+    #[track_caller]
+    pub fn resume(&mut self) -> Result<Option<PathBuf>> {
+        let at = Location::caller();
+        self.continue_newest().map_err(|e| e.in_op("resume", at))
+    }
+
+    fn continue_newest(&mut self) -> Result<Option<PathBuf>> {
+        let Some(snapshots) = &self.snapshots else { bail!(argument, "there is no folder of snapshots to resume from") };
+        let Some((path, snapshot)) = snapshots.newest()? else { return Ok(None) };
+        self.continue_from(&snapshot).map_err(|e| refused(&path, e))?;
+        tracing::info!(step = self.done.step, path = %path.display(), "resumed");
+        Ok(Some(path))
+    }
+}
+
+fn emit<M>(callbacks: &mut [Callback<'_, M>], event: &Event<'_, M>) -> Result<()> {
+    callbacks.iter_mut().try_for_each(|f| f(event))
+}
+
+/// The file's name before what is wrong with it; the kind stays.
+fn refused(path: &Path, e: Error) -> Error {
+    Error::new(e.kind(), format!("cannot continue from {}", path.display())).with_source(e)
+}

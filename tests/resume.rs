@@ -1,0 +1,220 @@
+//! Snapshots: a run that is killed and continued ends with the bits of one that was not.
+
+use crate::files::Folder;
+use cotangent::io::save_safetensors;
+use cotangent::nn::{Gpt, GptConfig};
+use cotangent::optim::{AdamW, Sgd, WarmupCosine};
+use cotangent::train::{Event, Options, Order, Prefetch, Snapshot, Snapshots, Tokens, Trainer, Windows};
+use cotangent::{F32, F64, Key, ModuleExt, Result, Tensor};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+const STEPS: usize = 300;
+
+/// A GPT with dropout on shuffled windows, two batches to a step: everything that a snapshot has to bring back.
+fn trainer(folder: Option<&Path>) -> Result<Trainer<'static, Gpt, AdamW>> {
+    let config = GptConfig { vocabulary: 11, context: 8, layers: 1, heads: 2, width: 16, dropout: 0.1, ..GptConfig::default() };
+    let mut trainer = Trainer::new(Gpt::new(&config, F32, Key::new(1))?, AdamW::default());
+    trainer.options = Options { steps: STEPS, accumulate: 2, clip: Some(0.5), ..Options::default() };
+    trainer.schedule = Some(Box::new(WarmupCosine { peak: 1e-2, floor: 1e-3, warmup: 10, end: STEPS }));
+    trainer.key = Key::new(5);
+    trainer.settings = [("width".to_owned(), "16".to_owned())].into();
+    if let Some(folder) = folder {
+        trainer.snapshots = Some(Snapshots::open(folder, 1)?);
+    }
+    Ok(trainer)
+}
+
+fn data() -> Result<Prefetch<Windows>> {
+    let key = Key::new(3);
+    let tokens: Vec<u32> = (0..500).map(|i| key.below(i, 11) as u32).collect();
+    Ok(Prefetch::new(Windows::new(Tokens::from(tokens), 3, 8, Order::Shuffled, key.fold(1))?, 2))
+}
+
+fn train(trainer: &mut Trainer<'_, Gpt, AdamW>) -> Result<()> {
+    trainer.run(&data()?, |m, (x, y), key| m.loss(x, y, Some(key))).map(drop)
+}
+
+fn bits(model: &Gpt) -> Vec<Vec<u64>> {
+    model.named_tensors().iter().map(|(_, t)| t.to_f64_vec().unwrap().iter().map(|x| x.to_bits()).collect()).collect()
+}
+
+/// Kills the run at random moments, twenty times (four in the quick mode), and continues each time.
+#[test]
+fn a_killed_run_continues_bit_for_bit() {
+    const CHILD: &str = "COTANGENT_RESUME_FOLDER";
+    if let Some(folder) = std::env::var_os(CHILD) {
+        let mut t = trainer(Some(Path::new(&folder))).unwrap();
+        t.resume().unwrap();
+        train(&mut t).unwrap();
+        return;
+    }
+    let mut whole = trainer(None).unwrap();
+    train(&mut whole).unwrap();
+    let folder = Folder::new("resume");
+    let start = || {
+        Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "resume::a_killed_run_continues_bit_for_bit", "--nocapture"])
+            .env(CHILD, folder.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    let snapshots = Snapshots::open(folder.path(), 0).unwrap();
+    let newest = || snapshots.newest().unwrap().map_or(0, |(_, s)| s.step);
+    let files = || snapshots.files().unwrap().last().cloned();
+    let kills = if std::env::var_os("COTANGENT_QUICK").is_some() { 4 } else { 20 };
+    let random = Key::new(std::process::id().into());
+    for kill in 0..kills {
+        let (before, mut child, begun) = (newest(), start(), Instant::now());
+        let seen = files();
+        // Once it writes, at any moment within the next steps: most of their time goes into writing snapshots.
+        while files() == seen {
+            assert!(begun.elapsed() < Duration::from_secs(60), "the child writes nothing");
+            assert!(child.try_wait().unwrap().is_none(), "the child ended by itself after {before} steps");
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        std::thread::sleep(Duration::from_micros(random.below(kill, 20_000)));
+        child.kill().unwrap(); // SIGKILL
+        child.wait().unwrap();
+        let after = newest();
+        assert!(before < after && after < STEPS as u64, "kill {kill}: {before} to {after}");
+        assert!(snapshots.files().unwrap().len() <= 3, "two, and one more between writing and clearing away");
+    }
+    assert!(start().wait().unwrap().success());
+    let mut last = trainer(Some(folder.path())).unwrap();
+    last.resume().unwrap().unwrap();
+    assert_eq!(last.step(), STEPS);
+    assert_eq!(bits(&last.model), bits(&whole.model));
+    assert_eq!(snapshots.files().unwrap().len(), 2);
+    crate::say(&format!("killed {kills} times and continued to the same bits"));
+}
+
+#[test]
+fn a_stopped_run_is_saved_and_continues() {
+    let folder = Folder::new("stopped");
+    let mut whole = trainer(None).unwrap();
+    train(&mut whole).unwrap();
+    let mut first = trainer(Some(folder.path())).unwrap();
+    first.snapshots.as_mut().unwrap().every = 0;
+    let stop = first.stop.clone();
+    let log = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = log.clone();
+    first.on(move |e| {
+        match e {
+            Event::Step { report, .. } if report.step == 99 => stop.store(true, std::sync::atomic::Ordering::Relaxed),
+            Event::Saved { step, .. } => seen.lock().unwrap().push(format!("saved {step}")),
+            Event::Stopped { step } => seen.lock().unwrap().push(format!("stopped {step}")),
+            _ => {}
+        }
+        Ok(())
+    });
+    train(&mut first).unwrap();
+    assert_eq!(*log.lock().unwrap(), ["saved 100", "stopped 100"]);
+    let mut second = trainer(Some(folder.path())).unwrap();
+    assert!(second.resume().unwrap().is_some());
+    assert_eq!(second.step(), 100);
+    train(&mut second).unwrap();
+    assert_eq!(bits(&second.model), bits(&whole.model));
+}
+
+#[test]
+fn damaged_and_foreign_snapshots_are_refused() {
+    let folder = Folder::new("refused");
+    let mut t = trainer(Some(folder.path())).unwrap();
+    t.options.steps = 5;
+    train(&mut t).unwrap();
+    let snapshots = Snapshots::open(folder.path(), 0).unwrap();
+    let files = snapshots.files().unwrap();
+    assert_eq!(files.len(), 2);
+    let (older, newest) = (&files[0], &files[1]);
+    let good = std::fs::read(newest).unwrap();
+
+    // Every byte of the tensors counts; so does the header.
+    let header = 8 + u64::from_le_bytes(good[..8].try_into().unwrap()) as usize;
+    for at in [header, header + 1001, good.len() - 1] {
+        let mut bad = good.clone();
+        bad[at] ^= 1;
+        std::fs::write(newest, &bad).unwrap();
+        let e = Snapshot::load(newest).unwrap_err();
+        assert!(e.is_corrupt_file() && e.to_string().contains("checksum"), "{e}");
+    }
+    std::fs::write(newest, &good[..good.len() - 1]).unwrap();
+    assert!(Snapshot::load(newest).unwrap_err().to_string().contains("cut short"));
+
+    // The one before it takes its place.
+    let (path, snapshot) = snapshots.newest().unwrap().unwrap();
+    assert_eq!((&path, snapshot.step), (older, 4));
+    std::fs::write(older, b"12345678").unwrap();
+    assert!(snapshots.newest().unwrap_err().to_string().contains("cut short"), "the newest's reason");
+
+    let t = Tensor::scalar(1f32).unwrap();
+    save_safetensors(newest, [("model.weight", &t)], &[]).unwrap();
+    let e = Snapshot::load(newest).unwrap_err();
+    assert!(e.is_corrupt_file() && e.to_string().contains("is no snapshot"), "{e}");
+    for (entry, part) in [
+        ("{}", "no version"),
+        (r#"{"version":7}"#, "version 7"),
+        (r#"{"version":1}"#, "no step"),
+        ("nonsense", "no JSON"),
+        (r#"{"version":1,"step":1,"position":1,"key":[0,0],"numbers":{"x":"y"}}"#, "numbers"),
+    ] {
+        save_safetensors(newest, [("model.weight", &t)], &[("cotangent.snapshot", entry)]).unwrap();
+        let e = Snapshot::load(newest).unwrap_err();
+        assert!(e.is_corrupt_file() && e.to_string().contains(part), "{entry}: {e}");
+    }
+}
+
+#[test]
+fn a_snapshot_of_another_run_is_refused_and_changes_nothing() {
+    let mut t = trainer(None).unwrap();
+    t.options.steps = 2;
+    train(&mut t).unwrap();
+    let mut snapshot = t.snapshot().unwrap();
+    let mut fresh = trainer(None).unwrap();
+    let before = bits(&fresh.model);
+
+    snapshot.settings.insert("width".into(), "64".into());
+    let e = fresh.restore(&snapshot).unwrap_err();
+    assert!(e.is_argument() && e.to_string().contains("width was `64`, is `16`"), "{e}");
+    snapshot.settings = fresh.settings.clone();
+
+    let wide = GptConfig { vocabulary: 11, context: 8, layers: 1, heads: 2, width: 32, ..GptConfig::default() };
+    let mut other = Trainer::new(Gpt::new(&wide, F32, Key::new(1)).unwrap(), AdamW::default());
+    other.settings = fresh.settings.clone();
+    assert!(other.restore(&snapshot).unwrap_err().is_shape());
+    let mut exact = Trainer::new(fresh.model.cast(F64).unwrap(), AdamW::default());
+    exact.settings = fresh.settings.clone();
+    assert!(exact.restore(&snapshot).unwrap_err().is_dtype(), "a cast would go on, with other numbers");
+    let mut sgd = Trainer::new(fresh.model.clone(), Sgd { lr: 0.5, momentum: 0.9, ..Sgd::default() });
+    sgd.settings = fresh.settings.clone();
+    assert!(sgd.restore(&snapshot).unwrap_err().is_argument());
+    assert_eq!((bits(&sgd.model), sgd.optimizer.lr, sgd.step()), (before.clone(), 0.5, 0));
+
+    let gone = snapshot.model.keys().next().unwrap().clone();
+    snapshot.model.remove(&gone);
+    assert!(fresh.restore(&snapshot).unwrap_err().to_string().contains(&gone));
+    assert_eq!((bits(&fresh.model), fresh.step()), (before, 0));
+}
+
+#[test]
+fn numbers_survive_exactly() {
+    let folder = Folder::new("numbers");
+    let path = folder.join("step-000000007.safetensors");
+    let numbers = [0.1, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -0.0, 5e-324, f64::MAX, 1.0 / 3.0];
+    let snapshot = Snapshot {
+        step: u64::MAX,
+        position: (1 << 53) + 1,
+        key: (u64::MAX - 1, 3),
+        numbers: numbers.iter().enumerate().map(|(i, x)| (i.to_string(), *x)).collect(),
+        settings: [("text".to_owned(), "\"quoted\", ünïcode\n".to_owned())].into(),
+        ..Snapshot::default()
+    };
+    snapshot.save(&path).unwrap();
+    let back = Snapshot::load(&path).unwrap();
+    assert_eq!((back.step, back.position, back.key, &back.settings), (snapshot.step, snapshot.position, snapshot.key, &snapshot.settings));
+    let bits = |s: &Snapshot| s.numbers.values().map(|x| x.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(&back), bits(&snapshot));
+}
