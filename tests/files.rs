@@ -83,7 +83,8 @@ fn messages_say_what_and_where() {
 fn varied() -> Vec<(String, Tensor)> {
     let mut out = Vec::new();
     for dtype in DType::ALL {
-        let values: &[f64] = if dtype.is_float() { &[0.0, -0.0, 1.5, f64::INFINITY, -65504.0, 6e-8] } else { &[0.0, 1.0, 2.0, 3.0, 200.0, 255.0] };
+        let values: &[f64] =
+            if dtype.is_float() { &[0.0, -0.0, 1.5, f64::INFINITY, -65504.0, 6e-8] } else { &[0.0, 1.0, 2.0, 3.0, 200.0, 255.0] };
         let t = Tensor::from_slice(values, [2, 3]).unwrap().cast(dtype).unwrap();
         out.push((format!("{dtype}.transposed"), t.transpose(0, 1).unwrap()));
         out.push((format!("{dtype}.empty"), t.slice(1, 1..1).unwrap()));
@@ -216,7 +217,11 @@ fn models_are_saved_and_loaded_by_name() {
     let before = values(&strict);
     let e = strict.load(&path).unwrap_err();
     assert!(e.is_shape(), "{e}");
-    for part in ["`transformer.wpe.weight` is [8, 16] in the file, [4, 16] in the model", "transformer.h.0.ln_1.bias", "transformer.h.1.ln_1.weight"] {
+    for part in [
+        "`transformer.wpe.weight` is [8, 16] in the file, [4, 16] in the model",
+        "transformer.h.0.ln_1.bias",
+        "transformer.h.1.ln_1.weight",
+    ] {
         assert!(e.to_string().contains(part), "{part} is not in: {e}");
     }
     assert_eq!(values(&strict), before, "nothing changes on error");

@@ -7,7 +7,11 @@ mod device;
 mod engine;
 mod files;
 mod functional;
+#[path = "../fuzz/entry.rs"]
+mod fuzz_entry;
 mod gradcheck;
+mod io_config;
+mod io_gguf;
 mod kernels;
 mod nesting;
 mod ops;

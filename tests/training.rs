@@ -154,7 +154,10 @@ fn windows_cover_the_text_once_an_epoch() {
     let (x, y) = new(Order::Random).batch(77).unwrap();
     assert_eq!(x.add_scalar(1.0).unwrap().to_vec::<i64>().unwrap(), y.to_vec::<i64>().unwrap());
     for (batch, context) in [(0, 4), (4, 0), (2, 101), (11, 10)] {
-        assert!(Windows::new(tokens.clone(), batch, context, Order::Shuffled, Key::new(1)).unwrap_err().is_argument(), "{batch} × {context}");
+        assert!(
+            Windows::new(tokens.clone(), batch, context, Order::Shuffled, Key::new(1)).unwrap_err().is_argument(),
+            "{batch} × {context}"
+        );
     }
     assert!(Windows::new(tokens, usize::MAX, 10, Order::Random, Key::new(1)).unwrap_err().is_out_of_memory());
 }
@@ -319,7 +322,8 @@ fn event_files_hold_checked_records() {
     t.run(&numbers, loss).unwrap();
     drop(t);
     let crc = |bytes: &[u8]| {
-        let sum = !bytes.iter().fold(!0u32, |c, b| (0..8).fold(c ^ u32::from(*b), |c, _| c >> 1 ^ if c & 1 == 1 { 0x82f6_3b78 } else { 0 }));
+        let sum =
+            !bytes.iter().fold(!0u32, |c, b| (0..8).fold(c ^ u32::from(*b), |c, _| c >> 1 ^ if c & 1 == 1 { 0x82f6_3b78 } else { 0 }));
         ((sum >> 15 | sum << 17).wrapping_add(0xa282_ead8)).to_le_bytes()
     };
     let file = std::fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();

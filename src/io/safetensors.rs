@@ -83,7 +83,8 @@ impl TensorFile {
         file.read_exact(&mut first).map_err(|e| failed("read", path, e))?;
         let n = u64::from_le_bytes(first);
         if n > LONGEST_HEADER || n > length - 8 {
-            let found = if n > LONGEST_HEADER { format!("the limit of {LONGEST_HEADER}") } else { format!("the {length} bytes of the file") };
+            let found =
+                if n > LONGEST_HEADER { format!("the limit of {LONGEST_HEADER}") } else { format!("the {length} bytes of the file") };
             bail!(corrupt_file, "{shown}: the header's length at byte 0 is {n}, beyond {found}{}", looks_like(first));
         }
         let mut bytes = vec![0; n as usize];

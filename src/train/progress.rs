@@ -32,10 +32,8 @@ impl Progress {
                 this.bar.set_length(r.steps as u64);
                 this.bar.set_position(r.step as u64 + 1);
                 let speed = this.units / r.seconds.max(1e-9);
-                this.bar.set_message(format!(
-                    "loss {:.4}  lr {:.2e}  |g| {:.3}  {speed:.0} {}/s",
-                    r.loss, r.learning_rate, r.norm, this.unit
-                ));
+                this.bar
+                    .set_message(format!("loss {:.4}  lr {:.2e}  |g| {:.3}  {speed:.0} {}/s", r.loss, r.learning_rate, r.norm, this.unit));
             }
             Ok(())
         }

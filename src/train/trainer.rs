@@ -182,8 +182,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
         if accumulate == 0 {
             bail!(argument, "accumulate must be at least 1");
         }
-        let mut out =
-            Outcome { steps: 0, clipped: 0, skipped: 0, made: 0, seconds: 0.0, evaluation: None, grads: None, stopped: false };
+        let mut out = Outcome { steps: 0, clipped: 0, skipped: 0, made: 0, seconds: 0.0, evaluation: None, grads: None, stopped: false };
         let mut saved = None;
         while self.done.step < steps {
             if evaluate_every > 0 && self.done.step.is_multiple_of(evaluate_every) {
@@ -218,11 +217,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
         Ok(out)
     }
 
-    fn one_step<D: Batches>(
-        &mut self,
-        data: &D,
-        loss: &impl Fn(&M, &D::Batch, Key) -> Result<Tensor>,
-    ) -> Result<(StepReport, Grads<M>)> {
+    fn one_step<D: Batches>(&mut self, data: &D, loss: &impl Fn(&M, &D::Batch, Key) -> Result<Tensor>) -> Result<(StepReport, Grads<M>)> {
         let started = Instant::now();
         let step = self.done.step;
         if let Some(s) = &self.schedule {
@@ -277,11 +272,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
     }
 
     /// Mean loss and gradients over the micro-batches, and the position after them.
-    fn gradients<D: Batches>(
-        &self,
-        data: &D,
-        loss: &impl Fn(&M, &D::Batch, Key) -> Result<Tensor>,
-    ) -> Result<(f64, Grads<M>, u64)> {
+    fn gradients<D: Batches>(&self, data: &D, loss: &impl Fn(&M, &D::Batch, Key) -> Result<Tensor>) -> Result<(f64, Grads<M>, u64)> {
         let n = self.options.accumulate;
         let (mut sum, mut total, mut position) = (0.0, None::<Grads<M>>, self.done.position);
         for _ in 0..n {
