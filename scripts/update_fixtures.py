@@ -3,12 +3,16 @@
 
 usage: scripts/update_fixtures.py FOLDER
        scripts/update_fixtures.py --malformed FOLDER
+       scripts/update_fixtures.py --models FOLDER
 
 FOLDER holds one safetensors file per op (PyTorch's numbers in float64, attributes in the metadata).
 Cases with a tensor of more than 64 K elements are left out, so that the repository stays small;
 COTANGENT_FIXTURES=FOLDER replays all of them.
 
 With --malformed, FOLDER holds manifest.json (per format a list of files and verdicts) and the files in a folder per format.
+
+With --models, FOLDER holds gguf/ (a small model in several precisions, digests of its dequantised tensors in index.json, blocks of
+every quantised type) and tiny-*/config*.json. The smallest model is copied; COTANGENT_GGUF=FOLDER/gguf tests all of them.
 """
 import json
 import pathlib
@@ -50,10 +54,11 @@ def copy(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def copy_malformed(source: pathlib.Path, target: pathlib.Path, format: str) -> None:
-    """The files of a format, and their verdicts in one small list."""
+    """The files of a format, and their verdicts in one small list. Rows of `FORMAT_hparams` are files of that format too."""
     target = target / format
     target.mkdir(parents=True, exist_ok=True)
-    rows = json.loads((source / "manifest.json").read_text())[format]
+    manifest = json.loads((source / "manifest.json").read_text())
+    rows = manifest[format] + manifest.get(f"{format}_hparams", [])
     verdicts = {row["file"]: {"verdict": row["verdict"], "why": row["why"]} for row in rows}
     for name in verdicts:
         (target / name).write_bytes((source / format / name).read_bytes())
@@ -61,10 +66,29 @@ def copy_malformed(source: pathlib.Path, target: pathlib.Path, format: str) -> N
     print(f"{format}: {len(verdicts)} files")
 
 
+def copy_models(source: pathlib.Path, target: pathlib.Path) -> None:
+    """The smallest GGUF model with its digests, the quantised blocks, and configurations."""
+    (target / "gguf").mkdir(parents=True, exist_ok=True)
+    model = "tiny-qwen2-Q4_0.gguf"
+    for name in (model, "quant_blocks.safetensors"):
+        (target / "gguf" / name).write_bytes((source / "gguf" / name).read_bytes())
+    tensors = json.loads((source / "gguf" / "index.json").read_text())[model]["tensors"]
+    index = {model: {"tensors": tensors}}
+    (target / "gguf" / "index.json").write_text(json.dumps(index, sort_keys=True) + "\n")
+    for config in sorted(source.glob("tiny-*/*config*.json")):
+        folder = target / "config" / config.parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / config.name).write_bytes(config.read_bytes())
+
+
 def main() -> None:
     fixtures = pathlib.Path(__file__).resolve().parent.parent / "tests" / "fixtures"
     if len(sys.argv) == 3 and sys.argv[1] == "--malformed":
-        copy_malformed(pathlib.Path(sys.argv[2]), fixtures / "malformed", "safetensors")
+        for format in ("safetensors", "gguf"):
+            copy_malformed(pathlib.Path(sys.argv[2]), fixtures / "malformed", format)
+        return
+    if len(sys.argv) == 3 and sys.argv[1] == "--models":
+        copy_models(pathlib.Path(sys.argv[2]), fixtures)
         return
     if len(sys.argv) != 2:
         sys.exit(__doc__)

@@ -10,7 +10,11 @@ mod diagnostics;
 mod engine;
 mod files;
 mod functional;
+#[path = "../fuzz/entry.rs"]
+mod fuzz_entry;
 mod gradcheck;
+mod io_config;
+mod io_gguf;
 mod kernels;
 mod layers;
 mod models;

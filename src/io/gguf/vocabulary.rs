@@ -1,0 +1,117 @@
+//! The tokenizer that a file carries.
+
+use super::{GgufArray, GgufFile, GgufValue};
+use crate::error::{Result, bail};
+use std::panic::Location;
+
+/// A tokenizer's tables, as a GGUF file has them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GgufTokenizer {
+    /// Which algorithm: `gpt2` (byte-level BPE), `llama` (SentencePiece), `bert`, …
+    pub model: String,
+    /// How text is cut before: `qwen2`, `llama-bpe`, `gpt-2`, …
+    pub pre: Option<String>,
+    /// Texts of the tokens, by id; bytes are written as printable characters in `gpt2`, as `<0x0A>` in `llama`.
+    pub tokens: Vec<String>,
+    /// By id: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte. Empty when the file does not say.
+    pub types: Vec<i32>,
+    /// By id, for `llama`; empty otherwise.
+    pub scores: Vec<f32>,
+    /// Pairs to merge, most important first, for `gpt2`; empty otherwise.
+    pub merges: Vec<(String, String)>,
+    /// Begins a text.
+    pub bos: Option<u32>,
+    /// Ends a text.
+    pub eos: Option<u32>,
+    /// Fills batches.
+    pub pad: Option<u32>,
+    /// Stands for what has no token.
+    pub unknown: Option<u32>,
+    /// Whether texts are to begin with `bos`, where the file says.
+    pub add_bos: Option<bool>,
+    /// Whether texts are to end with `eos`, where the file says.
+    pub add_eos: Option<bool>,
+    /// Template of a conversation, in Jinja.
+    pub chat_template: Option<String>,
+}
+
+impl GgufFile {
+    /// The tokenizer in the metadata; `None` if there is none.
+    ///
+    /// # Errors
+    /// Corrupt-file error when a part is of the wrong type, tables are of different lengths, a merge is no pair, or an id is
+    /// outside the vocabulary.
+    #[track_caller]
+    pub fn tokenizer(&self) -> Result<Option<GgufTokenizer>> {
+        let at = Location::caller();
+        self.read_tokenizer().map_err(|e| e.in_op("tokenizer", at))
+    }
+
+    fn read_tokenizer(&self) -> Result<Option<GgufTokenizer>> {
+        let Some(model) = self.part("model", "a text", GgufValue::as_str)? else { return Ok(None) };
+        let tokens = self.part("tokens", "a list of texts", GgufValue::as_strings)?.unwrap_or_default();
+        let n = tokens.len();
+        let types = self.part("token_type", "a list of 32-bit integers", integers)?.unwrap_or_default();
+        let scores = self.part("scores", "a list of single-precision numbers", |v| match v {
+            GgufValue::Array(GgufArray::F32(x)) => Some(x.clone()),
+            _ => None,
+        })?;
+        let scores = scores.unwrap_or_default();
+        for (what, len) in [("token_type", types.len()), ("scores", scores.len())] {
+            if len != 0 && len != n {
+                bail!(corrupt_file, "{}: `tokenizer.ggml.{what}` has {len} entries for {n} tokens", self.path.display());
+            }
+        }
+        let mut merges = Vec::new();
+        for (i, merge) in self.part("merges", "a list of texts", GgufValue::as_strings)?.unwrap_or_default().iter().enumerate() {
+            // The first space that is not at the very beginning: the left part is never empty.
+            match merge.char_indices().skip(1).find(|(_, c)| *c == ' ') {
+                Some((at, _)) if at + 1 < merge.len() => merges.push((merge[..at].to_owned(), merge[at + 1..].to_owned())),
+                _ => bail!(corrupt_file, "{}: `tokenizer.ggml.merges[{i}]`, {merge:?}, is no pair", self.path.display()),
+            }
+        }
+        let id = |key: &str| match self.part(key, "a token id", |v| u32::try_from(v.as_u64()?).ok())? {
+            Some(id) if id as usize >= n => {
+                bail!(corrupt_file, "{}: `tokenizer.ggml.{key}` is {id}; there are {n} tokens", self.path.display())
+            }
+            id => Ok(id),
+        };
+        Ok(Some(GgufTokenizer {
+            model: model.to_owned(),
+            pre: self.part("pre", "a text", GgufValue::as_str)?.map(str::to_owned),
+            tokens: tokens.to_vec(),
+            types,
+            scores,
+            merges,
+            bos: id("bos_token_id")?,
+            eos: id("eos_token_id")?,
+            pad: id("padding_token_id")?,
+            unknown: id("unknown_token_id")?,
+            add_bos: self.part("add_bos_token", "a truth value", GgufValue::as_bool)?,
+            add_eos: self.part("add_eos_token", "a truth value", GgufValue::as_bool)?,
+            chat_template: self.header.metadata.get("tokenizer.chat_template").and_then(GgufValue::as_str).map(str::to_owned),
+        }))
+    }
+
+    fn part<'a, T>(&'a self, key: &str, expected: &str, convert: impl Fn(&'a GgufValue) -> Option<T>) -> Result<Option<T>> {
+        let Some(value) = self.header.metadata.get(&format!("tokenizer.ggml.{key}")) else { return Ok(None) };
+        match convert(value) {
+            Some(x) => Ok(Some(x)),
+            None => bail!(
+                corrupt_file,
+                "{}: `tokenizer.ggml.{key}` is of the type {}, expected {expected}",
+                self.path.display(),
+                value.type_name()
+            ),
+        }
+    }
+}
+
+/// Converters have written both signs.
+fn integers(value: &GgufValue) -> Option<Vec<i32>> {
+    match value {
+        GgufValue::Array(GgufArray::I32(x)) => Some(x.clone()),
+        GgufValue::Array(GgufArray::U32(x)) => x.iter().map(|&n| i32::try_from(n).ok()).collect(),
+        _ => None,
+    }
+}
