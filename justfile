@@ -14,7 +14,7 @@ lint:
 
 # Every test, doc tests included.
 test:
-    cargo test --features emulator
+    cargo test --all-features
 
 # The suite in its quick mode, without doc tests: for daily use.
 quick:

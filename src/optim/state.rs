@@ -56,6 +56,28 @@ pub trait Optimizer<M: Module + Clone> {
     fn load_state(&mut self, state: State) -> Result<()>;
 }
 
+impl<M: Module + Clone, O: Optimizer<M> + ?Sized> Optimizer<M> for Box<O> {
+    fn step(&mut self, model: &mut M, grads: &Grads<M>) -> Result<()> {
+        (**self).step(model, grads)
+    }
+
+    fn learning_rate(&self) -> f64 {
+        (**self).learning_rate()
+    }
+
+    fn set_learning_rate(&mut self, lr: f64) -> Result<()> {
+        (**self).set_learning_rate(lr)
+    }
+
+    fn state(&self) -> State {
+        (**self).state()
+    }
+
+    fn load_state(&mut self, state: State) -> Result<()> {
+        (**self).load_state(state)
+    }
+}
+
 /// Writes the methods that all optimizers share, and the trait. The type has fields `lr` and `memory`, a function
 /// `run(&mut self, model, grads)` and a constant `RULE`.
 macro_rules! optimizer {
