@@ -525,7 +525,13 @@ fn main() {
         let fatbin = fatbin.map_or("None".to_owned(), |f| format!("Some(include_bytes!({f:?}))"));
         let _ = writeln!(rust, "    Module {{ stem: {:?}, source: include_str!({:?}), fatbin: {fatbin} }},", m.name, m.source);
     }
-    rust.push_str("];\n\n#[cfg(feature = \"emulator\")]\n#[allow(dead_code, reason = \"the launcher that nobody calls is reported\")]\nunsafe extern \"C\" {\n");
+    let _ = writeln!(
+        rust,
+        "];\n\n/// Every kernel.\n#[cfg(feature = \"emulator\")]\npub(crate) static SYMBOLS: [&str; {}] = {:?};",
+        symbols.len(),
+        symbols.iter().collect::<Vec<_>>()
+    );
+    rust.push_str("\n#[cfg(feature = \"emulator\")]\n#[allow(dead_code, reason = \"the launcher that nobody calls is reported\")]\nunsafe extern \"C\" {\n");
     for s in &symbols {
         let _ =
             writeln!(rust, "    fn cuemu_launch_{s}(grid_block: *const u32, shared: usize, order: u32, params: *mut *mut c_void) -> i32;");

@@ -9,6 +9,7 @@ use crate::backend::cpu::gemm::{Half, Mat, gemm, gemm_half};
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use half::{bf16, f16};
+use std::collections::BTreeSet;
 use std::ffi::{CStr, c_char, c_void};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -86,9 +87,20 @@ impl Recording for Noted {
 unsafe fn run_kernel(kernel: &'static Kernel, grid: Grid, params: &mut [*mut c_void]) -> Result<()> {
     let [x, y, z] = grid.blocks;
     let shape = [x, y, z, grid.threads, 1, 1];
+    LAUNCHED.lock().unwrap_or_else(PoisonError::into_inner).insert(kernel.name);
     // SAFETY: passed on.
     let code = unsafe { (kernel.emulated)(shape.as_ptr(), grid.shared as usize, ORDER.load(Relaxed), params.as_mut_ptr()) };
     if code == 0 { Ok(()) } else { Err(last_error("kernel")) }
+}
+
+/// Kernels that have run.
+static LAUNCHED: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+
+/// Kernels (by symbol) that have not run on an emulated device in this process: what the tests have not tried.
+#[doc(hidden)]
+pub fn idle_kernels() -> Vec<&'static str> {
+    let launched = LAUNCHED.lock().unwrap_or_else(PoisonError::into_inner);
+    super::kernels::SYMBOLS.iter().copied().filter(|s| !launched.contains(s)).collect()
 }
 
 /// # Safety

@@ -33,7 +33,7 @@ pub use buffer::{DeviceMemory, OpMemory};
 pub use check::{CompiledModule, compile_kernels, has_compiler};
 pub use driver::Properties;
 #[cfg(feature = "emulator")]
-pub use emulated::set_emulated_order;
+pub use emulated::{idle_kernels, set_emulated_order};
 pub use lines::GroupKernels;
 pub use map::{BinaryKernels, UnaryKernels};
 pub use operand::{In, Out};
