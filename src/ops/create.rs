@@ -135,8 +135,9 @@ impl Tensor {
             build(n, dtype, |i| {
                 let (a, b) = (i as f64 / last, (n as f64 - 1.0 - i as f64) / last);
                 match a <= b {
-                    // Ends of both signs whose distance overflows.
-                    _ if width.is_infinite() => b * start + a * end,
+                    // Ends of both signs whose distance overflows: halved, which is exact for numbers as large as theirs.
+                    true if width.is_infinite() => 2.0 * (start / 2.0 + a * (end / 2.0 - start / 2.0)),
+                    false if width.is_infinite() => 2.0 * (end / 2.0 - b * (end / 2.0 - start / 2.0)),
                     true => start + a * width,
                     false => end - b * width,
                 }
