@@ -1,7 +1,7 @@
 //! Tensors and models in files: what is written comes back, and what is damaged is refused with the reason.
 
 use cotangent::io::{ModuleFile, TensorFile, save_safetensors, write_atomically};
-use cotangent::nn::{Gpt, GptConfig};
+use cotangent::nn::{Gpt, GptConfig, Linear};
 use cotangent::{DType, Error, F32, F64, I64, Key, ModuleExt, Result, Tensor, U32};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -210,6 +210,19 @@ fn models_are_saved_and_loaded_by_name() {
     assert_eq!(exact.load(&path).unwrap().converted.len(), gpt.names().len());
     assert_eq!((values(&exact), exact.names().len()), (values(&gpt), gpt.names().len()));
     assert_eq!(exact.transformer.wte.weight.dtype(), F64);
+
+    // Integers are no weights, whatever their names and shapes.
+    let counts = folder.join("counts.safetensors");
+    let (weight, bias) = (Tensor::from_slice(&[1i64, 2], [1, 2]).unwrap(), Tensor::from_slice(&[3f32], [1]).unwrap());
+    save_safetensors(&counts, [("weight", &weight), ("bias", &bias)], &[]).unwrap();
+    let mut linear = Linear::new(2, 1, true, F32, Key::new(1)).unwrap();
+    let before = linear.weight.to_vec::<f32>().unwrap();
+    let e = linear.load(&counts).unwrap_err();
+    assert!(e.is_dtype() && e.to_string().contains("`weight` is i64 in the file, f32 in the model"), "{e}");
+    assert!(e.location().unwrap().file().ends_with("files.rs"), "{e}");
+    let report = linear.load_partial(&counts).unwrap();
+    assert_eq!((report.mistyped.len(), report.loaded), (1, vec!["bias".to_owned()]));
+    assert_eq!(linear.weight.to_vec::<f32>().unwrap(), before);
 
     // Biases are missing, the second block is unexpected, the context differs.
     let smaller = GptConfig { layers: 1, bias: true, context: 4, ..config };

@@ -12,6 +12,13 @@ use std::time::{Duration, Instant};
 
 const STEPS: usize = 300;
 
+#[allow(dead_code)]
+#[path = "../examples/train_gpt/args.rs"]
+mod args;
+#[allow(dead_code)]
+#[path = "../examples/train_gpt/data.rs"]
+mod data;
+
 /// A GPT with dropout on shuffled windows, two batches to a step: everything that a snapshot has to bring back.
 fn trainer(folder: Option<&Path>) -> Result<Trainer<'static, Gpt, AdamW>> {
     let config = GptConfig { vocabulary: 11, context: 8, layers: 1, heads: 2, width: 16, dropout: 0.1, ..GptConfig::default() };
@@ -26,14 +33,14 @@ fn trainer(folder: Option<&Path>) -> Result<Trainer<'static, Gpt, AdamW>> {
     Ok(trainer)
 }
 
-fn data() -> Result<Prefetch<Windows>> {
+fn windows() -> Result<Prefetch<Windows>> {
     let key = Key::new(3);
     let tokens: Vec<u32> = (0..500).map(|i| key.below(i, 11) as u32).collect();
     Ok(Prefetch::new(Windows::new(Tokens::from(tokens), 3, 8, Order::Shuffled, key.fold(1))?, 2))
 }
 
 fn train(trainer: &mut Trainer<'_, Gpt, AdamW>) -> Result<()> {
-    trainer.run(&data()?, |m, (x, y), key| m.loss(x, y, Some(key))).map(drop)
+    trainer.run(&windows()?, |m, (x, y), key| m.loss(x, y, Some(key))).map(drop)
 }
 
 fn bits(model: &Gpt) -> Vec<Vec<u64>> {
@@ -63,7 +70,7 @@ fn a_killed_run_continues_bit_for_bit() {
             .unwrap()
     };
     let snapshots = Snapshots::open(folder.path(), 0).unwrap();
-    let newest = || snapshots.newest().unwrap().map_or(0, |(_, s)| s.step);
+    let newest = || snapshots.newest().unwrap().map_or(0, |found| found.snapshot.step);
     let files = || snapshots.files().unwrap().last().cloned();
     let kills = if std::env::var_os("COTANGENT_QUICK").is_some() { 4 } else { 20 };
     let random = Key::new(std::process::id().into());
@@ -149,8 +156,12 @@ fn damaged_and_foreign_snapshots_are_refused() {
     assert!(Snapshot::load(newest).unwrap_err().to_string().contains("cut short"));
 
     // The one before it takes its place.
-    let (path, snapshot) = snapshots.newest().unwrap().unwrap();
-    assert_eq!((&path, snapshot.step), (older, 4));
+    let found = snapshots.newest().unwrap().unwrap();
+    assert_eq!((&found.path, found.snapshot.step), (older, 4));
+    // And whoever resumes is told.
+    let resumed = trainer(Some(folder.path())).unwrap().resume().unwrap().unwrap();
+    assert_eq!((&resumed.path, resumed.damaged.len()), (older, 1));
+    assert!(&resumed.damaged[0].0 == newest && resumed.damaged[0].1.to_string().contains("cut short"), "{resumed:?}");
     std::fs::write(older, b"12345678").unwrap();
     assert!(snapshots.newest().unwrap_err().to_string().contains("cut short"), "the newest's reason");
 
@@ -169,6 +180,55 @@ fn damaged_and_foreign_snapshots_are_refused() {
         let e = Snapshot::load(newest).unwrap_err();
         assert!(e.is_corrupt_file() && e.to_string().contains(part), "{entry}: {e}");
     }
+}
+
+#[test]
+fn a_folder_of_snapshots_keeps_the_files_of_others() {
+    let folder = Folder::new("others");
+    let others = ["notes.partial", "model.safetensors.partial", "step-x.safetensors.partial", "step-+7.safetensors.partial", "step-5.safetensors"];
+    for name in others {
+        std::fs::write(folder.join(name), "precious").unwrap();
+    }
+    for name in ["dir.partial", "step-000000001.safetensors.partial", "step-9.safetensors"] {
+        std::fs::create_dir(folder.join(name)).unwrap();
+    }
+    let half = folder.join("step-000000002.safetensors.partial");
+    std::fs::write(&half, "half").unwrap();
+    let snapshots = Snapshots::open(folder.path(), 0).unwrap();
+    assert!(!half.exists(), "ours");
+    assert!(others.iter().all(|name| std::fs::read(folder.join(name)).unwrap() == b"precious"));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), others.len() + 3, "the trial is gone again");
+    assert_eq!(snapshots.files().unwrap(), [folder.join("step-5.safetensors")]);
+}
+
+/// Nobody can write there, root included.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_read_only_folder_is_found_when_it_is_opened() {
+    let e = Snapshots::open("/proc/self", 0).unwrap_err();
+    assert!(e.is_io() && e.to_string().contains("cannot write /proc/self/step-"), "{e}");
+}
+
+/// What the example says of its run: the text itself, not its file's name, and nothing silly of a run that is over.
+#[test]
+fn train_gpt_knows_its_text_and_its_end() {
+    use clap::Parser;
+    let folder = Folder::new("corpus");
+    let (here, there) = (folder.join("here"), folder.join("there"));
+    let identity = |path: &Path| data::Corpus::load(Some(path), 4).unwrap().identity();
+    let text = "to be, or not to be ".repeat(10);
+    std::fs::write(&here, &text).unwrap();
+    std::fs::write(&there, &text).unwrap();
+    let first = identity(&here);
+    assert_eq!(first, identity(&there));
+    std::fs::write(&here, text.replacen("or", "ro", 1)).unwrap();
+    assert_ne!(first, identity(&here), "the same path and length, another text");
+
+    let args = |steps: &str| args::Args::parse_from(["train_gpt", "--steps", steps, "--batch", "2", "--context", "4"]);
+    assert_eq!(args("6").settings(first.clone())["data"], first);
+    assert_eq!((args("6").patience(), args("500").patience(), args("100000").patience()), (3, 50, 100));
+    assert_eq!(args("6").speed(0, 0.0), "no steps were left to make");
+    assert_eq!(args("6").speed(4, 2.0), "4 steps in 2.0 s: 500.0 ms per step, 16 tokens/s");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The trainer and what stands around it: data, generation, metrics.
 
 use crate::files::Folder;
+use cotangent::diagnostics::{ClipTracker, HealthHistory};
 use cotangent::optim::{AdamW, Sgd};
 use cotangent::train::{
     Batches, Bytes, Characters, Csv, Event, Jsonl, MetricSink, Options, Order, Prefetch, Sampling, TensorBoard, Tokenizer, Tokens, Trainer,
@@ -88,6 +89,90 @@ fn steps_that_are_not_finite_change_nothing_and_too_many_are_an_error() {
     let e = outcome.err().unwrap();
     assert!(e.is_argument() && e.to_string().contains("step 5") && e.to_string().contains("3 steps in a row"), "{e}");
     assert_eq!(t.step(), 5);
+}
+
+/// Shorter than the patience, and all for nothing.
+#[test]
+fn a_run_that_trained_nothing_is_an_error_and_skipped_steps_are_events() {
+    let run = |steps, poisoned: u64| {
+        let mut seen = Vec::new();
+        let mut t = Trainer::new(weights(), AdamW::default());
+        t.options.steps = steps;
+        t.on(|e| {
+            if let Event::Skipped { step, loss, in_a_row, .. } = e {
+                assert!(loss.is_nan());
+                seen.push((*step, *in_a_row));
+            }
+            Ok(())
+        });
+        let outcome = t.run(&|i| if i < poisoned { Tensor::full([4, 3], f64::NAN, F64) } else { numbers(i) }, loss).map(|o| o.skipped);
+        drop(t);
+        (outcome, seen)
+    };
+    let (outcome, seen) = run(3, 3);
+    let e = outcome.unwrap_err();
+    assert!(e.is_argument() && e.to_string().contains("nothing was trained: in all 3 steps"), "{e}");
+    assert_eq!(seen, [(0, 1), (1, 2), (2, 3)]);
+    let (outcome, seen) = run(3, 2);
+    assert_eq!((outcome.unwrap(), seen), (2, vec![(0, 1), (1, 2)]));
+    assert_eq!(run(0, 0).0.unwrap(), 0, "no steps are no failure");
+}
+
+/// What clipping found reaches the diagnostics as they take it.
+#[test]
+fn step_reports_feed_the_gradient_history() {
+    for clip in [Some(0.7), None] {
+        let mut history = HealthHistory::new();
+        let mut tracker = ClipTracker::new(10);
+        let mut t = Trainer::new(weights(), AdamW::default());
+        t.options = Options { steps: 6, clip, ..Options::default() };
+        t.on(|event| {
+            if let Event::Step { report: r, model, grads } = event {
+                tracker.push(&r.clipped);
+                history.record(r.step as u64, *model, grads, r.loss, r.learning_rate, &r.clipped)?;
+            }
+            Ok(())
+        });
+        let outcome = t.run(&numbers, loss).unwrap();
+        drop(t);
+        assert_eq!((tracker.steps(), tracker.non_finite(), history.steps.len()), (6, 0, 6));
+        assert_eq!(tracker.total_rate(), outcome.clipped as f64 / 6.0);
+        assert_eq!(outcome.clipped > 0, clip.is_some());
+        // By layer, as they were before clipping.
+        for s in &history.steps {
+            assert!((s.norms[0] - s.norm).abs() < 1e-5 * s.norm, "{} and {}", s.norms[0], s.norm);
+        }
+    }
+}
+
+/// Not a line inside the crate, whatever part refused.
+#[test]
+fn the_trainer_names_the_callers_line() {
+    struct Negative;
+    impl cotangent::optim::Schedule for Negative {
+        fn at(&self, _: usize) -> f64 {
+            -1.0
+        }
+    }
+    let here = |what: &str, e: Error, line: u32| {
+        let at = e.location().unwrap();
+        assert!(at.file().ends_with("training.rs") && at.line() == line, "{what}: {e}, not line {line}");
+    };
+    let new = || Trainer::new(weights(), AdamW::default());
+    let mut t = new();
+    t.options.clip = Some(-1.0);
+    here("clip", t.run(&numbers, loss).err().unwrap(), line!());
+    let mut t = new();
+    t.schedule = Some(Box::new(Negative));
+    here("rate", t.run(&numbers, loss).err().unwrap(), line!());
+    here("disconnected", new().run(&numbers, |_, x, _| x.sum(..)).err().unwrap(), line!());
+    here("not scalar", new().run(&numbers, |w, x, _| x.mul(w)).err().unwrap(), line!());
+    // The loss's own line says more.
+    let line = line!() + 1;
+    let e = new().run(&numbers, |w, x, _| x.reshape([5])?.mul(w)).err().unwrap();
+    here("in the loss", e, line);
+    let e = Windows::new(Tokens::from(vec![1]), 1, 4, Order::Random, Key::new(1)).unwrap_err();
+    here("windows", e, line!() - 1);
 }
 
 #[test]
@@ -314,6 +399,10 @@ fn sampling_follows_its_distribution() {
             assert!((f - e).abs() <= tolerance, "{sampling:?}: token {i} came {f}, expected {e}");
         }
     }
+    // Of equals the first, zeros of either sign included.
+    for (ties, first) in [(&[1.0, 3.0, 3.0, 0.0, 3.0][..], 1), (&[-0.0, 0.0], 0), (&[0.0, -0.0], 0)] {
+        assert_eq!(Sampling::GREEDY.draw(ties, 0.99).unwrap(), first, "{ties:?}");
+    }
     for bad in [Sampling { temperature: -1.0, ..Sampling::default() }, Sampling { top_k: Some(0), ..Sampling::default() }] {
         assert!(bad.draw(&logits, 0.5).unwrap_err().is_argument());
     }
@@ -348,9 +437,44 @@ fn metrics_continue_where_the_snapshot_was() {
     drop(Jsonl::open(&jsonl, 2).unwrap());
     assert_eq!(read(&jsonl).lines().count(), 2);
     assert!(Csv::open(&csv, &["other"], 2).unwrap_err().is_corrupt_file());
-    // From step 0 on all is new.
-    drop(Csv::open(&csv, &["other"], 0).unwrap());
-    assert_eq!(read(&csv), "step,other\n");
+    // From step 0 on all is new; half a title is what a killed process left.
+    drop(Csv::open(&csv, &["loss", "validation_loss"], 0).unwrap());
+    assert_eq!(read(&csv), "step,loss,validation_loss\n");
+    std::fs::write(&csv, "step,lo").unwrap();
+    drop(Csv::open(&csv, &["loss", "validation_loss"], 0).unwrap());
+    assert_eq!(read(&csv), "step,loss,validation_loss\n");
+}
+
+/// A file that is no table of this kind is somebody else's: it is refused, at step 0 too, and stays.
+#[test]
+fn files_of_others_are_no_metrics() {
+    let folder = Folder::new("foreign");
+    let path = folder.join("precious");
+    let table = |step| Csv::open(&path, &["loss"], step).map(drop);
+    let lines = |step| Jsonl::open(&path, step).map(drop);
+    for step in [0, 5] {
+        for (foreign, csv, jsonl) in [
+            ("name,age\nAda,36\n", false, false),
+            ("name,age", false, false),
+            ("step,loss\n1,2\nthe end\n", false, false),
+            ("step,loss\n1,2\n", true, false),
+            ("{\"step\":1}\nnot json\n{\"step\":2}\n", false, false),
+            ("{\"step\":1}\n{\"name\":2}\n", false, false),
+            ("{\"name\":2}", false, false),
+            ("{\"step\":1}\n{\"lo", false, true),
+        ] {
+            for (open, legal) in [(&table as &dyn Fn(usize) -> Result<()>, csv), (&lines, jsonl)] {
+                std::fs::write(&path, foreign).unwrap();
+                match open(step) {
+                    Ok(()) => assert!(legal, "{foreign:?} was taken at step {step}"),
+                    Err(e) => {
+                        assert!(!legal && e.is_corrupt_file() && e.to_string().contains("precious"), "{foreign:?}: {e}");
+                        assert_eq!(std::fs::read_to_string(&path).unwrap(), foreign, "stays");
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// Reads the records back: lengths, checksums (by a definition of CRC-32C bit by bit), and the scalars in them.

@@ -105,9 +105,13 @@ impl Args {
         if self.dtype == cotangent::F64 { cotangent::F64 } else { cotangent::F32 }
     }
 
-    /// What a run must have in common with the one it continues.
-    pub fn settings(&self) -> BTreeMap<String, String> {
-        let data = self.data.as_ref().map_or("the crate's sources".to_owned(), |p| p.display().to_string());
+    /// Steps in a row that may be left out: a tenth of the run, since nothing here makes a loss that is not finite come back.
+    pub fn patience(&self) -> usize {
+        (self.steps / 10).clamp(3, 100)
+    }
+
+    /// What a run must have in common with the one it continues; `data` says which text it is, wherever it lies.
+    pub fn settings(&self, data: String) -> BTreeMap<String, String> {
         let all: [(&str, String); 17] = [
             ("data", data),
             ("steps", self.steps.to_string()),
@@ -128,6 +132,16 @@ impl Args {
             ("dtype", self.dtype.to_string()),
         ];
         all.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    /// How fast so many steps were made.
+    pub fn speed(&self, made: usize, seconds: f64) -> String {
+        if made == 0 {
+            return "no steps were left to make".to_owned();
+        }
+        let (steps, seconds) = (made as f64, seconds.max(1e-9));
+        let rate = steps * (self.batch * self.context) as f64 / seconds;
+        format!("{made} steps in {seconds:.1} s: {:.1} ms per step, {rate:.0} tokens/s", 1e3 * seconds / steps)
     }
 
     /// Refuses what cannot work, before anything is read or built.

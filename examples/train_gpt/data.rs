@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 /// A text as character tokens.
 pub struct Corpus {
     name: String,
+    checksum: u32,
     pub characters: Characters,
     pub train: Tokens,
     pub validation: Tokens,
@@ -22,6 +23,7 @@ impl Corpus {
         if text.is_empty() {
             return Err(Error::argument(format!("{name} is empty")));
         }
+        let checksum = crc32c::crc32c(text.as_bytes());
         let characters = Characters::of(&text);
         let tokens = Tokens::from(characters.encode(&text)?);
         let (train, validation) = tokens.split_at(tokens.len() / 10 * 9)?;
@@ -32,12 +34,17 @@ impl Corpus {
                 validation.len()
             )));
         }
-        Ok(Corpus { name, characters, train, validation })
+        Ok(Corpus { name, checksum, characters, train, validation })
     }
 
     pub fn describe(&self) -> String {
         let (all, different) = (self.train.len() + self.validation.len(), self.characters.vocabulary());
         format!("{}: {all} characters, {different} different", self.name)
+    }
+
+    /// Which text it is, whatever its file is called.
+    pub fn identity(&self) -> String {
+        format!("{} characters, crc32c {:08x}", self.train.len() + self.validation.len(), self.checksum)
     }
 
     /// A token to start generation from: a line break where the text has one.

@@ -77,10 +77,10 @@ fn run(args: &Args) -> Result<()> {
     let adam = AdamW { betas: (0.9, args.beta2), weight_decay: args.weight_decay, ..AdamW::default() };
     let mut trainer = Trainer::new(gpt, adam);
     trainer.options =
-        Options { steps: args.steps, clip: Some(args.clip), evaluate_every: args.eval_every, patience: usize::MAX, ..Options::default() };
+        Options { steps: args.steps, clip: Some(args.clip), evaluate_every: args.eval_every, patience: args.patience(), ..Options::default() };
     trainer.schedule = Some(Box::new(WarmupCosine { peak: args.lr, floor: args.floor(), warmup: args.warmup_steps(), end: args.steps }));
     trainer.key = drop_key;
-    trainer.settings = args.settings();
+    trainer.settings = args.settings(corpus.identity());
     trainer.stop = Arc::clone(&stop);
     if let Some(folder) = &args.out {
         open_folder(args, folder, &mut trainer)?;
@@ -88,6 +88,11 @@ fn run(args: &Args) -> Result<()> {
     trainer.on(bar.callback());
     trainer.on(|event| match event {
         Event::Evaluated { step, loss } => bar.suspend(|| say(format_args!("step {step:>5}  validation loss {loss:.4}"))),
+        // On the other stream: also seen where the output goes to a file.
+        Event::Skipped { step, loss, norm, .. } => bar.suspend(|| {
+            let _ = writeln!(io::stderr(), "train_gpt: step {step} is left out: loss {loss}, gradient norm {norm}");
+            Ok(())
+        }),
         Event::Stopped { step } => bar.suspend(|| say(format_args!("stopped by Ctrl-C after {step} steps"))),
         _ => Ok(()),
     });
@@ -133,7 +138,12 @@ fn open_folder(args: &Args, folder: &Path, trainer: &mut Trainer<'_, Gpt, AdamW>
         return Err(Error::argument(format!("{} has snapshots of a run: add --resume, or take another folder", folder.display())));
     }
     trainer.snapshots = Some(snapshots);
-    if args.resume && trainer.resume()?.is_some() {
+    if args.resume
+        && let Some(resumed) = trainer.resume()?
+    {
+        for (path, e) in &resumed.damaged {
+            let _ = writeln!(io::stderr(), "train_gpt: passed over {}: {e}", path.display());
+        }
         say(format_args!("continues after {} steps", trainer.step()))?;
     }
     let step = trainer.step();
@@ -149,9 +159,7 @@ fn compute(gpt: &Gpt, dtype: DType) -> Result<Gpt> {
 }
 
 fn report(args: &Args, gpt: &Gpt, outcome: &Outcome<Gpt>) -> Result<()> {
-    let (made, seconds) = (outcome.made.max(1) as f64, outcome.seconds);
-    let rate = made * (args.batch * args.context) as f64 / seconds.max(1e-9);
-    say(format_args!("{} steps in {seconds:.1} s: {:.1} ms per step, {rate:.0} tokens/s", outcome.made, 1e3 * seconds / made))?;
+    say(args.speed(outcome.made, outcome.seconds))?;
     let clipped = 100.0 * outcome.clipped as f64 / outcome.steps.max(1) as f64;
     say(format_args!("clipped {clipped:.1} % of the steps, skipped {} with non-finite gradients", outcome.skipped))?;
     if let Some(grads) = &outcome.grads {

@@ -56,16 +56,35 @@ fn partial_of(path: &Path) -> Result<PathBuf> {
     Ok(path.with_file_name(name))
 }
 
-/// Removes what killed writers left in a folder.
+/// Removes what killed writers of files that `ours` knows left in a folder. Nothing else: the folder may hold other people's files.
 ///
 /// # Errors
 /// I/O error with the path.
-pub(crate) fn sweep_partial(folder: &Path) -> Result<()> {
+pub(crate) fn sweep_partial(folder: &Path, ours: impl Fn(&str) -> bool) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(|e| failed("list", folder, e))? {
-        let path = entry.map_err(|e| failed("list", folder, e))?.path();
-        if path.to_string_lossy().ends_with(PARTIAL) {
-            fs::remove_file(&path).map_err(|e| failed("remove", &path, e))?;
+        let entry = entry.map_err(|e| failed("list", folder, e))?;
+        let (name, path) = (entry.file_name(), entry.path());
+        let known = name.to_str().and_then(|n| n.strip_suffix(PARTIAL)).is_some_and(&ours);
+        if known && entry.file_type().is_ok_and(|t| t.is_file()) {
+            remove_if_there(&path)?;
         }
     }
     Ok(())
+}
+
+/// Tries whether `path`'s folder can be written, with a file that is gone afterwards.
+///
+/// # Errors
+/// I/O error with the path.
+pub(crate) fn try_write(path: &Path) -> Result<()> {
+    let partial = partial_of(path)?;
+    fs::write(&partial, b"a trial").map_err(|e| failed("write", &partial, e))?;
+    remove_if_there(&partial)
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(failed("remove", path, e)),
+        _ => Ok(()),
+    }
 }

@@ -9,7 +9,7 @@ mod gguf;
 mod module_file;
 mod safetensors;
 
-pub(crate) use atomic::sweep_partial;
+pub(crate) use atomic::{sweep_partial, try_write};
 pub use atomic::write_atomically;
 pub use config::{
     Activation, BertConfig, DecoderConfig, DecoderFamily, GenerationConfig, Gpt2Config, ModelConfig, RopeConfig, RopeScaling, Special,
@@ -20,7 +20,17 @@ pub use safetensors::{TensorFile, save_safetensors};
 pub(crate) use safetensors::{checksum, write_tensors};
 
 use crate::error::Error;
+use std::panic::Location;
 use std::path::Path;
+
+/// Names the op and the caller's line: also where a part of this crate has named the line from which another part called it. A
+/// line of the caller's own, in a closure of his, stays.
+pub(crate) fn at_callers_line(e: Error, op: &'static str, at: &'static Location<'static>) -> Error {
+    let sources = &file!()[..file!().len() - "io/mod.rs".len()];
+    let inside = e.location().is_some_and(|l| l.file().starts_with(sources));
+    let e = e.in_op(op, at);
+    if inside { e.called_at(at) } else { e }
+}
 
 /// `cannot read FILE: why`.
 pub(crate) fn failed(what: &str, path: &Path, e: std::io::Error) -> Error {

@@ -1,5 +1,6 @@
 //! Models to and from files.
 
+use super::at_callers_line;
 use super::safetensors::{TensorFile, write_tensors};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -33,14 +34,17 @@ pub struct LoadReport {
     pub unexpected: Vec<String>,
     /// Tensors whose shapes differ.
     pub misshaped: Vec<Misshaped>,
+    /// Tensors of integers for parameters of floats, or the other way round, which no cast makes right: name, dtype of the file,
+    /// dtype of the model.
+    pub mistyped: Vec<(String, DType, DType)>,
     /// Loaded tensors that were cast to the model's dtype: name, dtype of the file, dtype of the model.
     pub converted: Vec<(String, DType, DType)>,
 }
 
 impl LoadReport {
-    /// Whether file and model have the same tensors of the same shapes.
+    /// Whether file and model have the same tensors of the same shapes, all floats or integers in both.
     pub fn is_complete(&self) -> bool {
-        self.missing.is_empty() && self.unexpected.is_empty() && self.misshaped.is_empty()
+        self.missing.is_empty() && self.unexpected.is_empty() && self.misshaped.is_empty() && self.mistyped.is_empty()
     }
 }
 
@@ -56,6 +60,10 @@ impl fmt::Display for LoadReport {
         for (i, m) in self.misshaped.iter().enumerate() {
             let lead = if i == 0 { "; shapes differ:" } else { "," };
             write!(f, "{lead} `{}` is {} in the file, {} in the model", m.name, m.file, m.model)?;
+        }
+        for (i, (name, file, model)) in self.mistyped.iter().enumerate() {
+            let lead = if i == 0 { "; dtypes differ:" } else { "," };
+            write!(f, "{lead} `{name}` is {file} in the file, {model} in the model")?;
         }
         Ok(())
     }
@@ -89,18 +97,19 @@ pub trait ModuleFile: Module + Clone {
     #[track_caller]
     fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let at = Location::caller();
-        save(self, path.as_ref()).map_err(|e| e.in_op("save", at))
+        save(self, path.as_ref()).map_err(|e| at_callers_line(e, "save", at))
     }
 
-    /// Replaces every tensor by the one of the same name in the file, cast to the model's dtype, on the model's device.
+    /// Replaces every tensor by the one of the same name in the file, cast to the model's dtype, on the model's device. Casts are
+    /// listed in [`LoadReport::converted`].
     ///
     /// # Errors
-    /// Argument error that lists all missing and unexpected tensors, shape error when shapes differ too; nothing is changed
-    /// then. I/O and corrupt-file errors as of [`TensorFile::open`].
+    /// Argument error that lists all missing and unexpected tensors, dtype error when one is of integers and the other of floats,
+    /// shape error when shapes differ too; nothing is changed then. I/O and corrupt-file errors as of [`TensorFile::open`].
     #[track_caller]
     fn load(&mut self, path: impl AsRef<Path>) -> Result<LoadReport> {
         let at = Location::caller();
-        load(self, path.as_ref(), true).map_err(|e| e.in_op("load", at))
+        load(self, path.as_ref(), true).map_err(|e| at_callers_line(e, "load", at))
     }
 
     /// Replaces what fits and leaves the rest: look at the report, which is all that tells.
@@ -110,7 +119,7 @@ pub trait ModuleFile: Module + Clone {
     #[track_caller]
     fn load_partial(&mut self, path: impl AsRef<Path>) -> Result<LoadReport> {
         let at = Location::caller();
-        load(self, path.as_ref(), false).map_err(|e| e.in_op("load_partial", at))
+        load(self, path.as_ref(), false).map_err(|e| at_callers_line(e, "load_partial", at))
     }
 }
 
@@ -136,6 +145,8 @@ fn load<M: Module + Clone>(model: &mut M, path: &Path, strict: bool) -> Result<L
             report.missing.push(name.clone());
         } else if &file.shape(name)? != t.shape() {
             report.misshaped.push(Misshaped { name: name.clone(), file: file.shape(name)?, model: t.shape().clone() });
+        } else if file.dtype(name)?.is_float() != t.dtype().is_float() {
+            report.mistyped.push((name.clone(), file.dtype(name)?, t.dtype()));
         } else {
             fitting.insert(name.clone(), file.dtype(name)?);
         }
@@ -143,7 +154,11 @@ fn load<M: Module + Clone>(model: &mut M, path: &Path, strict: bool) -> Result<L
     report.unexpected = in_file.into_iter().filter(|n| !own.iter().any(|(name, _)| name == n)).collect();
     if strict && !report.is_complete() {
         let message = format!("{} does not fit the model: {report}", path.display());
-        return Err(if report.misshaped.is_empty() { Error::argument(message) } else { Error::shape(message) });
+        return Err(match (report.misshaped.is_empty(), report.mistyped.is_empty()) {
+            (false, _) => Error::shape(message),
+            (true, false) => Error::dtype(message),
+            (true, true) => Error::argument(message),
+        });
     }
     let loaded = model.map(|name, old| {
         let Some(&dtype) = fitting.get(name) else { return Ok(old.clone()) };

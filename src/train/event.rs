@@ -1,6 +1,7 @@
 //! What callbacks see.
 
 use crate::functional::Grads;
+use crate::optim::Clipped;
 use std::path::Path;
 
 /// The numbers of one step.
@@ -16,8 +17,8 @@ pub struct StepReport {
     pub learning_rate: f64,
     /// Global norm of the gradients, before clipping.
     pub norm: f64,
-    /// Whether the gradients were scaled down.
-    pub clipped: bool,
+    /// What clipping found, as a [`ClipTracker`](crate::diagnostics::ClipTracker) takes it; the norm alone where nothing is clipped.
+    pub clipped: Clipped,
     /// Whether the step was left out, because the loss or a gradient was not finite.
     pub skipped: bool,
     /// Wall time: data, gradients and update.
@@ -35,6 +36,17 @@ pub enum Event<'a, M> {
         model: &'a M,
         /// The gradients, after clipping.
         grads: &'a Grads<M>,
+    },
+    /// A step was left out, because the loss or a gradient was not finite; comes after its [`Event::Step`].
+    Skipped {
+        /// Number of the step, from 0.
+        step: usize,
+        /// Mean loss over the micro-batches.
+        loss: f64,
+        /// Global norm of the gradients.
+        norm: f64,
+        /// Steps in a row that were left out, this one included.
+        in_a_row: usize,
     },
     /// The model was evaluated after so many steps.
     Evaluated {

@@ -29,7 +29,7 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// Always the most probable token.
+    /// Always the most probable token; of equals the first.
     pub const GREEDY: Sampling = Sampling { temperature: 0.0, top_k: None, top_p: 1.0 };
 
     /// The token that a uniform number in `[0, 1)` stands for.
@@ -55,9 +55,9 @@ impl Sampling {
                 self.top_p
             );
         }
-        let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+        // The first of equals, as in PyTorch.
+        let best = (0..logits.len()).reduce(|best, i| if logits[i] > logits[best] { i } else { best });
         let Some(best) = best else { bail!(argument, "there are no logits") };
-        // NaN of either sign stands at an end of the total order.
         if !logits[best].is_finite() || logits.iter().any(|l| l.is_nan()) {
             bail!(argument, "the logits have no finite largest one (it is {}, of {})", logits[best], logits.len());
         }

@@ -28,7 +28,7 @@ pub fn record<M>(mut sink: impl MetricSink) -> impl FnMut(&Event<'_, M>) -> Resu
                 ("loss", r.loss),
                 ("learning_rate", r.learning_rate),
                 ("gradient_norm", r.norm),
-                ("clipped", truth(r.clipped)),
+                ("clipped", truth(r.clipped.clipped)),
                 ("skipped", truth(r.skipped)),
                 ("seconds", r.seconds),
             ],
@@ -49,26 +49,32 @@ impl Csv {
     /// What [`record`] writes.
     pub const COLUMNS: [&'static str; 7] = ["loss", "learning_rate", "gradient_norm", "clipped", "skipped", "seconds", "validation_loss"];
 
-    /// Opens the table; rows from `step` on, which a run that was killed wrote after its last snapshot, are taken away. From step
-    /// 0 the file is new.
+    /// Opens the table; rows from `step` on, which a run that was killed wrote after its last snapshot, are taken away: from step
+    /// 0 on all of them.
     ///
     /// # Errors
-    /// I/O error; corrupt-file error when the file has other columns.
+    /// I/O error; corrupt-file error when the file is something else: has other columns, or a row without a step. It stays as it is
+    /// then.
     #[track_caller]
     pub fn open(path: impl AsRef<Path>, columns: &[&str], step: usize) -> Result<Self> {
         let path = path.as_ref();
         let title = format!("step,{}", columns.join(","));
-        let mut first = true;
-        let mut file = Lines::open(path, |line| {
+        let (mut first, mut titled) = (true, false);
+        let mut file = Lines::open(path, |line, whole| {
             if std::mem::take(&mut first) {
-                if step > 0 && line != title {
+                titled = whole;
+                if line != title && (whole || !title.starts_with(line)) {
                     bail!(corrupt_file, "{} has the columns `{line}` instead of `{title}`", path.display());
                 }
-                return Ok(step > 0);
+                return Ok(true);
             }
-            Ok(line.split(',').next().and_then(|s| s.parse().ok()).is_some_and(|s: usize| s < step))
+            match line.split(',').next().and_then(|s| s.parse::<usize>().ok()) {
+                Some(s) => Ok(s < step),
+                None if whole => bail!(corrupt_file, "{} has the row `{line}`, without a step", path.display()),
+                None => Ok(false),
+            }
         })?;
-        if first || step == 0 {
+        if !titled {
             file.put(&title)?;
         }
         Ok(Csv { file, columns: columns.iter().map(|c| (*c).to_owned()).collect() })
@@ -99,11 +105,16 @@ impl Jsonl {
     /// Opens the file; lines of `step` and later are taken away, as in [`Csv::open`].
     ///
     /// # Errors
-    /// I/O error.
+    /// I/O error; corrupt-file error when a line is something else than an object with a step. The file stays as it is then.
     #[track_caller]
     pub fn open(path: impl AsRef<Path>, step: usize) -> Result<Self> {
-        let step_of = |line: &str| serde_json::from_str::<Value>(line).ok()?["step"].as_u64();
-        Ok(Jsonl(Lines::open(path.as_ref(), |line| Ok(step_of(line).is_some_and(|s| s < step as u64)))?))
+        let path = path.as_ref();
+        let lines = Lines::open(path, |line, whole| match serde_json::from_str::<Value>(line) {
+            Ok(v) if v["step"].is_u64() => Ok(v["step"].as_u64() < Some(step as u64)),
+            Err(_) if !whole && line.starts_with('{') => Ok(false),
+            _ => bail!(corrupt_file, "{} has the line `{line}`, which is no object with a step", path.display()),
+        });
+        Ok(Jsonl(lines?))
     }
 }
 
@@ -124,17 +135,17 @@ struct Lines {
 }
 
 impl Lines {
-    /// Opens a file and keeps the lines that `keep` wants; a last line without its end is what a killed process left.
-    fn open(path: &Path, mut keep: impl FnMut(&str) -> Result<bool>) -> Result<Self> {
+    /// Opens a file and keeps the lines that `keep` wants, which is told whether the line is whole: a last one without its end is
+    /// what a killed process left, and goes unless `keep` refuses it.
+    fn open(path: &Path, mut keep: impl FnMut(&str, bool) -> Result<bool>) -> Result<Self> {
         let mut kept = String::new();
         match File::open(path) {
             Ok(file) => {
                 let mut reader = BufReader::new(file);
                 let mut line = String::new();
                 while reader.read_line(&mut line).map_err(|e| failed("read", path, e))? > 0 {
-                    if let Some(whole) = line.strip_suffix('\n')
-                        && keep(whole)?
-                    {
+                    let (text, whole) = line.strip_suffix('\n').map_or((&line[..], false), |l| (l, true));
+                    if keep(text, whole)? && whole {
                         kept.push_str(&line);
                     }
                     line.clear();

@@ -21,6 +21,6 @@ pub use generate::{Sampling, generate};
 pub use metrics::{Csv, Jsonl, MetricSink, record};
 #[cfg(feature = "progress")]
 pub use progress::Progress;
-pub use snapshot::{Snapshot, Snapshots};
+pub use snapshot::{Found, Snapshot, Snapshots};
 pub use tensorboard::TensorBoard;
-pub use trainer::{Options, Outcome, Trainer, mean_loss};
+pub use trainer::{Options, Outcome, Resumed, Trainer, mean_loss};

@@ -1,7 +1,7 @@
 //! Snapshots: all that a run needs to continue bit for bit, in one safetensors file.
 
 use crate::error::{Error, Result, bail};
-use crate::io::{TensorFile, checksum, failed, sweep_partial, write_tensors};
+use crate::io::{TensorFile, checksum, failed, sweep_partial, try_write, write_tensors};
 use crate::optim::State;
 use crate::rng::Key;
 use crate::tensor::Tensor;
@@ -161,6 +161,17 @@ fn inexact(v: &Value) -> Option<BTreeMap<String, f64>> {
     v.as_object()?.iter().map(|(k, v)| Some((k.clone(), v.as_str()?.parse().ok()?))).collect()
 }
 
+/// What [`Snapshots::newest`] found.
+#[derive(Debug)]
+pub struct Found {
+    /// The file.
+    pub path: PathBuf,
+    /// What it holds.
+    pub snapshot: Snapshot,
+    /// Newer files that cannot be read, and why; newest first.
+    pub damaged: Vec<(PathBuf, Error)>,
+}
+
 /// A folder of snapshots: the newest and the one before it.
 ///
 /// Each is written beside the others and renamed when it lies on the disk, and an old one goes only after that: a process
@@ -176,7 +187,8 @@ impl Snapshots {
     /// Snapshots that are kept.
     const KEPT: usize = 2;
 
-    /// Makes the folder if there is none, and clears away what a killed process left half-written.
+    /// Makes the folder if there is none, clears away the snapshots that a killed process left half-written (and no other file),
+    /// and tries whether the folder can be written: not only the first save finds that out.
     ///
     /// # Errors
     /// I/O error.
@@ -185,7 +197,9 @@ impl Snapshots {
         let (folder, at) = (folder.as_ref().to_owned(), Location::caller());
         fs::create_dir_all(&folder)
             .map_err(|e| failed("create", &folder, e))
-            .and_then(|()| sweep_partial(&folder))
+            .and_then(|()| sweep_partial(&folder, |name| step_of_name(name).is_some()))
+            // The process's number, without the leading zeros of a snapshot's: nobody else's file, and swept away if we are killed now.
+            .and_then(|()| try_write(&folder.join(format!("step-{}.safetensors", std::process::id()))))
             .map_err(|e| e.in_op("snapshots", at))?;
         Ok(Snapshots { folder, every })
     }
@@ -198,7 +212,7 @@ impl Snapshots {
         let mut out = Vec::new();
         for entry in fs::read_dir(&self.folder).map_err(|e| failed("list", &self.folder, e))? {
             let path = entry.map_err(|e| failed("list", &self.folder, e))?.path();
-            if step_of(&path).is_some() {
+            if step_of(&path).is_some() && path.is_file() {
                 out.push(path);
             }
         }
@@ -224,27 +238,33 @@ impl Snapshots {
         Ok(path)
     }
 
-    /// The newest snapshot that can be read; `None` in a folder without any. A damaged one is left out with a warning
-    /// (`tracing`) when the one before it is whole.
+    /// The newest snapshot that can be read; `None` in a folder without any. A damaged one is passed over with a warning
+    /// (`tracing`) when the one before it is whole, and named in [`Found::damaged`].
     ///
     /// # Errors
     /// What was wrong with the newest, when none can be read; I/O error.
     #[track_caller]
-    pub fn newest(&self) -> Result<Option<(PathBuf, Snapshot)>> {
-        let mut first = None;
+    pub fn newest(&self) -> Result<Option<Found>> {
+        let mut damaged = Vec::new();
         for path in self.files()?.into_iter().rev() {
             match Snapshot::load(&path) {
-                Ok(s) => return Ok(Some((path, s))),
+                Ok(snapshot) => return Ok(Some(Found { path, snapshot, damaged })),
                 Err(e) => {
                     tracing::warn!(path = %path.display(), "snapshot cannot be used: {e}");
-                    first = first.or(Some(e));
+                    damaged.push((path, e));
                 }
             }
         }
-        first.map_or(Ok(None), Err)
+        damaged.into_iter().next().map_or(Ok(None), |(_, e)| Err(e))
     }
 }
 
 fn step_of(path: &Path) -> Option<u64> {
-    path.file_name()?.to_str()?.strip_prefix("step-")?.strip_suffix(".safetensors")?.parse().ok()
+    step_of_name(path.file_name()?.to_str()?)
+}
+
+fn step_of_name(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix("step-")?.strip_suffix(".safetensors")?;
+    // `parse` alone would take a sign too.
+    digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())?
 }

@@ -2,11 +2,12 @@
 
 use super::data::Batches;
 use super::event::{Event, StepReport};
-use super::snapshot::{Snapshot, Snapshots};
+use super::snapshot::{Found, Snapshot, Snapshots};
 use crate::error::{Error, Result, bail};
+use crate::io::at_callers_line;
 use crate::functional::{GradOptions, Grads, value_and_grad_with};
 use crate::module::{Module, ModuleExt, unique_names};
-use crate::optim::{Optimizer, Schedule};
+use crate::optim::{Clipped, Optimizer, Schedule};
 use crate::rng::Key;
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
@@ -76,6 +77,15 @@ pub struct Outcome<M> {
     pub grads: Option<Grads<M>>,
     /// Whether the stop flag ended it.
     pub stopped: bool,
+}
+
+/// What [`Trainer::resume`] continued from.
+#[derive(Debug)]
+pub struct Resumed {
+    /// The snapshot's file.
+    pub path: PathBuf,
+    /// Newer snapshots that were passed over, and why; newest first.
+    pub damaged: Vec<(PathBuf, Error)>,
 }
 
 /// Trains a model: give it data and a loss with [`Trainer::run`].
@@ -154,6 +164,8 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
     }
 
     /// Calls `f` at every event, after the callbacks that were there before. Its error ends the run.
+    ///
+    /// What `f` borrows must be declared before the trainer, which may use it until it is dropped.
     pub fn on(&mut self, f: impl FnMut(&Event<'_, M>) -> Result<()> + 'a) {
         self.callbacks.push(Box::new(f));
     }
@@ -172,13 +184,13 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
     ///
     /// # Errors
     /// Whatever data, loss, optimizer, callbacks or evaluation return; argument error for options out of range, for a folder that has
-    /// snapshots of another run, and when more
-    /// steps in a row than [`Options::patience`] were not finite. The trainer can be run again after an error: model,
+    /// snapshots of another run, and when more steps in a row than [`Options::patience`], or all steps of the run, were not finite.
+    /// The trainer can be run again after an error: model,
     /// optimizer and position are those of the last whole step.
     #[track_caller]
     pub fn run<D: Batches>(&mut self, data: &D, loss: impl Fn(&M, &D::Batch, Key) -> Result<Tensor>) -> Result<Outcome<M>> {
         let at = Location::caller();
-        self.train(data, loss).map_err(|e| e.in_op("train", at))
+        self.train(data, loss).map_err(|e| at_callers_line(e, "train", at))
     }
 
     fn train<D: Batches>(&mut self, data: &D, loss: impl Fn(&M, &D::Batch, Key) -> Result<Tensor>) -> Result<Outcome<M>> {
@@ -204,10 +216,18 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
             out.made += 1;
             emit(&mut self.callbacks, &Event::Step { report, model: &self.model, grads: &grads })?;
             out.grads = Some(grads);
+            if report.skipped {
+                let in_a_row = self.done.skipped_in_a_row;
+                emit(&mut self.callbacks, &Event::Skipped { step: report.step, loss: report.loss, norm: report.norm, in_a_row })?;
+            }
             if self.snapshots.as_ref().is_some_and(|s| s.every > 0 && self.done.step.is_multiple_of(s.every)) {
                 self.save()?;
                 saved = Some(self.done.step);
             }
+        }
+        // Shorter than the patience, such a run would look like any other.
+        if !out.stopped && self.done.step > 0 && self.done.skipped == self.done.step {
+            bail!(argument, "nothing was trained: in all {} steps the loss or a gradient was not finite", self.done.step);
         }
         if self.snapshots.is_some() && saved != Some(self.done.step) {
             self.save()?;
@@ -240,24 +260,22 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
             self.optimizer.set_learning_rate(s.at(step))?;
         }
         let (loss, mut grads, position) = self.gradients(data, loss)?;
-        let (norm, finite, clipped) = match self.options.clip {
-            Some(max) => {
-                let c = grads.clip_global_norm(max)?;
-                (c.norm, c.finite, c.clipped)
-            }
+        let clipped = match self.options.clip {
+            Some(max) => grads.clip_global_norm(max)?,
             None => {
                 let norm = grads.norm()?;
-                (norm, norm.is_finite(), false)
+                Clipped { norm, finite: norm.is_finite(), clipped: false }
             }
         };
-        let skipped = !(finite && loss.is_finite());
+        let norm = clipped.norm;
+        let skipped = !(clipped.finite && loss.is_finite());
         if skipped {
             self.skip(loss, norm)?;
         } else {
             self.optimizer.step(&mut self.model, &grads)?;
             self.done.skipped_in_a_row = 0;
         }
-        self.done.clipped += usize::from(clipped);
+        self.done.clipped += usize::from(clipped.clipped);
         self.done.position = position;
         self.done.step += 1;
         let report = StepReport {
@@ -270,7 +288,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
             skipped,
             seconds: started.elapsed().as_secs_f64(),
         };
-        tracing::debug!(step, loss, learning_rate = report.learning_rate, norm, clipped, skipped, seconds = report.seconds, "step");
+        tracing::debug!(step, loss, learning_rate = report.learning_rate, norm, clipped = clipped.clipped, skipped, seconds = report.seconds, "step");
         Ok((report, grads))
     }
 
@@ -353,7 +371,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
     #[track_caller]
     pub fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
         let at = Location::caller();
-        self.continue_from(snapshot).map_err(|e| e.in_op("restore", at))
+        self.continue_from(snapshot).map_err(|e| at_callers_line(e, "restore", at))
     }
 
     fn continue_from(&mut self, s: &Snapshot) -> Result<()> {
@@ -391,22 +409,24 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
         Ok(())
     }
 
-    /// Continues from the newest snapshot of [`Trainer::snapshots`]; returns its file, or `None` when there is none yet.
+    /// Continues from the newest snapshot of [`Trainer::snapshots`] that can be read; `None` when there is none yet.
+    ///
+    /// A damaged one is passed over when the one before it is whole: look at [`Resumed::damaged`], steps are made again then.
     ///
     /// # Errors
     /// As [`Trainer::restore`]; corrupt-file and I/O errors; argument error when the trainer has no folder of snapshots.
     #[track_caller]
-    pub fn resume(&mut self) -> Result<Option<PathBuf>> {
+    pub fn resume(&mut self) -> Result<Option<Resumed>> {
         let at = Location::caller();
-        self.continue_newest().map_err(|e| e.in_op("resume", at))
+        self.continue_newest().map_err(|e| at_callers_line(e, "resume", at))
     }
 
-    fn continue_newest(&mut self) -> Result<Option<PathBuf>> {
+    fn continue_newest(&mut self) -> Result<Option<Resumed>> {
         let Some(snapshots) = &self.snapshots else { bail!(argument, "there is no folder of snapshots to resume from") };
-        let Some((path, snapshot)) = snapshots.newest()? else { return Ok(None) };
+        let Some(Found { path, snapshot, damaged }) = snapshots.newest()? else { return Ok(None) };
         self.continue_from(&snapshot).map_err(|e| refused(&path, e))?;
         tracing::info!(step = self.done.step, path = %path.display(), "resumed");
-        Ok(Some(path))
+        Ok(Some(Resumed { path, damaged }))
     }
 }
 

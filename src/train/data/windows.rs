@@ -49,7 +49,8 @@ impl Windows {
     #[track_caller]
     pub fn new(tokens: Tokens, batch: usize, context: usize, order: Order, key: Key) -> Result<Self> {
         let out = Windows { tokens, batch, context, order, key, epoch: Mutex::new(None) };
-        out.check().map_err(|e| e.in_op("windows", std::panic::Location::caller()))?;
+        let at = std::panic::Location::caller();
+        out.check().map_err(|e| e.in_op("windows", at))?;
         Ok(out)
     }
 
