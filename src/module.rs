@@ -205,12 +205,21 @@ impl Module for () {
 ///
 /// Every field stands in one of the two lists (parameters and sub-modules first, everything else under `skip`), so a
 /// forgotten field does not compile. A field's checkpoint name is its own unless given: `{ wte as "embed_tokens" }`.
+///
+/// ```compile_fail,E0063
+/// use cotangent::{module, Param};
+/// struct Net { a: Param, b: Param, n: usize }
+/// module!(Net { a } skip { n }); // missing field `b` in initializer of `Net`
+/// ```
 #[macro_export]
 macro_rules! module {
     ($name:ident { $($field:ident $(as $label:literal)?),* $(,)? } $(skip { $($skip:ident),* $(,)? })?) => {
         impl $crate::Module for $name {
             fn visit(&mut self, v: &mut $crate::Visitor<'_>) {
-                let Self { $($field,)* $($($skip: _,)*)? } = self;
+                // Never called. A pattern written here may not name the fields of another crate's struct in its error, a literal does.
+                #[allow(unreachable_code, clippy::diverging_sub_expression, clippy::panic)]
+                let _ = || $name { $($field: ::core::panic!(),)* $($($skip: ::core::panic!(),)*)? };
+                let Self { $($field,)* .. } = self;
                 $(v.field($crate::module!(@label $field $($label)?), $field);)*
                 let _ = v;
             }

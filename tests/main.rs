@@ -18,6 +18,7 @@ mod io_gguf;
 mod kernels;
 mod layers;
 mod models;
+mod module_macro;
 mod nesting;
 mod ops;
 mod optimizer_rules;
