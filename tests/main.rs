@@ -26,6 +26,7 @@ mod optimizer_state;
 mod optimizers;
 mod parity;
 mod postmortems;
+mod refused;
 mod replay;
 mod resume;
 mod tidy;
