@@ -205,12 +205,21 @@ impl Module for () {
 ///
 /// Every field stands in one of the two lists (parameters and sub-modules first, everything else under `skip`), so a
 /// forgotten field does not compile. A field's checkpoint name is its own unless given: `{ wte as "embed_tokens" }`.
+///
+/// ```compile_fail,E0063
+/// use cotangent::{module, Param};
+/// struct Net { a: Param, b: Param, n: usize }
+/// module!(Net { a } skip { n }); // missing field `b` in initializer of `Net`
+/// ```
 #[macro_export]
 macro_rules! module {
     ($name:ident { $($field:ident $(as $label:literal)?),* $(,)? } $(skip { $($skip:ident),* $(,)? })?) => {
         impl $crate::Module for $name {
             fn visit(&mut self, v: &mut $crate::Visitor<'_>) {
-                let Self { $($field,)* $($($skip: _,)*)? } = self;
+                // Never called. A pattern written here may not name the fields of another crate's struct in its error, a literal does.
+                #[allow(unreachable_code, clippy::diverging_sub_expression, clippy::panic)]
+                let _ = || $name { $($field: ::core::panic!(),)* $($($skip: ::core::panic!(),)*)? };
+                let Self { $($field,)* .. } = self;
                 $(v.field($crate::module!(@label $field $($label)?), $field);)*
                 let _ = v;
             }
@@ -308,7 +317,16 @@ pub trait ModuleExt: Module + Clone {
 
     /// Freezes the parameters whose name satisfies `frozen`, and thaws the others. Returns how many are frozen.
     ///
-    /// Frozen parameters are not watched, get no gradient and cost no gradient memory.
+    /// Frozen parameters are not watched, get no gradient and cost no gradient memory. A count of 0 where some were meant is a
+    /// name that matches nothing: compare it, `let _ =` where none is fine.
+    ///
+    /// ```compile_fail
+    /// #![deny(unused_must_use)]
+    /// use cotangent::{nn::Linear, Key, ModuleExt, F32};
+    /// let mut layer = Linear::new(3, 2, true, F32, Key::new(1)).unwrap();
+    /// layer.freeze(|name| name == "weigth"); // does not compile: nobody looks at the count, which is 0
+    /// ```
+    #[must_use = "0 means that no name matched"]
     fn freeze(&mut self, frozen: impl Fn(&str) -> bool) -> usize {
         let mut n = 0;
         walk(self, |name, leaf| {
@@ -338,16 +356,20 @@ pub trait ModuleExt: Module + Clone {
     ///
     /// # Errors
     /// Out of memory.
+    #[track_caller]
     fn cast(&self, dtype: DType) -> Result<Self> {
-        self.map(|_, t| if t.dtype().is_float() { t.cast(dtype) } else { Ok(t.clone()) })
+        let at = std::panic::Location::caller();
+        self.map(|_, t| if t.dtype().is_float() { t.cast(dtype) } else { Ok(t.clone()) }).map_err(|e| e.called_at(at))
     }
 
     /// The same tree with every tensor on a device.
     ///
     /// # Errors
     /// Device error when it is not available; out of memory.
+    #[track_caller]
     fn to_device(&self, device: crate::Device) -> Result<Self> {
-        self.map(|_, t| t.to_device(device))
+        let at = std::panic::Location::caller();
+        self.map(|_, t| t.to_device(device)).map_err(|e| e.called_at(at))
     }
 
     /// The same tree with its trainable tensors watched by a tape, under their names.
@@ -356,10 +378,11 @@ pub trait ModuleExt: Module + Clone {
     /// Tape error when one is already tracked.
     #[track_caller]
     fn watch(&self, tape: &crate::Tape) -> Result<Self> {
+        let at = std::panic::Location::caller();
         let mut out = self.clone();
         try_walk(&mut out, |name, leaf| {
             if leaf.is_trainable() {
-                *leaf.tensor = tape.watch_named(name, leaf.tensor)?;
+                *leaf.tensor = tape.watch_named(name, leaf.tensor).map_err(|e| e.called_at(at))?;
             }
             Ok(())
         })?;
@@ -374,7 +397,7 @@ pub trait ModuleExt: Module + Clone {
     #[track_caller]
     fn load_named(&mut self, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
         let at = std::panic::Location::caller();
-        let loaded = loaded(self, tensors).map_err(|e| e.in_op("load_named", at))?;
+        let loaded = loaded(self, tensors).map_err(|e| e.in_op("load_named", at).called_at(at))?;
         *self = loaded;
         Ok(())
     }

@@ -286,7 +286,7 @@ fn a_trace_holds_what_modules_gave_and_their_cotangents() -> Result<()> {
     }
     // Frozen parameters keep their names, mixed precision and untracked runs too.
     let mut frozen = gpt.clone();
-    frozen.freeze(|_| true);
+    assert!(frozen.freeze(|_| true) > 0);
     let (_, again) = Trace::of(&frozen, |m| m.forward(&tokens, None))?;
     let found = again.compare(&trace, 0.0)?;
     assert!(found.first().is_none() && found.only_here.is_empty(), "{found}");

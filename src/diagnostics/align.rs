@@ -16,7 +16,7 @@ pub struct Alignment {
     pub vocabulary: Option<usize>,
 }
 
-/// One thing that is wrong with a batch.
+/// One thing that is wrong with a batch, or keeps the check from a judgement.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Misalignment {
     /// Targets equal the inputs shifted by this and not by one. 0: the model is asked to copy what it sees; 2: shifted
@@ -50,6 +50,10 @@ pub enum Misalignment {
     },
     /// Every target is ignored: the loss is NaN or zero.
     NothingCounts,
+    /// No target has a neighbour in its row to compare with: no rows, rows of one token, or only padding.
+    NothingCompared,
+    /// Targets equal the inputs shifted by one and the inputs themselves: each row repeats one token.
+    CannotTell,
     /// An id that the vocabulary does not have.
     OutsideVocabulary {
         /// The id.
@@ -94,6 +98,8 @@ impl fmt::Display for Misalignment {
                 first.0, first.1
             ),
             Self::NothingCounts => write!(f, "every target is ignored: there is nothing to learn from"),
+            Self::NothingCompared => write!(f, "nothing could be compared: no counted target has a next input in its row"),
+            Self::CannotTell => write!(f, "cannot tell: each row repeats one token, so every shift of the inputs is the same"),
             Self::OutsideVocabulary { id, at, target } => {
                 let what = if *target { "target" } else { "input" };
                 write!(f, "{what} {id} at row {}, position {} is outside the vocabulary", at.0, at.1)
@@ -105,7 +111,7 @@ impl fmt::Display for Misalignment {
 /// What a check found. Prints the findings and decoded samples.
 #[derive(Clone, Debug)]
 pub struct AlignmentReport {
-    /// What is wrong; empty when all is right.
+    /// What is wrong or could not be judged; empty when all is right.
     pub findings: Vec<Misalignment>,
     /// Targets that count in the loss.
     pub counted: usize,
@@ -128,7 +134,8 @@ impl fmt::Display for AlignmentReport {
             writeln!(f, "targets are the inputs shifted by one ({} targets count)", self.counted)?;
         }
         for x in &self.findings {
-            writeln!(f, "WRONG: {x}")?;
+            let unclear = matches!(x, Misalignment::NothingCompared | Misalignment::CannotTell);
+            writeln!(f, "{}: {x}", if unclear { "UNCLEAR" } else { "WRONG" })?;
         }
         for (input, target) in &self.samples {
             writeln!(f, "inputs  {input:?}\ntargets {target:?}")?;
@@ -195,6 +202,12 @@ impl Alignment {
             (same as f64 / all.max(1) as f64, first, all)
         };
         let (matching, first, compared) = matches(1);
+        if compared == 0 && findings.is_empty() {
+            findings.push(Misalignment::NothingCompared);
+        }
+        if compared > 0 && first.is_none() && matches(0).1.is_none() {
+            findings.push(Misalignment::CannotTell);
+        }
         if let Some(first) = first.filter(|_| compared > 0) {
             let shares = [0, 2, -1, 3, -2].map(|by| (by, matches(by)));
             let best = shares.iter().filter(|(_, m)| m.2 > 0).max_by(|a, b| a.1.0.total_cmp(&b.1.0));

@@ -138,8 +138,9 @@ where
     M: Module + Clone,
     F: FnOnce(&M) -> Result<Tensor>,
 {
+    let line = Location::caller();
     value_and_grad(at, |m| {
-        Anomaly::new().attach(m)?;
+        Anomaly::new().attach(m).map_err(|e| e.called_at(line))?;
         f(m)
     })
 }

@@ -2,7 +2,7 @@
 
 use super::stats::{max_abs, norm_of, position};
 use super::trace::Trace;
-use crate::error::{Result, bail};
+use crate::error::{Error, Result, bail};
 use std::fmt;
 
 /// How one value differs from its reference.
@@ -41,8 +41,22 @@ impl Trace {
     /// Around 1e-5 separates rounding in f32 from mistakes, 1e-2 in bf16.
     ///
     /// # Errors
-    /// Argument error when the traces have no name in common.
+    /// Argument error when a trace is empty, the traces have no name in common, or the tolerance is negative or NaN.
+    #[track_caller]
     pub fn compare(&self, reference: &Trace, tolerance: f64) -> Result<Comparison> {
+        let at = std::panic::Location::caller();
+        self.compared(reference, tolerance).map_err(|e: Error| e.in_op("trace", at))
+    }
+
+    fn compared(&self, reference: &Trace, tolerance: f64) -> Result<Comparison> {
+        if tolerance.is_nan() || tolerance < 0.0 {
+            bail!(argument, "the tolerance must not be negative or NaN, found {tolerance}");
+        }
+        for (trace, which) in [(self, "this trace"), (reference, "the reference")] {
+            if trace.entries().is_empty() {
+                bail!(argument, "{which} is empty: no op took a parameter of the model, and no value was tapped");
+            }
+        }
         let mut rows = Vec::new();
         for (name, here) in self.entries() {
             let Some(there) = reference.get(name) else { continue };
@@ -63,7 +77,7 @@ impl Trace {
             let some = |n: &[String]| n.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
             bail!(
                 argument,
-                "trace: the two have no name in common; here [{}, …], there [{}, …]: rename one, paths must be the parameters' own",
+                "the two have no name in common; here [{}, …], there [{}, …]: rename one, paths must be the parameters' own",
                 some(&only_here),
                 some(&only_there)
             );
@@ -111,13 +125,23 @@ impl Comparison {
 
 fn difference(name: &str, here: &[f64], there: &[f64], extents: &[usize], tolerance: f64) -> Difference {
     let d: Vec<f64> = here.iter().zip(there).map(|(a, b)| if a == b { 0.0 } else { a - b }).collect();
-    let (norm, largest) = (norm_of(there), max_abs(&d));
+    // An infinity in the reference would make every error zero.
+    let finite: Vec<f64> = there.iter().copied().filter(|v| !v.is_infinite()).collect();
+    let (norm, largest) = (norm_of(&finite), max_abs(&d));
     let error = if largest == 0.0 { 0.0 } else { norm_of(&d) / norm.max(f64::MIN_POSITIVE) };
     let ok = error <= tolerance;
     let worst = d.iter().position(|x| x.is_nan()).or_else(|| d.iter().position(|x| x.abs() == largest));
     let at = worst.filter(|_| !ok).map(|i| (position(i, extents), here[i], there[i]));
-    let hint = if ok || !error.is_finite() { None } else { hint(&d, here, there, extents, tolerance) };
+    let hint = match (ok, not_finite(here), not_finite(there)) {
+        (true, ..) => None,
+        (_, 0, 0) => hint(&d, here, there, extents, tolerance),
+        (_, a, b) => Some(format!("not finite: {a} of {} values here, {b} in the reference", d.len())),
+    };
     Difference { name: name.to_owned(), error, largest, at, hint, ok }
+}
+
+fn not_finite(v: &[f64]) -> usize {
+    v.iter().filter(|v| !v.is_finite()).count()
 }
 
 /// Forms of a difference that tell its cause.

@@ -3,7 +3,7 @@
 use super::depth::DepthProfile;
 use super::stats::{norm, quantile, survey};
 use crate::backend::cuda::optim::Survey;
-use crate::error::Result;
+use crate::error::{Error, Result, bail};
 use crate::functional::Grads;
 use crate::module::{Module, ModuleExt};
 use crate::tensor::Tensor;
@@ -158,7 +158,8 @@ impl HealthReport {
     /// Statistics of all gradients of a model, judged by the default thresholds.
     ///
     /// # Errors
-    /// Out of memory.
+    /// Argument or shape error for gradients of another model; out of memory.
+    #[track_caller]
     pub fn new<M: Module + Clone>(model: &M, grads: &Grads<M>) -> Result<Self> {
         Self::judged(model, grads, &Thresholds::default(), 1.0)
     }
@@ -167,11 +168,27 @@ impl HealthReport {
     /// the norm after it to see what clipping hid.
     ///
     /// # Errors
-    /// Out of memory.
+    /// Argument or shape error for gradients of another model; out of memory.
+    #[track_caller]
     pub fn judged<M: Module + Clone>(model: &M, grads: &Grads<M>, t: &Thresholds, scale: f64) -> Result<Self> {
+        let at = std::panic::Location::caller();
+        Self::survey(model, grads, t, scale).map_err(|e: Error| e.in_op("health_report", at))
+    }
+
+    pub(super) fn survey<M: Module + Clone>(model: &M, grads: &Grads<M>, t: &Thresholds, scale: f64) -> Result<Self> {
+        let (named, trainable) = (grads.named(), model.trainable());
+        if let Some((name, _)) = named.get(trainable.len()) {
+            bail!(argument, "the model has no trainable `{name}`, of which there is a gradient: it belongs to another model, or was frozen");
+        }
         let mut rows = Vec::new();
-        for ((name, g), (_, p)) in grads.named().into_iter().zip(model.trainable()) {
-            let (Survey { mean, std, max, zeros, not_finite }, norm, weight) = (survey(&g)?, scale * norm(&g)?, norm(&p)?);
+        for (i, (name, p)) in trainable.into_iter().enumerate() {
+            let Some((_, g)) = named.get(i).filter(|(n, _)| *n == name) else {
+                bail!(argument, "the gradients have no `{name}`: they belong to another model, or its frozen parameters changed");
+            };
+            if g.shape() != p.shape() {
+                bail!(shape, "the gradient of `{name}` has shape {}, the parameter {}: it belongs to another model", g.shape(), p.shape());
+            }
+            let (Survey { mean, std, max, zeros, not_finite }, norm, weight) = (survey(g)?, scale * norm(g)?, norm(&p)?);
             let zeros = zeros / g.numel().max(1) as f64;
             let verdict = if not_finite > 0.0 {
                 Verdict::NonFinite

@@ -83,7 +83,8 @@ impl HealthHistory {
     /// Reads every gradient once; record each tenth step where that counts.
     ///
     /// # Errors
-    /// Argument error when the model has other layers than at the first step; out of memory.
+    /// Argument error when the model has other layers than at the first step; argument or shape error for gradients of another
+    /// model; out of memory.
     #[track_caller]
     pub fn record<M: Module + Clone>(
         &mut self,
@@ -97,7 +98,7 @@ impl HealthHistory {
         let at = std::panic::Location::caller();
         let refuse = |e: Error| e.in_op("health_history", at);
         let scale = if clip.clipped { clip.norm / grads.norm()?.max(f64::MIN_POSITIVE) } else { 1.0 };
-        let report = HealthReport::judged(model, grads, &self.thresholds, scale)?;
+        let report = HealthReport::survey(model, grads, &self.thresholds, scale).map_err(refuse)?;
         let layers = report.layers();
         let names: Vec<String> = layers.iter().map(|l| l.name.clone()).collect();
         if self.steps.is_empty() {

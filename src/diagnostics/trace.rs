@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 ///
 /// A module's path is that of its parameters: the result of an op that takes `h.0.mlp.c_fc.weight` is the output of
 /// `h.0.mlp.c_fc`, so no layer has to report anything. `PATH` is its output, `PATH:input` what it was given, `PATH:grad` the
-/// output's cotangent; a module that runs again is `PATH#1`. Values without parameters of their own are named by
+/// output's cotangent; a module that runs again is `PATH#1`. What takes the tree's own parameters (a bare layer's) is `(root)`. Values without parameters of their own are named by
 /// [`Tensor::tap`]. What runs inside a [`checkpoint`](crate::checkpoint) is not seen.
 ///
 /// ```
@@ -53,7 +53,7 @@ impl Trace {
         let tape = Tape::new();
         // Frozen parameters have no gradient, but they have a path.
         let mut all = model.clone();
-        all.freeze(|_| false);
+        let _ = all.freeze(|_| false);
         let watched = all.watch(&tape)?;
         let tracer = Tracer::new();
         tracer.attach(&watched)?;
@@ -182,7 +182,7 @@ fn read(name: &str, view: &TensorView<'_>) -> Result<Tensor> {
 /// let (_, grads) = value_and_grad(&layer, |l| {
 ///     tracer.attach(l)?;
 ///     let y = l.forward(&x)?;
-///     y.tap(|| "hidden"); // a layer at the root has no path: name its value
+///     y.tap(|| "hidden"); // a name besides `(root)`, the path of a layer at the root
 ///     y.square()?.sum(..)
 /// })?;
 /// assert_eq!(tracer.finish().get("hidden:grad").unwrap().shape(), &[4, 2]);
@@ -243,7 +243,7 @@ impl State {
 
 impl Observer for Tracer {
     fn ran(&self, op: &Ran<'_>) -> Result<()> {
-        let (Some(path), Some(y)) = (modules::of(op), op.outputs.first()) else { return Ok(()) };
+        let (Some(path), Some(y)) = (modules::or_root(op), op.outputs.first()) else { return Ok(()) };
         let mut s = self.state();
         // A module of several ops: the last result is the module's.
         if let Some(&(entry, node)) = s.latest.get(&path)

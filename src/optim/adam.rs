@@ -99,7 +99,7 @@ impl AdamW {
         let adam = self.rule();
         let Self { groups, memory, lr, weight_decay, .. } = self;
         adam.check()?;
-        groups::check(groups, *lr, *weight_decay)?;
+        groups::check_for(groups, &mut memory.grouped, model, *lr, *weight_decay)?;
         memory.keeps(&Self::RULE, |_, p, slot| adam.keeps(p, slot))?;
         memory.run(&Self::RULE, model, grads, self.skip_non_finite, |name, slots, p, g| {
             let decay = if (self.decays)(name, p) { *weight_decay } else { 0.0 };
@@ -194,7 +194,7 @@ impl Adam {
         let Self { groups, memory, lr, weight_decay, .. } = self;
         let adam = Moments { betas: self.betas, eps: self.eps, amsgrad: self.amsgrad };
         adam.check()?;
-        groups::check(groups, *lr, *weight_decay)?;
+        groups::check_for(groups, &mut memory.grouped, model, *lr, *weight_decay)?;
         memory.keeps(&Self::RULE, |_, p, slot| adam.keeps(p, slot))?;
         memory.run(&Self::RULE, model, grads, self.skip_non_finite, |name, slots, p, g| {
             let (lr, decay) = groups::rates(groups, name, p, *lr, *weight_decay);

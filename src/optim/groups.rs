@@ -1,10 +1,12 @@
 //! Parameter groups: other learning rates and weight decays for some parameters, chosen by a predicate.
 
 use crate::error::{Result, bail};
+use crate::module::{Module, ModuleExt};
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
-/// Some parameters of a model, and how they are trained differently. The first group that matches a parameter counts.
+/// Some parameters of a model, and how they are trained differently. The first group that matches a parameter counts; one that
+/// matches none is an error of the first step.
 ///
 /// ```
 /// use cotangent::optim::{AdamW, Group, Sgd, norms_and_biases};
@@ -57,14 +59,30 @@ pub fn norms_and_biases(_name: &str, t: &Tensor) -> bool {
 
 /// Refuses numbers that would poison parameters.
 pub(super) fn check(groups: &[Group], lr: f64, weight_decay: f64) -> Result<()> {
-    if !lr.is_finite() || !weight_decay.is_finite() {
-        bail!(argument, "lr and weight decay must be finite; found {lr}, {weight_decay}");
+    let fits = |v: f64| v.is_finite() && v >= 0.0;
+    if !fits(lr) || !fits(weight_decay) {
+        bail!(argument, "lr and weight decay must be finite and not negative; found {lr}, {weight_decay}");
     }
-    for g in groups {
+    for (i, g) in groups.iter().enumerate() {
         let decay = g.weight_decay.unwrap_or(0.0);
-        if !g.lr.is_finite() || !decay.is_finite() {
-            bail!(argument, "a group's lr and weight decay must be finite; found {}, {decay}", g.lr);
+        if !fits(g.lr) || !fits(decay) {
+            bail!(argument, "lr and weight decay of groups[{i}] must be finite and not negative; found {}, {decay}", g.lr);
         }
+    }
+    Ok(())
+}
+
+/// [`check`], and refuses a group that matches no parameter, frozen ones included: its predicate is mistaken. Asked at the
+/// first step, after a state was loaded, and when groups were added: `asked` is their number then.
+pub(super) fn check_for<M: Module + Clone>(groups: &[Group], asked: &mut usize, model: &M, lr: f64, weight_decay: f64) -> Result<()> {
+    check(groups, lr, weight_decay)?;
+    if *asked != groups.len() {
+        let named = model.named_tensors();
+        if let Some(i) = groups.iter().position(|g| !named.iter().any(|(name, t)| (g.matches)(name, t))) {
+            let some: Vec<&str> = named.iter().take(3).map(|(name, _)| name.as_str()).collect();
+            bail!(argument, "groups[{i}] matches no parameter of the model, which has [{}, …]", some.join(", "));
+        }
+        *asked = groups.len();
     }
     Ok(())
 }

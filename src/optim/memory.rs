@@ -29,6 +29,8 @@ pub struct Memory {
     params: BTreeMap<String, Slots>,
     /// Loaded, and not yet compared with a model.
     unverified: bool,
+    /// How many groups have been found to match some parameter.
+    pub(super) grouped: usize,
     /// In a capture that this optimizer is part of: steps are launched and not counted, replays count them.
     live: bool,
     /// Numbers that are part of a captured step.

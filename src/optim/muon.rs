@@ -99,7 +99,7 @@ impl Muon {
         }
         let adam = Moments { betas: self.betas, eps: self.eps, amsgrad: false };
         adam.check()?;
-        groups::check(&self.groups, self.lr, self.weight_decay)?;
+        groups::check_for(&self.groups, &mut self.memory.grouped, model, self.lr, self.weight_decay)?;
         self.memory.keeps(&Self::RULE, |name, p, slot| {
             let matrix = p.any().is_some_and(|t| (self.matrices)(name, t));
             p.steps > 0 && matrix == (slot == Self::MOMENTUM)

@@ -1,6 +1,8 @@
 //! Learning-rate schedules: pure functions of the step.
 
+use crate::error::{Error, Result, bail};
 use std::f64::consts::PI;
+use std::panic::Location;
 
 /// The learning rate at a step (counted from 0).
 pub trait Schedule {
@@ -19,6 +21,23 @@ pub struct WarmupCosine {
     pub warmup: usize,
     /// Step at which the floor is reached.
     pub end: usize,
+}
+
+impl WarmupCosine {
+    /// Refuses what is no warm-up and decay; call it where the numbers come from a user.
+    ///
+    /// ```
+    /// use cotangent::optim::WarmupCosine;
+    /// assert!(WarmupCosine { peak: 1e-3, floor: 1e-2, warmup: 10, end: 100 }.check().is_err()); // would rise
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Warmup::check`].
+    #[track_caller]
+    pub fn check(&self) -> Result<()> {
+        let Self { peak, floor, warmup, end } = *self;
+        Warmup { peak, warmup, decay: Decay::Cosine { end, floor } }.check()
+    }
 }
 
 impl Schedule for WarmupCosine {
@@ -81,6 +100,35 @@ pub enum Decay {
         /// Final rate.
         floor: f64,
     },
+}
+
+impl Warmup {
+    /// Refuses what is no warm-up and decay; call it where the numbers come from a user.
+    ///
+    /// # Errors
+    /// Argument error for rates that are negative or not finite, a floor above the peak, a warm-up that ends after the decay
+    /// does, or a decay that ends before it begins.
+    #[track_caller]
+    pub fn check(&self) -> Result<()> {
+        let at = Location::caller();
+        self.refuse().map_err(|e: Error| e.in_op("schedule", at))
+    }
+
+    fn refuse(&self) -> Result<()> {
+        let Warmup { peak, warmup, decay } = *self;
+        let (from, end, floor) = match decay {
+            Decay::Constant | Decay::InverseSqrt => (warmup, warmup, 0.0),
+            Decay::Cosine { end, floor } | Decay::Linear { end, floor } => (warmup, end, floor),
+            Decay::Wsd { from, end, floor } => (from, end, floor),
+        };
+        if !peak.is_finite() || !floor.is_finite() || floor < 0.0 || floor > peak {
+            bail!(argument, "rates must be finite, and 0 <= floor <= peak; found floor {floor}, peak {peak}");
+        }
+        if warmup > end || from > end {
+            bail!(argument, "the decay ends at step {end}, before the warm-up ({warmup}) or its own begin ({from})");
+        }
+        Ok(())
+    }
 }
 
 impl Schedule for Warmup {

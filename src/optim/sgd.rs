@@ -77,7 +77,7 @@ impl Sgd {
             bail!(argument, "nesterov needs momentum and no dampening; found momentum {momentum}, dampening {dampening}");
         }
         let Self { groups, memory, lr, weight_decay, .. } = self;
-        groups::check(groups, *lr, *weight_decay)?;
+        groups::check_for(groups, &mut memory.grouped, model, *lr, *weight_decay)?;
         memory.keeps(&Self::RULE, |_, p, _| p.steps > 0 && momentum != 0.0)?;
         memory.run(&Self::RULE, model, grads, self.skip_non_finite, |name, slots, p, g| {
             let (lr, decay) = groups::rates(groups, name, p, *lr, *weight_decay);
