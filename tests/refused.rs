@@ -74,7 +74,7 @@ fn alignment_says_when_it_cannot_judge() -> Result<()> {
 fn health_refuses_gradients_of_another_model() -> Result<()> {
     let ((small, _), (large, x)) = (linear(3), linear(5));
     let g = grads(&large, &x)?;
-    let clip = Clipped { norm: 1.0, clipped: false };
+    let clip = Clipped { norm: 1.0, clipped: false, finite: true };
     assert!(refused("shapes", HealthReport::new(&small, &g)).contains("`weight` has shape [2, 5], the parameter [2, 3]"));
     assert!(refused("history", HealthHistory::new().record(0, &small, &g, 1.0, 0.1, &clip)).starts_with("health_history"));
     let mut frozen = large.clone();
