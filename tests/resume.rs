@@ -3,9 +3,9 @@
 use crate::files::Folder;
 use cotangent::io::save_safetensors;
 use cotangent::nn::{Gpt, GptConfig};
-use cotangent::optim::{AdamW, Sgd, WarmupCosine};
-use cotangent::train::{Event, Options, Order, Prefetch, Snapshot, Snapshots, Tokens, Trainer, Windows};
-use cotangent::{F32, F64, Key, ModuleExt, Result, Tensor};
+use cotangent::optim::{AdamW, Ema, LossScaler, Sgd, WarmupCosine};
+use cotangent::train::{Event, Options, Order, Prefetch, Rows, Snapshot, Snapshots, Tokens, Trainer, Windows};
+use cotangent::{F16, F32, F64, Key, ModuleExt, Result, Tensor};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -185,7 +185,8 @@ fn damaged_and_foreign_snapshots_are_refused() {
 #[test]
 fn a_folder_of_snapshots_keeps_the_files_of_others() {
     let folder = Folder::new("others");
-    let others = ["notes.partial", "model.safetensors.partial", "step-x.safetensors.partial", "step-+7.safetensors.partial", "step-5.safetensors"];
+    let others =
+        ["notes.partial", "model.safetensors.partial", "step-x.safetensors.partial", "step-+7.safetensors.partial", "step-5.safetensors"];
     for name in others {
         std::fs::write(folder.join(name), "precious").unwrap();
     }
@@ -281,4 +282,44 @@ fn numbers_survive_exactly() {
     assert_eq!((back.step, back.position, back.key, &back.settings), (snapshot.step, snapshot.position, snapshot.key, &snapshot.settings));
     let bits = |s: &Snapshot| s.numbers.values().map(|x| x.to_bits()).collect::<Vec<_>>();
     assert_eq!(bits(&back), bits(&snapshot));
+}
+
+/// The average of the weights and the loss scale are part of a snapshot: the rest of a run is the same.
+#[test]
+fn averages_and_the_loss_scale_continue() -> Result<()> {
+    let data = Rows::new(Tensor::randn([40, 3], F32, Key::new(8))?, 4, Order::Shuffled, Key::new(9))?;
+    let new = |steps: usize| -> Result<Trainer<'static, Tensor, Sgd>> {
+        let w = Tensor::randn([3], F32, Key::new(3))?;
+        let mut t = Trainer::new(w.clone(), Sgd::new(0.05));
+        t.options.steps = steps;
+        t.ema = Some(Ema::new(&w, 0.9)?);
+        t.scaler = Some(LossScaler { scale: 2f64.powi(20), interval: 3, ..LossScaler::default() });
+        Ok(t)
+    };
+    // In half precision the first scale overflows.
+    let train =
+        |t: &mut Trainer<'static, Tensor, Sgd>| t.run(&data, |w, x, _| x.cast(F16)?.mul(&w.cast(F16)?)?.sum(-1)?.square()?.mean(..));
+    let (mut whole, mut first) = (new(30)?, new(11)?);
+    let outcome = train(&mut whole)?;
+    assert!(outcome.skipped > 0 && outcome.skipped < 20 && outcome.loss.is_some_and(|l| l < 10.0), "{}", outcome.skipped);
+    train(&mut first)?;
+    let mut second = new(30)?;
+    second.restore(&first.snapshot()?)?;
+    assert_eq!(second.scaler, first.scaler);
+    train(&mut second)?;
+    let bits = |t: &Tensor| t.to_vec::<f32>().unwrap().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    let average = |t: &Trainer<'static, Tensor, Sgd>| t.ema.as_ref().unwrap().model(&t.model).unwrap();
+    assert_eq!(bits(&second.model), bits(&whole.model));
+    assert_eq!(bits(&average(&second)), bits(&average(&whole)));
+    assert_eq!(second.scaler, whole.scaler);
+    // Nothing is changed by a snapshot without them.
+    let mut plain = new(3)?;
+    (plain.ema, plain.scaler) = (None, None);
+    plain.options.steps = 0;
+    let (snapshot, before) = (plain.snapshot()?, bits(&average(&second)));
+    assert!(second.restore(&snapshot).unwrap_err().to_string().contains("ema.steps"));
+    assert_eq!((bits(&average(&second)), second.step()), (before, 30));
+    // Nor are they lost in silence.
+    assert!(plain.restore(&whole.snapshot()?).is_err());
+    Ok(())
 }

@@ -4,10 +4,10 @@ use crate::files::Folder;
 use cotangent::diagnostics::{ClipTracker, HealthHistory};
 use cotangent::optim::{AdamW, Sgd};
 use cotangent::train::{
-    Batches, Bytes, Characters, Csv, Event, Jsonl, MetricSink, Options, Order, Prefetch, Sampling, TensorBoard, Tokenizer, Tokens, Trainer,
-    Width, Windows, document_mask, record,
+    Batches, Bytes, Characters, Csv, Event, Jsonl, MetricSink, Options, Order, Prefetch, Rows, Sampling, TensorBoard, Tokenizer, Tokens,
+    Trainer, Width, Windows, document_mask, record,
 };
-use cotangent::{Error, F64, Key, Result, Tensor, ops::Sdpa, value_and_grad};
+use cotangent::{Error, F32, F64, I64, Key, Result, Tensor, ops::Sdpa, value_and_grad};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
@@ -508,4 +508,37 @@ fn event_files_hold_checked_records() {
     for e in &events[2..] {
         assert!(contains(e, b"\x0a\x04loss\x15") && contains(e, b"\x0a\x0dgradient_norm\x15"));
     }
+}
+
+#[test]
+fn rows_cover_the_tensors_once_an_epoch() -> Result<()> {
+    let x = Tensor::arange(0.0, 10.0, 1.0, I64)?;
+    let pair = (x.reshape([5, 2])?, Tensor::arange(0.0, 5.0, 1.0, F32)?);
+    let rows = Rows::new(pair.clone(), 2, Order::Shuffled, Key::new(1))?;
+    let mut orders = Vec::new();
+    for epoch in 0..4 {
+        let mut seen = Vec::new();
+        for i in 0..rows.epoch() as u64 {
+            let (x, y) = rows.batch(epoch * rows.epoch() as u64 + i)?;
+            for (row, n) in x.to_vec::<i64>()?.chunks(2).zip(y.to_vec::<f32>()?) {
+                assert_eq!(row, [2 * n as i64, 2 * n as i64 + 1]);
+                seen.push(n as i64);
+            }
+        }
+        orders.push(seen.clone());
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen.len(), 4); // the fifth row waits for another epoch
+    }
+    assert!(orders.iter().any(|o| *o != orders[0]));
+    assert_eq!(Rows::new(pair.clone(), 2, Order::Sequential, Key::new(1))?.batch(3)?.1.to_vec::<f32>()?, [2.0, 3.0]);
+    assert_eq!(Rows::new(pair.clone(), 3, Order::Random, Key::new(1))?.batch(7)?.0.shape(), &[3, 2]);
+    for batch in [0, 6] {
+        assert!(Rows::new(pair.clone(), batch, Order::Random, Key::new(1)).unwrap_err().is_argument());
+    }
+    assert!(Rows::new((), 1, Order::Random, Key::new(1)).unwrap_err().is_argument());
+    let e = Rows::new((pair.0, Tensor::zeros([4], F32)?), 1, Order::Random, Key::new(1)).unwrap_err();
+    assert!(e.is_shape() && e.to_string().contains("has 4 rows, the tensors before it have 5"), "{e}");
+    assert!(Rows::new(Tensor::scalar(1f32)?, 1, Order::Random, Key::new(1)).unwrap_err().is_shape());
+    Ok(())
 }

@@ -80,6 +80,9 @@ pub struct Args {
     /// Folder for snapshots and metrics (CSV, JSONL, TensorBoard).
     #[arg(long)]
     pub out: Option<PathBuf>,
+    /// Steps between records of gradient health, which --out keeps as `health.html`; 0 for none.
+    #[arg(long, default_value_t = 10)]
+    pub health_every: usize,
     /// Steps between snapshots.
     #[arg(long, default_value_t = 250)]
     pub save_every: usize,

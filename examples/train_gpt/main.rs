@@ -9,12 +9,11 @@ mod data;
 
 use args::Args;
 use clap::Parser;
-use cotangent::diagnostics::HealthReport;
 use cotangent::nn::{Activation, Gpt, GptConfig};
 use cotangent::optim::{AdamW, WarmupCosine};
 use cotangent::train::{
-    Csv, Event, Jsonl, Options, Order, Outcome, Prefetch, Progress, Sampling, Snapshots, TensorBoard, Tokenizer, Trainer, Windows,
-    generate, mean_loss, record,
+    Csv, Event, HealthWatch, Jsonl, Options, Order, Outcome, Prefetch, Progress, Sampling, Snapshots, TensorBoard, Tokenizer, Trainer,
+    Windows, generate, mean_loss, record,
 };
 use cotangent::{DType, Error, ModuleExt, Result, Rng, Tensor};
 use data::Corpus;
@@ -76,8 +75,13 @@ fn run(args: &Args) -> Result<()> {
     let (stop, bar) = (stop_on_ctrl_c(), Progress::new(args.batch * context, "tok"));
     let adam = AdamW { betas: (0.9, args.beta2), weight_decay: args.weight_decay, ..AdamW::default() };
     let mut trainer = Trainer::new(gpt, adam);
-    trainer.options =
-        Options { steps: args.steps, clip: Some(args.clip), evaluate_every: args.eval_every, patience: args.patience(), ..Options::default() };
+    trainer.options = Options {
+        steps: args.steps,
+        clip: Some(args.clip),
+        evaluate_every: args.eval_every,
+        patience: args.patience(),
+        ..Options::default()
+    };
     trainer.schedule = Some(Box::new(WarmupCosine { peak: args.lr, floor: args.floor(), warmup: args.warmup_steps(), end: args.steps }));
     trainer.key = drop_key;
     trainer.settings = args.settings(corpus.identity());
@@ -85,6 +89,8 @@ fn run(args: &Args) -> Result<()> {
     if let Some(folder) = &args.out {
         open_folder(args, folder, &mut trainer)?;
     }
+    let health = HealthWatch::new(args.health_every);
+    trainer.on(health.callback());
     trainer.on(bar.callback());
     trainer.on(|event| match event {
         Event::Evaluated { step, loss } => bar.suspend(|| say(format_args!("step {step:>5}  validation loss {loss:.4}"))),
@@ -103,7 +109,7 @@ fn run(args: &Args) -> Result<()> {
     let outcome =
         trainer.run(&train, |m, (x, y), key| compute(m, args.dtype)?.loss(&there(x)?, &there(y)?, (dropout > 0.0).then_some(key)))?;
     bar.finish();
-    report(args, &trainer.model, &outcome)?;
+    report(args, &outcome, &health)?;
     // After Ctrl-C nothing is begun any more; during the sampling it shows what there is.
     if stop.load(Relaxed) {
         return Ok(());
@@ -158,12 +164,23 @@ fn compute(gpt: &Gpt, dtype: DType) -> Result<Gpt> {
     gpt.map(|_, t| if t.dtype() == dtype { Ok(t.clone()) } else { t.cast(dtype) })
 }
 
-fn report(args: &Args, gpt: &Gpt, outcome: &Outcome<Gpt>) -> Result<()> {
+/// Speed, clipping, and the gradients' health over the run, by layer.
+fn report(args: &Args, outcome: &Outcome<Gpt>, health: &HealthWatch) -> Result<()> {
     say(args.speed(outcome.made, outcome.seconds))?;
     let clipped = 100.0 * outcome.clipped as f64 / outcome.steps.max(1) as f64;
     say(format_args!("clipped {clipped:.1} % of the steps, skipped {} with non-finite gradients", outcome.skipped))?;
-    if let Some(grads) = &outcome.grads {
-        say(format_args!("\nGradients of the last step (after clipping):\n{}", HealthReport::new(gpt, grads)?))?;
+    let history = health.history();
+    let Some(first) = history.steps.first() else { return Ok(()) };
+    say(format_args!("\nGradients over the run:\n{history}"))?;
+    for warning in history.warnings() {
+        say(format_args!("WARNING: {warning}"))?;
+    }
+    if let Some(folder) = &args.out {
+        // A continued run has a page of its own.
+        let name = if first.step == 0 { "health.html".to_owned() } else { format!("health-from-{}.html", first.step) };
+        let page = folder.join(name);
+        history.write_html(&page)?;
+        say(format_args!("report: {}", page.display()))?;
     }
     Ok(())
 }

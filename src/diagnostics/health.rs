@@ -7,6 +7,7 @@ use crate::error::{Error, Result, bail};
 use crate::functional::Grads;
 use crate::module::{Module, ModuleExt};
 use crate::tensor::Tensor;
+use rayon::prelude::*;
 use std::fmt;
 
 /// What a parameter's gradient looks like. Ordered: the worst is the largest.
@@ -178,9 +179,12 @@ impl HealthReport {
     pub(super) fn survey<M: Module + Clone>(model: &M, grads: &Grads<M>, t: &Thresholds, scale: f64) -> Result<Self> {
         let (named, trainable) = (grads.named(), model.trainable());
         if let Some((name, _)) = named.get(trainable.len()) {
-            bail!(argument, "the model has no trainable `{name}`, of which there is a gradient: it belongs to another model, or was frozen");
+            bail!(
+                argument,
+                "the model has no trainable `{name}`, of which there is a gradient: it belongs to another model, or was frozen"
+            );
         }
-        let mut rows = Vec::new();
+        let mut pairs = Vec::with_capacity(trainable.len());
         for (i, (name, p)) in trainable.into_iter().enumerate() {
             let Some((_, g)) = named.get(i).filter(|(n, _)| *n == name) else {
                 bail!(argument, "the gradients have no `{name}`: they belong to another model, or its frozen parameters changed");
@@ -188,7 +192,19 @@ impl HealthReport {
             if g.shape() != p.shape() {
                 bail!(shape, "the gradient of `{name}` has shape {}, the parameter {}: it belongs to another model", g.shape(), p.shape());
             }
-            let (Survey { mean, std, max, zeros, not_finite }, norm, weight) = (survey(g)?, scale * norm(g)?, norm(&p)?);
+            pairs.push((name, p, g));
+        }
+        // One parameter a thread; a device's queue takes them one after the other.
+        let measure = |(_, p, g): &(String, Tensor, &Tensor)| Ok((survey(g)?, norm(p)?));
+        let on_device = pairs.iter().any(|(_, p, g)| p.device().is_cuda() || g.device().is_cuda());
+        let measured: Vec<((Survey, f64), f64)> = if on_device {
+            pairs.iter().map(measure).collect::<Result<_>>()?
+        } else {
+            pairs.par_iter().map(measure).collect::<Result<_>>()?
+        };
+        let mut rows = Vec::with_capacity(pairs.len());
+        for ((name, _, g), ((Survey { mean, std, max, zeros, not_finite }, norm), weight)) in pairs.into_iter().zip(measured) {
+            let norm = scale * norm;
             let zeros = zeros / g.numel().max(1) as f64;
             let verdict = if not_finite > 0.0 {
                 Verdict::NonFinite

@@ -9,8 +9,8 @@ mod gguf;
 mod module_file;
 mod safetensors;
 
-pub(crate) use atomic::{sweep_partial, try_write};
 pub use atomic::write_atomically;
+pub(crate) use atomic::{sweep_partial, try_write};
 pub use config::{
     Activation, BertConfig, DecoderConfig, DecoderFamily, GenerationConfig, Gpt2Config, ModelConfig, RopeConfig, RopeScaling, Special,
 };

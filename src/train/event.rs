@@ -28,6 +28,13 @@ pub struct StepReport {
 /// What happens in a run, in order.
 #[non_exhaustive]
 pub enum Event<'a, M> {
+    /// A step comes next.
+    Begin {
+        /// Its number, from 0.
+        step: usize,
+        /// The model before the update. While a copy of it lives, the optimizer must copy what it changes.
+        model: &'a M,
+    },
     /// A step is done.
     Step {
         /// Its numbers.

@@ -12,10 +12,11 @@ mod progress;
 mod snapshot;
 mod tensorboard;
 mod trainer;
+mod watch;
 
 #[cfg(feature = "tokenizers")]
 pub use data::TokenizerFile;
-pub use data::{Batches, Bytes, Characters, Order, Prefetch, Tokenizer, Tokens, Width, Windows, document_mask};
+pub use data::{Batches, Bytes, Characters, Order, Prefetch, Rows, Tokenizer, Tokens, Width, Windows, document_mask};
 pub use event::{Event, StepReport};
 pub use generate::{Sampling, generate};
 pub use metrics::{Csv, Jsonl, MetricSink, record};
@@ -24,3 +25,4 @@ pub use progress::Progress;
 pub use snapshot::{Found, Snapshot, Snapshots};
 pub use tensorboard::TensorBoard;
 pub use trainer::{Options, Outcome, Resumed, Trainer, mean_loss};
+pub use watch::HealthWatch;

@@ -4,10 +4,10 @@ use super::data::Batches;
 use super::event::{Event, StepReport};
 use super::snapshot::{Found, Snapshot, Snapshots};
 use crate::error::{Error, Result, bail};
-use crate::io::at_callers_line;
 use crate::functional::{GradOptions, Grads, value_and_grad_with};
+use crate::io::at_callers_line;
 use crate::module::{Module, ModuleExt, unique_names};
-use crate::optim::{Clipped, Optimizer, Schedule};
+use crate::optim::{Clipped, Ema, LossScaler, Optimizer, Schedule, State};
 use crate::rng::Key;
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
@@ -71,6 +71,8 @@ pub struct Outcome<M> {
     pub made: usize,
     /// Time they took, without evaluations and snapshots.
     pub seconds: f64,
+    /// Loss of the last step that this call made.
+    pub loss: Option<f64>,
     /// The last evaluation.
     pub evaluation: Option<f64>,
     /// Gradients of the last step that this call made, after clipping.
@@ -128,6 +130,10 @@ pub struct Trainer<'a, M, O> {
     pub schedule: Option<Box<dyn Schedule + 'a>>,
     /// Losses get a key derived from this one and the batch's position, for dropout and other noise.
     pub key: Key,
+    /// Average of the weights, moved after every step that was taken; part of the snapshots.
+    pub ema: Option<Ema>,
+    /// Scales the loss, for gradients in `f16`: a step that overflows is left out and changes the scale; part of the snapshots.
+    pub scaler: Option<LossScaler>,
     /// Where snapshots go, if anywhere.
     pub snapshots: Option<Snapshots>,
     /// What snapshots of this run say about it; a snapshot with other settings is refused.
@@ -153,6 +159,8 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
             options: Options::default(),
             schedule: None,
             key: Key::new(0),
+            ema: None,
+            scaler: None,
             snapshots: None,
             settings: BTreeMap::new(),
             stop: Arc::default(),
@@ -199,7 +207,8 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
             bail!(argument, "accumulate must be at least 1");
         }
         self.refuse_another_runs_folder()?;
-        let mut out = Outcome { steps: 0, clipped: 0, skipped: 0, made: 0, seconds: 0.0, evaluation: None, grads: None, stopped: false };
+        let mut out =
+            Outcome { steps: 0, clipped: 0, skipped: 0, made: 0, seconds: 0.0, loss: None, evaluation: None, grads: None, stopped: false };
         let mut saved = None;
         while self.done.step < steps {
             if evaluate_every > 0 && self.done.step.is_multiple_of(evaluate_every) {
@@ -211,9 +220,11 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
             }
             // Their memory serves the next gradients.
             out.grads = None;
+            emit(&mut self.callbacks, &Event::Begin { step: self.done.step, model: &self.model })?;
             let (report, grads) = self.one_step(data, &loss)?;
             out.seconds += report.seconds;
             out.made += 1;
+            out.loss = Some(report.loss);
             emit(&mut self.callbacks, &Event::Step { report, model: &self.model, grads: &grads })?;
             out.grads = Some(grads);
             if report.skipped {
@@ -260,6 +271,10 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
             self.optimizer.set_learning_rate(s.at(step))?;
         }
         let (loss, mut grads, position) = self.gradients(data, loss)?;
+        let fits = match &mut self.scaler {
+            Some(scaler) => scaler.unscale(&mut grads)?,
+            None => true,
+        };
         let clipped = match self.options.clip {
             Some(max) => grads.clip_global_norm(max)?,
             None => {
@@ -268,11 +283,14 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
             }
         };
         let norm = clipped.norm;
-        let skipped = !(clipped.finite && loss.is_finite());
+        let skipped = !(fits && clipped.finite && loss.is_finite());
         if skipped {
             self.skip(loss, norm)?;
         } else {
             self.optimizer.step(&mut self.model, &grads)?;
+            if let Some(ema) = &mut self.ema {
+                ema.update(&self.model)?;
+            }
             self.done.skipped_in_a_row = 0;
         }
         self.done.clipped += usize::from(clipped.clipped);
@@ -288,7 +306,16 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
             skipped,
             seconds: started.elapsed().as_secs_f64(),
         };
-        tracing::debug!(step, loss, learning_rate = report.learning_rate, norm, clipped = clipped.clipped, skipped, seconds = report.seconds, "step");
+        tracing::debug!(
+            step,
+            loss,
+            learning_rate = report.learning_rate,
+            norm,
+            clipped = clipped.clipped,
+            skipped,
+            seconds = report.seconds,
+            "step"
+        );
         Ok((report, grads))
     }
 
@@ -312,8 +339,12 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
         for _ in 0..n {
             let batch = data.batch(position)?;
             let key = self.key.fold(position);
-            let (l, g) = value_and_grad_with(&self.model, self.options.gradients, |m| loss(m, &batch, key))?;
-            sum += l.item()?;
+            let (l, g) = value_and_grad_with(&self.model, self.options.gradients, |m| {
+                let l = loss(m, &batch, key)?;
+                self.scaler.as_ref().map_or(Ok(l.clone()), |s| s.scale(&l))
+            })?;
+            // A power of two: divided exactly.
+            sum += l.item()? / self.scaler.as_ref().map_or(1.0, |s| s.scale);
             match &mut total {
                 None => total = Some(g),
                 Some(t) => t.accumulate(&g)?,
@@ -352,12 +383,17 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
         let counters = [("clipped", d.clipped), ("skipped", d.skipped), ("skipped_in_a_row", d.skipped_in_a_row)];
         let mut numbers: BTreeMap<String, f64> = counters.into_iter().map(|(k, n)| (k.to_owned(), n as f64)).collect();
         numbers.insert("learning_rate".to_owned(), self.optimizer.learning_rate());
+        let mut optimizer = self.optimizer.state();
+        for more in [self.ema.as_ref().map(Ema::state), self.scaler.as_ref().map(LossScaler::state)].into_iter().flatten() {
+            optimizer.tensors.extend(more.tensors);
+            optimizer.numbers.extend(more.numbers);
+        }
         Ok(Snapshot {
             step: d.step as u64,
             position: d.position,
             key: self.key.parts(),
             model: self.model.named_tensors().into_iter().map(|(n, t)| (n, t.detach())).collect(),
-            optimizer: self.optimizer.state(),
+            optimizer,
             numbers,
             settings: self.settings.clone(),
         })
@@ -399,13 +435,23 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
             skipped_in_a_row: count("skipped_in_a_row")?,
         };
         let Some(&rate) = s.numbers.get("learning_rate") else { bail!(corrupt_file, "the snapshot has no learning rate") };
+        let mut state = s.optimizer.clone();
+        // Copies, so that nothing is changed when a later part is refused.
+        let (mut ema, mut scaler) = (self.ema.clone(), self.scaler.clone());
+        if let Some(ema) = &mut ema {
+            ema.load_state(&taken(&mut state, "ema."))?;
+        }
+        if let Some(scaler) = &mut scaler {
+            scaler.load_state(&taken(&mut state, "loss_scaler."))?;
+        }
         let before = self.optimizer.learning_rate();
         self.optimizer.set_learning_rate(rate)?;
-        if let Err(e) = self.optimizer.load_state(s.optimizer.clone()) {
+        if let Err(e) = self.optimizer.load_state(state) {
             self.optimizer.set_learning_rate(before)?;
             return Err(e);
         }
         (self.model, self.done, self.key, self.begun) = (model, done, s.key(), true);
+        (self.ema, self.scaler) = (ema, scaler);
         Ok(())
     }
 
@@ -451,6 +497,14 @@ pub fn mean_loss<D: Batches>(
         sum += loss(&data.batch(i as u64)?)?.item()?;
     }
     Ok(Some(sum / batches as f64))
+}
+
+/// The entries whose names start with `prefix`, taken out.
+fn taken(state: &mut State, prefix: &str) -> State {
+    let (tensors, other_tensors) = std::mem::take(&mut state.tensors).into_iter().partition(|(name, _)| name.starts_with(prefix));
+    let (numbers, other_numbers) = std::mem::take(&mut state.numbers).into_iter().partition(|(name, _)| name.starts_with(prefix));
+    (state.tensors, state.numbers) = (other_tensors, other_numbers);
+    State { tensors, numbers }
 }
 
 fn emit<M>(callbacks: &mut [Callback<'_, M>], event: &Event<'_, M>) -> Result<()> {

@@ -1,18 +1,22 @@
 //! Data: tokenizers, token lists in memory or on disk, and batches as functions of their position.
 
 mod documents;
+mod order;
 mod prefetch;
+mod rows;
 mod tokenizer;
 mod tokens;
 mod windows;
 
 pub use documents::document_mask;
+pub use order::Order;
 pub use prefetch::Prefetch;
+pub use rows::Rows;
 #[cfg(feature = "tokenizers")]
 pub use tokenizer::TokenizerFile;
 pub use tokenizer::{Bytes, Characters, Tokenizer};
 pub use tokens::{Tokens, Width};
-pub use windows::{Order, Windows};
+pub use windows::Windows;
 
 use crate::error::Result;
 

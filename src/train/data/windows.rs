@@ -1,21 +1,10 @@
 //! Batches of windows into a long list of tokens.
 
+use super::order::{Epochs, Order};
 use super::{Batches, Tokens};
 use crate::error::{Error, Result, bail};
 use crate::rng::Key;
 use crate::tensor::Tensor;
-use std::sync::{Arc, Mutex, PoisonError};
-
-/// Which windows make a batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// Starts anywhere, drawn independently: nanoGPT's way.
-    Random,
-    /// Windows side by side; each once an epoch, in an order that the key and the number of the epoch decide.
-    Shuffled,
-    /// Windows side by side from the first to the last, again and again: for evaluation.
-    Sequential,
-}
 
 /// Next-token batches: inputs and targets, `[batch, context]` of `i64` each; targets are the inputs one token later.
 ///
@@ -34,10 +23,7 @@ pub struct Windows {
     tokens: Tokens,
     batch: usize,
     context: usize,
-    order: Order,
-    key: Key,
-    // The order of the last epoch that was asked for: a permutation is drawn once.
-    epoch: Mutex<Option<(u64, Arc<[u32]>)>>,
+    epochs: Epochs,
 }
 
 impl Windows {
@@ -48,7 +34,7 @@ impl Windows {
     /// side; out of memory.
     #[track_caller]
     pub fn new(tokens: Tokens, batch: usize, context: usize, order: Order, key: Key) -> Result<Self> {
-        let out = Windows { tokens, batch, context, order, key, epoch: Mutex::new(None) };
+        let out = Windows { tokens, batch, context, epochs: Epochs::new(order, key) };
         let at = std::panic::Location::caller();
         out.check().map_err(|e| e.in_op("windows", at))?;
         Ok(out)
@@ -65,7 +51,7 @@ impl Windows {
         if tokens <= context {
             bail!(argument, "{tokens} tokens are too short for a context of {context}");
         }
-        if self.order != Order::Random && self.windows() < batch {
+        if self.epochs.order != Order::Random && self.windows() < batch {
             bail!(argument, "{tokens} tokens have {} windows of {context}, fewer than a batch of {batch}", self.windows());
         }
         if u32::try_from(self.windows()).is_err() {
@@ -86,37 +72,11 @@ impl Windows {
 
     /// Where the windows of a batch start.
     fn starts(&self, position: u64) -> Vec<usize> {
-        let epoch = self.epoch() as u64;
-        let of_epoch = |p: u64| (0..self.batch).map(move |b| (p % epoch) as usize * self.batch + b);
-        match self.order {
-            Order::Random => {
-                let (key, last) = (self.key.fold(position), (self.tokens.len() - self.context) as u64);
-                (0..self.batch as u64).map(|b| key.below(b, last) as usize).collect()
-            }
-            Order::Sequential => of_epoch(position).map(|w| w * self.context).collect(),
-            Order::Shuffled => {
-                let order = self.permutation(position / epoch);
-                of_epoch(position).map(|w| order[w] as usize * self.context).collect()
-            }
+        if self.epochs.order == Order::Random {
+            let last = self.tokens.len() - self.context;
+            return self.epochs.random(position, self.batch, last);
         }
-    }
-
-    /// The windows in the order of an epoch (Fisher & Yates).
-    fn permutation(&self, epoch: u64) -> Arc<[u32]> {
-        let mut last = self.epoch.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((e, order)) = &*last
-            && *e == epoch
-        {
-            return Arc::clone(order);
-        }
-        let key = self.key.fold(epoch);
-        let mut order: Vec<u32> = (0..self.windows() as u32).collect();
-        for i in (1..order.len()).rev() {
-            order.swap(i, key.below(i as u64, i as u64 + 1) as usize);
-        }
-        let order: Arc<[u32]> = order.into();
-        *last = Some((epoch, Arc::clone(&order)));
-        order
+        self.epochs.items(position, self.batch, self.windows()).into_iter().map(|w| w * self.context).collect()
     }
 }
 
