@@ -198,7 +198,7 @@ fn a_folder_of_snapshots_keeps_the_files_of_others() {
     let snapshots = Snapshots::open(folder.path(), 0).unwrap();
     assert!(!half.exists(), "ours");
     assert!(others.iter().all(|name| std::fs::read(folder.join(name)).unwrap() == b"precious"));
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), others.len() + 3, "the trial is gone again");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), others.len() + 4, "and the lock");
     assert_eq!(snapshots.files().unwrap(), [folder.join("step-5.safetensors")]);
 }
 
@@ -207,7 +207,7 @@ fn a_folder_of_snapshots_keeps_the_files_of_others() {
 #[test]
 fn a_read_only_folder_is_found_when_it_is_opened() {
     let e = Snapshots::open("/proc/self", 0).unwrap_err();
-    assert!(e.is_io() && e.to_string().contains("cannot write /proc/self/step-"), "{e}");
+    assert!(e.is_io() && e.to_string().contains("cannot write /proc/self/run.lock"), "{e}");
 }
 
 /// What the example says of its run: the text itself, not its file's name, and nothing silly of a run that is over.
@@ -321,5 +321,39 @@ fn averages_and_the_loss_scale_continue() -> Result<()> {
     assert_eq!((bits(&average(&second)), second.step()), (before, 30));
     // Nor are they lost in silence.
     assert!(plain.restore(&whole.snapshot()?).is_err());
+    Ok(())
+}
+
+/// Two processes in one folder would overwrite each other's snapshots.
+#[test]
+fn one_run_has_one_folder() -> Result<()> {
+    let folder = Folder::new("locked");
+    let data = |_: u64| Tensor::from_slice(&[1f32], [1]);
+    let new = || -> Result<Trainer<'_, Tensor, Sgd>> {
+        let mut t = Trainer::new(Tensor::from_slice(&[3f32], [1])?, Sgd::new(0.1));
+        t.options.steps = 2;
+        t.snapshots = Some(Snapshots::open(folder.path(), 0)?);
+        Ok(t)
+    };
+    let loss = |w: &Tensor, x: &Tensor, _: Key| w.mul(x)?.square()?.sum(..);
+    let mut inner = 0; // before the trainer, as the partial file's name
+    let partial = folder.join("step-000000007.safetensors.partial");
+    let mut first = new()?;
+    first.on(|event| {
+        if let Event::Begin { .. } = event {
+            std::fs::write(&partial, "being written").unwrap();
+            let e = new()?.run(&data, loss).err().unwrap();
+            assert!(e.is_argument() && e.to_string().contains("another run trains in"), "{e}");
+            assert!(partial.exists(), "half of a snapshot of the other run was taken away");
+            inner += 1;
+        }
+        Ok(())
+    });
+    first.run(&data, loss)?;
+    drop(first);
+    assert_eq!(inner, 2);
+    let e = new()?.run(&data, loss).err().unwrap(); // free again, but it has snapshots
+    assert!(e.to_string().contains("there is a snapshot of another run"), "{e}");
+    assert!(!partial.exists());
     Ok(())
 }

@@ -428,8 +428,8 @@ fn metrics_continue_where_the_snapshot_was() {
     assert!(read(&jsonl).ends_with("{\"loss\":\"inf\",\"step\":2}\n{\"loss\":1.0,\"step\":3}\n"), "{}", read(&jsonl));
     assert!(table.write(4, &[("unknown", 1.0)]).unwrap_err().is_argument());
     // A killed process may leave half a line; the snapshot was after step 2.
-    for path in [&csv, &jsonl] {
-        std::fs::write(path, read(path) + "4,0.").unwrap();
+    for (path, half) in [(&csv, "4,0."), (&jsonl, "{\"loss\":0.")] {
+        std::fs::write(path, read(path) + half).unwrap();
     }
     let mut table = Csv::open(&csv, &["loss", "validation_loss"], 2).unwrap();
     table.write(2, &[("validation_loss", 7.0)]).unwrap();

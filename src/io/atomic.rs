@@ -3,7 +3,7 @@
 use super::failed;
 use crate::error::{Error, Result};
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -72,14 +72,23 @@ pub(crate) fn sweep_partial(folder: &Path, ours: impl Fn(&str) -> bool) -> Resul
     Ok(())
 }
 
-/// Tries whether `path`'s folder can be written, with a file that is gone afterwards.
+/// Takes the lock that is the file `path`, until the result is dropped or the process ends, however it ends; `None` while another
+/// has it. Makes the file, which stays: it also tells whether the folder can be written.
 ///
 /// # Errors
 /// I/O error with the path.
-pub(crate) fn try_write(path: &Path) -> Result<()> {
-    let partial = partial_of(path)?;
-    fs::write(&partial, b"a trial").map_err(|e| failed("write", &partial, e))?;
-    remove_if_there(&partial)
+pub(crate) fn lock(path: &Path) -> Result<Option<File>> {
+    let file = File::options().create(true).truncate(false).write(true).open(path).map_err(|e| failed("write", path, e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        // Some network file systems have no locks: there nobody is kept out.
+        Err(TryLockError::Error(e)) if e.kind() == std::io::ErrorKind::Unsupported => {
+            tracing::warn!(path = %path.display(), "this file system has no locks: make sure that one run has the folder");
+            Ok(Some(file))
+        }
+        Err(TryLockError::Error(e)) => Err(failed("lock", path, e)),
+    }
 }
 
 fn remove_if_there(path: &Path) -> Result<()> {

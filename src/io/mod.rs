@@ -10,7 +10,7 @@ mod module_file;
 mod safetensors;
 
 pub use atomic::write_atomically;
-pub(crate) use atomic::{sweep_partial, try_write};
+pub(crate) use atomic::{lock, sweep_partial};
 pub use config::{
     Activation, BertConfig, DecoderConfig, DecoderFamily, GenerationConfig, Gpt2Config, ModelConfig, RopeConfig, RopeScaling, Special,
 };

@@ -1,13 +1,13 @@
 //! Snapshots: all that a run needs to continue bit for bit, in one safetensors file.
 
 use crate::error::{Error, Result, bail};
-use crate::io::{TensorFile, checksum, failed, sweep_partial, try_write, write_tensors};
+use crate::io::{TensorFile, checksum, failed, lock, sweep_partial, write_tensors};
 use crate::optim::State;
 use crate::rng::Key;
 use crate::tensor::Tensor;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::panic::Location;
 use std::path::{Path, PathBuf};
 
@@ -161,6 +161,9 @@ fn inexact(v: &Value) -> Option<BTreeMap<String, f64>> {
     v.as_object()?.iter().map(|(k, v)| Some((k.clone(), v.as_str()?.parse().ok()?))).collect()
 }
 
+/// A run holds the lock of this file, which stays in the folder.
+const LOCK: &str = "run.lock";
+
 /// What [`Snapshots::newest`] found.
 #[derive(Debug)]
 pub struct Found {
@@ -188,20 +191,30 @@ impl Snapshots {
     const KEPT: usize = 2;
 
     /// Makes the folder if there is none, clears away the snapshots that a killed process left half-written (and no other file),
-    /// and tries whether the folder can be written: not only the first save finds that out.
+    /// and finds out whether the folder can be written: not only the first save says so. While another process trains there,
+    /// nothing is cleared away.
     ///
     /// # Errors
     /// I/O error.
     #[track_caller]
     pub fn open(folder: impl AsRef<Path>, every: usize) -> Result<Self> {
         let (folder, at) = (folder.as_ref().to_owned(), Location::caller());
-        fs::create_dir_all(&folder)
-            .map_err(|e| failed("create", &folder, e))
-            .and_then(|()| sweep_partial(&folder, |name| step_of_name(name).is_some()))
-            // The process's number, without the leading zeros of a snapshot's: nobody else's file, and swept away if we are killed now.
-            .and_then(|()| try_write(&folder.join(format!("step-{}.safetensors", std::process::id()))))
-            .map_err(|e| e.in_op("snapshots", at))?;
-        Ok(Snapshots { folder, every })
+        let out = Snapshots { folder, every };
+        let clear = || {
+            fs::create_dir_all(&out.folder).map_err(|e| failed("create", &out.folder, e))?;
+            let free = lock(&out.folder.join(LOCK))?;
+            if free.is_some() { sweep_partial(&out.folder, |name| step_of_name(name).is_some()) } else { Ok(()) }
+        };
+        clear().map_err(|e| e.in_op("snapshots", at))?;
+        Ok(out)
+    }
+
+    /// Keeps other runs out of the folder while the result lives.
+    pub(super) fn keep_others_out(&self) -> Result<File> {
+        let Some(mine) = lock(&self.folder.join(LOCK))? else {
+            bail!(argument, "another run trains in {} at this moment: take another folder", self.folder.display());
+        };
+        Ok(mine)
     }
 
     /// The files, oldest first.

@@ -192,7 +192,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
     ///
     /// # Errors
     /// Whatever data, loss, optimizer, callbacks or evaluation return; argument error for options out of range, for a folder that has
-    /// snapshots of another run, and when more steps in a row than [`Options::patience`], or all steps of the run, were not finite.
+    /// snapshots of another run or in which one is training, and when more steps in a row than [`Options::patience`], or all steps of the run, were not finite.
     /// The trainer can be run again after an error: model,
     /// optimizer and position are those of the last whole step.
     #[track_caller]
@@ -206,6 +206,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
         if accumulate == 0 {
             bail!(argument, "accumulate must be at least 1");
         }
+        let _mine = self.snapshots.as_ref().map(Snapshots::keep_others_out).transpose()?;
         self.refuse_another_runs_folder()?;
         let mut out =
             Outcome { steps: 0, clipped: 0, skipped: 0, made: 0, seconds: 0.0, loss: None, evaluation: None, grads: None, stopped: false };
