@@ -6,7 +6,7 @@ use cotangent::testing::{Config, Report};
 use cotangent::{Device, Tensor};
 #[cfg(feature = "emulator")]
 use cotangent::{
-    F32, F64, Grads, Key, ModuleExt, Result, Tape,
+    F32, Grads, Key, ModuleExt, Result,
     diagnostics::{HealthReport, Verdict},
     grad,
     nn::{Gpt, GptConfig},
@@ -61,62 +61,10 @@ fn suite(device: Device, rounds: &[(u64, usize)]) {
 fn every_op_on_the_emulated_device() {
     suite(Device::cuda_emulated().unwrap(), &[(0, 3), (1, 7)]);
     if std::env::var_os("COTANGENT_OP").is_none() {
+        crate::device_lines::check();
         let elsewhere = |k: &str| ELSEWHERE.iter().any(|stem| k.starts_with(stem));
         let idle: Vec<&str> = cotangent::backend::cuda::idle_kernels().into_iter().filter(|k| !elsewhere(k)).collect();
         assert!(idle.is_empty(), "{} kernels were never launched: {}", idle.len(), idle.join(", "));
-    }
-}
-
-/// Value and gradient on the emulated device against the CPU's, for lines so long that kernels cut them or read them twice.
-#[cfg(feature = "emulator")]
-fn agrees(what: &str, shape: &[usize], f: impl Fn(&Tensor) -> Result<Tensor>) {
-    let run = |x: &Tensor, device: Device| -> Result<[Vec<f64>; 2]> {
-        let tape = Tape::new();
-        let x = tape.watch(&x.to_device(device)?)?;
-        let y = f(&x)?;
-        let seed = Tensor::randn(y.shape().clone(), x.dtype(), Key::new(2))?.to_device(device)?;
-        let g = tape.backward_from(&[(&y, seed)])?;
-        Ok([y.to_f64_vec()?, g.get(&x)?.to_f64_vec()?])
-    };
-    for (dtype, tolerance) in [(F32, 1e-4), (F64, 1e-11)] {
-        let x = Tensor::randn(shape, dtype, Key::new(1)).unwrap();
-        let want = run(&x, Device::Cpu).unwrap();
-        let found = run(&x, Device::cuda_emulated().unwrap()).unwrap_or_else(|e| panic!("{what}: {e}"));
-        for (k, (a, b)) in want.iter().flatten().zip(found.iter().flatten()).enumerate() {
-            assert!((a - b).abs() <= tolerance * (1.0 + a.abs()), "{what} in {dtype}, number {k}: {b} instead of {a}");
-        }
-    }
-}
-
-#[test]
-#[cfg(feature = "emulator")]
-fn long_lines_on_the_emulated_device() {
-    for (shape, axis) in [(&[2usize, 40_000][..], -1), (&[9000, 3][..], 0), (&[5000, 8][..], 0)] {
-        agrees("sum", shape, |x| x.sum(axis));
-        agrees("max", shape, |x| x.max(axis));
-        agrees("min", shape, |x| x.min(axis));
-        agrees("logsumexp", shape, |x| x.logsumexp(axis));
-        agrees("var", shape, |x| x.var(axis, 1));
-        agrees("std", shape, |x| x.std(axis, 0));
-        agrees("norm", shape, |x| x.norm(axis));
-        agrees("prod", shape, |x| x.mul_scalar(1e-3)?.add_scalar(1.0)?.prod(axis));
-        agrees("softmax", shape, |x| x.softmax(axis));
-        agrees("log_softmax", shape, |x| x.log_softmax(axis));
-        let x = Tensor::randn(shape, F32, Key::new(3)).unwrap();
-        let there = x.to_device(Device::cuda_emulated().unwrap()).unwrap();
-        for (a, b) in [(x.argmax(axis), there.argmax(axis)), (x.argmin(axis), there.argmin(axis))] {
-            assert_eq!(a.unwrap().to_vec::<i64>().unwrap(), b.unwrap().to_vec::<i64>().unwrap());
-        }
-        for k in [7, 3000] {
-            let (a, b) = (x.topk(k, axis, true).unwrap(), there.topk(k, axis, true).unwrap());
-            assert_eq!(a.0.to_vec::<f32>().unwrap(), b.0.to_vec::<f32>().unwrap());
-            assert_eq!(a.1.to_vec::<i64>().unwrap(), b.1.to_vec::<i64>().unwrap());
-        }
-    }
-    let parameter = |x: &Tensor, seed| Tensor::randn(x.shape()[1..].to_vec(), x.dtype(), Key::new(seed))?.to_device(x.device());
-    for n in [600, 2000, 9001, 9008] {
-        agrees("layer_norm", &[3, n], |x| x.layer_norm(1, Some(&parameter(x, 4)?), Some(&parameter(x, 5)?), 1e-5));
-        agrees("rms_norm", &[3, n], |x| x.rms_norm(Some(&parameter(x, 4)?), 1e-5));
     }
 }
 

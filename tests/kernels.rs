@@ -25,7 +25,6 @@ const MORE_REGISTERS: &[(&str, u32, &str)] = &[
     ("sdpa_", 128, "attention: 4 x 4 scores, their cotangents, and results; eight blocks of 64 threads fit"),
     ("cross_entropy_fwd_f64", 96, "a row in doubles, two at a time"),
     ("cross_entropy_vjp_f64", 96, "the same"),
-    ("adamw_step_f64", 72, "two doubles each of five arrays"),
     ("argmax_reduce_", 80, "value and position of four columns"),
     ("group_", 96, "parts of several numbers for four columns"),
     ("norm_fwd_", 112, "a row, its weight and its bias"),

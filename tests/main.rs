@@ -6,6 +6,8 @@ mod callers;
 mod capture;
 mod checker;
 mod device;
+#[cfg(feature = "emulator")]
+mod device_lines;
 mod diagnostics;
 mod engine;
 mod files;
