@@ -155,10 +155,10 @@ KERNEL(cross_entropy_vjp,
     }
 }
 
-// y = -q of every row, divided by the weight of a mean; 0 for ignored targets.
+// y = -q of every row, divided by the weight of a mean; 0 for ignored targets. Second derivatives of half types compute in f32.
 KERNEL(cross_entropy_targets,
        (T* y, const i64* of, maybe<const T*> w, const f64* weight, i64 rows, i64 classes, f64 smoothing, i32 mean),
-       f64, f32, bf16, f16) {
+       f64, f32) {
     f64 scale = !mean ? 1 : weight[0] == 0 ? 0 : 1 / weight[0];
 #pragma unroll 1
     for (i64 i = blockIdx.x; i < rows; i += gridDim.x) {
