@@ -10,7 +10,10 @@
 // no query sees is never loaded. Blocks of late queries, which see the most keys when causal, start first.
 // Memory: nothing of the size of the scores. Backward runs twice over the scores: `rows` finds maximum, sum and sum P dP of
 // every query and dq, then `columns` owns the keys and adds up dk and dv over the queries (and query heads) that see them.
+// Aliasing: none; results are fresh memory.
 // Determinism: every sum belongs to one block and runs in the order of keys or queries; no atomics.
+// Tried: one backward kernel that owns the keys and adds to dq by atomics: the bits of dq would not repeat. Keeping the slopes of
+// the cap beside the scores: 16 more registers, where recomputing them from the product costs one exponential.
 #include "common/attention.cuh"
 #include "common/pack.cuh"
 #include "common/reduce.cuh"
