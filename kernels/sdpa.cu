@@ -1,34 +1,22 @@
 // Attention without matrix units: every float type, any extents and strides.
 //
-// Math: S = scale q k^T + mask, P = softmax(S), y = drop(P) v. Backward: dP = drop(g v^T), dS = P (dP - sum P dP),
-// dq = scale dS k, dk = scale dS^T q, dv = drop(P)^T g, and dS summed over what the mask is broadcast along. A key of weight
-// exactly 0 contributes nothing, whatever it holds.
+// Math: S = cap(scale q k^T) + mask over the keys that a query sees, P = softmax(S), y = drop(P) v. Backward: dP = drop(g v^T),
+// dS = P (dP - sum P dP), summed over what the mask is broadcast along for the mask, times cap' for dq = scale dS k and
+// dk = scale dS^T q; dv = drop(P)^T g. A key of weight exactly 0 contributes nothing, whatever it holds.
 // Mapping: a block owns a tile of M rows of its result and strides over tiles of M x M scores; a thread computes 4 x 4 of them.
 // Operands pass through shared memory as floats or doubles: slices of DEPTH columns for scores, panels of M x M for products.
-// Blocks of late queries, which see the most keys when causal, start first.
+// The keys that a query sees are an interval that only moves forward (causal, window, packed sequences), so a tile of queries
+// walks from the first key of its first one to the last key of its last one, and a tile of keys finds its queries likewise: what
+// no query sees is never loaded. Blocks of late queries, which see the most keys when causal, start first.
 // Memory: nothing of the size of the scores. Backward runs twice over the scores: `rows` finds maximum, sum and sum P dP of
 // every query and dq, then `columns` owns the keys and adds up dk and dv over the queries (and query heads) that see them.
+// Aliasing: none; results are fresh memory.
 // Determinism: every sum belongs to one block and runs in the order of keys or queries; no atomics.
+// Tried: one backward kernel that owns the keys and adds to dq by atomics: the bits of dq would not repeat. Keeping the slopes of
+// the cap beside the scores: 16 more registers, where recomputing them from the product costs one exponential.
+#include "common/attention.cuh"
 #include "common/pack.cuh"
-#include "common/philox.cuh"
 #include "common/reduce.cuh"
-#include "common/view.cuh"
-
-// A stack of matrices: where each head's starts, and the strides within.
-struct Heads {
-    View lead;
-    i64 row, col;
-};
-
-// Extents and options. `heads` are query heads, `group` of which share a key head.
-struct Scores {
-    i64 heads, group, tq, tk, d, dv;
-    f64 scale, inverse_keep;
-    u64 seed, stream;
-    const i64* live;
-    u64 threshold;
-    i32 causal, dropout;
-};
 
 // Rows of a tile, columns of a slice, and the distance between rows in shared memory: 16 bytes aligned, spread over the banks.
 // (Each is small beside the extents, and the 4 x 4 scores of a thread bound the speed, not the size of a tile.)
@@ -59,10 +47,6 @@ template <class A> DEVICE void store_quad(A* p, A a, A b, A c, A d) {
         x.store(p + i);
     }
 }
-
-DEVICE i64 least(i64 a, i64 b) { return a < b ? a : b; }
-// A difference of 64-bit numbers of which only the part between the bounds matters.
-DEVICE i32 within(i64 x, i32 low, i32 high) { return x < low ? low : x > high ? high : i32(x); }
 
 // One matrix of a stack.
 template <class T> struct Matrix {
@@ -181,42 +165,30 @@ template <class T> struct Masks {
         if (added) this->added += at;
     }
 
-    // Products to scores: scaled, masked, -infinity where the key is not seen.
+    // Products to scores: scaled, capped, masked, -infinity where the key is not seen.
     template <class A> DEVICE void apply(const Scores& p, i64 i0, i64 j0, A (&s)[4][4]) const {
-        const A hidden = -Limits<A>::infinity(), scale = A(p.scale);
-        int rows = within(p.tq - i0, 0, 4), cols = within(p.tk - j0, 0, 4), last = p.causal ? within(i0 + p.tk - p.tq - j0, -4, 4) : 4;
+        const A hidden = -Limits<A>::infinity();
+        int rows = within(p.tq - i0, 0, 4);
         i64 line = i0 * row + j0 * col;
 #pragma unroll
         for (int x = 0; x < 4; x++, line += row) {
+            // Rows beyond the last query see nothing.
+            Span keys = {0, 0};
+            if (x < rows) keys = keys_of(p, i0 + x);
+            int first = within(keys.first - j0, 0, 4), end = within(keys.end - j0, 0, 4);
             i64 at = line;
 #pragma unroll
             for (int z = 0; z < 4; z++, at += col) {
-                bool seen = x < rows && z < cols && z <= last + x;
+                bool seen = z >= first && z < end;
                 A bias = A(0);
                 if (seen && allowed) seen = allowed[at] != 0;
                 if (seen && added) bias = load(added[at]);
                 seen = seen && bias != hidden;
-                s[x][z] = seen ? s[x][z] * scale + bias : hidden;
+                s[x][z] = seen ? capped(p, s[x][z]) + bias : hidden;
             }
         }
     }
 };
-
-// Four bits: which of the scores number, number + 1, … are kept.
-DEVICE u32 kept(const Scores& p, u64 number) {
-    // The key is read for each block: registers are short here.
-    auto block = [&](u64 i) { return random_block(current_key(p.seed, p.stream, p.live), i); };
-    u32 r = u32(number % 4), bits = 0;
-    Words a = block(number / 4), b = a;
-    if (r != 0) b = block(number / 4 + 1);
-    const u32 w[8] = {a.w[0], a.w[1], a.w[2], a.w[3], b.w[0], b.w[1], b.w[2], b.w[3]};
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-        u32 word = r == 0 ? w[j] : r == 1 ? w[j + 1] : r == 2 ? w[j + 2] : w[j + 3];
-        bits |= u32(u64(word) < p.threshold) << j;
-    }
-    return bits;
-}
 
 // x drawn by dropout, where tile row i of this thread is query i0 + i of `head`.
 template <class A> DEVICE void drop(const Scores& p, i64 head, i64 i0, i64 j0, A (&x)[4][4]) {
@@ -228,13 +200,6 @@ template <class A> DEVICE void drop(const Scores& p, i64 head, i64 i0, i64 j0, A
 #pragma unroll
         for (int j = 0; j < 4; j++) x[i][j] = bits >> j & 1u ? x[i][j] * inverse : A(0);
     }
-}
-
-// Keys that the queries before `end` may see at most.
-DEVICE i64 visible(const Scores& p, i64 end) {
-    if (!p.causal) return p.tk;
-    i64 n = end + p.tk - p.tq;
-    return n < 0 ? 0 : least(n, p.tk);
 }
 
 // A running softmax over the keys of one query: the maximum so far, and this thread's share of the sum. Takes in a row of new
@@ -281,9 +246,9 @@ KERNEL(sdpa_forward,
             m[i] = hidden;
             l[i] = o[i][0] = o[i][1] = o[i][2] = o[i][3] = A(0);
         }
-        i64 keys = visible(p, least(i0 + B::M, p.tq));
+        const Span keys = keys_of_tile(p, i0, least(i0 + B::M, p.tq));
 #pragma unroll 1
-        for (i64 j0 = 0; j0 < keys; j0 += B::M) {
+        for (i64 j0 = keys.first; j0 < keys.end; j0 += B::M) {
             A s[4][4];
             block.dot(Q, i0, K, j0, s);
             mask.apply(p, mine, j0 + 4 * block.tx, s);
@@ -308,8 +273,20 @@ KERNEL(sdpa_forward,
     }
 }
 
-// The weights s and the score cotangents ds of a tile, of which stats = {m, 1 / l, sum P dP} are known.
-template <class A> DEVICE void cotangents(const A (&m)[4], const A (&inverse)[4], const A (&delta)[4], A (&s)[4][4], A (&ds)[4][4]) {
+// Cotangents of weights, in ds, less sum P dP; with `chain` times the slope of the cap at the products s.
+template <class A> DEVICE void centre(const Scores& p, bool chain, const A (&delta)[4], const A (&s)[4][4], A (&ds)[4][4]) {
+    chain = chain && p.softcap != 0.0;
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            ds[i][j] -= delta[i];
+            if (chain) ds[i][j] *= cap_slope(p, s[i][j]);
+        }
+}
+
+// Scores s to weights, and their centred cotangents ds to those of the scores, by the maximum and 1 / sum of each row.
+template <class A> DEVICE void cotangents(const A (&m)[4], const A (&inverse)[4], A (&s)[4][4], A (&ds)[4][4]) {
     const A hidden = -Limits<A>::infinity();
 #pragma unroll
     for (int i = 0; i < 4; i++)
@@ -318,20 +295,14 @@ template <class A> DEVICE void cotangents(const A (&m)[4], const A (&inverse)[4]
             // Under an infinite maximum the others have weight 0 whatever the sum is.
             A e = s[i][j] == hidden ? A(0) : m_exp(s[i][j] - m[i]);
             s[i][j] = e == A(0) ? A(0) : e * inverse[i];
-            ds[i][j] = s[i][j] == A(0) ? A(0) : s[i][j] * (ds[i][j] - delta[i]);
+            ds[i][j] = s[i][j] == A(0) ? A(0) : s[i][j] * ds[i][j];
         }
 }
 
-// What `rows` has written about this thread's queries.
-template <class A> DEVICE void read_stats(const A* stats, const Scores& p, i64 head, i64 i0, A (&m)[4], A (&inverse)[4], A (&delta)[4]) {
+// One of the three numbers that `rows` has written about each of this thread's queries.
+template <class A> DEVICE void read_stats(const A* stats, int which, const Scores& p, i64 head, i64 i0, A (&x)[4]) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        bool there = i0 + i < p.tq;
-        const A* at = stats + 3 * (head * p.tq + i0 + i);
-        m[i] = there ? at[0] : A(0);
-        inverse[i] = there ? at[1] : A(0);
-        delta[i] = there ? at[2] : A(0);
-    }
+    for (int i = 0; i < 4; i++) x[i] = i0 + i < p.tq ? stats[3 * (head * p.tq + i0 + i) + which] : A(0);
 }
 
 // Of every query {maximum, 1 / sum, sum P dP}, and dq if it is there.
@@ -353,7 +324,7 @@ KERNEL(sdpa_rows,
         i64 i0 = (tiles - 1 - item / p.heads) * B::M, head = item % p.heads, mine = i0 + 4 * block.ty;
         const Matrix<T> Q(q, vq, head, p.tq, p.d), K(k, vk, head / p.group, p.tk, p.d), V(v, vv, head / p.group, p.tk, p.dv), G(g, vg, head, p.tq, p.dv);
         const Masks<T> mask(allowed, added, vm, head);
-        i64 keys = visible(p, least(i0 + B::M, p.tq));
+        const Span keys = keys_of_tile(p, i0, least(i0 + B::M, p.tq));
         A m[4], l[4], delta[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -361,7 +332,7 @@ KERNEL(sdpa_rows,
             l[i] = delta[i] = A(0);
         }
 #pragma unroll 1
-        for (i64 j0 = 0; j0 < keys; j0 += B::M) {
+        for (i64 j0 = keys.first; j0 < keys.end; j0 += B::M) {
             A s[4][4], dp[4][4];
             block.dot(G, i0, V, j0, dp);
             drop(p, head, mine, j0 + 4 * block.tx, dp);
@@ -392,13 +363,14 @@ KERNEL(sdpa_rows,
         for (i64 c0 = 0; c0 < p.d; c0 += B::M) {
             A o[4][4] = {};
 #pragma unroll 1
-            for (i64 j0 = 0; j0 < keys; j0 += B::M) {
+            for (i64 j0 = keys.first; j0 < keys.end; j0 += B::M) {
                 A s[4][4], ds[4][4];
                 block.dot(G, i0, V, j0, ds);
                 drop(p, head, mine, j0 + 4 * block.tx, ds);
                 block.dot(Q, i0, K, j0, s);
+                centre(p, true, delta, s, ds);
                 mask.apply(p, mine, j0 + 4 * block.tx, s);
-                cotangents(m, l, delta, s, ds);
+                cotangents(m, l, s, ds);
                 block.multiply(ds, true, K, j0, c0, o);
             }
 #pragma unroll
@@ -432,13 +404,13 @@ KERNEL(sdpa_columns,
         i64 j0 = item / each * B::M, key_head = item % each / chunks, c0 = item % chunks * B::M;
         const Matrix<T> K(k, vk, key_head, p.tk, p.d), V(v, vv, key_head, p.tk, p.dv);
         A k_sum[4][4] = {}, v_sum[4][4] = {};
-        i64 first = p.causal && j0 + p.tq > p.tk ? (j0 + p.tq - p.tk) / B::M * B::M : 0;
+        const Span queries = queries_of_tile(p, j0, least(j0 + B::M, p.tk));
 #pragma unroll 1
         for (i64 head = key_head * p.group; head < (key_head + 1) * p.group; head++) {
             const Matrix<T> Q(q, vq, head, p.tq, p.d), G(g, vg, head, p.tq, p.dv);
             const Masks<T> mask(allowed, added, vm, head);
 #pragma unroll 1
-            for (i64 i0 = first; i0 < p.tq; i0 += B::M) {
+            for (i64 i0 = queries.first; i0 < queries.end; i0 += B::M) {
                 i64 mine = i0 + 4 * block.ty;
                 A s[4][4], ds[4][4] = {}, m[4], inverse[4], delta[4];
                 if (dk) {
@@ -446,9 +418,12 @@ KERNEL(sdpa_columns,
                     drop(p, head, mine, j0 + 4 * block.tx, ds);
                 }
                 block.dot(Q, i0, K, j0, s);
+                read_stats(stats, 2, p, head, mine, delta);
+                centre(p, true, delta, s, ds);
                 mask.apply(p, mine, j0 + 4 * block.tx, s);
-                read_stats(stats, p, head, mine, m, inverse, delta);
-                cotangents(m, inverse, delta, s, ds);
+                read_stats(stats, 0, p, head, mine, m);
+                read_stats(stats, 1, p, head, mine, inverse);
+                cotangents(m, inverse, s, ds);
                 if (c0 < v_width) {
                     drop(p, head, mine, j0 + 4 * block.tx, s);
                     block.multiply(s, false, G, i0, c0, v_sum);
@@ -495,16 +470,23 @@ KERNEL(sdpa_mask,
             i64 end = rows > 1 ? least(top + B::M, p.tq) : p.tq;
 #pragma unroll 1
             for (i64 i0 = top; i0 < end; i0 += B::M) {
-                i64 seen = visible(p, least(i0 + B::M, p.tq)), last = cols > 1 ? least(left + B::M, seen) : seen, mine = i0 + 4 * block.ty;
+                const Span keys = keys_of_tile(p, i0, least(i0 + B::M, p.tq));
+                // A tile of the mask keeps its columns; a sum over them follows the keys.
+                i64 first = cols > 1 ? left : keys.first, last = cols > 1 ? least(left + B::M, keys.end) : keys.end, mine = i0 + 4 * block.ty;
+                if (first + B::M <= keys.first) continue;
 #pragma unroll 1
-                for (i64 j0 = left; j0 < last; j0 += B::M) {
+                for (i64 j0 = first; j0 < last; j0 += B::M) {
                     A s[4][4], ds[4][4], m[4], inverse[4], delta[4];
                     block.dot(G, i0, V, j0, ds);
                     drop(p, head, mine, j0 + 4 * block.tx, ds);
                     block.dot(Q, i0, K, j0, s);
+                    // The mask is added behind the cap.
+                    read_stats(stats, 2, p, head, mine, delta);
+                    centre(p, false, delta, s, ds);
                     mask.apply(p, mine, j0 + 4 * block.tx, s);
-                    read_stats(stats, p, head, mine, m, inverse, delta);
-                    cotangents(m, inverse, delta, s, ds);
+                    read_stats(stats, 0, p, head, mine, m);
+                    read_stats(stats, 1, p, head, mine, inverse);
+                    cotangents(m, inverse, s, ds);
 #pragma unroll
                     for (int i = 0; i < 4; i++)
 #pragma unroll

@@ -61,6 +61,8 @@ mod pages {
     struct Testing;
     #[doc = include_str!("../docs/book/training.md")]
     struct Training;
+    #[doc = include_str!("../docs/book/kernels.md")]
+    struct Kernels;
     #[doc = include_str!("../docs/book/gpu.md")]
     struct Gpu;
     #[doc = include_str!("../docs/book/performance.md")]

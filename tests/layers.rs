@@ -23,7 +23,7 @@ fn assert_close(a: &Tensor, b: &Tensor, tolerance: f64) {
 
 fn config(rope: bool, causal: bool) -> AttentionConfig {
     let rope = rope.then(Rotary::default);
-    AttentionConfig { width: 6, heads: 4, kv_heads: 2, head: 2, qkv_bias: true, rope, causal, dropout: 0.0 }
+    AttentionConfig { width: 6, heads: 4, kv_heads: 2, head: 2, qkv_bias: true, rope, causal, window: None, softcap: None, dropout: 0.0 }
 }
 
 /// A model with random numbers in place of ones and zeros, which would hide mistakes.

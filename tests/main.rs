@@ -1,6 +1,7 @@
 //! All integration tests in one binary: it links once.
 #![allow(clippy::unwrap_used)] // a failed unwrap is a failed test
 
+mod attention;
 mod callers;
 #[cfg(feature = "emulator")]
 mod capture;

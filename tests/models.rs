@@ -95,6 +95,8 @@ impl Qwen2 {
             qkv_bias: true,
             rope: Some(Rotary { base: c.rope_base, ..Rotary::default() }),
             causal: true,
+            window: None,
+            softcap: None,
             dropout: 0.0,
         };
         let layer = |k: Key| {

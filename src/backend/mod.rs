@@ -3,6 +3,7 @@
 //! It knows no gradient and no op. `Storage` is the seam: an op hands its operands to the kernel of the device that
 //! holds them.
 
+pub(crate) mod attention;
 pub mod cpu;
 pub mod cuda;
 

@@ -26,13 +26,13 @@ pub struct Attend<'a> {
 }
 
 /// Attention of `q [batch, heads, time, head]` and the concatenation of its heads: `[batch, time, heads·head]`.
-fn attend(q: &Tensor, k: Tensor, v: Tensor, causal: bool, dropout: f64, with: Attend<'_>) -> Result<Tensor> {
+fn attend(q: &Tensor, k: Tensor, v: Tensor, options: Sdpa, with: Attend<'_>) -> Result<Tensor> {
     let (k, v) = match with.cache {
         Some(cache) => cache.append(k, v)?,
         None => (k, v),
     };
-    let dropout = if with.key.is_some() { dropout } else { 0.0 };
-    let options = Sdpa { causal, dropout, key: with.key.map(|k| k.fold(0)), ..Sdpa::default() };
+    let dropout = if with.key.is_some() { options.dropout } else { 0.0 };
+    let options = Sdpa { dropout, key: with.key.map(|k| k.fold(0)), ..options };
     let y = q.scaled_dot_product_attention(&k, &v, with.mask, options)?.permute([0, 2, 1, 3])?;
     y.flatten(2, 3)
 }
@@ -89,7 +89,7 @@ impl CausalSelfAttention {
         let (q, k, v) = (qkv.select(0, 0)?, qkv.select(0, 1)?, qkv.select(0, 2)?);
         [(&q, "q"), (&k, "k"), (&v, "v")].iter().for_each(|(t, name)| t.tap_beside(&self.c_attn.weight, name));
         let key = with.key;
-        let y = attend(&q, k, v, true, self.dropout, with).map_err(|e| e.called_at(at))?;
+        let y = attend(&q, k, v, Sdpa { dropout: self.dropout, ..Sdpa::causal() }, with).map_err(|e| e.called_at(at))?;
         drop_out(&self.c_proj.forward(&y)?, self.dropout, key.map(|k| k.fold(1)))
     }
 }
@@ -111,6 +111,11 @@ pub struct AttentionConfig {
     pub rope: Option<Rotary>,
     /// Whether a query sees only keys up to its own position.
     pub causal: bool,
+    /// `(before, behind)`: how many keys before and behind its own place a query sees; `None`: all. A `sliding_window` of `n`
+    /// keys is `(n − 1, 0)`. A cache keeps all keys.
+    pub window: Option<(usize, usize)>,
+    /// Caps scores at `±c` by `c · tanh(s / c)`.
+    pub softcap: Option<f64>,
     /// Probability of dropping an attention weight in training.
     pub dropout: f64,
 }
@@ -119,7 +124,7 @@ pub struct AttentionConfig {
 ///
 /// ```
 /// use cotangent::{F32, Key, Tensor, nn::{Attend, AttentionConfig, KvCache, MultiHeadAttention}, ops::Rotary};
-/// let config = AttentionConfig { width: 16, heads: 4, kv_heads: 2, head: 4, qkv_bias: true, rope: Some(Rotary::default()), causal: true, dropout: 0.0 };
+/// let config = AttentionConfig { width: 16, heads: 4, kv_heads: 2, head: 4, qkv_bias: true, rope: Some(Rotary::default()), causal: true, window: None, softcap: None, dropout: 0.0 };
 /// let attention = MultiHeadAttention::new(&config, F32, Key::new(1))?;
 /// let x = Tensor::randn([1, 5, 16], F32, Key::new(2))?;
 /// let all = attention.forward(&x, None)?;
@@ -208,7 +213,8 @@ impl MultiHeadAttention {
             let rope = Rotary { positions, ..rope.clone() };
             (q, k) = (q.rope(&rope)?, k.rope(&rope)?);
         }
-        let y = attend(&q, k, v, c.causal, c.dropout, with).map_err(|e| e.called_at(at))?;
+        let options = Sdpa { causal: c.causal, window: c.window, softcap: c.softcap, dropout: c.dropout, ..Sdpa::default() };
+        let y = attend(&q, k, v, options, with).map_err(|e| e.called_at(at))?;
         self.o_proj.forward(&y)
     }
 }

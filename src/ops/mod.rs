@@ -37,6 +37,8 @@ mod random;
 pub mod repeat;
 pub mod rope;
 pub mod sdpa;
+mod sdpa_define;
+mod sdpa_option_samples;
 mod sdpa_samples;
 mod second_order;
 pub mod select;

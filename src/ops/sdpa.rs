@@ -1,9 +1,10 @@
 //! Scaled dot-product attention.
 
-use super::differentiate_vjp;
+use super::{differentiate_vjp, sdpa_define as define};
+use crate::backend::attention::{self as options, Options, check_offsets, seen_packed};
 use crate::backend::cpu::attention::{self, Attention, Bars};
 use crate::backend::{cpu, cuda};
-use crate::dtype::{U8, with_float};
+use crate::dtype::{Element, I64, U8, with_dtype, with_float};
 use crate::error::{Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply, apply1, expect};
 use crate::rng::Key;
@@ -12,11 +13,16 @@ use crate::tensor::Tensor;
 use crate::testing::{Gen, Nd, Sample, Scalar};
 use smallvec::{SmallVec, smallvec};
 
-/// Options of [`Tensor::scaled_dot_product_attention`]; the default is plain attention.
+/// Options of [`Tensor::scaled_dot_product_attention`]; the default is plain attention. They combine in any way.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sdpa {
     /// Query `i` sees keys up to `i + Tk − Tq`: the last query sees every key.
     pub causal: bool,
+    /// `(left, right)`: query `i` sees only keys from `i + Tk − Tq − left` to `i + Tk − Tq + right`; `usize::MAX` is no limit.
+    /// Tiles of scores outside are skipped, so the time is proportional to `Tq · (left + right)`.
+    pub window: Option<(usize, usize)>,
+    /// Caps scores at `±c` before masks are added: `s` becomes `c · tanh(s / c)`.
+    pub softcap: Option<f64>,
     /// Factor of the scores; `None` is `1/√D`.
     pub scale: Option<f64>,
     /// Probability that a weight is dropped; the others are divided by the probability of keeping. At 1 all are zero.
@@ -31,35 +37,96 @@ impl Sdpa {
         Sdpa { causal: true, ..Self::default() }
     }
 
-    fn scale_for(&self, d: usize) -> f64 {
+    /// Causal attention of each query to its own key and the `keys − 1` before it, as Mistral's `sliding_window`.
+    pub fn sliding(keys: usize) -> Self {
+        Sdpa { window: Some((keys.saturating_sub(1), 0)), ..Self::causal() }
+    }
+
+    pub(super) fn scale_for(&self, d: usize) -> f64 {
         self.scale.unwrap_or(if d == 0 { 1.0 } else { 1.0 / (d as f64).sqrt() })
     }
 
-    fn keep(&self) -> Option<(Key, f64)> {
+    pub(super) fn keep(&self) -> Option<(Key, f64)> {
         self.key.filter(|_| self.dropout > 0.0).map(|k| (k, 1.0 - self.dropout))
     }
 
-    fn sees(&self, i: usize, j: usize, tq: usize, tk: usize) -> bool {
-        !self.causal || j + tq <= i + tk
+    /// What the kernels are told, for heads of `d`.
+    fn numbers(&self, d: usize) -> Options {
+        let band = match (self.causal, self.window) {
+            (false, None) => None,
+            (false, window) => window,
+            (true, window) => Some((window.map_or(usize::MAX, |(left, _)| left), 0)),
+        };
+        Options { scale: self.scale_for(d), softcap: self.softcap, band, dropout: self.keep() }
+    }
+
+    /// Checks the options alone.
+    fn check(&self) -> Result<()> {
+        if !(0.0..=1.0).contains(&self.dropout) {
+            bail!(argument, "dropout {} is no probability", self.dropout);
+        }
+        if self.dropout > 0.0 && self.key.is_none() {
+            bail!(argument, "dropout {} needs a key", self.dropout);
+        }
+        if self.scale.is_some_and(|s| !s.is_finite()) {
+            bail!(argument, "scale {:?} is not finite", self.scale);
+        }
+        if let Some(c) = self.softcap.filter(|&c| !(c > 0.0 && c.is_finite())) {
+            bail!(argument, "the soft cap must be positive and finite, found {c}");
+        }
+        Ok(())
+    }
+}
+
+/// `[.., Hq, Tq, Tk]`.
+fn scores_shape(q: &Shape, k: &Shape) -> Shape {
+    q.with_dim(q.rank() - 1, k[k.rank() - 2])
+}
+
+/// Attention as an op on `q, k, v`, perhaps a mask, and perhaps the offsets of packed sequences of queries and of keys; see
+/// [`Tensor::scaled_dot_product_attention`].
+#[derive(Clone, Debug)]
+pub struct SdpaOp {
+    /// The options.
+    pub options: Sdpa,
+    /// The mask, if there is one, is of `u8` and not additive.
+    pub boolean: bool,
+    /// The last two inputs are offsets.
+    pub packed: bool,
+}
+
+impl SdpaOp {
+    /// The mask and the offsets among the inputs.
+    pub(super) fn parts<'x, X>(&self, x: &'x [X]) -> (Option<&'x X>, Option<(&'x X, &'x X)>) {
+        match (self.packed, x) {
+            (true, [head @ .., of_q, of_k]) => (head.get(3), Some((of_q, of_k))),
+            _ => (x.get(3), None),
+        }
     }
 
     fn attention<'a>(&self, x: &[cpu::In<'a>]) -> Result<Attention<'a>> {
         let (qs, ks) = (x[0].shape(), x[1].shape());
-        let mask = match x.get(3) {
+        let r = qs.rank();
+        let (mask, offsets) = self.parts(x);
+        let mask = match mask {
             Some(m) => Some((*m, m.layout().expand(&scores_shape(qs, ks))?)),
             None => None,
         };
-        let d = qs[qs.rank() - 1];
-        Ok(Attention { q: x[0], k: x[1], v: x[2], mask, scale: self.scale_for(d), causal: self.causal, dropout: self.keep() })
+        let offsets = match offsets {
+            Some((q, k)) => Some((check_offsets("queries", &integers(q)?, qs[r - 2])?, check_offsets("keys", &integers(k)?, ks[r - 2])?)),
+            None => None,
+        };
+        Ok(Attention { q: x[0], k: x[1], v: x[2], mask, offsets, options: self.options.numbers(qs[r - 1]) })
     }
 
     fn attention_on_device<'a>(&self, x: &[cuda::In<'a>]) -> Result<cuda::attention::Attention<'a>> {
         let qs = x[0].shape();
-        cuda::attention::Attention::new(x, self.scale_for(qs[qs.rank() - 1]), self.causal, self.keep())
+        let (mask, offsets) = self.parts(x);
+        cuda::attention::Attention::new([&x[0], &x[1], &x[2]], mask, offsets, &self.options.numbers(qs[qs.rank() - 1]))
     }
 
     /// Checks shared by the op and its derivative; gives the shape of the result.
-    fn check(&self, x: &[Spec], boolean: bool) -> Result<Spec> {
+    fn check(&self, x: &[Spec]) -> Result<Spec> {
         let dtype = expect::same_float(&x[..3])?;
         let (q, k, v) = (&x[0].shape, &x[1].shape, &x[2].shape);
         let r = q.rank();
@@ -73,9 +140,10 @@ impl Sdpa {
             bail!(shape, "{} query heads cannot share {} key heads evenly: q {q}, k {k}", q[r - 3], k[r - 3]);
         }
         let scores = scores_shape(q, k);
-        attention::check_scores(scores[..r - 2].iter().product(), q[r - 2], k[r - 2])?;
-        if let Some(m) = x.get(3) {
-            let expected = if boolean { U8 } else { dtype };
+        options::check_scores(scores[..r - 2].iter().product(), q[r - 2], k[r - 2])?;
+        let (mask, offsets) = self.parts(x);
+        if let Some(m) = mask {
+            let expected = if self.boolean { U8 } else { dtype };
             if m.dtype != expected {
                 bail!(dtype, "expected a mask of u8 (1 = attend) or {dtype} (added to the scores), found {}: cast it", m.dtype);
             }
@@ -83,112 +151,24 @@ impl Sdpa {
                 bail!(shape, "mask {} does not broadcast to the scores {scores}: q {q}, k {k}", m.shape);
             }
         }
-        if !(0.0..=1.0).contains(&self.dropout) {
-            bail!(argument, "dropout {} is no probability", self.dropout);
+        if let Some((of_q, of_k)) = offsets {
+            expect::index(of_q)?;
+            expect::index(of_k)?;
+            if of_q.shape != of_k.shape || of_q.shape.rank() != 1 || of_q.shape[0] == 0 {
+                bail!(shape, "offsets of queries and keys must be [n + 1] for n sequences, found {} and {}", of_q.shape, of_k.shape);
+            }
         }
-        if self.dropout > 0.0 && self.key.is_none() {
-            bail!(argument, "dropout {} needs a key", self.dropout);
-        }
-        if self.scale.is_some_and(|s| !s.is_finite()) {
-            bail!(argument, "scale {:?} is not finite", self.scale);
-        }
+        self.options.check()?;
         Ok(Spec { shape: q.with_dim(r - 1, v[r - 1]), dtype })
     }
 }
 
-/// `[.., Hq, Tq, Tk]`.
-fn scores_shape(q: &Shape, k: &Shape) -> Shape {
-    q.with_dim(q.rank() - 1, k[k.rank() - 2])
+/// The elements of an operand of integers.
+fn integers(x: &cpu::In<'_>) -> Result<Vec<i64>> {
+    Ok(with_dtype!(x.dtype(), T => x.contiguous::<T>()?.iter().map(|&v| Element::to_f64(v) as i64).collect()))
 }
 
-/// One query row of the definition: weights of all keys, 0 where the key is not seen, before and after dropout.
-struct Row<S> {
-    weights: Vec<S>,
-    dropped: Vec<S>,
-}
-
-/// The textbook weights of query `index` (`[.., head, query]`).
-fn define_row<S: Scalar>(op: &Sdpa, x: &[Nd<S>], index: &[usize], boolean: bool) -> Row<S> {
-    let (q, k) = (&x[0], &x[1]);
-    let r = q.shape.rank();
-    let (tq, tk, d) = (q.shape[r - 2], k.shape[r - 2], q.shape[r - 1]);
-    let scale = S::lit(op.scale_for(d));
-    let at = |j: usize| [index, &[j]].concat();
-    let scores: Vec<Option<S>> = (0..tk)
-        .map(|j| {
-            if !op.sees(index[r - 2], j, tq, tk) {
-                return None;
-            }
-            let added = match x.get(3) {
-                Some(m) if boolean => (m.broadcast_at(&at(j)).re() != 0.0).then(S::zero)?,
-                Some(m) => m.broadcast_at(&at(j)),
-                None => S::zero(),
-            };
-            if added.re() == f64::NEG_INFINITY {
-                return None;
-            }
-            let row = key_index(x, index, j);
-            let terms: Vec<S> = line(q, index).iter().zip(line(k, &row)).map(|(&a, &b)| a * b).collect();
-            let s = scale * S::sum(&terms) + added;
-            (s.re() != f64::NEG_INFINITY).then_some(s)
-        })
-        .collect();
-    let m = scores.iter().flatten().map(|s| s.re()).fold(f64::NEG_INFINITY, |m, v| if v > m || v.is_nan() { v } else { m });
-    let e: Vec<S> = scores.iter().map(|s| s.map_or(S::zero(), |s| (s - S::lit(m)).exp())).collect();
-    let sum = S::sum(&e);
-    let weights: Vec<S> = e.into_iter().map(|e| if e.re() == 0.0 { S::zero() } else { e / sum }).collect();
-    let dropped = match op.keep() {
-        None => weights.clone(),
-        Some((key, keep)) => {
-            let score = index.iter().zip(&q.shape[..r - 1]).fold(0, |n, (&i, &extent)| n * extent + i) * tk;
-            let inv = if keep > 0.0 { 1.0 / keep } else { 0.0 };
-            weights
-                .iter()
-                .enumerate()
-                .map(|(j, &w)| if key.bernoulli((score + j) as u64, keep) { w * S::lit(inv) } else { S::zero() })
-                .collect()
-        }
-    };
-    Row { weights, dropped }
-}
-
-/// The last axis at the given position of the others.
-fn line<'a, S>(x: &'a Nd<S>, index: &[usize]) -> &'a [S] {
-    let n = x.shape[x.shape.rank() - 1];
-    let at = index.iter().zip(x.shape.iter()).fold(0, |at, (&i, &extent)| at * extent + i) * n;
-    &x.data[at..at + n]
-}
-
-fn at_col(row: &[usize], c: usize) -> Vec<usize> {
-    [row, &[c]].concat()
-}
-
-/// Where key `j` of the head that query row `index` reads lies.
-fn key_index<S: Scalar>(x: &[Nd<S>], index: &[usize], j: usize) -> Vec<usize> {
-    let r = x[0].shape.rank();
-    let group = x[0].shape[r - 3] / x[1].shape[r - 3];
-    let mut row = index.to_vec();
-    row[r - 3] /= group;
-    row[r - 2] = j;
-    row
-}
-
-/// `Σ w·v` in which a weight of 0 leaves its partner out when that is not finite.
-fn weighted<S: Scalar>(terms: impl Iterator<Item = (S, S)>) -> S {
-    let terms: Vec<S> = terms.filter(|(w, v)| w.re() != 0.0 || v.re().is_finite()).map(|(w, v)| w * v).collect();
-    S::sum(&terms)
-}
-
-/// Attention as an op on `q, k, v` and perhaps a mask; see [`Tensor::scaled_dot_product_attention`].
-#[derive(Clone, Debug)]
-pub struct SdpaOp {
-    /// The options.
-    pub options: Sdpa,
-    /// The mask, if there is one, is of `u8` and not additive.
-    pub boolean: bool,
-}
-
-/// The derivative kernel of [`SdpaOp`]: `q, k, v`, perhaps a mask, and `ȳ` to the wanted ones of `q̄, k̄, v̄` and the mask's cotangent.
+/// The derivative kernel of [`SdpaOp`]: its inputs and `ȳ` to the wanted ones of `q̄, k̄, v̄` and the mask's cotangent.
 #[derive(Clone, Debug)]
 pub struct SdpaVjp {
     /// The op it belongs to.
@@ -200,26 +180,15 @@ pub struct SdpaVjp {
 impl Describe for SdpaOp {
     const NAME: &'static str = "scaled_dot_product_attention";
     const MATH: Math = Math {
-        forward: "S = scale · q kᵀ + mask, P = softmax(S) over the keys, y = dropout(P) v; query head h reads key head h / (Hq / Hkv)",
-        vjp: "v̄ = dropout(P)ᵀ ȳ, P̄ = dropout(ȳ vᵀ), S̄ = P · (P̄ − Σ P P̄), q̄ = scale · S̄ k, k̄ = scale · S̄ᵀ q, mask: S̄ summed over its broadcast axes",
+        forward: "S = cap(scale · q kᵀ) + mask with cap(s) = c tanh(s / c), P = softmax(S) over the keys that are seen, y = dropout(P) v; query head h reads key head h / (Hq / Hkv)",
+        vjp: "v̄ = dropout(P)ᵀ ȳ, P̄ = dropout(ȳ vᵀ), S̄ = P · (P̄ − Σ P P̄), Z̄ = S̄ · cap′, q̄ = scale · Z̄ k, k̄ = scale · Z̄ᵀ q, mask: S̄ summed over its broadcast axes",
         kinks: "smooth; a query that sees no key gives exactly 0 and takes no gradient; a key of weight exactly 0 contributes nothing, even if it holds NaN or infinity",
-        cost: "2·Tq·Tk·(D + Dv) arithmetic a head, half of it when causal, 2.5 times that for the derivative; saves q, k, v, mask, nothing of size Tq·Tk",
+        cost: "2·Tq·Tk·(D + Dv) arithmetic a head, half of it when causal, in proportion to a window or the sequences' own squares, 2.5 times that for the derivative; saves q, k, v, mask, nothing of size Tq·Tk",
         references: "Vaswani et al., Attention is all you need (2017); Dao, FlashAttention-2 (2023), arXiv:2307.08691; torch.nn.functional.scaled_dot_product_attention",
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let (q, v) = (&x[0], &x[2]);
-        let r = q.shape.rank();
-        let mut row: Option<(Vec<usize>, Row<S>)> = None;
-        vec![Nd::from_fn(q.shape.with_dim(r - 1, v.shape[r - 1]), |i| {
-            let (index, c) = (&i[..r - 1], i[r - 1]);
-            // All columns of a row share its weights.
-            if row.as_ref().is_none_or(|(of, _)| of != index) {
-                row = Some((index.to_vec(), define_row(&self.options, x, index, self.boolean)));
-            }
-            let Some((_, w)) = &row else { return S::zero() };
-            weighted(w.dropped.iter().enumerate().map(|(j, &w)| (w, line(v, &key_index(x, index, j))[c])))
-        })]
+        define::attention(self, x)
     }
 
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
@@ -231,16 +200,16 @@ impl Op for SdpaOp {
     const AUX: usize = 0;
 
     fn infer(&self, x: &[Spec]) -> Result<SmallVec<[Spec; 2]>> {
-        Ok(smallvec![self.options.check(x, self.boolean)?])
+        Ok(smallvec![self.check(x)?])
     }
 
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
-        let a = self.options.attention(x)?;
+        let a = self.attention(x)?;
         with_float!(x[0].dtype(), T => attention::forward::<T>(&a, y[0].slice::<T>()))
     }
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
-        self.options.attention_on_device(x)?.forward(&mut y[0])
+        self.attention_on_device(x)?.forward(&mut y[0])
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
@@ -250,7 +219,7 @@ impl Op for SdpaOp {
     fn vjp(&self, saved: &Saved, y_bar: &Cotangents, want: &[bool]) -> Result<InputCotangents> {
         let inputs: Vec<&Tensor> = (0..want.len()).map(|i| saved.get(i)).collect::<Result<_>>()?;
         let mut all = [false; 4];
-        all[..want.len()].copy_from_slice(want);
+        all.iter_mut().zip(want).for_each(|(to, &w)| *to = w);
         let bars = apply(SdpaVjp { of: self.clone(), want: all }, &[&inputs[..], &[y_bar.only()?]].concat())?;
         let mut bars = bars.into_iter();
         Ok(want.iter().map(|w| if *w { bars.next() } else { None }).collect())
@@ -260,7 +229,7 @@ impl Op for SdpaOp {
 impl Describe for SdpaVjp {
     const NAME: &'static str = "scaled_dot_product_attention_vjp";
     const MATH: Math = Math {
-        forward: "v̄ = dropout(P)ᵀ ȳ, P̄ = dropout(ȳ vᵀ), S̄ = P · (P̄ − Σ P P̄), q̄ = scale · S̄ k, k̄ = scale · S̄ᵀ q, mask: S̄ summed over its broadcast axes",
+        forward: "v̄ = dropout(P)ᵀ ȳ, P̄ = dropout(ȳ vᵀ), S̄ = P · (P̄ − Σ P P̄), Z̄ = S̄ · cap′, q̄ = scale · Z̄ k, k̄ = scale · Z̄ᵀ q, mask: S̄ summed over its broadcast axes",
         vjp: "the derivative of the composition of matmul, add, softmax and mul",
         kinks: "as scaled_dot_product_attention",
         cost: "five products of Tq × Tk × D a head, half of each when causal; P is computed again; the mask's cotangent takes two more",
@@ -268,82 +237,7 @@ impl Describe for SdpaVjp {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let (x, g) = (&x[..x.len() - 1], &x[x.len() - 1]);
-        let (q, k, v) = (&x[0], &x[1], &x[2]);
-        let r = q.shape.rank();
-        let (d, tk) = (q.shape[r - 1], k.shape[r - 2]);
-        let scale = S::lit(self.of.options.scale_for(d));
-        let inv = self.of.options.keep().map_or(1.0, |(_, keep)| if keep > 0.0 { 1.0 / keep } else { 0.0 });
-        // [.., head, query] rows of dropped weights and of score cotangents.
-        let (mut dropped, mut scores, mut rows) = (Vec::new(), Vec::new(), Vec::new());
-        let heads = Shape::from(&q.shape[..r - 1]);
-        Nd::from_fn(&heads, |index| {
-            let w = define_row(&self.of.options, x, index, self.of.boolean);
-            let bars: Vec<S> = (0..tk)
-                .map(|j| {
-                    if w.weights[j].re() == 0.0 || (self.of.options.keep().is_some() && w.dropped[j].re() == 0.0) {
-                        return S::zero();
-                    }
-                    let row = key_index(x, index, j);
-                    let terms: Vec<S> = line(g, index).iter().zip(line(v, &row)).map(|(&a, &b)| a * b).collect();
-                    S::lit(inv) * S::sum(&terms)
-                })
-                .collect();
-            let dot = weighted(w.weights.iter().copied().zip(bars.iter().copied()));
-            scores.push(
-                w.weights.iter().zip(&bars).map(|(&p, &b)| if p.re() == 0.0 { S::zero() } else { p * (b - dot) }).collect::<Vec<S>>(),
-            );
-            dropped.push(w.dropped);
-            rows.push(index.to_vec());
-            S::zero()
-        });
-        let number = |index: &[usize]| index.iter().zip(heads.iter()).fold(0, |n, (&i, &extent)| n * extent + i);
-        // Query rows that read the key row `at` ([.., key head, key, ..]).
-        let readers = |at: &[usize]| -> Vec<usize> {
-            let group = q.shape[r - 3] / k.shape[r - 3];
-            (0..rows.len()).filter(|&n| rows[n][..r - 3] == at[..r - 3] && rows[n][r - 3] / group == at[r - 3]).collect()
-        };
-        let key_bar = |of: &Nd<S>, w: &[Vec<S>], from: &Nd<S>, factor: S| {
-            let mut head: Option<(Vec<usize>, Vec<usize>)> = None;
-            Nd::from_fn(&of.shape, |at| {
-                let (j, c) = (at[r - 2], at[r - 1]);
-                if head.as_ref().is_none_or(|(of, _)| of != &at[..r - 2]) {
-                    head = Some((at[..r - 2].to_vec(), readers(at)));
-                }
-                let readers = head.iter().flat_map(|(_, n)| n);
-                factor * weighted(readers.map(|&n| (w[n][j], line(from, &rows[n])[c])))
-            })
-        };
-        let mut out = Vec::new();
-        if self.want[0] {
-            out.push(Nd::from_fn(&q.shape, |at| {
-                let (index, c) = (&at[..r - 1], at[r - 1]);
-                scale * weighted((0..tk).map(|j| (scores[number(index)][j], line(k, &key_index(x, index, j))[c])))
-            }));
-        }
-        if self.want[1] {
-            out.push(key_bar(k, &scores, q, scale));
-        }
-        if self.want[2] {
-            out.push(key_bar(v, &dropped, g, S::one()));
-        }
-        if let (Some(mask), true) = (x.get(3), self.want[3]) {
-            out.push(Nd::from_fn(&mask.shape, |at| {
-                let reads = |index: &[usize]| {
-                    let lead = index.len() - at.len();
-                    at.iter().enumerate().all(|(a, &i)| mask.shape[a] == 1 || index[lead + a] == i)
-                };
-                let terms: Vec<S> = rows
-                    .iter()
-                    .zip(&scores)
-                    .flat_map(|(row, s)| s.iter().enumerate().map(move |(j, &s)| (at_col(row, j), s)))
-                    .filter(|(index, _)| reads(index))
-                    .map(|(_, s)| s)
-                    .collect();
-                S::sum(&terms)
-            }));
-        }
-        out
+        define::cotangents(self, x)
     }
 
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
@@ -356,16 +250,16 @@ impl Op for SdpaVjp {
 
     fn infer(&self, x: &[Spec]) -> Result<SmallVec<[Spec; 2]>> {
         let (x, g) = (&x[..x.len() - 1], &x[x.len() - 1]);
-        let y = self.of.options.check(x, self.of.boolean)?;
+        let y = self.of.check(x)?;
         if *g != y {
             bail!(shape, "the cotangent is {} {}, the result {} {}", g.dtype, g.shape, y.dtype, y.shape);
         }
-        Ok((0..x.len()).filter(|&i| self.want[i]).map(|i| x[i].clone()).collect())
+        Ok(x.iter().zip(self.want).filter(|(_, w)| *w).map(|(x, _)| x.clone()).collect())
     }
 
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
         let (x, g) = (&x[..x.len() - 1], x[x.len() - 1]);
-        let a = self.of.options.attention(x)?;
+        let a = self.of.attention(x)?;
         let mut outs = y.iter_mut();
         let [q, k, v, mask] = self.want.map(|w| if w { outs.next() } else { None });
         with_float!(x[0].dtype(), T => {
@@ -385,7 +279,7 @@ impl Op for SdpaVjp {
         let (x, g) = (&x[..x.len() - 1], &x[x.len() - 1]);
         let mut outs = y.iter_mut();
         let bars = self.want.map(|w| if w { outs.next() } else { None });
-        self.of.options.attention_on_device(x)?.backward(g, bars)
+        self.of.attention_on_device(x)?.backward(g, bars)
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
@@ -398,8 +292,9 @@ impl Op for SdpaVjp {
         let mut outputs = 0;
         let bars: Vec<Option<Tensor>> = (0..n)
             .map(|i| {
-                let bar = if self.want[i] { y_bar.get(outputs).cloned() } else { None };
-                outputs += usize::from(self.want[i]);
+                let wanted = self.want.get(i) == Some(&true);
+                let bar = if wanted { y_bar.get(outputs).cloned() } else { None };
+                outputs += usize::from(wanted);
                 bar
             })
             .collect();
@@ -421,17 +316,33 @@ impl SdpaOp {
         };
         let (hq, hkv) = (q.shape()[r - 3], k.shape()[r - 3]);
         let group = hq.checked_div(hkv).unwrap_or(1);
-        let scale = Tensor::full_on((), self.options.scale_for(d), q.dtype(), q.device())?;
+        let full = |shape: &[usize], x: f64| Tensor::full_on(shape, x, q.dtype(), q.device());
+        let options = self.options.numbers(d);
         let k = k.reshape(grouped(hkv, 1, tk, d))?;
-        let mut s = q.reshape(grouped(hkv, group, tq, d))?.matmul_nt(&k)?.mul(&scale)?.reshape(&scores)?;
-        // What is forbidden, as a constant.
-        if self.options.causal {
-            let hidden = Tensor::full_on([tq, tk], f64::NEG_INFINITY, q.dtype(), q.device())?;
-            s = s.add(&hidden.triu(tk as isize - tq as isize + 1)?)?;
+        let mut s = q.reshape(grouped(hkv, group, tq, d))?.matmul_nt(&k)?.mul(&full(&[], options.scale)?)?.reshape(&scores)?;
+        if let Some(c) = options.softcap {
+            let c = full(&[], c)?;
+            s = s.div(&c)?.tanh()?.mul(&c)?;
         }
-        match x.get(3) {
+        // What is forbidden, as a constant.
+        let (mask, offsets) = self.parts(x);
+        if let Some((of_q, of_k)) = offsets {
+            let list = |x: &Tensor| x.detach().cast(I64)?.to_vec::<i64>();
+            let (of_q, of_k) = (check_offsets("queries", &list(of_q)?, tq)?, check_offsets("keys", &list(of_k)?, tk)?);
+            let seen = seen_packed(options.band, &of_q, &of_k);
+            let hidden: Vec<f32> =
+                seen.iter().flat_map(|r| (0..tk).map(|j| if r.contains(&j) { 0.0 } else { f32::NEG_INFINITY })).collect();
+            s = s.add(&Tensor::from_vec(hidden, [tq, tk])?.to_device(q.device())?.cast(q.dtype())?)?;
+        } else if let Some((left, right)) = options.band {
+            let hidden = full(&[tq, tk], f64::NEG_INFINITY)?;
+            // A diagonal beyond the corners is as good as one at them.
+            let own = tk as isize - tq as isize;
+            let ahead = |n: usize| isize::try_from(n).unwrap_or(isize::MAX).min((tq + tk) as isize);
+            s = s.add(&hidden.triu(own + ahead(right) + 1)?)?.add(&hidden.tril(own - ahead(left) - 1)?)?;
+        }
+        match mask {
             Some(m) if self.boolean => {
-                let open = Tensor::full_on(m.shape(), 0.0, q.dtype(), q.device())?;
+                let open = full(m.shape(), 0.0)?;
                 s = s.add(&open.masked_fill(&m.detach().logical_not()?, f64::NEG_INFINITY)?)?;
             }
             Some(m) => s = s.add(m)?,
@@ -465,11 +376,12 @@ impl Tensor {
     /// # Gradient
     /// Of `q`, `k`, `v` and an additive mask, by a fused kernel that computes the weights again: q, k, v and the mask are
     /// saved, and nothing of the size of the scores. A query that sees no key gives exactly 0 and takes and gives no gradient.
+    /// Behind a soft cap the slope is `1 / cosh²(s / c)`, without cancellation for large scores.
     ///
     /// # Shapes
     /// `q [.., Hq, Tq, D]`, `k [.., Hkv, Tk, D]`, `v [.., Hkv, Tk, Dv]` give `[.., Hq, Tq, Dv]`. Leading axes are equal. Query
     /// head `h` reads key head `h / (Hq / Hkv)`. The mask broadcasts to `[.., Hq, Tq, Tk]`: `u8` (1 = attend), or a float
-    /// that is added to the scores, −∞ to forbid. Causal attention aligns the last query with the last key.
+    /// that is added to the scores, −∞ to forbid. Causal attention and windows align the last query with the last key.
     ///
     /// # Numerics
     /// Scores and sums in f32 (f64 for f64) whatever the storage type, over whole rows. Keys of weight exactly 0 (masked, or
@@ -478,14 +390,61 @@ impl Tensor {
     ///
     /// # Errors
     /// Shape error when operands or mask do not fit; dtype error unless q, k, v have one float type and the mask is `u8` or
-    /// float; argument error for a dropout outside `[0, 1]` or without a key, and for a scale that is not finite.
+    /// float; argument error for a dropout outside `[0, 1]` or without a key, for a scale that is not finite, and for a soft
+    /// cap that is not positive and finite.
     #[track_caller]
     pub fn scaled_dot_product_attention(&self, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, options: Sdpa) -> Result<Tensor> {
-        let boolean = mask.is_some_and(|m| m.dtype() == U8);
-        let op = SdpaOp { options, boolean };
+        let op = SdpaOp { options, boolean: mask.is_some_and(|m| m.dtype() == U8), packed: false };
         match mask {
             Some(m) => apply1(op, &[self, k, v, m]),
             None => apply1(op, &[self, k, v]),
+        }
+    }
+
+    /// Attention within sequences of different lengths that lie one behind the other, without padding.
+    ///
+    /// Sequence `s` has the queries `offsets_q[s]..offsets_q[s + 1]` and the keys `offsets_k[s]..offsets_k[s + 1]`; scores of
+    /// different sequences are not computed. Both lists of integers start with 0 and end with the number of rows.
+    ///
+    /// ```
+    /// use cotangent::{F64, Key, Tensor, ops::Sdpa, value_and_grad};
+    /// let x = Tensor::randn([1, 5, 4], F64, Key::new(1))?; // [heads, time, D]: sequences of 3 and of 2 rows
+    /// let offsets = Tensor::from_slice(&[0i64, 3, 5], [3])?;
+    /// let attend = |x: &Tensor| x.scaled_dot_product_attention_packed(x, x, None, &offsets, &offsets, Sdpa::causal());
+    /// let (_, g) = value_and_grad(&x, |x| attend(x)?.slice(1, 3..5)?.sum(..))?;
+    /// assert!(g.slice(1, 0..3)?.to_vec::<f64>()?.iter().all(|&g| g == 0.0)); // the other sequence
+    /// assert!(g.slice(1, 3..5)?.to_vec::<f64>()?.iter().all(|&g| g != 0.0));
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    ///
+    /// # Gradient
+    /// As [`Tensor::scaled_dot_product_attention`]; the offsets have none.
+    ///
+    /// # Shapes
+    /// As there, with the rows of all sequences on the axis of time; offsets `[n + 1]` for `n` sequences, of which any may be
+    /// empty. Causal attention and windows align the last query of a sequence with its last key. Dropout masks are drawn, and
+    /// masks broadcast, by the place among all rows.
+    ///
+    /// # Numerics
+    /// As there. On a GPU reading the offsets back waits for the device, except in a captured step, whose replay checks them.
+    ///
+    /// # Errors
+    /// As there; dtype error for offsets that are no integers; argument error for offsets that fall, do not start with 0 or
+    /// do not end with the number of rows.
+    #[track_caller]
+    pub fn scaled_dot_product_attention_packed(
+        &self,
+        k: &Tensor,
+        v: &Tensor,
+        mask: Option<&Tensor>,
+        offsets_q: &Tensor,
+        offsets_k: &Tensor,
+        options: Sdpa,
+    ) -> Result<Tensor> {
+        let op = SdpaOp { options, boolean: mask.is_some_and(|m| m.dtype() == U8), packed: true };
+        match mask {
+            Some(m) => apply1(op, &[self, k, v, m, offsets_q, offsets_k]),
+            None => apply1(op, &[self, k, v, offsets_q, offsets_k]),
         }
     }
 }

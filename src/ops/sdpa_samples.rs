@@ -10,14 +10,14 @@ use crate::testing::{Gen, Input, Purpose, Sample};
 const INF: f64 = f64::INFINITY;
 
 fn op(options: Sdpa, mask: Option<&Input>) -> SdpaOp {
-    SdpaOp { options, boolean: mask.is_some_and(|m| m.dtype() == Some(U8)) }
+    SdpaOp { options, boolean: mask.is_some_and(|m| m.dtype() == Some(U8)), packed: false }
 }
 
 /// Extents of a problem: batch, query heads, key heads, queries, keys, D, Dv.
-struct Size([usize; 7]);
+pub(super) struct Size(pub(super) [usize; 7]);
 
 impl Size {
-    fn qkv(&self, g: &mut Gen, magnitude: f64) -> Vec<Input> {
+    pub(super) fn qkv(&self, g: &mut Gen, magnitude: f64) -> Vec<Input> {
         let [b, hq, hkv, tq, tk, d, dv] = self.0;
         vec![g.normal_with([b, hq, tq, d], magnitude, 0.0), g.normal_with([b, hkv, tk, d], magnitude, 0.0), g.normal([b, hkv, tk, dv])]
     }
@@ -65,6 +65,7 @@ pub(super) fn samples(g: &mut Gen) -> Vec<Sample<SdpaOp>> {
     masks(g, &mut out, &dropout);
     values(g, &mut out);
     rejects(g, &mut out);
+    out.extend(super::sdpa_option_samples::samples(g));
     for (size, options) in [
         ([4, 12, 12, 512, 512, 64, 64], Sdpa::causal()),
         ([8, 6, 6, 256, 256, 64, 64], Sdpa::causal()),

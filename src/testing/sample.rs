@@ -100,6 +100,8 @@ pub struct Sample<O> {
     pub note: &'static str,
     /// Inputs that have no derivative by contract (saved statistics, masks given as floats).
     pub no_grad: Vec<usize>,
+    /// Inputs that repeating some of their elements would make invalid: the suite gives them no layout with stride 0.
+    pub unrepeated: Vec<usize>,
     /// No derivative in the classical sense at these inputs: finite differences are skipped, the documented
     /// subgradient is still checked against the definition.
     pub kink: bool,
@@ -109,7 +111,7 @@ pub struct Sample<O> {
 
 impl<O> Sample<O> {
     fn new(op: O, inputs: impl Into<Vec<Input>>, purpose: Purpose) -> Self {
-        Sample { op, inputs: inputs.into(), purpose, note: "", no_grad: Vec::new(), kink: false, first_order_only: false }
+        Sample { op, inputs: inputs.into(), purpose, note: "", no_grad: Vec::new(), unrepeated: Vec::new(), kink: false, first_order_only: false }
     }
 
     /// Value and derivatives are checked.
@@ -146,6 +148,13 @@ impl<O> Sample<O> {
         self
     }
 
+    /// Elements of these inputs depend on each other; see [`Sample::unrepeated`].
+    #[must_use]
+    pub fn unrepeated(mut self, inputs: &[usize]) -> Self {
+        self.unrepeated = inputs.to_vec();
+        self
+    }
+
     /// The inputs sit on a kink; see [`Sample::kink`].
     #[must_use]
     pub fn at_kink(mut self) -> Self {
@@ -169,6 +178,7 @@ impl<O> Sample<O> {
             purpose: self.purpose,
             note: self.note,
             no_grad: self.no_grad,
+            unrepeated: self.unrepeated,
             kink: self.kink,
             first_order_only: self.first_order_only,
         }

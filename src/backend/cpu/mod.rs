@@ -4,6 +4,9 @@
 //! bitwise the same on any pool.
 
 pub(crate) mod attention;
+mod attention_decode;
+mod attention_panel;
+mod attention_plan;
 mod buffer;
 pub(crate) mod gemm;
 pub(crate) mod index;

@@ -1,21 +1,33 @@
 //! Attention: operands as stacks of matrices, and the launches of kernels/sdpa.cu.
 
+use super::buffer::Buffer;
 use super::capture;
 use super::context::Context;
-use super::kernels::sdpa as kernels;
+use super::kernels::{sdpa as kernels, sdpa_decode, sdpa_packed};
 use super::launch::{Dst, Grid, Src, View};
+use super::map::THREADS as EACH;
 use super::operand::{In, Out};
-use crate::dtype::DType;
-use crate::error::Result;
+use crate::backend::attention::{Options, check_offsets, seen};
+use crate::dtype::{DType, I64};
+use crate::error::{Result, bail};
 use crate::layout::Layout;
-use crate::rng::{Key, bernoulli_threshold};
+use crate::rng::bernoulli_threshold;
 use crate::shape::Shape;
 
 /// Rows and columns of a tile, and threads of a block: those of kernels/sdpa.cu.
 const TILE: usize = 32;
 const THREADS: u32 = 64;
 
-/// A stack of matrices: `struct Heads` of kernels/sdpa.cu.
+/// Query rows that share a key head up to which they are answered by kernels/sdpa_decode.cu, its widest head, its most keys of
+/// a run, its rows and threads of a block; and how many blocks keep a large GPU busy.
+const FEW: usize = 32;
+const WIDEST: usize = 256;
+const KEYS: usize = 256;
+const ROWS: usize = 8;
+const DECODERS: u32 = 128;
+const BUSY: usize = 512;
+
+/// A stack of matrices: `struct Heads` of kernels/common/attention.cuh.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Heads {
@@ -25,7 +37,7 @@ pub(crate) struct Heads {
     pub col: i64,
 }
 
-/// Extents and options: `struct Scores` of kernels/sdpa.cu.
+/// Extents and options: `struct Scores` of kernels/common/attention.cuh.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scores {
@@ -36,13 +48,20 @@ pub(crate) struct Scores {
     pub d: i64,
     pub dv: i64,
     pub scale: f64,
+    /// 0 without a cap.
+    pub softcap: f64,
     pub inverse_keep: f64,
     pub seed: u64,
     pub stream: u64,
     /// Address of the two words of the key in a captured step, else 0.
     pub live: u64,
     pub threshold: u64,
-    pub causal: i32,
+    /// Keys that a query sees before and behind its own place, when `banded`.
+    pub left: i64,
+    pub right: i64,
+    /// Address of the pairs {first key, end} of every query of packed sequences, else 0.
+    pub spans: u64,
+    pub banded: i32,
     pub dropout: i32,
 }
 
@@ -64,6 +83,8 @@ pub(crate) struct Attention<'a> {
     added: Option<Src<'a>>,
     mask: Heads,
     scores: Scores,
+    /// What `scores.spans` points to.
+    _spans: Option<Buffer>,
     /// Leading axes of the queries.
     lead: Shape,
     dtype: DType,
@@ -71,22 +92,35 @@ pub(crate) struct Attention<'a> {
 }
 
 impl<'a> Attention<'a> {
-    /// Of `q`, `k`, `v` and perhaps a mask, in shapes that fit.
-    pub(crate) fn new(x: &[In<'a>], scale: f64, causal: bool, dropout: Option<(Key, f64)>) -> Result<Self> {
+    /// In shapes that fit; the offsets are those of packed sequences.
+    pub(crate) fn new(
+        [q, k, v]: [&In<'a>; 3],
+        mask: Option<&In<'a>>,
+        offsets: Option<(&In<'a>, &In<'a>)>,
+        options: &Options,
+    ) -> Result<Self> {
         let operand = |x: &In<'a>| -> Result<(Src<'a>, Heads)> { Ok((x.at(x.layout()), Heads::new(x.layout())?)) };
-        let (qs, ks, vs) = (x[0].shape(), x[1].shape(), x[2].shape());
-        let r = qs.rank();
-        let q = operand(&x[0])?;
-        let (mut allowed, mut added, mut mask) = (None, None, q.1);
-        if let Some(m) = x.get(3) {
+        let (qs, ks, vs) = (q.shape(), k.shape(), v.shape());
+        let (r, on, dtype) = (qs.rank(), q.context(), q.dtype());
+        let (q, k, v) = (operand(q)?, operand(k)?, operand(v)?);
+        let (mut allowed, mut added, mut heads) = (None, None, q.1);
+        if let Some(m) = mask {
             let layout = m.layout().expand(&qs.with_dim(r - 1, ks[r - 2]))?;
-            mask = Heads::new(&layout)?;
+            heads = Heads::new(&layout)?;
             let at = Some(m.at(&layout));
             *(if m.dtype() == DType::U8 { &mut allowed } else { &mut added }) = at;
         }
+        let dropout = options.dropout;
         let (seed, stream) = dropout.map_or((0, 0), |(key, _)| key.parts());
         let live = dropout.map(|(key, _)| capture::key_words(key)).transpose()?.flatten();
         let keep = dropout.map_or(1.0, |(_, keep)| keep);
+        // Far beyond any place, and far from overflow.
+        let reach = |n: usize| i64::try_from(n).unwrap_or(i64::MAX).min(i64::MAX / 4);
+        let (left, right) = options.band.map_or((reach(usize::MAX), reach(usize::MAX)), |(l, r)| (reach(l), reach(r)));
+        let spans = match offsets {
+            Some((of_q, of_k)) => Some(spans(on, of_q, of_k, qs[r - 2], ks[r - 2], left, right)?),
+            None => None,
+        };
         let scores = Scores {
             heads: qs[..r - 2].iter().product::<usize>() as i64,
             group: qs[r - 3].checked_div(ks[r - 3]).unwrap_or(1) as i64,
@@ -94,17 +128,20 @@ impl<'a> Attention<'a> {
             tk: ks[r - 2] as i64,
             d: qs[r - 1] as i64,
             dv: vs[r - 1] as i64,
-            scale,
+            scale: options.scale,
+            softcap: options.softcap.unwrap_or(0.0),
             inverse_keep: if keep > 0.0 { 1.0 / keep } else { 0.0 },
             seed,
             stream,
             live: live.unwrap_or(0),
             threshold: bernoulli_threshold(keep),
-            causal: i32::from(causal),
+            left,
+            right,
+            spans: spans.as_ref().map_or(0, |b| Src::new(b, 0).addr()),
+            banded: i32::from(options.band.is_some()),
             dropout: i32::from(dropout.is_some()),
         };
-        let (k, v) = (operand(&x[1])?, operand(&x[2])?);
-        Ok(Attention { q, k, v, allowed, added, mask, scores, lead: qs[..r - 2].into(), dtype: x[0].dtype(), on: x[0].context() })
+        Ok(Attention { q, k, v, allowed, added, mask: heads, scores, _spans: spans, lead: qs[..r - 2].into(), dtype, on })
     }
 
     /// One block for each tile of `rows` and of `cols`, of each of `count` matrices.
@@ -126,6 +163,9 @@ impl<'a> Attention<'a> {
         let [heads, tq, _, _, dv] = self.extents();
         let (allowed, added) = (self.allowed.as_ref(), self.added.as_ref());
         let (q, k, v) = (&self.q, &self.k, &self.v);
+        if self.is_decoding() {
+            return self.decode(y);
+        }
         kernels::forward(
             self.on,
             self.grid(heads, tq, dv),
@@ -141,6 +181,41 @@ impl<'a> Attention<'a> {
             self.mask,
             self.scores,
         )
+    }
+
+    /// Whether few queries meet many keys: reading these is all the work, and one block a head would leave the device idle.
+    fn is_decoding(&self) -> bool {
+        let ([_, tq, tk, d, _], s) = (self.extents(), &self.scores);
+        s.group as usize * tq <= FEW && tk >= 2 * TILE && d <= WIDEST && s.dropout == 0 && s.spans == 0
+    }
+
+    /// Runs of keys side by side, then their results together.
+    fn decode(&self, y: &mut Out<'_>) -> Result<()> {
+        let (on, s) = (self.on, self.scores);
+        let [heads, tq, tk, _, dv] = self.extents();
+        // What no query sees is not read.
+        let band = (s.banded != 0).then_some((s.left as usize, s.right as usize));
+        let (first, end) = (seen(band, 0, tq, tk).start, seen(band, tq - 1, tq, tk).end);
+        if first >= end {
+            return y.zero(on);
+        }
+        let rows = s.group as usize * tq;
+        let side_by_side = heads / s.group as usize * rows.div_ceil(ROWS);
+        // Long runs leave less to put together, short ones keep more blocks busy: by the sizes alone.
+        let keys = ((end - first) * side_by_side / BUSY).next_multiple_of(TILE).clamp(TILE, KEYS);
+        let runs = (end - first).div_ceil(keys);
+        let acc = if self.dtype == DType::F64 { DType::F64 } else { DType::F32 };
+        let mut stats = on.alloc(acc, 2 * heads * tq * runs)?;
+        let mut sums = on.alloc(acc, heads * tq * runs * dv)?;
+        let (allowed, added) = (self.allowed.as_ref(), self.added.as_ref());
+        let (q, k, v) = (&self.q, &self.k, &self.v);
+        let grid = Grid::rows(side_by_side * runs, DECODERS, on.grid_cap());
+        let (to, of) = (Dst::new(&mut stats), Dst::new(&mut sums));
+        let [first, end, keys] = [first, end, keys].map(|n| n as i64);
+        sdpa_decode::part(on, grid, &to, &of, &q.0, q.1, &k.0, k.1, &v.0, v.1, allowed, added, self.mask, s, first, end, keys)?;
+        let grid = Grid::over(y.numel(), EACH, on.grid_cap());
+        let [rows, runs, dv] = [heads * tq, runs, dv].map(|n| n as i64);
+        sdpa_decode::combine(on, grid, &y.dst(), &Src::new(&stats, 0), &Src::new(&sums, 0), rows, runs, dv)
     }
 
     /// The wanted cotangents of q, k, v and an additive mask, given that of y.
@@ -198,4 +273,30 @@ impl<'a> Attention<'a> {
         }
         Ok(())
     }
+}
+
+/// The pairs {first key, end} of every query of packed sequences, whose offsets are checked. Waits for the device, except in
+/// a captured step, whose replay checks them.
+fn spans(on: &'static Context, of_q: &In<'_>, of_k: &In<'_>, tq: usize, tk: usize, left: i64, right: i64) -> Result<Buffer> {
+    let (q, k) = (of_q.contiguous_as(I64)?, of_k.contiguous_as(I64)?);
+    let words = of_q.numel();
+    let judge = move |found: &[i64]| {
+        check_offsets("queries", &found[..words], tq)?;
+        check_offsets("keys", &found[words..], tk).map(drop)
+    };
+    let mut to = on.alloc(I64, 2 * tq)?;
+    let [n, tq, tk] = [words - 1, tq, tk].map(|n| n as i64);
+    let launch = |to: &Dst<'_>, found: &Dst<'_>| {
+        let grid = Grid::over((tq as usize).max(words), EACH, on.grid_cap());
+        sdpa_packed::spans(on, grid, to, found, &q.src(), &k.src(), n, tq, tk, left, right)
+    };
+    if capture::is_capturing(on) {
+        let Some(found) = capture::check(2 * words, judge)? else { bail!(capture, "the capture has ended") };
+        launch(&Dst::new(&mut to), &found)?;
+    } else {
+        let mut found = on.alloc(I64, 2 * words)?;
+        launch(&Dst::new(&mut to), &Dst::new(&mut found))?;
+        judge(&found.download::<i64>()?)?;
+    }
+    Ok(to)
 }

@@ -139,7 +139,10 @@ impl Case<'_> {
     pub(super) fn arranged(&self, dtype: DType, how: impl Fn(usize) -> (Arrangement, usize)) -> Result<(Operands, bool)> {
         let (mut tensors, mut values, mut all) = (Vec::new(), Vec::new(), true);
         for (i, raw) in self.raw.iter().enumerate() {
-            let (a, turn) = how(i);
+            let (mut a, turn) = how(i);
+            if a == Arrangement::Expanded && self.s.unrepeated.contains(&i) {
+                a = Arrangement::Contiguous;
+            }
             let (t, got) = place(raw, self.shape(i), self.input_dtype(i, dtype), a, turn)?;
             all &= got;
             values.push(t.to_f64_vec()?);
