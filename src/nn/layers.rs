@@ -198,8 +198,22 @@ impl Activation {
             Activation::Gelu => x.gelu(),
             Activation::GeluTanh => x.gelu_tanh(),
             Activation::Relu => x.relu(),
-            Activation::ReluSquared => x.relu()?.square(),
+            Activation::ReluSquared => x.relu_squared(),
             Activation::Silu => x.silu(),
+        }
+    }
+
+    /// `f(gate)·up`: one op each way for SwiGLU and GEGLU, two for the others.
+    ///
+    /// # Errors
+    /// Shape error when the shapes differ; dtype error for integers.
+    #[track_caller]
+    pub fn gate(self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        match self {
+            Activation::Gelu => gate.geglu(up),
+            Activation::GeluTanh => gate.geglu_tanh(up),
+            Activation::Silu => gate.swiglu(up),
+            Activation::Relu | Activation::ReluSquared => self.apply(gate)?.mul(up),
         }
     }
 }

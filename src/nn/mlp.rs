@@ -87,8 +87,7 @@ impl GatedMlp {
     /// Shape error when the last axis is not the width.
     #[track_caller]
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let gate = self.activation.apply(&self.gate_proj.forward(x)?)?;
-        self.down_proj.forward(&gate.mul(&self.up_proj.forward(x)?)?)
+        self.down_proj.forward(&self.activation.gate(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?)
     }
 }
 

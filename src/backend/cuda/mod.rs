@@ -35,7 +35,7 @@ pub use driver::Properties;
 #[cfg(feature = "emulator")]
 pub use emulated::{idle_kernels, set_emulated_order};
 pub use lines::GroupKernels;
-pub use map::{BinaryKernels, UnaryKernels};
+pub use map::{BinaryKernels, GatedKernels, UnaryKernels};
 pub use operand::{In, Out};
 
 pub(crate) use buffer::Buffer;
