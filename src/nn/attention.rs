@@ -206,7 +206,7 @@ impl MultiHeadAttention {
                 None => RopePositions::From(with.cache.as_ref().map_or(0, |c| c.len())),
             };
             let rope = Rotary { positions, ..rope.clone() };
-            (q, k) = (q.rope(&rope)?, k.rope(&rope)?);
+            (q, k) = q.rope_with_key(&k, &rope)?;
         }
         let y = attend(&q, k, v, c.causal, c.dropout, with).map_err(|e| e.called_at(at))?;
         self.o_proj.forward(&y)

@@ -23,6 +23,7 @@ pub mod gather;
 pub mod group;
 pub mod index_select;
 pub mod linear;
+pub mod linear_cross_entropy;
 pub mod log_softmax;
 pub mod logical;
 pub mod loss;
@@ -190,6 +191,7 @@ registry! {
         cross_entropy::CrossEntropyVjp,
         cumsum::Cumsum,
         dropout::Dropout,
+        dropout::DropoutAdd,
         embedding::Embedding,
         embedding::EmbeddingVjp,
         embedding::OneHot,
@@ -234,6 +236,7 @@ registry! {
         norm::RmsNorm,
         pad::Pad,
         rope::Rope,
+        rope::RopePair,
         sdpa::SdpaOp,
         sdpa::SdpaVjp,
         select::MaskedFill,
@@ -251,6 +254,8 @@ registry! {
     rounding: [
         add_norm::AddNorm<false>,
         add_norm::AddNorm<true>,
+        linear_cross_entropy::LinearCrossEntropy,
+        linear_cross_entropy::LinearCrossEntropyVjp,
     ]
     views: [
         diagonal::Diagonal,

@@ -17,6 +17,7 @@ pub(crate) mod gemm;
 pub(crate) mod index;
 pub(crate) mod kernels;
 pub(crate) mod launch;
+pub(crate) mod linear_loss;
 pub(crate) mod lines;
 pub(crate) mod load;
 pub(crate) mod loss;
