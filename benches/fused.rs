@@ -56,9 +56,13 @@ fn main() -> Result<()> {
     }
     // What fusing GELU into the product that feeds it could save: the activation's share of the two.
     let dense = [random(&[1024, 768], F32, 1)?, random(&[3072, 768], F32, 2)?, random(&[3072], F32, 3)?];
-    compare("linear 1024x768x3072, without and with gelu", 9, &dense, |x| x[0].linear(&x[1], Some(&x[2])), |x| {
-        x[0].linear(&x[1], Some(&x[2]))?.gelu()
-    })?;
+    compare(
+        "linear 1024x768x3072, without and with gelu",
+        9,
+        &dense,
+        |x| x[0].linear(&x[1], Some(&x[2])),
+        |x| x[0].linear(&x[1], Some(&x[2]))?.gelu(),
+    )?;
     for (n, width, classes) in [(1024i32, 384, 8192), (512, 768, 50_257)] {
         let targets = Tensor::arange(0.0, f64::from(n), 1.0, I64)?;
         let x = [random(&[n as usize, width], F32, 1)?, random(&[classes, width], F32, 2)?.mul_scalar(0.02)?, targets];

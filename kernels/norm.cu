@@ -10,6 +10,7 @@
 // Memory       forward x, y (with a residual x, r, sum, y); derivative x, y_bar, x_bar (and what is added); 2 numbers per row, and a row
 //              of w_bar and b_bar per team
 // Aliasing     results are fresh memory; x and r may be one tensor
+// Tried        not yet timed on a GPU
 // Determinism  sums have the shape of team and grid, which follow from the shape of x
 #include "common/moments.cuh"
 #include "common/rows.cuh"

@@ -8,7 +8,8 @@ use crate::testing::{Gen, Input, Sample};
 
 pub(super) fn samples(g: &mut Gen) -> Vec<Sample<CrossEntropyLoss>> {
     let inf = f64::INFINITY;
-    let plain = CrossEntropyLoss { ignore_index: Some(-100), label_smoothing: 0.0, reduction: Reduction::Mean, weighted: false, z_loss: 0.0 };
+    let plain =
+        CrossEntropyLoss { ignore_index: Some(-100), label_smoothing: 0.0, reduction: Reduction::Mean, weighted: false, z_loss: 0.0 };
     let ints = |shape: &[usize], v: &[i64]| Input::ints(DType::I64, shape, v);
     let mut out = Vec::new();
     // Every option with every other one, with and without ignored targets.

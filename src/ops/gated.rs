@@ -94,10 +94,17 @@ impl<G: Gate> Describe for Gated<G> {
         out.push(Sample::value(op.clone(), [Input::values([16], tails), g.normal([16])]).note("D3, D4: tails"));
         let limits = [f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 1e30, -1e30];
         out.push(Sample::value(op.clone(), [Input::values([5], limits), Input::values([5], [1.5; 5])]).note("f(−∞) = 0"));
-        out.push(Sample::value(op.clone(), [g.uniform([3 * map::PIECE + 5], -4.0, 4.0), g.normal([3 * map::PIECE + 5])]).note("several parallel pieces"));
+        out.push(
+            Sample::value(op.clone(), [g.uniform([3 * map::PIECE + 5], -4.0, 4.0), g.normal([3 * map::PIECE + 5])])
+                .note("several parallel pieces"),
+        );
         out.push(Sample::reject(op.clone(), [g.normal([2, 3]), g.normal([3])], ErrorKind::Shape).note("nothing broadcasts"));
         out.push(Sample::reject(op.clone(), [g.normal([2]), g.normal([2]).of_dtype(F64)], ErrorKind::Dtype));
-        out.push(Sample::reject(op.clone(), [Input::ints(DType::I64, [2], &[1, 2]), Input::ints(DType::I64, [2], &[1, 2])], ErrorKind::Dtype));
+        out.push(Sample::reject(
+            op.clone(),
+            [Input::ints(DType::I64, [2], &[1, 2]), Input::ints(DType::I64, [2], &[1, 2])],
+            ErrorKind::Dtype,
+        ));
         out.push(Sample::bench(op, [g.normal([1024, 4096]), g.normal([1024, 4096])]));
         out
     }

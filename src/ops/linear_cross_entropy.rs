@@ -9,11 +9,11 @@ use crate::backend::cpu::par::*;
 use crate::backend::cpu::{self, Buffer, Compute, Contiguous, Real, map, rows, simd};
 use crate::backend::cuda::{self, linear_loss};
 use crate::dtype::{DType, Element, with_float};
-use crate::error::{ErrorKind, Result, bail};
+use crate::error::{Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, apply, apply1, expect};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
-use crate::testing::{Gen, Input, Nd, Purpose, Sample, Scalar};
+use crate::testing::{Gen, Nd, Sample, Scalar};
 use smallvec::{SmallVec, smallvec};
 use std::ops::Range;
 
@@ -53,7 +53,9 @@ impl LinearCrossEntropy {
     fn logits(&self, x: &[Spec]) -> Result<Spec> {
         let dtype = expect::same_float(&x[..2])?;
         let (xs, ws) = (&x[0].shape, &x[1].shape);
-        let Some((&k, lead)) = xs.split_last() else { bail!(shape, "x {xs} has no axis to map; expected x [.., in], weight [classes, in]") };
+        let Some((&k, lead)) = xs.split_last() else {
+            bail!(shape, "x {xs} has no axis to map; expected x [.., in], weight [classes, in]")
+        };
         if ws.rank() != 2 || ws[1] != k {
             bail!(shape, "inner extents differ: x {xs}, weight {ws}; expected x [.., in], weight [classes, in]");
         }
@@ -113,61 +115,7 @@ impl Describe for LinearCrossEntropy {
     }
 
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
-        let plain = CrossEntropy::default().op();
-        let op = |of: &CrossEntropyLoss, keep| LinearCrossEntropy { of: of.clone(), rows: 2, keep };
-        let ints = |shape: &[usize], v: &[i64]| Input::ints(DType::I64, shape, v);
-        let mut out = Vec::new();
-        for reduction in [Reduction::Mean, Reduction::Sum, Reduction::None] {
-            for label_smoothing in [0.0, 0.1] {
-                for weighted in [false, true] {
-                    for z_loss in [0.0, 0.3] {
-                        let of = CrossEntropyLoss { ignore_index: Some(-1), label_smoothing, reduction, weighted, z_loss };
-                        let mut x = vec![g.normal([5, 3]), g.normal([4, 3]), ints(&[5], &[0, -1, 2, 3, 1])];
-                        x.extend(weighted.then(|| g.uniform([4], 0.2, 2.0)));
-                        out.push(
-                            Sample::check(op(&of, [false; 2]), x)
-                                .no_grad(if weighted { &[3] } else { &[] })
-                                .note("C2, C5, C6, C8: every pair of options, with an ignored target and a last piece of one row"),
-                        );
-                    }
-                }
-            }
-        }
-        for keep in [[true, true], [true, false], [false, true]] {
-            for reduction in [Reduction::Mean, Reduction::Sum] {
-                let of = CrossEntropyLoss { label_smoothing: 0.1, reduction, weighted: true, ..plain.clone() };
-                let x = [g.normal([5, 3]), g.normal([4, 3]), ints(&[5], &[0, -100, 2, 3, 1]), g.uniform([4], 0.2, 2.0)];
-                out.push(Sample::check(op(&of, keep), x).no_grad(&[3]).note("gradients computed beside the loss"));
-            }
-        }
-        for targets in [[-100, -100, -100], [0, 2, 1]] {
-            out.push(
-                Sample::check(op(&plain, [false; 2]), [g.normal([3, 2]), g.normal([3, 2]), ints(&[3], &targets)])
-                    .note("C7: all targets ignored: zero, with zero gradients; and none"),
-            );
-        }
-        out.extend([
-            Sample::check(op(&plain, [false; 2]), [g.normal([2, 3, 4]), g.normal([7, 4]), g.below(DType::I64, [2, 3], 7)])
-                .note("[batch, time, width]: pieces across batches"),
-            Sample::check(op(&plain, [false; 2]), [g.normal([4]), g.normal([3, 4]), g.below(DType::U8, (), 3)]).note("one row without an axis"),
-            Sample::check(op(&plain, [false; 2]), [g.normal([0, 3]), g.normal([4, 3]), ints(&[0], &[])]).note("B16: no rows"),
-            Sample::check(op(&plain, [false; 2]), [g.normal([3, 0]), g.normal([4, 0]), ints(&[3], &[0, 1, 2])]).note("no width"),
-            Sample::check(op(&plain, [false; 2]), [g.normal([3, 1]), g.normal([1, 1]), ints(&[3], &[0, 0, 0])]).note("one class"),
-            Sample::value(
-                LinearCrossEntropy { rows: 33, ..op(&plain, [false; 2]) },
-                [g.normal([70, 24]), g.normal([130, 24]), g.below(DType::I64, [70], 130)],
-            )
-            .note("pieces that do not divide the rows"),
-            Sample::reject(op(&plain, [false; 2]), [g.normal([3, 4]), g.normal([5, 3]), ints(&[3], &[0, 1, 2])], ErrorKind::Shape),
-            Sample::reject(op(&plain, [false; 2]), [g.normal([3, 4]), g.normal([5, 4]), ints(&[2], &[0, 1])], ErrorKind::Shape),
-            Sample::reject(op(&plain, [false; 2]), [g.normal([1, 4]), g.normal([5, 4]), ints(&[1], &[5])], ErrorKind::Index),
-            Sample::reject(op(&plain, [false; 2]), [g.normal([1, 4]), g.normal([5, 4]), g.normal([1])], ErrorKind::Dtype),
-            Sample::bench(
-                LinearCrossEntropy { rows: 333, ..op(&plain, [false; 2]) },
-                [g.normal([512, 768]), g.normal([50_257, 768]), g.below(DType::I64, [512], 50_257)],
-            ),
-        ]);
-        out
+        super::linear_cross_entropy_samples::samples(g)
     }
 }
 
@@ -208,7 +156,15 @@ impl Op for LinearCrossEntropy {
         let weights = cuda::loss::weights(x.get(3))?;
         let weights = weights.as_ref().map(cuda::Dense::src);
         let targets = cuda::loss::Targets::read(&x[2], o.classes, self.of.ignore_index, weights.as_ref(), true)?;
-        let head = linear_loss::Head { x: &x[0], w: &x[1], targets: &targets, weights: weights.as_ref(), options: o, rows: x[2].numel(), chunk: self.rows };
+        let head = linear_loss::Head {
+            x: &x[0],
+            w: &x[1],
+            targets: &targets,
+            weights: weights.as_ref(),
+            options: o,
+            rows: x[2].numel(),
+            chunk: self.rows,
+        };
         let keep = self.kept(x[0].dtype());
         head.forward(y, stats, [keep[0].then_some(dx), keep[1].then_some(dw)])
     }
@@ -249,7 +205,8 @@ impl Describe for LinearCrossEntropyVjp {
         let (w, width, classes) = (&x[1], x[1].shape[1], x[1].shape[0]);
         let n = x[2].data.len();
         let dot = |i: usize, c: usize| S::sum(&(0..width).map(|k| x[0].data[i * width + k] * w.data[c * width + k]).collect::<Vec<_>>());
-        let logits = Nd::new(x[0].shape.with_dim(x[0].shape.rank() - 1, classes), (0..n * classes).map(|j| dot(j / classes, j % classes)).collect());
+        let logits =
+            Nd::new(x[0].shape.with_dim(x[0].shape.rank() - 1, classes), (0..n * classes).map(|j| dot(j / classes, j % classes)).collect());
         let mut operands = vec![logits];
         operands.extend(x[2..=self.of.g()].iter().cloned());
         let bars = CrossEntropyVjp { of: self.of.of.clone(), stats: false }.define(&operands).swap_remove(0).data;
@@ -266,23 +223,7 @@ impl Describe for LinearCrossEntropyVjp {
     }
 
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
-        let mut out = Vec::new();
-        for s in LinearCrossEntropy::samples(g).into_iter().filter(|s| matches!(s.purpose, Purpose::Check | Purpose::Value)) {
-            let bar = if s.op.of.reduction == Reduction::None { g.normal(s.inputs[2].shape()) } else { g.normal(()) };
-            let mut s = s.map(|of| LinearCrossEntropyVjp { of, stats: false, want: [true, true] });
-            s.inputs.push(bar);
-            out.push(s);
-        }
-        let of = LinearCrossEntropy { of: CrossEntropy::default().op(), rows: 2, keep: [false; 2] };
-        let t = Input::ints(DType::I64, [3], &[2, 0, 1]);
-        for want in [[true, false], [false, true]] {
-            let op = LinearCrossEntropyVjp { of: of.clone(), stats: false, want };
-            out.push(Sample::check(op, [g.normal([3, 2]), g.normal([4, 2]), t.clone(), g.normal(())]).note("C16: every subset of wanted gradients"));
-        }
-        let op = LinearCrossEntropyVjp { of, stats: false, want: [true, true] };
-        out.push(Sample::check(op.clone(), [g.normal([3, 2]), g.normal([4, 2]), t.clone(), Input::values((), [0.0])]).note("A24: zero cotangent"));
-        out.push(Sample::reject(op, [g.normal([3, 2]), g.normal([4, 2]), t, g.normal([3])], ErrorKind::Shape));
-        out
+        super::linear_cross_entropy_samples::vjp_samples(g)
     }
 }
 
@@ -360,8 +301,15 @@ impl Op for LinearCrossEntropyVjp {
         let weights = weights.as_ref().map(cuda::Dense::src);
         // As in cross_entropy: the forward pass has checked the targets.
         let targets = cuda::loss::Targets::read(&x[2], o.classes, of.ignore_index, weights.as_ref(), !self.stats)?;
-        let head =
-            linear_loss::Head { x: &x[0], w: &x[1], targets: &targets, weights: weights.as_ref(), options: o, rows: x[2].numel(), chunk: self.of.rows };
+        let head = linear_loss::Head {
+            x: &x[0],
+            w: &x[1],
+            targets: &targets,
+            weights: weights.as_ref(),
+            options: o,
+            rows: x[2].numel(),
+            chunk: self.of.rows,
+        };
         head.backward(&x[at], if self.stats { x.get(at + 1) } else { None }, todo)
     }
 

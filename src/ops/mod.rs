@@ -24,6 +24,7 @@ pub mod group;
 pub mod index_select;
 pub mod linear;
 pub mod linear_cross_entropy;
+mod linear_cross_entropy_samples;
 pub mod log_softmax;
 pub mod logical;
 pub mod loss;

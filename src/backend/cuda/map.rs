@@ -70,8 +70,7 @@ impl BinaryKernels {
 /// A generated launcher of a gated activation: gate, up.
 type GatedKernel = fn(&Context, Grid, &Dst<'_>, &Src<'_>, View, &Src<'_>, View, i64) -> Result<()>;
 /// A generated launcher of its derivative: the two cotangents as far as they are wanted; gate, up, ȳ.
-type GatedPull =
-    fn(&Context, Grid, Option<&Dst<'_>>, Option<&Dst<'_>>, &Src<'_>, View, &Src<'_>, View, &Src<'_>, View, i64) -> Result<()>;
+type GatedPull = fn(&Context, Grid, Option<&Dst<'_>>, Option<&Dst<'_>>, &Src<'_>, View, &Src<'_>, View, &Src<'_>, View, i64) -> Result<()>;
 
 /// What the CUDA backend runs for a gated activation.
 #[derive(Clone, Copy, Debug)]

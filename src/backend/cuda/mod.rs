@@ -29,6 +29,7 @@ mod real;
 pub(crate) mod remap;
 pub(crate) mod rope;
 pub(crate) mod sort;
+mod tensors;
 
 pub use buffer::{DeviceMemory, OpMemory};
 pub use check::{CompiledModule, compile_kernels, has_compiler};
