@@ -1,11 +1,12 @@
 // Cross-entropy of logits with class targets: neither probabilities nor their logarithms are ever stored.
 //
 // Math: loss = sum_j q_j (log sum_k e^(x_k - m) - (x_j - m)) with m the row's maximum, q = `on` at the target plus `spread`
-// w_j everywhere; the derivative is (softmax_j sum q - q_j) g.
+// w_j everywhere, plus z w_y lse^2; the derivative is (softmax_j (sum q + 2 z w_y lse) - q_j) g.
 // Mapping: one block per row; a thread takes 16 bytes at a time from the first aligned place on.
 // Memory: forward reads the logits once: maximum and sum of exponentials grow together, the sum rescaled when the maximum
 // moves. Backward reads them once and writes once (twice the reads when the saved numbers are missing; label smoothing reads
 // them once more forward).
+// Aliasing: the derivative may be written over the logits; all else is fresh memory.
 // Determinism: the order of additions follows from the row's length, its alignment and the size of the block.
 #include "common/pack.cuh"
 #include "common/reduce.cuh"
@@ -73,15 +74,17 @@ template <class T> DEVICE void row_stats(const T* x, i64 n, acc<T> (&partial)[32
 // The target distribution of a row: `on` at the target, plus `spread` times w at every class.
 template <class A> struct TargetRow {
     A on, spread, total;
-    DEVICE TargetRow(f64 smoothing, A w_y, A sum_w, i64 classes) : on(A(1 - smoothing) * w_y), spread(A(smoothing / f64(classes))) {
+    // `total` multiplies the probabilities in the derivative: the distribution's sum, and the z-loss's share.
+    DEVICE TargetRow(f64 smoothing, f64 z, A w_y, A sum_w, i64 classes, A lse) : on(A(1 - smoothing) * w_y), spread(A(smoothing / f64(classes))) {
         total = smoothing == 0 ? on : on + spread * sum_w;
+        if (z != 0) total += A(2 * z) * w_y * lse;
     }
 };
 
 // stats = {m, sum} of every row, {-infinity, 0} where the target is ignored. Writes y if `losses` is missing.
 LAUNCH_BOUNDS(512, 2)
 KERNEL(cross_entropy_fwd,
-       (T* y, maybe<acc<T>*> losses, acc<T>* stats, const T* x, const i64* of, maybe<const T*> w, const f64* weight, i64 rows, i64 classes, f64 smoothing),
+       (T* y, maybe<acc<T>*> losses, acc<T>* stats, const T* x, const i64* of, maybe<const T*> w, const f64* weight, i64 rows, i64 classes, f64 smoothing, f64 z),
        f64, f32, bf16, f16) {
     typedef acc<T> A;
     SMEM(A, partial, [32]);
@@ -98,7 +101,7 @@ KERNEL(cross_entropy_fwd,
             loss = w_y * hard;
             if (smoothing != 0) {
                 A sum_w = A(weight[1]), shifted = A(0);
-                TargetRow<A> q(smoothing, w_y, sum_w, classes);
+                TargetRow<A> q(smoothing, 0, w_y, sum_w, classes, A(0));
                 read_row(row, classes, [&](i64 j, const auto& v) {
                     constexpr int M = sizeof(v) / sizeof(T);
 #pragma unroll
@@ -107,6 +110,7 @@ KERNEL(cross_entropy_fwd,
                 shifted = block_reduce<SumOf>(shifted, partial);
                 loss = q.on * hard + q.spread * (sum_w * log - shifted);
             }
+            if (z != 0) loss += A(z) * w_y * (m + log) * (m + log);
         }
         if (threadIdx.x == 0) {
             stats[2 * i] = m;
@@ -119,8 +123,8 @@ KERNEL(cross_entropy_fwd,
 
 LAUNCH_BOUNDS(512, 2)
 KERNEL(cross_entropy_vjp,
-       (T* y, const T* x, const i64* of, maybe<const T*> w, const f64* weight, const T* g, maybe<const acc<T>*> stats, i64 rows, i64 classes,
-        f64 smoothing, i32 each, i32 mean),
+       (T* y, const T* x, const i64* of, maybe<const T*> w, const f64* weight, maybe<const T*> g, maybe<const acc<T>*> stats, i64 rows,
+        i64 classes, f64 smoothing, f64 z, i32 each, i32 mean),
        f64, f32, bf16, f16) {
     typedef acc<T> A;
     SMEM(A, partial, [32]);
@@ -142,12 +146,14 @@ KERNEL(cross_entropy_vjp,
             map_row(y + i * classes, row, classes, [](i64, A) { return A(0); });
             continue;
         }
-        A w_y = w ? load(w[t]) : A(1), r = load(g[each ? i : 0]) * scale;
-        TargetRow<A> q(smoothing, w_y, sum_w, classes);
+        A w_y = w ? load(w[t]) : A(1), r = g ? load(g[each ? i : 0]) * scale : scale;
+        TargetRow<A> q(smoothing, z, w_y, sum_w, classes, z != 0 ? m + m_log(sum) : A(0));
         A a = q.total / sum * r, b = q.spread * r;
         // At the target the probability and q nearly cancel: their difference is taken in full precision, before scaling.
         A at_target = m_fma(m_exp(load(row[t]) - m) / sum, q.total, -(q.spread * w_y + q.on)) * r;
         bool weighted = w && smoothing != 0;
+        // y and x may be the same memory: everyone has read the target's logit before anyone writes.
+        __syncthreads();
         map_row(y + i * classes, row, classes, [&](i64 j, A v) {
             A f = m_fma(m_exp(v - m), a, weighted ? -(b * load(w[j])) : -b);
             return j == t ? at_target : f;
@@ -169,4 +175,16 @@ KERNEL(cross_entropy_targets,
             y[i * classes + j] = store<T>(acc<T>(t < 0 ? 0 : -scale * (w ? f64(load(w[j])) : 1) * share));
         }
     }
+}
+
+// sum += part: a partial result of a matrix product joins the others in full precision.
+KERNEL(cross_entropy_gather, (acc<T>* sum, const T* part, i64 n), bf16, f16) {
+#pragma unroll 1
+    for (i64 i = thread_index(); i < n; i += thread_count()) sum[i] += load(part[i]);
+}
+
+// y = sum, rounded once.
+KERNEL(cross_entropy_round, (T* y, const acc<T>* sum, i64 n), bf16, f16) {
+#pragma unroll 1
+    for (i64 i = thread_index(); i < n; i += thread_count()) y[i] = store<T>(sum[i]);
 }

@@ -2,12 +2,15 @@
 //
 // Math: sums of squares in double, where those of float types neither overflow nor underflow; doubles are sorted into small,
 // ordinary and big ones, which are scaled by powers of two before they are squared (Blue 1978).
-// Mapping: a grid strides over one tensor and writes one partial result per block; one block adds all partial results.
+// Mapping: norms take many tensors in a launch, 8192 elements of one for each block (common/tensors.cuh); a survey's grid strides over one
+// tensor. Each block writes one partial result; one block adds all of them.
 // Memory: reads the elements once; the deviations take a second pass.
-// Determinism: partial results follow from the number of blocks, which the size of a tensor decides; they are added in order.
+// Aliasing: results are fresh memory.
+// Determinism: partial results follow from the number of blocks, which the tensors' sizes decide; they are added in order.
+// Tried: a launch per tensor, which this replaces; neither was timed on a GPU yet.
 #include "common/math.cuh"
 #include "common/reduce.cuh"
-#include "common/view.cuh"
+#include "common/tensors.cuh"
 
 // Scales of small and big doubles.
 constexpr f64 SMALL = 0x1p-500, BIG = 0x1p480, UP = 0x1p600, DOWN = 0x1p-600;
@@ -36,11 +39,23 @@ template <class T, class F> DEVICE void for_all(const T* x, i64 n, F f) {
     for (i64 i = packs * N + thread_index(); i < n; i += thread_count()) f(load(x[i]));
 }
 
-// Three sums of squares per block, from partial result `first` on.
-KERNEL(moments_squares, (f64* partial, const T* x, i64 n, i64 first), f64, f32, bf16, f16) {
+// Three sums of squares per block, from partial result `first` on, over many tensors. Array: x. `any` is one of them.
+KERNEL(moments_squares, (f64* partial, const T* any, const Tensors& all, i64 first), f64, f32, bf16, f16) {
+    (void)any;
     SMEM(f64, scratch, [32]);
     Squares s;
-    for_all(x, n, [&](auto v) { s.add(v); });
+    for_tensor_piece(all, [&](i32 k, i64 begin, i64 end) {
+        constexpr int N = PACK<T>;
+        const T* x = array_of<T>(all, 0, k);
+        i64 whole = aligned<T, N>(x) ? begin + (end - begin) / N * N : begin;
+        for (i64 i = begin + i64(threadIdx.x) * N; i < whole; i += i64(blockDim.x) * N) {
+            Pack<T, N> p;
+            p.load(x + i);
+#pragma unroll
+            for (int j = 0; j < N; j++) s.add(load(p.v[j]));
+        }
+        for (i64 i = whole + threadIdx.x; i < end; i += blockDim.x) s.add(load(x[i]));
+    });
     f64 small = block_reduce<SumOf>(s.small, scratch), middle = block_reduce<SumOf>(s.middle, scratch), big = block_reduce<SumOf>(s.big, scratch);
     if (threadIdx.x == 0) {
         f64* to = partial + 3 * (first + blockIdx.x);
@@ -108,15 +123,22 @@ KERNEL0(moments_norm, (f64* norm, const f64* total, f64 most)) {
     norm[1] = all - all == 0 && factor < 1 ? factor : 1.0;
 }
 
-// y = x times the number at `by`.
-KERNEL(moments_scale, (T* y, const T* x, const View& vx, const f64* by, i64 n), f64, f32, bf16, f16) {
+// y = x times the number at `by`, for many tensors. Arrays: y, x. `any` is one of the results.
+KERNEL(moments_scale, (T* any, const Tensors& all, const f64* by), f64, f32, bf16, f16) {
+    (void)any;
     const acc<T> factor = acc<T>(*by);
-    Operand<T, PACK<T>> from(x, vx);
-    for_packs<PACK<T>>(y, n, from.in_packs(), [&](i64 i, auto& out) {
-        constexpr int M = sizeof(out) / sizeof(T);
-        T in[M];
-        from.read(i, in);
+    for_tensor_piece(all, [&](i32 k, i64 begin, i64 end) {
+        constexpr int N = PACK<T>;
+        T* y = array_of<T>(all, 0, k);
+        const T* x = array_of<T>(all, 1, k);
+        i64 whole = aligned<T, N>(x) && aligned<T, N>(y) ? begin + (end - begin) / N * N : begin;
+        for (i64 i = begin + i64(threadIdx.x) * N; i < whole; i += i64(blockDim.x) * N) {
+            Pack<T, N> p;
+            p.load(x + i);
 #pragma unroll
-        for (int j = 0; j < M; j++) out[j] = store<T>(load(in[j]) * factor);
+            for (int j = 0; j < N; j++) p.v[j] = store<T>(load(p.v[j]) * factor);
+            p.store(y + i);
+        }
+        for (i64 i = whole + threadIdx.x; i < end; i += blockDim.x) y[i] = store<T>(load(x[i]) * factor);
     });
 }

@@ -3,10 +3,14 @@
 // Math         y = v r w + b with v = x - mean (RMS norm: v = x), r = 1 / sqrt(mean of v^2 + eps)
 //              with u = v r, h = y_bar w:  x_bar = r (h - [mean of h] - u mean of (h u)); the bracket in layer norm only
 //              w_bar = sum over rows of y_bar u,  b_bar = sum over rows of y_bar
+//              with a residual r the row is x + r, a result of its own, whose cotangent is added to x_bar
 // Mapping      a team of threads per row, common/rows.cuh: the row stays in registers. In the derivative every team walks over
 //              rows and adds up the shares of w_bar and b_bar of its own columns in registers; norm_columns adds the teams' rows.
 //              Rows that do not fit: x is read again, and norm_parameters takes the columns
-// Memory       forward x, y; derivative x, y_bar, x_bar; 2 numbers per row, and a row of w_bar and b_bar per team
+// Memory       forward x, y (with a residual x, r, sum, y); derivative x, y_bar, x_bar (and what is added); 2 numbers per row, and a row
+//              of w_bar and b_bar per team
+// Aliasing     results are fresh memory; x and r may be one tensor
+// Tried        not yet timed on a GPU
 // Determinism  sums have the shape of team and grid, which follow from the shape of x
 #include "common/moments.cuh"
 #include "common/rows.cuh"
@@ -20,7 +24,7 @@ template <int N, class T> DEVICE void parameters(const T* p, i64 at, acc<T> abse
 }
 
 template <bool CENTRED, class T, int N>
-DEVICE void norm_held(T* y, acc<T>* stats, const T* x, const T* w, const T* b, i64 rows, i32 n, i32 team, acc<T> eps) {
+DEVICE void norm_held(T* y, acc<T>* stats, const T* x, const T* r, T* sum_to, const T* w, const T* b, i64 rows, i32 n, i32 team, acc<T> eps) {
     typedef acc<T> A;
     SMEM(A, partial, [32]);
     for_rows(rows, team, [&](i64 row, bool here, i32 lane) {
@@ -28,6 +32,12 @@ DEVICE void norm_held(T* y, acc<T>* stats, const T* x, const T* w, const T* b, i
         Held<T, N, K> h;
         A mean = A(0), sum = A(0), rest = A(0), squares = A(0);
         h.fetch(x + row * n, n, lane, team, A(0));
+        if (r) {
+            h.add(r + row * n, n, lane, team);
+            // The sum is normalised as it is rounded.
+            h.each(n, team, [](A& v) { v = load(store<T>(v)); });
+            if (here) h.put(sum_to + row * n, n, lane, team, [](A v, i32) { return v; });
+        }
         if (CENTRED) {
             h.each(n, team, [&](A& v) { sum += v; });
             mean = team_reduce<SumOf>(sum, team, partial) / A(n);
@@ -73,13 +83,19 @@ template <class A> struct Squares : Sums<A> {
 };
 
 template <bool CENTRED, class T>
-DEVICE void norm_long(T* y, acc<T>* stats, const T* x, const T* w, const T* b, i64 rows, i64 n, i32 team, acc<T> eps) {
+DEVICE void norm_long(T* y, acc<T>* stats, const T* x, const T* r, T* sum_to, const T* w, const T* b, i64 rows, i64 n, i32 team, acc<T> eps) {
     typedef acc<T> A;
     typedef typename Moments<A>::Part Part;
     SMEM(Part, parts, [32]);
     SMEM(A, partial, [32]);
     for_rows(rows, team, [&](i64 row, bool here, i32 lane) {
         const T* from = x + row * n;
+        if (r) {
+            // The team reads back what it wrote, each thread what others wrote.
+            if (here) write_row(sum_to + row * n, from, r + row * n, n, lane, team, [](A a, A b, i64) { return a + b; });
+            from = sum_to + row * n;
+            __syncthreads();
+        }
         A mean = A(0), squares;
         if (CENTRED) {
             // Lanes join in different orders: the first one's result is everyone's.
@@ -107,17 +123,17 @@ DEVICE void norm_long(T* y, acc<T>* stats, const T* x, const T* w, const T* b, i
 }
 
 template <bool CENTRED, class T>
-DEVICE void norm_rows(T* y, acc<T>* stats, const T* x, const T* w, const T* b, i64 rows, i64 n, i32 team, acc<T> eps) {
+DEVICE void norm_rows(T* y, acc<T>* stats, const T* x, const T* r, T* sum, const T* w, const T* b, i64 rows, i64 n, i32 team, acc<T> eps) {
     constexpr int N = PACK<T>;
-    bool packs = rows_aligned(x, n) && (!y || aligned<T, N>(y)) && (!w || aligned<T, N>(w)) && (!b || aligned<T, N>(b));
-    if (n > i64(team) * HELD<T>) norm_long<CENTRED>(y, stats, x, w, b, rows, n, team, eps);
-    else if (packs) norm_held<CENTRED, T, N>(y, stats, x, w, b, rows, i32(n), team, eps);
-    else norm_held<CENTRED, T, 1>(y, stats, x, w, b, rows, i32(n), team, eps);
+    bool packs = rows_aligned(x, n) && (!y || aligned<T, N>(y)) && (!r || (aligned<T, N>(r) && aligned<T, N>(sum))) && (!w || aligned<T, N>(w)) && (!b || aligned<T, N>(b));
+    if (n > i64(team) * HELD<T>) norm_long<CENTRED>(y, stats, x, r, sum, w, b, rows, n, team, eps);
+    else if (packs) norm_held<CENTRED, T, N>(y, stats, x, r, sum, w, b, rows, i32(n), team, eps);
+    else norm_held<CENTRED, T, 1>(y, stats, x, r, sum, w, b, rows, i32(n), team, eps);
 }
 
 // dw and db have a row per team.
 template <bool CENTRED, class T, int N>
-DEVICE void norm_vjp_held(T* dx, acc<T>* dw, acc<T>* db, const T* x, const T* w, const T* g, const acc<T>* stats, i64 rows, i32 n, i32 team) {
+DEVICE void norm_vjp_held(T* dx, acc<T>* dw, acc<T>* db, const T* x, const T* w, const T* g, const T* added, const acc<T>* stats, i64 rows, i32 n, i32 team) {
     typedef acc<T> A;
     constexpr int K = HELD<T> / 2 / N;
     SMEM(A, partial, [32]);
@@ -153,6 +169,7 @@ DEVICE void norm_vjp_held(T* dx, acc<T>* dw, acc<T>* db, const T* x, const T* w,
         A c1 = CENTRED ? team_reduce<SumOf>(total, team, partial) / A(n) : A(0), c2 = team_reduce<SumOf>(along, team, partial) / A(n);
 #pragma unroll
         for (int i = 0; i < K * N; i++) u.v[i] = rstd * m_fma(-u.v[i], c2, h.v[i] - c1);
+        if (added) u.add(added + row * n, n, lane, team);
         if (here) u.put(dx + row * n, n, lane, team, [](A v, i32) { return v; });
     });
     i64 own = (i64(blockIdx.x) * (blockDim.x / team) + threadIdx.x / team) * n;
@@ -170,16 +187,17 @@ DEVICE void norm_vjp_held(T* dx, acc<T>* dw, acc<T>* db, const T* x, const T* w,
 }
 
 template <bool CENTRED, class T>
-DEVICE void norm_vjp_rows(T* dx, acc<T>* dw, acc<T>* db, const T* x, const T* w, const T* g, const acc<T>* stats, i64 rows, i64 n, i32 team) {
+DEVICE void norm_vjp_rows(T* dx, acc<T>* dw, acc<T>* db, const T* x, const T* w, const T* g, const T* added, const acc<T>* stats, i64 rows, i64 n,
+                          i32 team) {
     constexpr int N = PACK<T>;
-    bool packs = rows_aligned(x, n) && aligned<T, N>(g) && (!dx || aligned<T, N>(dx)) && (!w || aligned<T, N>(w));
-    if (packs) norm_vjp_held<CENTRED, T, N>(dx, dw, db, x, w, g, stats, rows, i32(n), team);
-    else norm_vjp_held<CENTRED, T, 1>(dx, dw, db, x, w, g, stats, rows, i32(n), team);
+    bool packs = rows_aligned(x, n) && aligned<T, N>(g) && (!dx || aligned<T, N>(dx)) && (!added || aligned<T, N>(added)) && (!w || aligned<T, N>(w));
+    if (packs) norm_vjp_held<CENTRED, T, N>(dx, dw, db, x, w, g, added, stats, rows, i32(n), team);
+    else norm_vjp_held<CENTRED, T, 1>(dx, dw, db, x, w, g, added, stats, rows, i32(n), team);
 }
 
 // x_bar of rows of any length.
 template <bool CENTRED, class T>
-DEVICE void norm_vjp_long(T* dx, const T* x, const T* w, const T* g, const acc<T>* stats, i64 rows, i64 n, i32 team) {
+DEVICE void norm_vjp_long(T* dx, const T* x, const T* w, const T* g, const T* added, const acc<T>* stats, i64 rows, i64 n, i32 team) {
     typedef acc<T> A;
     SMEM(A, partial, [32]);
     for_rows(rows, team, [&](i64 row, bool here, i32 lane) {
@@ -192,32 +210,33 @@ DEVICE void norm_vjp_long(T* dx, const T* x, const T* w, const T* g, const acc<T
         }
         A c1 = CENTRED ? team_reduce<SumOf>(total, team, partial) / A(n) : A(0), c2 = team_reduce<SumOf>(along, team, partial) / A(n);
         if (here) write_row(dx + row * n, a, b, n, lane, team, [&](A v, A c, i64 i) {
-            return rstd * m_fma(-(v - mean) * rstd, c2, c * (w ? load(w[i]) : A(1)) - c1);
+            A bar = rstd * m_fma(-(v - mean) * rstd, c2, c * (w ? load(w[i]) : A(1)) - c1);
+            return added ? bar + load(added[row * n + i]) : bar;
         });
     });
 }
 
-// y is absent where the statistics alone are wanted.
+// y is absent where the statistics alone are wanted. With r, what is normalised is x + r, and written to `sum`.
 LAUNCH_BOUNDS(512)
-KERNEL(norm_fwd, (maybe<T*> y, acc<T>* stats, const T* x, maybe<const T*> w, maybe<const T*> b, i64 rows, i64 n, i32 team, i32 centred, acc<T> eps),
-       f64, f32, bf16, f16) {
-    if (centred) norm_rows<true>(y, stats, x, w, b, rows, n, team, eps);
-    else norm_rows<false>(y, stats, x, w, b, rows, n, team, eps);
+KERNEL(norm_fwd, (maybe<T*> y, acc<T>* stats, const T* x, maybe<const T*> r, maybe<T*> sum, maybe<const T*> w, maybe<const T*> b, i64 rows, i64 n,
+                  i32 team, i32 centred, acc<T> eps), f64, f32, bf16, f16) {
+    if (centred) norm_rows<true>(y, stats, x, r, sum, w, b, rows, n, team, eps);
+    else norm_rows<false>(y, stats, x, r, sum, w, b, rows, n, team, eps);
 }
 
 // For rows that a team holds, which is for the caller to see: up to team * HELD / 2 elements.
 LAUNCH_BOUNDS(512)
-KERNEL(norm_vjp, (maybe<T*> dx, maybe<acc<T>*> dw, maybe<acc<T>*> db, const T* x, maybe<const T*> w, const T* g, const acc<T>* stats, i64 rows,
-                  i64 n, i32 team, i32 centred), f64, f32, bf16, f16) {
-    if (centred) norm_vjp_rows<true>(dx, dw, db, x, w, g, stats, rows, n, team);
-    else norm_vjp_rows<false>(dx, dw, db, x, w, g, stats, rows, n, team);
+KERNEL(norm_vjp, (maybe<T*> dx, maybe<acc<T>*> dw, maybe<acc<T>*> db, const T* x, maybe<const T*> w, const T* g, maybe<const T*> added,
+                  const acc<T>* stats, i64 rows, i64 n, i32 team, i32 centred), f64, f32, bf16, f16) {
+    if (centred) norm_vjp_rows<true>(dx, dw, db, x, w, g, added, stats, rows, n, team);
+    else norm_vjp_rows<false>(dx, dw, db, x, w, g, added, stats, rows, n, team);
 }
 
 LAUNCH_BOUNDS(512)
-KERNEL(norm_long_vjp, (T* dx, const T* x, maybe<const T*> w, const T* g, const acc<T>* stats, i64 rows, i64 n, i32 team, i32 centred),
-       f64, f32, bf16, f16) {
-    if (centred) norm_vjp_long<true>(dx, x, w, g, stats, rows, n, team);
-    else norm_vjp_long<false>(dx, x, w, g, stats, rows, n, team);
+KERNEL(norm_long_vjp, (T* dx, const T* x, maybe<const T*> w, const T* g, maybe<const T*> added, const acc<T>* stats, i64 rows, i64 n, i32 team,
+                       i32 centred), f64, f32, bf16, f16) {
+    if (centred) norm_vjp_long<true>(dx, x, w, g, added, stats, rows, n, team);
+    else norm_vjp_long<false>(dx, x, w, g, added, stats, rows, n, team);
 }
 
 // Shares of w_bar and b_bar: row c of dw and db sums rows c * chunk and following. A thread per column.

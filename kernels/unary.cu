@@ -2,7 +2,7 @@
 //
 // `f` is the function, `pull` its slope in terms of the saved value times the cotangent g. Where the slope is piecewise
 // constant, `pull` selects instead of multiplying, so that nothing of an infinite cotangent leaks through a closed gate.
-#include "common/math.cuh"
+#include "common/activations.cuh"
 #include "common/view.cuh"
 
 template <class T, class Op> DEVICE void unary_fwd(T* y, const T* x, const View& vx, i64 n, const Params& p) {
@@ -182,35 +182,17 @@ struct Elu {
 };
 
 // The caps make 0 of infinity times 0.
+// These structs stand in common/activations.cuh: gated activations use them as well.
 UNARY(silu, Silu)
-struct Silu {
-    template <class A> static DEVICE A f(A x, const Params&) { return cap_below(x, A(1000)) * m_sigmoid(x); }
-    template <class A> static DEVICE A pull(A x, A g, const Params&) {
-        A s, slope;
-        sigmoid_and_slope(x, s, slope);
-        return g * m_fma(cap(x, A(1000)), slope, s);
-    }
-};
 
 UNARY(gelu, Gelu)
-struct Gelu {
-    template <class A> static DEVICE A f(A x, const Params&) { return cap_below(x, A(60)) * m_normcdf(x); }
-    template <class A> static DEVICE A pull(A x, A g, const Params&) { return g * m_fma(cap(x, A(60)), m_normpdf(x), m_normcdf(x)); }
-};
 
-// x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3). Beyond 30 the sigmoid is 0 or 1 to the last bit, and the cube stays finite.
 UNARY(gelu_tanh, GeluTanh)
-struct GeluTanh {
-    static constexpr f64 LINEAR = 2 * 0.7978845608028654, CUBIC = LINEAR * 0.044715;
-    template <class A> static DEVICE A f(A x, const Params&) {
-        A t = cap(x, A(30));
-        return cap_below(x, A(30)) * m_sigmoid(t * m_fma(t * t, A(CUBIC), A(LINEAR)));
-    }
-    template <class A> static DEVICE A pull(A x, A g, const Params&) {
-        A t = cap(x, A(30)), t2 = t * t, s, slope;
-        sigmoid_and_slope(t * m_fma(t2, A(CUBIC), A(LINEAR)), s, slope);
-        return g * m_fma(t * slope, m_fma(t2, A(3 * CUBIC), A(LINEAR)), s);
-    }
+
+UNARY(relu_squared, ReluSquared)
+struct ReluSquared {
+    template <class A> static DEVICE A f(A x, const Params&) { return x <= A(0) ? A(0) : x * x; }
+    template <class A> static DEVICE A pull(A x, A g, const Params&) { return x <= A(0) ? A(0) : g * (x + x); }
 };
 
 // ---- piecewise linear functions

@@ -55,6 +55,8 @@ mod pages {
     struct Tape;
     #[doc = include_str!("../docs/book/layouts.md")]
     struct Layouts;
+    #[doc = include_str!("../docs/book/norms.md")]
+    struct Norms;
     #[doc = include_str!("../docs/book/numerics.md")]
     struct Numerics;
     #[doc = include_str!("../docs/book/testing.md")]

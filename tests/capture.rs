@@ -81,7 +81,7 @@ fn a_captured_training_step_gives_the_bits_of_ordinary_steps() {
     let e = graph.replay(&mut state, &[&bad, &y], Key::new(0)).unwrap_err();
     assert!(e.is_index() && e.to_string().starts_with("embedding: index 11 at position [0, 0] is outside 0..11"), "{e}");
     let e = graph.replay(&mut state, &[&x, &bad], Key::new(0)).unwrap_err();
-    assert!(e.is_index() && e.to_string().starts_with("cross_entropy: target 11 at position 0"), "{e}");
+    assert!(e.is_index() && e.to_string().starts_with("linear_cross_entropy: target 11 at position 0"), "{e}");
     assert!(e.to_string().contains(".rs:"), "{e}");
     assert!(graph.replay(&mut state, &[&x, &y], Key::new(0)).unwrap()[0].item().unwrap().is_finite());
     // What is part of the graph may not change; shapes neither.

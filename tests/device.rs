@@ -20,7 +20,7 @@ const WITHOUT_KERNELS: &[&str] = &[];
 
 /// Kernels that no op launches: optimizers, clipping and health, which have tests of their own below.
 #[cfg(feature = "emulator")]
-const ELSEWHERE: &[&str] = &["adamw_", "sgd_", "moments_"];
+const ELSEWHERE: &[&str] = &["adamw_", "sgd_", "muon_", "moments_"];
 
 /// The suite on one device; prints its counts.
 fn suite(device: Device, rounds: &[(u64, usize)]) {

@@ -13,6 +13,7 @@ mod diagnostics;
 mod engine;
 mod files;
 mod functional;
+mod fused;
 #[path = "../fuzz/entry.rs"]
 mod fuzz_entry;
 mod gradcheck;

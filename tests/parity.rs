@@ -116,6 +116,7 @@ fn compute(c: &Case<'_>) -> Result<Tensor> {
                 label_smoothing: c.number("label_smoothing").unwrap_or(0.0),
                 reduction,
                 weights: c.maybe("weight").cloned(),
+                z_loss: 0.0,
             };
             c.x("x").cross_entropy_with(c.x("target"), &options)
         }

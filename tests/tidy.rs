@@ -42,7 +42,6 @@ const UPWARD: &[(&str, &str, &str)] = &[(
 /// Files that may be longer than [`BUDGET`], with the reason.
 const LONGER: &[(&str, usize, &str)] = &[
     ("src/backend/cpu/attention.rs", 680, "forward, backward and mask gradient share one plan of blocks"),
-    ("src/ops/norm.rs", 660, "layer norm and RMS norm are one op with and without the mean, derivative included"),
     (
         "src/backend/cpu/math.rs",
         700,

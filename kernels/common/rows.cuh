@@ -33,6 +33,20 @@ template <class T, int N, int K> struct Held {
         }
     }
 
+    // Adds the elements of another row; what stands beyond the end stays.
+    DEVICE void add(const T* row, i32 n, i32 lane, i32 team) {
+#pragma unroll
+        for (int k = 0; k < K; k++) {
+            i32 at = place(k, lane, team);
+            if (at < n) {
+                Pack<T, N> p;
+                p.load(row + at);
+#pragma unroll
+                for (int j = 0; j < N; j++) v[k * N + j] += load(p.v[j]);
+            }
+        }
+    }
+
     // f(v) for every element, and for what stands beyond the end where other threads of the team still have elements.
     template <class F> DEVICE void each(i32 n, i32 team, F f) {
 #pragma unroll

@@ -259,9 +259,8 @@ impl Observer for Tracer {
             return Ok(());
         }
         let name = s.name(&path);
-        let given = (0..op.inputs.len()).find(|&i| op.inputs[i].dtype().is_float() && op.parameter(i).is_none());
-        if let Some(i) = given {
-            s.push(format!("{name}:input"), op.inputs[i], None);
+        if let Some(given) = op.given() {
+            s.push(format!("{name}:input"), given, None);
         }
         s.push(name, y, Some(op.node));
         let entry = s.entries.len() - 1;

@@ -211,7 +211,7 @@ impl MultiHeadAttention {
                 None => RopePositions::From(with.cache.as_ref().map_or(0, |c| c.len())),
             };
             let rope = Rotary { positions, ..rope.clone() };
-            (q, k) = (q.rope(&rope)?, k.rope(&rope)?);
+            (q, k) = q.rope_with_key(&k, &rope)?;
         }
         let options = Sdpa { causal: c.causal, window: c.window, softcap: c.softcap, dropout: c.dropout, ..Sdpa::default() };
         let y = attend(&q, k, v, options, with).map_err(|e| e.called_at(at))?;

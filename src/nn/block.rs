@@ -1,4 +1,5 @@
-//! Transformer blocks: attention and MLP, each around a residual connection.
+//! Transformer blocks: attention and MLP, each around a residual connection. The sum of a residual connection and the norm that
+//! follows it inside a block are one op, with the bits of the two.
 
 use super::Layer;
 use super::attention::{Attend, CausalSelfAttention, MultiHeadAttention};
@@ -16,15 +17,6 @@ pub enum NormOrder {
     Pre,
     /// `norm(x + f(x))`: the first transformer, BERT.
     Post,
-}
-
-impl NormOrder {
-    fn around(self, x: &Tensor, norm: impl FnOnce(&Tensor) -> Result<Tensor>, f: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
-        match self {
-            NormOrder::Pre => x.add(&f(&norm(x)?)?),
-            NormOrder::Post => norm(&x.add(&f(x)?)?),
-        }
-    }
 }
 
 /// A block in GPT-2's form: layer norms, one projection for queries, keys and values, a plain MLP.
@@ -63,8 +55,17 @@ impl Block {
         let key = with.key;
         let run = || {
             let with = Attend { key: key.map(|k| k.fold(0)), ..with };
-            let x = self.order.around(x, |x| self.ln_1.forward(x), |x| self.attn.forward_with(x, with))?;
-            self.order.around(&x, |x| self.ln_2.forward(x), |x| self.mlp.forward(x, key.map(|k| k.fold(1))))
+            let second = key.map(|k| k.fold(1));
+            match self.order {
+                NormOrder::Pre => {
+                    let (normed, x) = self.ln_2.forward_sum(x, &self.attn.forward_with(&self.ln_1.forward(x)?, with)?)?;
+                    self.mlp.forward_onto(&x, &normed, second)
+                }
+                NormOrder::Post => {
+                    let (x, _) = self.ln_1.forward_sum(x, &self.attn.forward_with(x, with)?)?;
+                    Ok(self.ln_2.forward_sum(&x, &self.mlp.forward(&x, second)?)?.0)
+                }
+            }
         };
         run().map_err(|e: crate::Error| e.called_at(at))
     }
@@ -110,8 +111,17 @@ impl DecoderLayer {
     pub fn forward_with(&self, x: &Tensor, with: Attend<'_>) -> Result<Tensor> {
         let at = std::panic::Location::caller();
         let run = || {
-            let x = self.order.around(x, |x| self.input_layernorm.forward(x), |x| self.self_attn.forward_with(x, with))?;
-            self.order.around(&x, |x| self.post_attention_layernorm.forward(x), |x| self.mlp.forward(x))
+            let (first, second) = (&self.input_layernorm, &self.post_attention_layernorm);
+            match self.order {
+                NormOrder::Pre => {
+                    let (normed, x) = second.forward_sum(x, &self.self_attn.forward_with(&first.forward(x)?, with)?)?;
+                    x.add(&self.mlp.forward(&normed)?)
+                }
+                NormOrder::Post => {
+                    let (x, _) = first.forward_sum(x, &self.self_attn.forward_with(x, with)?)?;
+                    Ok(second.forward_sum(&x, &self.mlp.forward(&x)?)?.0)
+                }
+            }
         };
         run().map_err(|e: crate::Error| e.called_at(at))
     }

@@ -143,6 +143,15 @@ impl Gpt {
     /// vocabulary.
     #[track_caller]
     pub fn forward(&self, tokens: &Tensor, key: Option<Key>) -> Result<Tensor> {
+        self.transformer.wte.unembed(&self.hidden(tokens, key)?)
+    }
+
+    /// Token ids `[batch, time]` to what the head sees: the final norm's result `[batch, time, width]`. With a key, dropout is active.
+    ///
+    /// # Errors
+    /// As [`Gpt::forward`].
+    #[track_caller]
+    pub fn hidden(&self, tokens: &Tensor, key: Option<Key>) -> Result<Tensor> {
         let refuse = |message: String, at| Err(Error::shape(message).in_op("gpt", at));
         let &[_, time] = tokens.shape().dims() else {
             return refuse(format!("tokens must have shape [batch, time], found {}", tokens.shape()), Location::caller());
@@ -157,15 +166,16 @@ impl Gpt {
             x = block.forward(&x, key.map(|k| k.fold(i as u64)))?;
             x.tap(|| format!("transformer.h.{i}"));
         }
-        t.wte.unembed(&t.ln_f.forward(&x)?)
+        t.ln_f.forward(&x)
     }
 
-    /// Mean cross-entropy of the next tokens `targets [batch, time]`.
+    /// Mean cross-entropy of the next tokens `targets [batch, time]`. The logits never exist as a whole: see
+    /// [`Tensor::linear_cross_entropy`]; [`Gpt::forward`] gives them.
     ///
     /// # Errors
     /// As [`Gpt::forward`], also for a target outside the vocabulary.
     #[track_caller]
     pub fn loss(&self, tokens: &Tensor, targets: &Tensor, key: Option<Key>) -> Result<Tensor> {
-        self.forward(tokens, key)?.cross_entropy(targets)
+        self.transformer.wte.loss(&self.hidden(tokens, key)?, targets)
     }
 }

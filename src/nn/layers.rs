@@ -4,6 +4,7 @@ use super::Init;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::module::Param;
+use crate::ops::CrossEntropy;
 use crate::rng::Key;
 use crate::tensor::Tensor;
 
@@ -101,6 +102,15 @@ impl Embedding {
     pub fn unembed(&self, x: &Tensor) -> Result<Tensor> {
         x.linear(&self.weight, None)
     }
+
+    /// Mean cross-entropy of [`unembed`](Embedding::unembed) with the targets, whose logits never exist as a whole.
+    ///
+    /// # Errors
+    /// As [`Tensor::linear_cross_entropy`].
+    #[track_caller]
+    pub fn loss(&self, x: &Tensor, targets: &Tensor) -> Result<Tensor> {
+        x.linear_cross_entropy(&self.weight, targets, &CrossEntropy::default())
+    }
 }
 
 /// Layer normalisation over the last axis, with a weight and perhaps a bias.
@@ -134,6 +144,15 @@ impl LayerNorm {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         x.layer_norm(1, Some(&self.weight), self.bias.as_deref(), self.eps)
     }
+
+    /// `s = x + branch` and its norm in one pass: `(norm of s, s)`, with the bits of the sum and [`forward`](Self::forward).
+    ///
+    /// # Errors
+    /// Shape error when the shapes differ or the last axis is not `width`.
+    #[track_caller]
+    pub fn forward_sum(&self, x: &Tensor, branch: &Tensor) -> Result<(Tensor, Tensor)> {
+        x.add_layer_norm(branch, 1, Some(&self.weight), self.bias.as_deref(), self.eps)
+    }
 }
 
 /// Root-mean-square normalisation over the last axis, with a weight: `x / √(mean(x²) + eps) · weight`.
@@ -163,6 +182,15 @@ impl RmsNorm {
     #[track_caller]
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         x.rms_norm(Some(&self.weight), self.eps)
+    }
+
+    /// `s = x + branch` and its norm in one pass: `(norm of s, s)`, with the bits of the sum and [`forward`](Self::forward).
+    ///
+    /// # Errors
+    /// Shape error when the shapes differ or the last axis is not `width`.
+    #[track_caller]
+    pub fn forward_sum(&self, x: &Tensor, branch: &Tensor) -> Result<(Tensor, Tensor)> {
+        x.add_rms_norm(branch, Some(&self.weight), self.eps)
     }
 }
 
@@ -198,8 +226,22 @@ impl Activation {
             Activation::Gelu => x.gelu(),
             Activation::GeluTanh => x.gelu_tanh(),
             Activation::Relu => x.relu(),
-            Activation::ReluSquared => x.relu()?.square(),
+            Activation::ReluSquared => x.relu_squared(),
             Activation::Silu => x.silu(),
+        }
+    }
+
+    /// `f(gate)·up`: one op each way for SwiGLU and GEGLU, two for the others.
+    ///
+    /// # Errors
+    /// Shape error when the shapes differ; dtype error for integers.
+    #[track_caller]
+    pub fn gate(self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        match self {
+            Activation::Gelu => gate.geglu(up),
+            Activation::GeluTanh => gate.geglu_tanh(up),
+            Activation::Silu => gate.swiglu(up),
+            Activation::Relu | Activation::ReluSquared => self.apply(gate)?.mul(up),
         }
     }
 }

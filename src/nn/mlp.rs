@@ -39,8 +39,25 @@ impl Mlp {
     /// Shape error when the last axis is not the width.
     #[track_caller]
     pub fn forward(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
-        let h = self.activation.apply(&self.c_fc.forward(x)?)?;
-        drop_out(&self.c_proj.forward(&h)?, self.dropout, key)
+        drop_out(&self.branch(x)?, self.dropout, key)
+    }
+
+    /// `residual` plus [`forward`](Mlp::forward), dropout and sum in one pass.
+    ///
+    /// # Errors
+    /// Shape error when the last axis is not the width, or the residual has another shape than `x`.
+    #[track_caller]
+    pub fn forward_onto(&self, residual: &Tensor, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
+        let y = self.branch(x)?;
+        match key {
+            Some(key) if self.dropout != 0.0 => y.dropout_add(residual, self.dropout, key),
+            _ => residual.add(&y),
+        }
+    }
+
+    #[track_caller]
+    fn branch(&self, x: &Tensor) -> Result<Tensor> {
+        self.c_proj.forward(&self.activation.apply(&self.c_fc.forward(x)?)?)
     }
 }
 
@@ -87,8 +104,7 @@ impl GatedMlp {
     /// Shape error when the last axis is not the width.
     #[track_caller]
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let gate = self.activation.apply(&self.gate_proj.forward(x)?)?;
-        self.down_proj.forward(&gate.mul(&self.up_proj.forward(x)?)?)
+        self.down_proj.forward(&self.activation.gate(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?)
     }
 }
 

@@ -25,11 +25,21 @@ pub struct CrossEntropy {
     pub reduction: Reduction,
     /// One weight per class. A constant: it gets no gradient.
     pub weights: Option<Tensor>,
+    /// Times the square of `ln Σ exp logits`, added to every loss: keeps logits from drifting (PaLM; 1e-4 is usual). 0, the default,
+    /// is off.
+    pub z_loss: f64,
 }
 
 impl Default for CrossEntropy {
     fn default() -> Self {
-        CrossEntropy { ignore_index: Some(-100), label_smoothing: 0.0, reduction: Reduction::Mean, weights: None }
+        CrossEntropy { ignore_index: Some(-100), label_smoothing: 0.0, reduction: Reduction::Mean, weights: None, z_loss: 0.0 }
+    }
+}
+
+impl CrossEntropy {
+    pub(super) fn op(&self) -> CrossEntropyLoss {
+        let &CrossEntropy { ignore_index, label_smoothing, reduction, ref weights, z_loss } = self;
+        CrossEntropyLoss { ignore_index, label_smoothing, reduction, weighted: weights.is_some(), z_loss }
     }
 }
 
@@ -44,6 +54,8 @@ pub struct CrossEntropyLoss {
     pub reduction: Reduction,
     /// Whether class weights are given.
     pub weighted: bool,
+    /// Times the square of `ln Σ exp logits`, added to every loss.
+    pub z_loss: f64,
 }
 
 /// The derivative kernel of [`CrossEntropyLoss`]. Inputs: logits, targets, the weights if there are any, ȳ, and the saved
@@ -57,36 +69,50 @@ pub struct CrossEntropyVjp {
 }
 
 /// The target distribution of one row: `on` at the target, plus `spread · w` at every class.
-struct TargetRow<A> {
+///
+/// `total` is what the probabilities are multiplied with in the derivative: the distribution's sum, and the z-loss's share.
+pub(super) struct TargetRow<A> {
     on: A,
     spread: A,
     total: A,
 }
 
+/// The derivative in one row: `exp(x − m)·slope − shift·w`, but `target` at the target.
+pub(super) struct RowSlopes<A> {
+    pub(super) slope: A,
+    pub(super) shift: A,
+    pub(super) target: A,
+}
+
 impl CrossEntropyLoss {
-    fn options(&self, classes: usize) -> cuda::loss::Options {
+    pub(super) fn options(&self, classes: usize) -> cuda::loss::Options {
         let (each, mean) = (self.reduction == Reduction::None, self.reduction == Reduction::Mean);
-        cuda::loss::Options { classes, smoothing: self.label_smoothing, each, mean }
+        cuda::loss::Options { classes, smoothing: self.label_smoothing, z: self.z_loss, each, mean }
     }
 
-    fn check(&self, x: &[Spec]) -> Result<()> {
+    pub(super) fn check(&self, x: &[Spec]) -> Result<()> {
         if !(0.0..=1.0).contains(&self.label_smoothing) {
             bail!(argument, "label_smoothing must be between 0 and 1, found {}", self.label_smoothing);
+        }
+        if !(self.z_loss >= 0.0 && self.z_loss.is_finite()) {
+            bail!(argument, "z_loss must be finite and not negative, found {}", self.z_loss);
         }
         check_classes(&x[0], &x[1], self.weighted.then(|| &x[2]))
     }
 
-    /// `q` of a row with target weight `w_y`, for `classes` classes of total weight `sum_w`.
+    /// `q` of a row with target weight `w_y` and log-sum-exp `lse`, for `classes` classes of total weight `sum_w`.
     fn row<S: Copy + std::ops::Mul<Output = S> + std::ops::Add<Output = S>>(
         &self,
         lit: impl Fn(f64) -> S,
         w_y: S,
         sum_w: S,
         classes: usize,
+        lse: S,
     ) -> TargetRow<S> {
         let on = lit(1.0 - self.label_smoothing) * w_y;
         let spread = lit(self.label_smoothing / classes as f64);
-        TargetRow { on, spread, total: if self.label_smoothing == 0.0 { on } else { on + spread * sum_w } }
+        let total = if self.label_smoothing == 0.0 { on } else { on + spread * sum_w };
+        TargetRow { on, spread, total: if self.z_loss == 0.0 { total } else { total + lit(2.0 * self.z_loss) * w_y * lse } }
     }
 
     /// The target distributions of all rows as one constant tensor, with the mean's divisor taken in.
@@ -122,11 +148,11 @@ impl CrossEntropyLoss {
 impl Describe for CrossEntropyLoss {
     const NAME: &'static str = "cross_entropy";
     const MATH: Math = Math {
-        forward: "lossᵢ = −Σⱼ qᵢⱼ log softmax(xᵢ)ⱼ with qᵢⱼ = (1−s) w_y [j = yᵢ] + (s/C) wⱼ; 0 for ignored targets; then mean (Σ loss / Σ w_y), sum or none",
-        vjp: "x̄ᵢⱼ = (softmax(xᵢ)ⱼ Σₖ qᵢₖ − qᵢⱼ) · l̄ᵢ, where l̄ is ȳ, divided by Σ w_y for the mean; zeros for ignored targets",
+        forward: "lossᵢ = −Σⱼ qᵢⱼ log softmax(xᵢ)ⱼ with qᵢⱼ = (1−s) w_y [j = yᵢ] + (s/C) wⱼ, plus z w_y lse², lse = ln Σⱼ exp xᵢⱼ; 0 for ignored targets; then mean (Σ loss / Σ w_y), sum or none",
+        vjp: "x̄ᵢⱼ = (softmax(xᵢ)ⱼ (Σₖ qᵢₖ + 2z w_y lse) − qᵢⱼ) · l̄ᵢ, where l̄ is ȳ, divided by Σ w_y for the mean; zeros for ignored targets",
         kinks: "smooth; a row of −∞ only counts 0; all targets ignored: the mean is 0 with zero gradient",
         cost: "one pass over the logits forward, one pass and one write backward; saves logits, targets, and two numbers per row",
-        references: "torch.nn.functional.cross_entropy; Szegedy et al., arXiv:1512.00567 §7 (smoothing)",
+        references: "torch.nn.functional.cross_entropy; Szegedy et al., arXiv:1512.00567 §7 (smoothing); Chowdhery et al., PaLM, arXiv:2204.02311 §5 (z-loss)",
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
@@ -138,11 +164,13 @@ impl Describe for CrossEntropyLoss {
             let Some(t) = *t else { return S::zero() };
             let lp = log_softmax_line(row);
             let hard = -(lp[t] * weight(t));
+            let z = if self.z_loss == 0.0 { S::zero() } else { define_lse(row) };
+            let z = z * z * S::lit(self.z_loss) * weight(t);
             if self.label_smoothing == 0.0 {
-                return hard;
+                return hard + z;
             }
             let spread: Vec<S> = lp.iter().enumerate().map(|(j, &l)| l * weight(j)).collect();
-            hard * S::lit(1.0 - self.label_smoothing) - S::sum(&spread) * S::lit(self.label_smoothing / classes as f64)
+            hard * S::lit(1.0 - self.label_smoothing) - S::sum(&spread) * S::lit(self.label_smoothing / classes as f64) + z
         });
         let mut losses: Vec<S> = losses.collect();
         losses.resize(targets.of.len(), S::zero());
@@ -236,6 +264,16 @@ impl Op for CrossEntropyLoss {
     }
 }
 
+/// `ln Σ exp x` of a row by the textbook; 0 for a row of −∞ only, which counts nothing.
+fn define_lse<S: Scalar>(row: &[S]) -> S {
+    let m = largest(row);
+    if m == f64::NEG_INFINITY {
+        return S::zero();
+    }
+    let e: Vec<S> = row.iter().map(|&v| (v - S::lit(m)).exp()).collect();
+    S::lit(m) + S::sum(&e).ln()
+}
+
 /// Class weights are constants by contract: their gradient is refused, not dropped.
 pub(crate) fn refuse_weights(wanted: bool) -> Result<()> {
     if wanted {
@@ -248,7 +286,7 @@ fn last(shape: &Shape) -> usize {
     shape.last().copied().unwrap_or(0)
 }
 
-fn sum_weights<T: Compute>(w: Option<&[T]>, classes: usize) -> T::Acc {
+pub(super) fn sum_weights<T: Compute>(w: Option<&[T]>, classes: usize) -> T::Acc {
     w.map_or(<T::Acc as Real>::from_f64(classes as f64), |w| {
         simd::dispatch(
             #[inline(always)]
@@ -265,7 +303,7 @@ fn sum_weights<T: Compute>(w: Option<&[T]>, classes: usize) -> T::Acc {
 
 /// Largest element m and Σ exp(x − m).
 #[inline(always)]
-fn row_stats<T: Compute>(x: &[T]) -> (T::Acc, T::Acc) {
+pub(super) fn row_stats<T: Compute>(x: &[T]) -> (T::Acc, T::Acc) {
     let m = rows::max(x);
     if m == T::Acc::NEG_INFINITY {
         return (m, T::Acc::ZERO);
@@ -282,15 +320,16 @@ fn row_stats<T: Compute>(x: &[T]) -> (T::Acc, T::Acc) {
 
 impl CrossEntropyLoss {
     #[inline(always)]
-    fn row_loss<T: Compute>(&self, x: &[T], t: usize, w: Option<&[T]>, sum_w: T::Acc, m: T::Acc, sum: T::Acc) -> T::Acc {
+    pub(super) fn row_loss<T: Compute>(&self, x: &[T], t: usize, w: Option<&[T]>, sum_w: T::Acc, m: T::Acc, sum: T::Acc) -> T::Acc {
         let w_y = w.map_or(T::Acc::ONE, |w| w[t].load());
         // ln Σ − (x − m) keeps what (m + ln Σ) − x would lose at a large common offset.
         let log = sum.ln();
         let hard = log - (x[t].load() - m);
+        let z = if self.z_loss == 0.0 { T::Acc::ZERO } else { <T::Acc as Real>::from_f64(self.z_loss) * w_y * (m + log) * (m + log) };
         if self.label_smoothing == 0.0 {
-            return w_y * hard;
+            return w_y.mul_add(hard, z);
         }
-        let q = self.row(<T::Acc as Real>::from_f64, w_y, sum_w, x.len());
+        let q = self.row(<T::Acc as Real>::from_f64, w_y, sum_w, x.len(), m + log);
         let shifted = match w {
             None => simd::sum_by(
                 x,
@@ -304,7 +343,7 @@ impl CrossEntropyLoss {
                 |acc: T::Acc, v: T, w: T| (v.load() - m).mul_add(w.load(), acc),
             ),
         };
-        q.on * hard + q.spread * (sum_w * log - shifted)
+        q.on * hard + q.spread * (sum_w * log - shifted) + z
     }
 }
 
@@ -318,8 +357,8 @@ impl CrossEntropyVjp {
 impl Describe for CrossEntropyVjp {
     const NAME: &'static str = "cross_entropy_vjp";
     const MATH: Math = Math {
-        forward: "x̄ᵢⱼ = (softmax(xᵢ)ⱼ Σₖ qᵢₖ − qᵢⱼ) · l̄ᵢ; the difference is taken before any rounding to the logits' type",
-        vjp: "through the composition −Σ q · log_softmax(x)",
+        forward: "x̄ᵢⱼ = (softmax(xᵢ)ⱼ (Σₖ qᵢₖ + 2z w_y lse) − qᵢⱼ) · l̄ᵢ; the difference is taken before any rounding to the logits' type",
+        vjp: "through the composition −Σ q · log_softmax(x) + z w_y lse²",
         kinks: "zeros for ignored targets and for rows of −∞ only",
         cost: "one pass over the logits, one write",
         references: "chain rule",
@@ -339,7 +378,7 @@ impl Describe for CrossEntropyVjp {
                 data.extend(row.iter().map(|_| S::zero()));
                 continue;
             };
-            let q = self.of.row(S::lit, weight(t), sum_w, classes);
+            let q = self.of.row(S::lit, weight(t), sum_w, classes, define_lse(row));
             let r = g.data[if g.data.len() == 1 { 0 } else { i }] * scale;
             for (j, p) in softmax_line(row).into_iter().enumerate() {
                 let qj = q.spread * weight(j);
@@ -358,7 +397,7 @@ impl Describe for CrossEntropyVjp {
             s.inputs.push(bar);
             out.push(s);
         }
-        let of = CrossEntropyLoss { ignore_index: None, label_smoothing: 0.1, reduction: Reduction::None, weighted: false };
+        let of = CrossEntropyLoss { ignore_index: None, label_smoothing: 0.1, reduction: Reduction::None, weighted: false, z_loss: 0.01 };
         let op = CrossEntropyVjp { of, stats: false };
         let t = Input::ints(DType::I64, [3], &[2, 0, 1]);
         out.push(
@@ -441,9 +480,20 @@ impl Op for CrossEntropyVjp {
         let q = self.of.distribution(&like, targets, weights.as_ref())?;
         let each = self.of.reduction == Reduction::None;
         let wanted = [want[0], want[self.g()]];
+        // The weight of every row's square, with the mean's divisor: the distribution without smoothing holds it at the target.
+        let z = if self.of.z_loss == 0.0 {
+            None
+        } else {
+            let sharp = CrossEntropyLoss { label_smoothing: 0.0, ..self.of.clone() };
+            Some(sharp.distribution(&like, targets, weights.as_ref())?.sum(-1)?.mul_scalar(-self.of.z_loss)?)
+        };
         let found = differentiate_vjp(std::slice::from_ref(x), std::slice::from_ref(g), &[y_bar.get(0).cloned()], &wanted, move |x| {
-            let product = x[0].log_softmax(-1)?.mul(&q)?;
-            Ok(Outputs::from_iter([if each { product.sum(-1)? } else { product.sum(..)? }]))
+            let mut losses = x[0].log_softmax(-1)?.mul(&q)?.sum(-1)?;
+            if let Some(z) = &z {
+                let lse = x[0].logsumexp(-1)?;
+                losses = losses.add(&lse.mul(&lse)?.mul(z)?)?;
+            }
+            Ok(Outputs::from_iter([if each { losses } else { losses.sum(..)? }]))
         })?;
         let mut bars = InputCotangents::from_elem(None, want.len());
         for (at, bar) in [0, self.g()].into_iter().zip(found) {
@@ -454,27 +504,33 @@ impl Op for CrossEntropyVjp {
 }
 
 impl CrossEntropyLoss {
+    /// The derivative in a row of largest element `m` and sum of exponentials `sum`, times `r`; `at` is the target's logit.
+    #[inline(always)]
+    pub(super) fn row_slopes<A: Real>(&self, at: A, w_y: A, sum_w: A, classes: usize, [m, sum, r]: [A; 3]) -> RowSlopes<A> {
+        let lse = if self.z_loss == 0.0 { A::ZERO } else { m + sum.ln() };
+        let q = self.row(<A as Real>::from_f64, w_y, sum_w, classes, lse);
+        // At the target the probability and q nearly cancel: their difference is taken in full precision, before scaling.
+        let p = (at - m).exp() / sum;
+        RowSlopes { slope: q.total / sum * r, shift: q.spread * r, target: p.mul_add(q.total, -(q.spread * w_y + q.on)) * r }
+    }
+
     #[inline(always)]
     fn row_vjp<T: Compute>(&self, x: &[T], t: usize, w: Option<&[T]>, sum_w: T::Acc, [m, sum, r]: [T::Acc; 3], y: &mut [T]) {
         let w_y = w.map_or(T::Acc::ONE, |w| w[t].load());
-        let q = self.row(<T::Acc as Real>::from_f64, w_y, sum_w, x.len());
-        let a = q.total / sum * r;
-        let b = q.spread * r;
+        let RowSlopes { slope, shift, target } = self.row_slopes(x[t].load(), w_y, sum_w, x.len(), [m, sum, r]);
         match w {
             Some(w) if self.label_smoothing != 0.0 => {
                 for ((y, &x), &w) in y.iter_mut().zip(x).zip(w) {
-                    *y = T::store((x.load() - m).exp().mul_add(a, -(b * w.load())));
+                    *y = T::store((x.load() - m).exp().mul_add(slope, -(shift * w.load())));
                 }
             }
             _ => {
                 for (y, &x) in y.iter_mut().zip(x) {
-                    *y = T::store((x.load() - m).exp().mul_add(a, -b));
+                    *y = T::store((x.load() - m).exp().mul_add(slope, -shift));
                 }
             }
         }
-        // At the target the probability and q nearly cancel: their difference is taken in full precision, before scaling.
-        let p = (x[t].load() - m).exp() / sum;
-        y[t] = T::store(p.mul_add(q.total, -(q.spread * w_y + q.on)) * r);
+        y[t] = T::store(target);
     }
 }
 
@@ -525,12 +581,12 @@ impl Tensor {
     /// As [`Tensor::cross_entropy`]; class weights are constants, and a sweep that wants their gradient is an error.
     ///
     /// # Errors
-    /// As [`Tensor::cross_entropy`]; argument error for `label_smoothing` outside 0 to 1; shape error unless there is one weight
-    /// per class.
+    /// As [`Tensor::cross_entropy`]; argument error for `label_smoothing` outside 0 to 1 or a negative `z_loss`; shape error unless
+    /// there is one weight per class.
     #[track_caller]
     pub fn cross_entropy_with(&self, targets: &Tensor, options: &CrossEntropy) -> Result<Tensor> {
-        let &CrossEntropy { ignore_index, label_smoothing, reduction, ref weights } = options;
-        let op = CrossEntropyLoss { ignore_index, label_smoothing, reduction, weighted: weights.is_some() };
+        let op = options.op();
+        let weights = &options.weights;
         let x: SmallVec<[&Tensor; 3]> = [Some(self), Some(targets), weights.as_ref()].into_iter().flatten().collect();
         apply1(op, &x)
     }

@@ -8,15 +8,16 @@ use crate::testing::{Gen, Input, Sample};
 
 pub(super) fn samples(g: &mut Gen) -> Vec<Sample<CrossEntropyLoss>> {
     let inf = f64::INFINITY;
-    let plain = CrossEntropyLoss { ignore_index: Some(-100), label_smoothing: 0.0, reduction: Reduction::Mean, weighted: false };
+    let plain =
+        CrossEntropyLoss { ignore_index: Some(-100), label_smoothing: 0.0, reduction: Reduction::Mean, weighted: false, z_loss: 0.0 };
     let ints = |shape: &[usize], v: &[i64]| Input::ints(DType::I64, shape, v);
     let mut out = Vec::new();
     // Every option with every other one, with and without ignored targets.
     for reduction in [Reduction::Mean, Reduction::Sum, Reduction::None] {
         for label_smoothing in [0.0, 0.1] {
             for weighted in [false, true] {
-                for targets in [[0, 4, 2, 2], [-1, 4, -1, 1]] {
-                    let op = CrossEntropyLoss { ignore_index: Some(-1), label_smoothing, reduction, weighted };
+                for (targets, z_loss) in [([0, 4, 2, 2], 0.0), ([-1, 4, -1, 1], 0.0), ([-1, 4, -1, 1], 0.3)] {
+                    let op = CrossEntropyLoss { ignore_index: Some(-1), label_smoothing, reduction, weighted, z_loss };
                     let mut x = vec![g.normal_with([4, 5], 2.0, 0.0), ints(&[4], &targets)];
                     if weighted {
                         x.push(g.uniform([5], 0.2, 2.0));
@@ -75,6 +76,10 @@ pub(super) fn samples(g: &mut Gen) -> Vec<Sample<CrossEntropyLoss>> {
         out.push(Sample::check(op, [g.normal([0, 5]), ints(&[0], &[])]).note("B16: no rows"));
     }
     out.push(Sample::value(plain.clone(), [g.normal([70, 1000]), g.below(DType::I64, [70], 1000)]).note("several tasks"));
+    out.push(
+        Sample::value(CrossEntropyLoss { z_loss: 1e-4, ..plain.clone() }, [g.normal([1, 262_144]), ints(&[1], &[262_143])])
+            .note("the largest vocabularies; z-loss of the usual size"),
+    );
     out.push(Sample::value(plain.clone(), [g.normal([2, 151_936]), ints(&[2], &[151_935, 0])]).note("the vocabulary of Qwen2"));
     for (t, note) in [(5, "target out of range: an error, never silent"), (-1, "negative target that is not ignored")] {
         out.push(Sample::reject(plain.clone(), [g.normal([2, 5]), ints(&[2], &[0, t])], ErrorKind::Index).note(note));
@@ -88,6 +93,11 @@ pub(super) fn samples(g: &mut Gen) -> Vec<Sample<CrossEntropyLoss>> {
     out.push(Sample::reject(plain.clone(), [g.normal([2, 5]), ints(&[3], &[0, 1, 2])], ErrorKind::Shape));
     out.push(Sample::reject(plain.clone(), [g.normal([2, 5]), g.normal([2])], ErrorKind::Dtype).note("float targets"));
     out.push(Sample::reject(
+        CrossEntropyLoss { z_loss: -1.0, ..plain.clone() },
+        [g.normal([2, 5]), ints(&[2], &[0, 1])],
+        ErrorKind::Argument,
+    ));
+    out.push(Sample::reject(
         CrossEntropyLoss { label_smoothing: 1.5, ..plain.clone() },
         [g.normal([2, 5]), ints(&[2], &[0, 1])],
         ErrorKind::Argument,
@@ -97,6 +107,6 @@ pub(super) fn samples(g: &mut Gen) -> Vec<Sample<CrossEntropyLoss>> {
         [g.normal([2, 5]), ints(&[2], &[0, 1]), g.normal([4])],
         ErrorKind::Shape,
     ));
-    out.push(Sample::bench(plain, [g.normal([1024, 50_257]), g.below(DType::I64, [1024], 50_257)]));
+    out.push(Sample::bench(plain.clone(), [g.normal([1024, 50_257]), g.below(DType::I64, [1024], 50_257)]));
     out
 }

@@ -1,5 +1,6 @@
 //! Dropout with a mask that is a function of a key and the element's index.
 
+use super::softmax::same_shapes;
 use crate::backend::cpu::{self, Compute, Real, rows, simd};
 use crate::backend::cuda;
 use crate::dtype::with_float;
@@ -24,7 +25,68 @@ impl Dropout {
     fn scale(&self) -> f64 {
         if self.p == 1.0 { 0.0 } else { 1.0 / (1.0 - self.p) }
     }
+
+    fn check(&self) -> Result<()> {
+        if !(0.0..=1.0).contains(&self.p) {
+            bail!(argument, "the dropout probability must be between 0 and 1, found {}", self.p);
+        }
+        Ok(())
+    }
+
+    /// The CPU kernel; a residual is added before the one rounding.
+    fn run<T: Compute>(&self, x: &[T], residual: Option<&[T]>, y: &mut [T]) -> Result<()> {
+        let threshold = bernoulli_threshold(1.0 - self.p);
+        // The largest word that is kept: a comparison in 32 bits, and none when nothing is kept.
+        let (last, keep) = (threshold.saturating_sub(1) as u32, u32::from(threshold > 0));
+        let key = self.key;
+        let scale = <T::Acc as Real>::from_f64(self.scale());
+        rows::for_tasks(WORDS, y, |row, y| {
+            let first = row * WORDS;
+            simd::dispatch(
+                #[inline(always)]
+                || {
+                    let mut words = [0; WORDS];
+                    for (k, y) in y.chunks_mut(WORDS).enumerate() {
+                        let at = first + k * WORDS;
+                        key.words(at as u64 / 4, &mut words);
+                        let kept = |x: T, w: u32| if (w <= last) & (keep != 0) { x.load() * scale } else { T::Acc::ZERO };
+                        let elements = y.iter_mut().zip(&x[at..]).zip(&words);
+                        match residual {
+                            None => elements.for_each(
+                                #[inline(always)]
+                                |((y, &x), &w)| *y = T::store(kept(x, w)),
+                            ),
+                            Some(r) => elements.zip(&r[at..]).for_each(
+                                #[inline(always)]
+                                |(((y, &x), &w), &r)| *y = T::store(r.load() + kept(x, w)),
+                            ),
+                        }
+                    }
+                },
+            );
+            Ok(())
+        })
+    }
+
+    fn launch(&self, x: &cuda::In<'_>, residual: Option<&cuda::In<'_>>, y: &mut cuda::Out<'_>) -> Result<()> {
+        let (on, n) = (y.context(), y.numel());
+        if n == 0 {
+            return Ok(());
+        }
+        let (src, view) = x.view()?;
+        let (r, vr) = residual.map(cuda::In::view).transpose()?.unzip();
+        let (seed, stream) = self.key.parts();
+        let grid = cuda::map::grid(on, n, y.dtype().size());
+        let threshold = bernoulli_threshold(1.0 - self.p);
+        let live = cuda::capture::key_words(self.key)?.map(|at| cuda::launch::Src::at(at, crate::I64));
+        let (vr, scale, n) = (vr.unwrap_or(view), self.scale(), n as i64);
+        cuda::kernels::dropout::dropout(on, grid, &y.dst(), &src, view, r.as_ref(), vr, seed, stream, live.as_ref(), threshold, scale, n)
+    }
 }
+
+/// `residual + dropout(x)`; see [`Tensor::dropout_add`]. Inputs: x, residual.
+#[derive(Clone, Debug)]
+pub struct DropoutAdd(pub Dropout);
 
 impl Describe for Dropout {
     const NAME: &'static str = "dropout";
@@ -76,49 +138,16 @@ impl Op for Dropout {
 
     fn infer(&self, x: &[Spec]) -> Result<SmallVec<[Spec; 2]>> {
         expect::same_float(x)?;
-        if !(0.0..=1.0).contains(&self.p) {
-            bail!(argument, "the dropout probability must be between 0 and 1, found {}", self.p);
-        }
+        self.check()?;
         Ok(smallvec![x[0].clone()])
     }
 
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
-        let threshold = bernoulli_threshold(1.0 - self.p);
-        // The largest word that is kept: a comparison in 32 bits, and none when nothing is kept.
-        let (last, keep) = (threshold.saturating_sub(1) as u32, u32::from(threshold > 0));
-        let key = self.key;
-        with_float!(x[0].dtype(), T => {
-            type A = <T as Compute>::Acc;
-            let x = x[0].contiguous::<T>()?;
-            let scale = <A as Real>::from_f64(self.scale());
-            rows::for_tasks(WORDS, y[0].slice::<T>(), |row, y| {
-                let first = row * WORDS;
-                simd::dispatch(#[inline(always)] || {
-                    let mut words = [0; WORDS];
-                    for (k, y) in y.chunks_mut(WORDS).enumerate() {
-                        let at = first + k * WORDS;
-                        key.words(at as u64 / 4, &mut words);
-                        for ((y, &x), &w) in y.iter_mut().zip(&x[at..]).zip(&words) {
-                            *y = T::store(if (w <= last) & (keep != 0) { x.load() * scale } else { A::ZERO });
-                        }
-                    }
-                });
-                Ok(())
-            })
-        })
+        with_float!(x[0].dtype(), T => self.run::<T>(&x[0].contiguous::<T>()?, None, y[0].slice::<T>()))
     }
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
-        let (on, n) = (y[0].context(), y[0].numel());
-        if n == 0 {
-            return Ok(());
-        }
-        let (src, view) = x[0].view()?;
-        let (seed, stream) = self.key.parts();
-        let grid = cuda::map::grid(on, n, y[0].dtype().size());
-        let threshold = bernoulli_threshold(1.0 - self.p);
-        let live = cuda::capture::key_words(self.key)?.map(|at| cuda::launch::Src::at(at, crate::I64));
-        cuda::kernels::dropout::dropout(on, grid, &y[0].dst(), &src, view, seed, stream, live.as_ref(), threshold, self.scale(), n as i64)
+        self.launch(&x[0], None, &mut y[0])
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
@@ -130,7 +159,88 @@ impl Op for Dropout {
     }
 }
 
+impl Describe for DropoutAdd {
+    const NAME: &'static str = "dropout_add";
+    const MATH: Math = Math {
+        forward: "yᵢ = rᵢ + xᵢ / (1 − p) where the key keeps element i, else rᵢ",
+        vjp: "x̄ = dropout of ȳ by the same key, r̄ = ȳ",
+        kinks: "linear",
+        cost: "reads x and r, writes y; the derivative reads ȳ and writes x̄; saves nothing",
+        references: "chain rule",
+    };
+
+    fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
+        let dropped = self.0.define(&x[..1]).swap_remove(0);
+        vec![Nd::new(&x[0].shape, dropped.data.iter().zip(&x[1].data).map(|(&d, &r)| d + r).collect())]
+    }
+
+    fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
+        let mut out = Vec::new();
+        for s in Dropout::samples(g).into_iter().filter(|s| !matches!(s.purpose, crate::testing::Purpose::Reject(_))) {
+            let r = g.normal(s.inputs[0].shape());
+            let mut s = s.map(DropoutAdd);
+            s.inputs.push(r);
+            out.push(s);
+        }
+        let half = DropoutAdd(Dropout { p: 0.5, key: g.key() });
+        out.push(Sample::reject(half.clone(), [g.normal([2, 3]), g.normal([3])], ErrorKind::Shape).note("nothing broadcasts"));
+        out.push(Sample::reject(DropoutAdd(Dropout { p: 2.0, ..half.0 }), [g.normal([2]), g.normal([2])], ErrorKind::Argument));
+        out
+    }
+}
+
+impl Op for DropoutAdd {
+    const AUX: usize = 0;
+
+    fn infer(&self, x: &[Spec]) -> Result<SmallVec<[Spec; 2]>> {
+        same_shapes(x)?;
+        self.0.check()?;
+        Ok(smallvec![x[0].clone()])
+    }
+
+    fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
+        with_float!(x[0].dtype(), T => self.0.run::<T>(&x[0].contiguous::<T>()?, Some(&x[1].contiguous::<T>()?), y[0].slice::<T>()))
+    }
+
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        self.0.launch(&x[0], Some(&x[1]), &mut y[0])
+    }
+
+    fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
+        Saved::none()
+    }
+
+    fn vjp(&self, _: &Saved, y_bar: &Cotangents, want: &[bool]) -> Result<InputCotangents> {
+        let g = y_bar.only()?;
+        let x_bar = if want[0] { Some(apply1(self.0.clone(), &[g])?) } else { None };
+        Ok(smallvec![x_bar, want[1].then(|| g.clone())])
+    }
+}
+
 impl Tensor {
+    /// `residual + dropout(self)` in one pass: the end of a transformer's branch in training.
+    ///
+    /// ```
+    /// use cotangent::{Key, Tensor};
+    /// let (x, r) = (Tensor::from_slice(&[1f64; 6], [6])?, Tensor::from_slice(&[0.5f64; 6], [6])?);
+    /// let y = x.dropout_add(&r, 0.5, Key::new(1))?;
+    /// assert_eq!(y.to_vec::<f64>()?, r.add(&x.dropout(0.5, Key::new(1))?)?.to_vec::<f64>()?);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    ///
+    /// # Gradient
+    /// `ȳ` through the same mask for `self`, `ȳ` itself for the residual; saves nothing.
+    ///
+    /// # Numerics
+    /// Half types are rounded once, after the sum.
+    ///
+    /// # Errors
+    /// Shape error when the shapes differ: nothing broadcasts; otherwise as [`Tensor::dropout`].
+    #[track_caller]
+    pub fn dropout_add(&self, residual: &Tensor, p: f64, key: Key) -> Result<Tensor> {
+        apply1(DropoutAdd(Dropout { p, key }), &[self, residual])
+    }
+
     /// Zeroes each element with probability `p` and divides the others by `1 − p`.
     ///
     /// The mask depends on the key and the element's row-major index alone: the same in a checkpoint's second run, on any

@@ -1,5 +1,6 @@
 //! One op, one file. Layer L4b. The registry below is the only list.
 
+pub mod add_norm;
 pub mod any_all;
 pub mod argmax;
 pub mod bce_with_logits;
@@ -17,10 +18,13 @@ pub mod einsum;
 pub mod elementwise;
 pub mod embedding;
 pub mod flip;
+pub mod gated;
 pub mod gather;
 pub mod group;
 pub mod index_select;
 pub mod linear;
+pub mod linear_cross_entropy;
+mod linear_cross_entropy_samples;
 pub mod log_softmax;
 pub mod logical;
 pub mod loss;
@@ -30,6 +34,7 @@ pub mod mse_loss;
 pub mod nll_loss;
 pub mod norm;
 mod norm_samples;
+mod norm_vjp;
 mod operators;
 pub mod pad;
 pub mod permute;
@@ -109,7 +114,7 @@ pub fn replay(name: &str, seed: u64, limit: usize) -> Report {
 }
 
 macro_rules! registry {
-    ($(unary: [$($u:ty),* $(,)?])? $(binary: [$($b:ty),* $(,)?])? $(kernels: [$($o:ty),* $(,)?])? $(views: [$($v:ty),* $(,)?])? $(composites: [$($c:ty),* $(,)?])?) => {
+    ($(unary: [$($u:ty),* $(,)?])? $(binary: [$($b:ty),* $(,)?])? $(kernels: [$($o:ty),* $(,)?])? $(rounding: [$($r:ty),* $(,)?])? $(views: [$($v:ty),* $(,)?])? $(composites: [$($c:ty),* $(,)?])?) => {
         /// Every op of the crate, with its checks and benches.
         // `inline`: definitions and samples are then compiled where they are used (tests, benches), not into the library.
         #[inline]
@@ -118,6 +123,7 @@ macro_rules! registry {
                 $($(OpEntry::unary::<$u>(), OpEntry::op::<elementwise::MapVjp<$u>>(),)*)?
                 $($(OpEntry::op::<binary::Zip<$b>>(),)*)?
                 $($(OpEntry::op::<$o>(),)*)?
+                $($(OpEntry::rounding::<$r>(),)*)?
                 $($(OpEntry::view::<$v>(),)*)?
                 $($(OpEntry::composite::<$c>(),)*)?
             ]
@@ -147,6 +153,7 @@ registry! {
         elementwise::Powi,
         elementwise::Recip,
         elementwise::Relu,
+        elementwise::ReluSquared,
         elementwise::Round,
         elementwise::Rsqrt,
         elementwise::Sigmoid,
@@ -187,11 +194,18 @@ registry! {
         cross_entropy::CrossEntropyVjp,
         cumsum::Cumsum,
         dropout::Dropout,
+        dropout::DropoutAdd,
         embedding::Embedding,
         embedding::EmbeddingVjp,
         embedding::OneHot,
         flip::Flip,
         flip::Roll,
+        gated::Gated<elementwise::Gelu>,
+        gated::Gated<elementwise::GeluTanh>,
+        gated::Gated<elementwise::Silu>,
+        gated::GatedVjp<elementwise::Gelu>,
+        gated::GatedVjp<elementwise::GeluTanh>,
+        gated::GatedVjp<elementwise::Silu>,
         gather::Gather,
         gather::ScatterAdd,
         index_select::IndexSelect,
@@ -225,6 +239,7 @@ registry! {
         norm::RmsNorm,
         pad::Pad,
         rope::Rope,
+        rope::RopePair,
         sdpa::SdpaOp,
         sdpa::SdpaVjp,
         select::MaskedFill,
@@ -238,6 +253,12 @@ registry! {
         triangle::Tril,
         triangle::Triu,
         views::Contiguous,
+    ]
+    rounding: [
+        add_norm::AddNorm<false>,
+        add_norm::AddNorm<true>,
+        linear_cross_entropy::LinearCrossEntropy,
+        linear_cross_entropy::LinearCrossEntropyVjp,
     ]
     views: [
         diagonal::Diagonal,

@@ -51,7 +51,7 @@ pub struct NllLossVjp {
 impl NllLoss {
     fn options(&self, classes: usize) -> cuda::loss::Options {
         let (each, mean) = (self.reduction == Reduction::None, self.reduction == Reduction::Mean);
-        cuda::loss::Options { classes, smoothing: 0.0, each, mean }
+        cuda::loss::Options { classes, smoothing: 0.0, z: 0.0, each, mean }
     }
 }
 

@@ -5,7 +5,7 @@ use crate::backend::cpu::{self, Buffer, Compute, Real, rows, simd};
 use crate::backend::cuda;
 use crate::dtype::{DType, Element, with_dtype, with_float};
 use crate::error::{ErrorKind, Result, bail};
-use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};
+use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply, apply1, expect};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Input, Nd, Sample, Scalar};
@@ -65,6 +65,10 @@ pub struct Rope {
     /// Turn backwards: the transpose, and the inverse.
     pub inverse: bool,
 }
+
+/// [`Rope`] of queries and keys; see [`Tensor::rope_with_key`]. Inputs: q, k, then the positions if they are given.
+#[derive(Clone, Debug)]
+pub struct RopePair(pub Rope);
 
 impl Rope {
     fn dim(&self, x: &Shape) -> usize {
@@ -206,47 +210,11 @@ impl Op for Rope {
     }
 
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
-        let shape = x[0].shape();
-        let rank = shape.rank();
-        let (t, d, dim) = (shape[rank - 2], shape[rank - 1], self.dim(shape));
-        let positions = match x.get(1) {
-            None => (0..t).map(|i| (self.start + i) as f64).collect(),
-            Some(p) => positions(p)?,
-        };
-        // Rows of the table repeat for every head; those of a batch follow each other.
-        let per_batch = if positions.len() > t { shape[1..rank - 1].iter().product::<usize>() } else { usize::MAX };
-        with_float!(x[0].dtype(), T => {
-            type A = <T as Compute>::Acc;
-            let x = x[0].contiguous::<T>()?;
-            let half = dim / 2;
-            let mut table = Buffer::alloc(A::DTYPE, positions.len() * dim)?;
-            let table = table.slice_mut::<A>();
-            self.fill_table(&positions, dim, table);
-            let table = &*table;
-            if dim == 0 {
-                y[0].slice::<T>().copy_from_slice(&x);
-                return Ok(());
-            }
-            rows::for_tasks(d, y[0].slice::<T>(), |first, y| {
-                simd::dispatch(#[inline(always)] || {
-                    for (k, y) in y.chunks_exact_mut(d).enumerate() {
-                        let row = first + k;
-                        let x = &x[row * d..(row + 1) * d];
-                        let at = (row / per_batch * t + row % t) * dim;
-                        let (cos, sin) = table[at..at + dim].split_at(half);
-                        rotate(self.style, &x[..dim], cos, sin, &mut y[..dim]);
-                        y[dim..].copy_from_slice(&x[dim..]);
-                    }
-                });
-                Ok(())
-            })
-        })
+        self.run(&x[..1], x.get(1), y)
     }
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
-        let dim = self.dim(x[0].shape());
-        let frequencies: Vec<f64> = (0..dim / 2).map(|i| self.frequency(i, dim)).collect();
-        cuda::rope::rotate(&x[0], x.get(1), self.start, &frequencies, self.style == RopeStyle::Interleaved, &mut y[0])
+        self.launch(&x[..1], x.get(1), y)
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
@@ -262,11 +230,144 @@ impl Op for Rope {
     }
 }
 
+impl Describe for RopePair {
+    const NAME: &'static str = "rope_with_key";
+    const MATH: Math = Math {
+        forward: "rope of q and of k, by one table of angles",
+        vjp: "both cotangents turned by −θ: the same op",
+        kinks: "linear; keeps the norm of every pair",
+        cost: "reads q and k, writes both results; one sine and cosine per position and pair; saves the positions",
+        references: "Su et al., RoFormer, arXiv:2104.09864",
+    };
+
+    fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
+        let of = |x: &Nd<S>, p: &[Nd<S>]| self.0.define(&std::iter::once(x).chain(p).cloned().collect::<Vec<_>>()).swap_remove(0);
+        vec![of(&x[0], &x[2..]), of(&x[1], &x[2..])]
+    }
+
+    fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
+        let mut out = Vec::new();
+        for s in Rope::samples(g) {
+            let q = s.inputs[0].shape().clone();
+            // A key with one head, where queries have several.
+            let k = if q.rank() == 4 { q.with_dim(1, 1) } else { q };
+            let mut s = s.map(RopePair);
+            s.inputs.insert(1, g.normal(k));
+            out.push(s);
+        }
+        let op = RopePair(Rotary::default().op().0);
+        out.push(Sample::reject(op.clone(), [g.normal([2, 3, 4]), g.normal([2, 2, 4])], ErrorKind::Shape).note("keys of another length"));
+        out.push(Sample::reject(op, [g.normal([2, 3, 4]), g.normal([2, 3, 4]).of_dtype(crate::F64)], ErrorKind::Dtype));
+        out
+    }
+}
+
+impl Op for RopePair {
+    const AUX: usize = 0;
+
+    fn infer(&self, x: &[Spec]) -> Result<SmallVec<[Spec; 2]>> {
+        expect::same_float(&x[..2])?;
+        let with = |i: usize| std::iter::once(&x[i]).chain(&x[2..]).cloned().collect::<SmallVec<[Spec; 2]>>();
+        self.0.infer(&with(0))?;
+        self.0.infer(&with(1))?;
+        let (q, k) = (&x[0].shape, &x[1].shape);
+        if q[q.rank() - 2..] != k[k.rank() - 2..] {
+            bail!(shape, "queries and keys must have the same rows and width: q {q}, k {k}");
+        }
+        Ok(smallvec![x[0].clone(), x[1].clone()])
+    }
+
+    fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
+        self.0.run(&x[..2], x.get(2), y)
+    }
+
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        self.0.launch(&x[..2], x.get(2), y)
+    }
+
+    fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
+        Saved::of([x.get(2).copied()])
+    }
+
+    fn vjp(&self, saved: &Saved, y_bar: &Cotangents, want: &[bool]) -> Result<InputCotangents> {
+        let back = Rope { inverse: !self.0.inverse, ..self.0.clone() };
+        let given = saved.maybe(0);
+        let bars = [0, 1].map(|i| y_bar.get(i).filter(|_| want[i]));
+        let mut out = InputCotangents::from_elem(None, want.len());
+        if let [Some(q), Some(k)] = bars {
+            let inputs: SmallVec<[&Tensor; 3]> = [Some(q), Some(k), given].into_iter().flatten().collect();
+            for (out, bar) in out.iter_mut().zip(apply(RopePair(back), &inputs)?) {
+                *out = Some(bar);
+            }
+            return Ok(out);
+        }
+        for (out, bar) in out.iter_mut().zip(bars) {
+            if let Some(bar) = bar {
+                let inputs: SmallVec<[&Tensor; 2]> = [Some(bar), given].into_iter().flatten().collect();
+                *out = Some(apply1(back.clone(), &inputs)?);
+            }
+        }
+        Ok(out)
+    }
+}
+
 fn positions(p: &cpu::In<'_>) -> Result<Vec<f64>> {
     Ok(with_dtype!(p.dtype(), T => p.contiguous::<T>()?.iter().map(|&v| Element::to_f64(v)).collect()))
 }
 
 impl Rope {
+    /// Turns tensors of equal positions, by one table.
+    fn run(&self, x: &[cpu::In<'_>], given: Option<&cpu::In<'_>>, y: &mut [cpu::Out<'_>]) -> Result<()> {
+        let rank = x[0].shape().rank();
+        let (t, dim) = (x[0].shape()[rank - 2], self.dim(x[0].shape()));
+        let positions = match given {
+            None => (0..t).map(|i| (self.start + i) as f64).collect(),
+            Some(p) => positions(p)?,
+        };
+        with_float!(x[0].dtype(), T => {
+            type A = <T as Compute>::Acc;
+            let mut table = Buffer::alloc(A::DTYPE, positions.len() * dim)?;
+            let table = table.slice_mut::<A>();
+            self.fill_table(&positions, dim, table);
+            x.iter().zip(y).try_for_each(|(x, y)| self.turn::<T>(x, table, y.slice::<T>()))
+        })
+    }
+
+    fn turn<T: Compute>(&self, x: &cpu::In<'_>, table: &[T::Acc], y: &mut [T]) -> Result<()> {
+        let shape = x.shape();
+        let rank = shape.rank();
+        let (t, d, dim) = (shape[rank - 2], shape[rank - 1], self.dim(shape));
+        let x = x.contiguous::<T>()?;
+        if dim == 0 {
+            y.copy_from_slice(&x);
+            return Ok(());
+        }
+        // Rows of the table repeat for every head; those of a batch follow each other.
+        let per_batch = if table.len() > t * dim { shape[1..rank - 1].iter().product::<usize>() } else { usize::MAX };
+        rows::for_tasks(d, y, |first, y| {
+            simd::dispatch(
+                #[inline(always)]
+                || {
+                    for (k, y) in y.chunks_exact_mut(d).enumerate() {
+                        let row = first + k;
+                        let x = &x[row * d..(row + 1) * d];
+                        let at = (row / per_batch * t + row % t) * dim;
+                        let (cos, sin) = table[at..at + dim].split_at(dim / 2);
+                        rotate(self.style, &x[..dim], cos, sin, &mut y[..dim]);
+                        y[dim..].copy_from_slice(&x[dim..]);
+                    }
+                },
+            );
+            Ok(())
+        })
+    }
+
+    fn launch(&self, x: &[cuda::In<'_>], given: Option<&cuda::In<'_>>, y: &mut [cuda::Out<'_>]) -> Result<()> {
+        let dim = self.dim(x[0].shape());
+        let frequencies: Vec<f64> = (0..dim / 2).map(|i| self.frequency(i, dim)).collect();
+        cuda::rope::rotate(x, given, self.start, &frequencies, self.style == RopeStyle::Interleaved, y)
+    }
+
     /// For each position the cosines of all pairs, then their sines. Angles are f64: in f32 they would be off by up to
     /// `position · 2⁻²⁴`, in bf16 positions beyond 256 would coincide.
     fn fill_table<A: Real>(&self, positions: &[f64], dim: usize, table: &mut [A]) {
@@ -338,6 +439,50 @@ impl Tensor {
     /// argument error for a base that is not positive; dtype error for integers, or positions that are floats.
     #[track_caller]
     pub fn rope(&self, options: &Rotary) -> Result<Tensor> {
+        let (op, given) = options.op();
+        let x: SmallVec<[&Tensor; 2]> = [Some(self), given].into_iter().flatten().collect();
+        apply1(op, &x)
+    }
+
+    /// [`Tensor::rope`] of queries and keys at once: `(self, key)` turned by one table of angles.
+    ///
+    /// ```
+    /// use cotangent::{F64, Key, Tensor, ops::Rotary};
+    /// let (q, k) = (Tensor::randn([1, 4, 3, 8], F64, Key::new(1))?, Tensor::randn([1, 2, 3, 8], F64, Key::new(2))?);
+    /// let (a, b) = q.rope_with_key(&k, &Rotary::default())?;
+    /// assert_eq!(a.to_vec::<f64>()?, q.rope(&Rotary::default())?.to_vec::<f64>()?);
+    /// assert_eq!(b.to_vec::<f64>()?, k.rope(&Rotary::default())?.to_vec::<f64>()?);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    ///
+    /// # Gradient
+    /// Both cotangents turned back at once; saves only given positions.
+    ///
+    /// # Shapes
+    /// Two tensors as in [`Tensor::rope`] with the same `T` and `D`; the numbers of heads may differ.
+    ///
+    /// # Cost
+    /// One table of cosines and sines instead of two. The rotations themselves stay two launches on a GPU: each moves its own
+    /// tensor once, and neither has anything to share with the other but the table.
+    ///
+    /// # Errors
+    /// Shape error when the two differ in `T` or `D`; otherwise as [`Tensor::rope`].
+    #[track_caller]
+    pub fn rope_with_key(&self, key: &Tensor, options: &Rotary) -> Result<(Tensor, Tensor)> {
+        let (op, given) = options.op();
+        let x: SmallVec<[&Tensor; 3]> = [Some(self), Some(key), given].into_iter().flatten().collect();
+        let mut y = apply(RopePair(op), &x)?.into_iter();
+        match (y.next(), y.next()) {
+            (Some(q), Some(k)) => Ok((q, k)),
+            _ => bail!(argument, "queries and keys are two results"),
+        }
+    }
+}
+
+impl Rotary {
+    /// The op, and the positions if they are given.
+    fn op(&self) -> (Rope, Option<&Tensor>) {
+        let options = self;
         let (start, given) = match &options.positions {
             RopePositions::From(start) => (*start, None),
             RopePositions::Given(p) => (0, Some(p)),
@@ -350,7 +495,6 @@ impl Tensor {
             rotary_dim: options.rotary_dim,
             inverse: false,
         };
-        let x: SmallVec<[&Tensor; 2]> = [Some(self), given].into_iter().flatten().collect();
-        apply1(op, &x)
+        (op, given)
     }
 }

@@ -1,11 +1,10 @@
 //! Adam, with decoupled weight decay or an L2 penalty.
 
 use super::groups::{self, Group, norms_and_biases};
-use super::memory::{Memory, Rule, Slots};
+use super::memory::{Memory, Pending, Rule, Slots};
 use super::state::optimizer;
 use crate::backend::cpu::optim::{AdamStep, adam_update};
 use crate::backend::cpu::{Compute, Real};
-use crate::backend::cuda;
 use crate::dtype::DType;
 use crate::error::{Result, bail};
 use crate::functional::Grads;
@@ -101,10 +100,10 @@ impl AdamW {
         adam.check()?;
         groups::check_for(groups, &mut memory.grouped, model, *lr, *weight_decay)?;
         memory.keeps(&Self::RULE, |_, p, slot| adam.keeps(p, slot))?;
-        memory.run(&Self::RULE, model, grads, self.skip_non_finite, |name, slots, p, g| {
+        memory.run(&Self::RULE, model, grads, self.skip_non_finite, |pending, name, slots, p, g| {
             let decay = if (self.decays)(name, p) { *weight_decay } else { 0.0 };
             let (lr, decay) = groups::rates(groups, name, p, *lr, decay);
-            adam.step(slots, p, g, lr, 1.0 - lr * decay)
+            adam.step(pending, slots, p, g, lr, 1.0 - lr * decay)
         })
     }
 }
@@ -196,13 +195,13 @@ impl Adam {
         adam.check()?;
         groups::check_for(groups, &mut memory.grouped, model, *lr, *weight_decay)?;
         memory.keeps(&Self::RULE, |_, p, slot| adam.keeps(p, slot))?;
-        memory.run(&Self::RULE, model, grads, self.skip_non_finite, |name, slots, p, g| {
+        memory.run(&Self::RULE, model, grads, self.skip_non_finite, |pending, name, slots, p, g| {
             let (lr, decay) = groups::rates(groups, name, p, *lr, *weight_decay);
             if decay == 0.0 {
-                return adam.step(slots, p, g, lr, 1.0);
+                return adam.step(pending, slots, p, g, lr, 1.0);
             }
             let g = g.add(&p.mul_scalar(decay)?)?;
-            adam.step(slots, p, &g, lr, 1.0)
+            adam.step(pending, slots, p, &g, lr, 1.0)
         })
     }
 }
@@ -238,8 +237,8 @@ impl Moments {
         AdamStep { shrink, rate: lr / (1.0 - b1.powf(t)), root: (1.0 - b2.powf(t)).sqrt(), b1, b2, eps: self.eps }
     }
 
-    /// Updates moments and parameter; `shrink` multiplies the parameter first.
-    pub(super) fn step(&self, slots: &mut Slots, p: &mut Tensor, g: &Tensor, lr: f64, shrink: f64) -> Result<()> {
+    /// Updates moments and parameter; `shrink` multiplies the parameter first. On a CUDA device the step is left pending.
+    pub(super) fn step(&self, pending: &mut Pending, slots: &mut Slots, p: &mut Tensor, g: &Tensor, lr: f64, shrink: f64) -> Result<()> {
         for slot in 0..if self.amsgrad { 3 } else { 2 } {
             slots.zeros(slot, p)?;
         }
@@ -248,7 +247,9 @@ impl Moments {
         let largest = largest.as_mut().filter(|_| self.amsgrad);
         if p.device().is_cuda() {
             let largest = largest.map(Tensor::own_cuda).transpose()?;
-            return cuda::optim::adam(p.own_cuda()?, &g.array.cuda()?, first.own_cuda()?, second.own_cuda()?, largest, step, live);
+            let g = pending.gradient(g)?;
+            let (p, first, second) = (p.own_cuda()?, first.own_cuda()?, second.own_cuda()?);
+            return pending.adam.push(p, &g.array.cuda()?, first, second, largest, step, live);
         }
         match p.dtype() {
             DType::F64 => update::<f64>(p, g, first, second, largest, step),

@@ -166,11 +166,11 @@ impl<M: Module + Clone> Grads<M> {
         let on = cuda::Context::of(device)?;
         let there = named.iter().map(|(_, g)| g.array.cuda()).collect::<Result<Vec<_>>>()?;
         let found = Array::of_cuda(cuda::optim::norm_and_factor(on, &there, max_norm)?);
+        let mut scaled = cuda::optim::scale(on, &there, &found.cuda()?)?.into_iter();
         drop(there);
         drop(named);
         self.update(|_, g| {
-            let mut y = on.alloc(g.dtype(), g.numel())?;
-            cuda::optim::scale(&g.array.cuda()?, &found.cuda()?, &mut y)?;
+            let Some(y) = scaled.next() else { bail!(argument, "internal: a gradient was not scaled") };
             *g = Tensor::from_array(Array::of_cuda(y)).reshape(g.shape().clone())?;
             Ok(())
         })?;

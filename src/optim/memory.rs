@@ -3,6 +3,7 @@
 
 use super::State;
 use crate::backend::cuda::capture;
+use crate::backend::cuda::optim::{Adams, Descents};
 use crate::capture::not_in_state;
 use crate::dtype::DType;
 use crate::error::{Result, bail};
@@ -35,6 +36,31 @@ pub struct Memory {
     live: bool,
     /// Numbers that are part of a captured step.
     pub(super) fixed: Option<super::adam::Moments>,
+}
+
+/// Steps on CUDA devices that have been described and not yet queued: many tensors share a launch.
+#[derive(Default)]
+pub(super) struct Pending {
+    pub(super) adam: Adams,
+    pub(super) descent: Descents,
+    /// Gradients in row-major order, until the launch that reads them is queued.
+    gradients: Vec<Tensor>,
+}
+
+impl Pending {
+    /// The gradient in row-major order, kept until [`Pending::queue`].
+    pub(super) fn gradient(&mut self, g: &Tensor) -> Result<Tensor> {
+        let g = g.contiguous()?;
+        self.gradients.push(g.clone());
+        Ok(g)
+    }
+
+    fn queue(&mut self) -> Result<()> {
+        self.adam.finish()?;
+        self.descent.finish()?;
+        self.gradients.clear();
+        Ok(())
+    }
 }
 
 /// A parameter's tensors under their names.
@@ -156,14 +182,15 @@ impl Memory {
     }
 
     /// Calls `f(name, slots, parameter, gradient)` for every trainable parameter, after everything that can be refused
-    /// has been. Parameter and gradient are `f32` or `f64`: half precision goes through the master.
+    /// has been. Parameter and gradient are `f32` or `f64`: half precision goes through the master. What `f` leaves pending is
+    /// queued at the end, in as few launches as possible.
     pub(super) fn run<M: Module + Clone>(
         &mut self,
         rule: &Rule,
         model: &mut M,
         grads: &Grads<M>,
         skip_non_finite: bool,
-        mut f: impl FnMut(&str, &mut Slots, &mut Tensor, &Tensor) -> Result<()>,
+        mut f: impl FnMut(&mut Pending, &str, &mut Slots, &mut Tensor, &Tensor) -> Result<()>,
     ) -> Result<()> {
         for_each_param(model, grads, |name, p, _| {
             if p.is_tracked() {
@@ -190,6 +217,8 @@ impl Memory {
             return Ok(());
         }
         self.steps += 1;
+        let mut pending = Pending::default();
+        let mut rounded = false;
         for_each_param(model, grads, |name, p, g| {
             if !self.params.contains_key(name) {
                 self.params.insert(name.to_owned(), Slots::default());
@@ -198,12 +227,26 @@ impl Memory {
             slots.follow(p)?;
             slots.steps += 1;
             if !p.dtype().is_half() {
-                return f(name, slots, p, g);
+                return f(&mut pending, name, slots, p, g);
             }
+            rounded = true;
             let mut master = slots.master(p)?;
-            f(name, slots, &mut master, &g.cast(DType::F32)?)?;
-            *p = master.cast(p.dtype())?;
-            (slots.master, slots.given) = (Some(master), Some(p.clone()));
+            f(&mut pending, name, slots, &mut master, &g.cast(DType::F32)?)?;
+            slots.master = Some(master);
+            Ok(())
+        })?;
+        pending.queue()?;
+        if !rounded {
+            return Ok(());
+        }
+        for_each_param(model, grads, |name, p, _| {
+            if let Some(slots) = self.params.get_mut(name)
+                && p.dtype().is_half()
+                && let Some(master) = &slots.master
+            {
+                *p = master.cast(p.dtype())?;
+                slots.given = Some(p.clone());
+            }
             Ok(())
         })
     }
@@ -215,8 +258,9 @@ impl Memory {
         model: &mut M,
         grads: &Grads<M>,
         skip_non_finite: bool,
-        mut f: impl FnMut(&str, &mut Slots, &mut Tensor, &Tensor) -> Result<()>,
+        mut f: impl FnMut(&mut Pending, &str, &mut Slots, &mut Tensor, &Tensor) -> Result<()>,
     ) -> Result<()> {
+        let mut pending = Pending::default();
         if !self.live {
             return Err(not_in_state("the optimizer"));
         }
@@ -238,8 +282,9 @@ impl Memory {
                 );
             }
             slots.captured = true;
-            f(name, slots, p, g)
-        })
+            f(&mut pending, name, slots, p, g)
+        })?;
+        pending.queue()
     }
 
     /// The tensors of the state under their names, as a captured step sees them.

@@ -4,6 +4,7 @@ use super::adam::Moments;
 use super::groups::{self, Group};
 use super::memory::{Memory, Rule, Slots};
 use super::state::optimizer;
+use crate::backend::cuda::optim::{self, Momentum};
 use crate::error::{Result, bail};
 use crate::functional::Grads;
 use crate::module::Module;
@@ -105,13 +106,13 @@ impl Muon {
             p.steps > 0 && matrix == (slot == Self::MOMENTUM)
         })?;
         let mut memory = std::mem::take(&mut self.memory);
-        let result = memory.run(&Self::RULE, model, grads, self.skip_non_finite, |name, slots, p, g| {
+        let result = memory.run(&Self::RULE, model, grads, self.skip_non_finite, |pending, name, slots, p, g| {
             let decay = if (self.decays)(name, p) { self.weight_decay } else { 0.0 };
             let (lr, decay) = groups::rates(&self.groups, name, p, self.lr, decay);
             if (self.matrices)(name, p) && p.rank() == 2 {
                 self.matrix_step(slots, p, g, lr, 1.0 - lr * decay)
             } else {
-                adam.step(slots, p, g, lr, 1.0 - lr * decay)
+                adam.step(pending, slots, p, g, lr, 1.0 - lr * decay)
             }
         });
         self.memory = memory;
@@ -119,6 +120,14 @@ impl Muon {
     }
 
     fn matrix_step(&self, slots: &mut Slots, p: &mut Tensor, g: &Tensor, lr: f64, shrink: f64) -> Result<()> {
+        let (rows, columns) = (p.shape()[0] as f64, p.shape()[1] as f64);
+        let length = match self.scale {
+            MuonScale::MatchAdamW => 0.2 * rows.max(columns).sqrt(),
+            MuonScale::Original => (rows / columns.max(1.0)).max(1.0).sqrt(),
+        };
+        if p.device().is_cuda() {
+            return self.matrix_step_on_device(slots, p, g, lr * length, shrink);
+        }
         // b + w(g − b), as PyTorch's lerp.
         let lerp = |from: &Tensor, to: &Tensor, w: f64| from.add(&to.sub(from)?.mul_scalar(w)?);
         let first = match slots.tensors[Self::MOMENTUM].take() {
@@ -128,13 +137,19 @@ impl Muon {
         let b = lerp(&first, g, 1.0 - self.momentum)?;
         let ahead = if self.nesterov { lerp(g, &b, self.momentum)? } else { b.clone() };
         slots.tensors[Self::MOMENTUM] = Some(b);
-        let (rows, columns) = (p.shape()[0] as f64, p.shape()[1] as f64);
-        let length = match self.scale {
-            MuonScale::MatchAdamW => 0.2 * rows.max(columns).sqrt(),
-            MuonScale::Original => (rows / columns.max(1.0)).max(1.0).sqrt(),
-        };
         *p = p.mul_scalar(shrink)?.sub(&orthogonal(&ahead, self.newton_schulz)?.mul_scalar(lr * length)?)?;
         Ok(())
+    }
+
+    /// The same with one kernel before the Newton–Schulz products and one after them.
+    fn matrix_step_on_device(&self, slots: &mut Slots, p: &mut Tensor, g: &Tensor, rate: f64, shrink: f64) -> Result<()> {
+        slots.zeros(Self::MOMENTUM, p)?;
+        let Some(b) = &mut slots.tensors[Self::MOMENTUM] else { bail!(argument, "the momentum is gone") };
+        let (g, mut ahead) = (g.contiguous()?, p.zeros_like()?);
+        let m = Momentum { mu: self.momentum, nesterov: self.nesterov };
+        optim::muon_before([(b.own_cuda()?, g.array.cuda()?, ahead.own_cuda()?)], m)?;
+        let o = orthogonal(&ahead, self.newton_schulz)?.contiguous()?;
+        optim::muon_after([(p.own_cuda()?, o.array.cuda()?, shrink, rate)])
     }
 }
 optimizer!(Muon);

@@ -1,9 +1,9 @@
 //! Stochastic gradient descent.
 
 use super::groups::{self, Group};
-use super::memory::{Memory, Rule, Slots};
+use super::memory::{Memory, Pending, Rule, Slots};
 use super::state::optimizer;
-use crate::backend::cuda::optim::{self, Descent};
+use crate::backend::cuda::optim::Descent;
 use crate::error::{Result, bail};
 use crate::functional::Grads;
 use crate::module::Module;
@@ -79,12 +79,12 @@ impl Sgd {
         let Self { groups, memory, lr, weight_decay, .. } = self;
         groups::check_for(groups, &mut memory.grouped, model, *lr, *weight_decay)?;
         memory.keeps(&Self::RULE, |_, p, _| p.steps > 0 && momentum != 0.0)?;
-        memory.run(&Self::RULE, model, grads, self.skip_non_finite, |name, slots, p, g| {
+        memory.run(&Self::RULE, model, grads, self.skip_non_finite, |pending, name, slots, p, g| {
             let (lr, decay) = groups::rates(groups, name, p, *lr, *weight_decay);
             // The kernel has no dampening.
             if p.device().is_cuda() && dampening == 0.0 {
                 let first = slots.tensors[0].is_none();
-                return on_device(slots, p, g, Descent { lr, momentum, decay, nesterov, first });
+                return on_device(pending, slots, p, g, Descent { lr, momentum, decay, nesterov, first });
             }
             let mut g = g.clone();
             if decay != 0.0 {
@@ -105,11 +105,12 @@ impl Sgd {
 }
 optimizer!(Sgd);
 
-/// The same in one kernel.
-fn on_device(slots: &mut Slots, p: &mut Tensor, g: &Tensor, step: Descent) -> Result<()> {
+/// The same in a launch that all parameters share.
+fn on_device(pending: &mut Pending, slots: &mut Slots, p: &mut Tensor, g: &Tensor, step: Descent) -> Result<()> {
     if step.momentum != 0.0 {
         slots.zeros(0, p)?;
     }
     let velocity = slots.tensors[0].as_mut().filter(|_| step.momentum != 0.0);
-    optim::descend(p.own_cuda()?, &g.array.cuda()?, velocity.map(Tensor::own_cuda).transpose()?, step)
+    let g = pending.gradient(g)?;
+    pending.descent.push(p.own_cuda()?, &g.array.cuda()?, velocity.map(Tensor::own_cuda).transpose()?, step)
 }

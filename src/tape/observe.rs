@@ -59,6 +59,15 @@ impl Ran<'_> {
         parameter(self.tape, self.inputs.get(i)?)
     }
 
+    /// What a module was given whose parameters the op takes: its first operand that is none. A norm that is fused with the sum
+    /// before it was given the sum, the op's second result.
+    pub fn given(&self) -> Option<&Tensor> {
+        if SUMMED.contains(&self.name) {
+            return self.outputs.get(1);
+        }
+        (0..self.inputs.len()).find(|&i| self.inputs[i].dtype().is_float() && self.parameter(i).is_none()).map(|i| self.inputs[i])
+    }
+
     /// Whether the op gives its operand in another form (cast, permuted, moved): no element is computed.
     pub fn is_form(&self) -> bool {
         FORMS.contains(&self.name)
@@ -211,7 +220,10 @@ fn parameter(tape: &Arc<Inner>, t: &Tensor) -> Option<String> {
     }
 }
 
-/// What leaves a parameter the same parameter. The one list of names of ops here: a name missing only costs a name in reports.
+/// Ops that add a residual before they normalise: what the norm was given is their second result.
+const SUMMED: &[&str] = &["add_layer_norm", "add_rms_norm"];
+
+/// What leaves a parameter the same parameter. This and the list above are the only names of ops here: a name missing only costs a name in reports.
 const FORMS: [&str; 6] = ["alias", "cast", "permute", "reshape", "to_device", "transpose"];
 
 impl Tape {

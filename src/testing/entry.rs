@@ -31,6 +31,8 @@ pub struct OpEntry {
     pub implementation: Implementation,
     /// Whether it maps each element of one operand on its own: then all 65 536 half values can be tried.
     pub unary: bool,
+    /// Whether an intermediate value is rounded to the operands' type by contract, as in a composition.
+    rounds: bool,
     samples: fn(&mut Gen) -> Vec<AnySample>,
 }
 
@@ -49,12 +51,18 @@ pub struct BenchCase {
 impl OpEntry {
     const fn new<O: Describe>(implementation: Implementation, unary: bool, samples: fn(&mut Gen) -> Vec<AnySample>) -> Self {
         const { assert!(O::MATH.is_complete(), "an op's mathematics has an empty field") };
-        OpEntry { name: O::NAME, math: O::MATH, implementation, unary, samples }
+        OpEntry { name: O::NAME, math: O::MATH, implementation, unary, rounds: false, samples }
     }
 
     /// An op with kernels.
     pub const fn op<O: Op>() -> Self {
         Self::new::<O>(Implementation::Kernel, false, |g| suite::samples::<O>(call_op::<O>, g))
+    }
+
+    /// An op with kernels, one of whose steps is rounded to the operands' type by contract: because it is a result itself, or
+    /// because a matrix product writes it. In half types it may be as far off as its composition.
+    pub const fn rounding<O: Op>() -> Self {
+        OpEntry { rounds: true, ..Self::op::<O>() }
     }
 
     /// An elementwise op of one operand.
@@ -75,7 +83,7 @@ impl OpEntry {
     /// Runs every check on the op's samples.
     pub fn check(&self, config: &Config, report: &mut Report) {
         let samples = (self.samples)(&mut Gen::new(config.seed, config.limit));
-        let traits = Traits { unary: self.unary, composite: self.implementation == Implementation::Composite };
+        let traits = Traits { unary: self.unary, composite: self.rounds || self.implementation == Implementation::Composite };
         suite::check(&samples, traits, config, report);
     }
 

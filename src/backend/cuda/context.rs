@@ -146,7 +146,7 @@ impl Context {
     pub(super) fn gemm(&self, gemm: &Gemm) -> Result<()> {
         let _turn = self.turn();
         self.launches.fetch_add(1, Relaxed);
-        // SAFETY: `gemm::matmul` is the only caller; it takes the addresses from operands and sizes from their layouts.
+        // SAFETY: the callers, `gemm::matmul` and `linear_loss`, take addresses from operands and sizes from their shapes.
         unsafe { self.driver.gemm(gemm)? };
         self.after("gemm")
     }

@@ -6,6 +6,7 @@ use super::context::Context;
 use super::launch::{Dst, Grid, Kernel, Module, Params, Src, View};
 use super::remap::Remap;
 use super::rope::Frequencies;
+use super::tensors::Tensors;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 #[cfg(feature = "emulator")]

@@ -116,6 +116,11 @@ impl<'a> Dst<'a> {
         Dst { addr, dtype, life: PhantomData }
     }
 
+    /// The same memory from a later element on.
+    pub(crate) fn offset(&self, elements: usize) -> Dst<'_> {
+        Dst { addr: self.addr + (elements * self.dtype.size()) as u64, dtype: self.dtype, life: PhantomData }
+    }
+
     /// The device address.
     pub(crate) fn addr(&self) -> u64 {
         self.addr

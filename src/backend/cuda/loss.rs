@@ -9,6 +9,7 @@ use super::map::{THREADS, grid};
 use super::operand::{Dense, In, Out};
 use crate::dtype::DType;
 use crate::error::{Result, bail};
+use std::ops::Range;
 
 /// Class targets as indices on the device, and what a mean divides by.
 pub(crate) struct Targets {
@@ -25,6 +26,8 @@ pub(crate) struct Options {
     pub classes: usize,
     /// Share of the target distribution that is spread evenly.
     pub smoothing: f64,
+    /// Times the square of the log-sum-exp.
+    pub z: f64,
     /// One loss per target.
     pub each: bool,
     /// Divided by the weight of the targets.
@@ -94,7 +97,7 @@ impl Targets {
     }
 
     /// The result from the loss of every target: `each` writes them into their place, or into the buffer it is given.
-    fn reduce(&self, o: Options, y: &mut Out<'_>, each: impl FnOnce(&Dst<'_>, Option<&Dst<'_>>) -> Result<()>) -> Result<()> {
+    pub(super) fn reduce(&self, o: Options, y: &mut Out<'_>, each: impl FnOnce(&Dst<'_>, Option<&Dst<'_>>) -> Result<()>) -> Result<()> {
         let on = y.context();
         if o.each {
             return if self.rows == 0 { Ok(()) } else { each(&y.dst(), None) };
@@ -136,25 +139,48 @@ pub(crate) fn nll_vjp(t: &Targets, w: Option<&Src<'_>>, g: &In<'_>, o: Options, 
 
 /// Cross-entropy of logits; `stats` gets the maximum and the sum of exponentials of every row.
 pub(crate) fn cross_entropy(x: &In<'_>, t: &Targets, w: Option<&Src<'_>>, o: Options, y: &mut Out<'_>, stats: &mut Out<'_>) -> Result<()> {
-    let on = y.context();
     let x = x.contiguous()?;
-    t.reduce(o, y, |y, losses| {
-        let grid = rows(on, t.rows, o.classes);
-        cross_entropy::fwd(
-            on,
-            grid,
-            y,
-            losses,
-            &stats.dst(),
-            &x.src(),
-            &t.of(),
-            w,
-            &t.weight(),
-            t.rows as i64,
-            o.classes as i64,
-            o.smoothing,
-        )
-    })
+    t.reduce(o, y, |y, losses| some_rows(&x.src(), t, w, o, 0..t.rows, y, losses, &stats.dst()))
+}
+
+/// Losses and statistics of rows of logits that begin at `x`.
+pub(super) fn some_rows(
+    x: &Src<'_>,
+    t: &Targets,
+    w: Option<&Src<'_>>,
+    o: Options,
+    of: Range<usize>,
+    y: &Dst<'_>,
+    losses: Option<&Dst<'_>>,
+    stats: &Dst<'_>,
+) -> Result<()> {
+    let (on, first, n, c) = (t.of.context(), of.start, of.len(), o.classes as i64);
+    // Losses that are not reduced go where the result is.
+    let y = y.offset(if losses.is_none() { first } else { 0 });
+    let losses = losses.map(|l| l.offset(first));
+    let (grid, stats) = (rows(on, n, o.classes), stats.offset(2 * first));
+    let (targets, weight) = (t.of().offset(first), t.weight());
+    cross_entropy::fwd(on, grid, &y, losses.as_ref(), &stats, x, &targets, w, &weight, n as i64, c, o.smoothing, o.z)
+}
+
+/// The derivative in rows of logits that begin at `x`, written to `y`, which may be the same memory. Without `g` the losses'
+/// cotangent is 1.
+pub(super) fn some_rows_vjp(
+    x: &Src<'_>,
+    t: &Targets,
+    w: Option<&Src<'_>>,
+    g: Option<&Src<'_>>,
+    stats: Option<&Src<'_>>,
+    o: Options,
+    of: Range<usize>,
+    y: &Dst<'_>,
+) -> Result<()> {
+    let (on, first, n, c) = (t.of.context(), of.start, of.len(), o.classes as i64);
+    let (each, mean) = (i32::from(o.each), i32::from(o.mean));
+    let g = g.map(|g| g.offset(if o.each { first } else { 0 }));
+    let stats = stats.map(|s| s.offset(2 * first));
+    let (grid, targets, weight) = (rows(on, n, o.classes), t.of().offset(first), t.weight());
+    cross_entropy::vjp(on, grid, y, x, &targets, w, &weight, g.as_ref(), stats.as_ref(), n as i64, c, o.smoothing, o.z, each, mean)
 }
 
 /// The derivative of [`cross_entropy`] in the logits; without `stats` they are computed again.
@@ -167,16 +193,13 @@ pub(crate) fn cross_entropy_vjp(
     o: Options,
     y: &mut Out<'_>,
 ) -> Result<()> {
-    let on = y.context();
     if y.numel() == 0 {
         return Ok(());
     }
     let (x, g) = (x.contiguous()?, g.contiguous()?);
     let stats = stats.map(In::contiguous).transpose()?;
     let stats = stats.as_ref().map(Dense::src);
-    let (n, c, each, mean) = (t.rows as i64, o.classes as i64, i32::from(o.each), i32::from(o.mean));
-    let (grid, of, weight) = (rows(on, t.rows, o.classes), t.of(), t.weight());
-    cross_entropy::vjp(on, grid, &y.dst(), &x.src(), &of, w, &weight, &g.src(), stats.as_ref(), n, c, o.smoothing, each, mean)
+    some_rows_vjp(&x.src(), t, w, Some(&g.src()), stats.as_ref(), o, 0..t.rows, &y.dst())
 }
 
 /// Minus the target distribution of every row, divided by the weight of a mean.

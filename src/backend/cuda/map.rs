@@ -67,6 +67,42 @@ impl BinaryKernels {
     }
 }
 
+/// A generated launcher of a gated activation: gate, up.
+type GatedKernel = fn(&Context, Grid, &Dst<'_>, &Src<'_>, View, &Src<'_>, View, i64) -> Result<()>;
+/// A generated launcher of its derivative: the two cotangents as far as they are wanted; gate, up, ȳ.
+type GatedPull = fn(&Context, Grid, Option<&Dst<'_>>, Option<&Dst<'_>>, &Src<'_>, View, &Src<'_>, View, &Src<'_>, View, i64) -> Result<()>;
+
+/// What the CUDA backend runs for a gated activation.
+#[derive(Clone, Copy, Debug)]
+pub struct GatedKernels {
+    pub(crate) forward: GatedKernel,
+    pub(crate) vjp: GatedPull,
+}
+
+impl GatedKernels {
+    /// `y ← f(gate)·up`.
+    pub(crate) fn forward(self, gate: &In<'_>, up: &In<'_>, y: &mut Out<'_>) -> Result<()> {
+        let (on, n) = (y.context(), y.numel());
+        if n == 0 {
+            return Ok(());
+        }
+        let ((a, va), (b, vb)) = (gate.view()?, up.view()?);
+        (self.forward)(on, grid(on, n, y.dtype().size()), &y.dst(), &a, va, &b, vb, n as i64)
+    }
+
+    /// The cotangents of gate and up that are wanted, from gate, up and ȳ.
+    pub(crate) fn vjp(self, x: [&In<'_>; 3], [da, db]: [Option<&mut Out<'_>>; 2]) -> Result<()> {
+        let (on, n) = (x[0].context(), x[0].numel());
+        if n == 0 || (da.is_none() && db.is_none()) {
+            return Ok(());
+        }
+        let ((a, va), (b, vb), (g, vg)) = (x[0].view()?, x[1].view()?, x[2].view()?);
+        let (da, db) = (da.map(|d| d.dst()), db.map(|d| d.dst()));
+        let grid = grid(on, n, x[0].dtype().size());
+        (self.vjp)(on, grid, da.as_ref(), db.as_ref(), &a, va, &b, vb, &g, vg, n as i64)
+    }
+}
+
 /// Threads per block of elementwise kernels.
 pub(crate) const THREADS: u32 = 256;
 

@@ -17,6 +17,7 @@ pub(crate) mod gemm;
 pub(crate) mod index;
 pub(crate) mod kernels;
 pub(crate) mod launch;
+pub(crate) mod linear_loss;
 pub(crate) mod lines;
 pub(crate) mod load;
 pub(crate) mod loss;
@@ -28,6 +29,7 @@ mod real;
 pub(crate) mod remap;
 pub(crate) mod rope;
 pub(crate) mod sort;
+mod tensors;
 
 pub use buffer::{DeviceMemory, OpMemory};
 pub use check::{CompiledModule, compile_kernels, has_compiler};
@@ -35,7 +37,7 @@ pub use driver::Properties;
 #[cfg(feature = "emulator")]
 pub use emulated::{idle_kernels, set_emulated_order};
 pub use lines::GroupKernels;
-pub use map::{BinaryKernels, UnaryKernels};
+pub use map::{BinaryKernels, GatedKernels, UnaryKernels};
 pub use operand::{In, Out};
 
 pub(crate) use buffer::Buffer;

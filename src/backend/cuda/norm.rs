@@ -22,15 +22,15 @@ fn accumulator(dtype: DType) -> DType {
     if dtype == DType::F64 { DType::F64 } else { DType::F32 }
 }
 
-/// y, and mean and 1/σ of each of `rows` rows of `n` elements.
+/// y, and mean and 1/σ of each of `rows` rows of `n` elements. With `added`, the rows are those of the sum, which is written too.
 #[expect(clippy::too_many_arguments)]
 pub(crate) fn forward(
     (rows, n): (usize, usize),
     centred: bool,
     eps: f64,
     x: &In<'_>,
-    w: Option<&In<'_>>,
-    b: Option<&In<'_>>,
+    added: Option<(&In<'_>, &mut Out<'_>)>,
+    [w, b]: [Option<&In<'_>>; 2],
     y: &mut Out<'_>,
     stats: &mut Out<'_>,
 ) -> Result<()> {
@@ -43,13 +43,17 @@ pub(crate) fn forward(
     }
     let (x, w, b) = (x.contiguous()?, w.map(In::contiguous).transpose()?, b.map(In::contiguous).transpose()?);
     let (w, b) = (w.as_ref().map(Dense::src), b.as_ref().map(Dense::src));
+    let (r, mut sum) = added.unzip();
+    let r_dense = r.map(In::contiguous).transpose()?;
+    let (r, sum) = (r_dense.as_ref().map(Dense::src), sum.as_mut().map(|s| s.dst()));
     let team = team(rows, n, y.dtype(), 1);
     let grid = teams_grid(on, rows, team);
-    let (r, c, t) = (rows as i64, n as i64, team as i32);
-    kernels::fwd(on, grid, Some(&y.dst()), &stats.dst(), &x.src(), w.as_ref(), b.as_ref(), r, c, t, i32::from(centred), eps)
+    let (m, c, t, centred) = (rows as i64, n as i64, team as i32, i32::from(centred));
+    let (y, stats, x) = (y.dst(), stats.dst(), x.src());
+    kernels::fwd(on, grid, Some(&y), &stats, &x, r.as_ref(), sum.as_ref(), w.as_ref(), b.as_ref(), m, c, t, centred, eps)
 }
 
-/// Those of x̄, w̄, b̄ that are asked for.
+/// Those of x̄, w̄, b̄ that are asked for; `added` is added to x̄.
 #[expect(clippy::too_many_arguments)]
 pub(crate) fn backward(
     (rows, n): (usize, usize),
@@ -58,6 +62,7 @@ pub(crate) fn backward(
     x: &In<'_>,
     w: Option<&In<'_>>,
     g: &In<'_>,
+    added: Option<&In<'_>>,
     stats: Option<&In<'_>>,
     outputs: [Option<&mut Out<'_>>; 3],
 ) -> Result<()> {
@@ -71,6 +76,8 @@ pub(crate) fn backward(
     }
     let (r, c, centred) = (rows as i64, n as i64, i32::from(centred));
     let (x, g, w) = (x.contiguous()?, g.contiguous()?, w.map(In::contiguous).transpose()?);
+    let added = added.map(In::contiguous).transpose()?;
+    let added = added.as_ref().map(Dense::src);
     let (x, g, w) = (x.src(), g.src(), w.as_ref().map(Dense::src));
     let w = w.as_ref();
     let mut own;
@@ -83,7 +90,7 @@ pub(crate) fn backward(
         None => {
             own = on.alloc(accumulator(dtype), rows * 2)?;
             let t = team(rows, n, dtype, 1);
-            kernels::fwd(on, teams_grid(on, rows, t), None, &Dst::new(&mut own), &x, None, None, r, c, t as i32, centred, eps)?;
+            kernels::fwd(on, teams_grid(on, rows, t), None, &Dst::new(&mut own), &x, None, None, None, None, r, c, t as i32, centred, eps)?;
             Src::new(&own, 0)
         }
     };
@@ -102,10 +109,10 @@ pub(crate) fn backward(
         if fits {
             let grid = Grid { blocks: [blocks as u32, 1, 1], threads: block as u32, shared: 0 };
             let dx = dx.map(|d| d.dst());
-            kernels::vjp(on, grid, dx.as_ref(), pw, pb, &x, w, &g, &stats, r, c, t as i32, centred)?;
+            kernels::vjp(on, grid, dx.as_ref(), pw, pb, &x, w, &g, added.as_ref(), &stats, r, c, t as i32, centred)?;
         } else {
             if let Some(dx) = dx {
-                kernels::long_vjp(on, teams_grid(on, rows, t), &dx.dst(), &x, w, &g, &stats, r, c, t as i32, centred)?;
+                kernels::long_vjp(on, teams_grid(on, rows, t), &dx.dst(), &x, w, &g, added.as_ref(), &stats, r, c, t as i32, centred)?;
             }
             if pw.is_some() || pb.is_some() {
                 let grid = Grid::rows(n.div_ceil(THREADS as usize) * count, THREADS, on.grid_cap());
