@@ -6,19 +6,14 @@
 // Mapping: a block owns a tile of M rows of its result and strides over tiles of M x M scores; a thread computes 4 x 4 of them.
 // Operands pass through shared memory as floats or doubles: slices of DEPTH columns for scores, panels of M x M for products.
 // Blocks of late queries, which see the most keys when causal, start first.
+// With `notes`, only those tiles are computed of which sdpa_mma.cu and sdpa_mma_vjp.cu have noted there that they are not finite.
 // Memory: nothing of the size of the scores. Backward runs twice over the scores: `rows` finds maximum, sum and sum P dP of
 // every query and dq, then `columns` owns the keys and adds up dk and dv over the queries (and query heads) that see them.
 // Determinism: every sum belongs to one block and runs in the order of keys or queries; no atomics.
-#include "common/pack.cuh"
+#include "common/attention.cuh"
+#include "common/notes.cuh"
 #include "common/philox.cuh"
 #include "common/reduce.cuh"
-#include "common/view.cuh"
-
-// A stack of matrices: where each head's starts, and the strides within.
-struct Heads {
-    View lead;
-    i64 row, col;
-};
 
 // Extents and options. `heads` are query heads, `group` of which share a key head.
 struct Scores {
@@ -59,10 +54,6 @@ template <class A> DEVICE void store_quad(A* p, A a, A b, A c, A d) {
         x.store(p + i);
     }
 }
-
-DEVICE i64 least(i64 a, i64 b) { return a < b ? a : b; }
-// A difference of 64-bit numbers of which only the part between the bounds matters.
-DEVICE i32 within(i64 x, i32 low, i32 high) { return x < low ? low : x > high ? high : i32(x); }
 
 // One matrix of a stack.
 template <class T> struct Matrix {
@@ -260,7 +251,7 @@ template <class A> DEVICE A scaled(A x, A factor) { return factor == A(0) ? A(0)
 LAUNCH_BOUNDS(64, 8)
 KERNEL(sdpa_forward,
        (T* y, const T* q, const Heads& vq, const T* k, const Heads& vk, const T* v, const Heads& vv, maybe<const u8*> allowed, maybe<const T*> added,
-        const Heads& vm, const Scores& p),
+        const Heads& vm, const Scores& p, maybe<const u8*> notes),
        f64, f32, bf16, f16) {
     typedef acc<T> A;
     typedef Block<T> B;
@@ -273,6 +264,7 @@ KERNEL(sdpa_forward,
 #pragma unroll 1
     for (i64 item = blockIdx.x; item < each * tiles; item += gridDim.x) {
         i64 i0 = (tiles - 1 - item / each) * B::M, head = item % each / chunks, c0 = item % chunks * B::M, mine = i0 + 4 * block.ty;
+        if (notes && !noted<B::M>(notes, head, p.tq, i0)) continue;
         const Matrix<T> Q(q, vq, head, p.tq, p.d), K(k, vk, head / p.group, p.tk, p.d), V(v, vv, head / p.group, p.tk, p.dv);
         const Masks<T> mask(allowed, added, vm, head);
         A m[4], l[4], o[4][4];
@@ -338,7 +330,7 @@ template <class A> DEVICE void read_stats(const A* stats, const Scores& p, i64 h
 LAUNCH_BOUNDS(64, 8)
 KERNEL(sdpa_rows,
        (maybe<T*> dq, acc<T>* stats, const T* q, const Heads& vq, const T* k, const Heads& vk, const T* v, const Heads& vv, const T* g, const Heads& vg,
-        maybe<const u8*> allowed, maybe<const T*> added, const Heads& vm, const Scores& p),
+        maybe<const u8*> allowed, maybe<const T*> added, const Heads& vm, const Scores& p, maybe<const u8*> notes),
        f64, f32, bf16, f16) {
     typedef acc<T> A;
     typedef Block<T> B;
@@ -351,6 +343,7 @@ KERNEL(sdpa_rows,
 #pragma unroll 1
     for (i64 item = blockIdx.x; item < p.heads * tiles; item += gridDim.x) {
         i64 i0 = (tiles - 1 - item / p.heads) * B::M, head = item % p.heads, mine = i0 + 4 * block.ty;
+        if (notes && !noted<B::M>(notes, head, p.tq, i0)) continue;
         const Matrix<T> Q(q, vq, head, p.tq, p.d), K(k, vk, head / p.group, p.tk, p.d), V(v, vv, head / p.group, p.tk, p.dv), G(g, vg, head, p.tq, p.dv);
         const Masks<T> mask(allowed, added, vm, head);
         i64 keys = visible(p, least(i0 + B::M, p.tq));
@@ -416,7 +409,7 @@ KERNEL(sdpa_rows,
 LAUNCH_BOUNDS(64, 6)
 KERNEL(sdpa_columns,
        (maybe<T*> dk, maybe<T*> dv, const acc<T>* stats, const T* q, const Heads& vq, const T* k, const Heads& vk, const T* v, const Heads& vv, const T* g,
-        const Heads& vg, maybe<const u8*> allowed, maybe<const T*> added, const Heads& vm, const Scores& p),
+        const Heads& vg, maybe<const u8*> allowed, maybe<const T*> added, const Heads& vm, const Scores& p, maybe<const u8*> notes),
        f64, f32, bf16, f16) {
     typedef acc<T> A;
     typedef Block<T> B;
@@ -430,6 +423,7 @@ KERNEL(sdpa_columns,
     for (i64 item = blockIdx.x; item < each * tiles; item += gridDim.x) {
         // Early keys, which the most queries see, come first.
         i64 j0 = item / each * B::M, key_head = item % each / chunks, c0 = item % chunks * B::M;
+        if (notes && !noted<B::M>(notes, key_head, p.tk, j0)) continue;
         const Matrix<T> K(k, vk, key_head, p.tk, p.d), V(v, vv, key_head, p.tk, p.dv);
         A k_sum[4][4] = {}, v_sum[4][4] = {};
         i64 first = p.causal && j0 + p.tq > p.tk ? (j0 + p.tq - p.tk) / B::M * B::M : 0;

@@ -9,6 +9,8 @@ mod device;
 mod diagnostics;
 mod engine;
 mod files;
+#[cfg(feature = "emulator")]
+mod flash;
 mod functional;
 #[path = "../fuzz/entry.rs"]
 mod fuzz_entry;
