@@ -8,6 +8,7 @@
 // The keys that a query sees are an interval that only moves forward (causal, window, packed sequences), so a tile of queries
 // walks from the first key of its first one to the last key of its last one, and a tile of keys finds its queries likewise: what
 // no query sees is never loaded. Blocks of late queries, which see the most keys when causal, start first.
+// With `notes`, only those tiles are computed of which sdpa_mma.cu and sdpa_mma_vjp.cu have noted there that they are not finite.
 // Memory: nothing of the size of the scores. Backward runs twice over the scores: `rows` finds maximum, sum and sum P dP of
 // every query and dq, then `columns` owns the keys and adds up dk and dv over the queries (and query heads) that see them.
 // Aliasing: none; results are fresh memory.
@@ -15,6 +16,7 @@
 // Tried: one backward kernel that owns the keys and adds to dq by atomics: the bits of dq would not repeat. Keeping the slopes of
 // the cap beside the scores: 16 more registers, where recomputing them from the product costs one exponential.
 #include "common/attention.cuh"
+#include "common/notes.cuh"
 #include "common/pack.cuh"
 #include "common/reduce.cuh"
 
@@ -225,7 +227,7 @@ template <class A> DEVICE A scaled(A x, A factor) { return factor == A(0) ? A(0)
 LAUNCH_BOUNDS(64, 8)
 KERNEL(sdpa_forward,
        (T* y, const T* q, const Heads& vq, const T* k, const Heads& vk, const T* v, const Heads& vv, maybe<const u8*> allowed, maybe<const T*> added,
-        const Heads& vm, const Scores& p),
+        const Heads& vm, const Scores& p, maybe<const u8*> notes),
        f64, f32, bf16, f16) {
     typedef acc<T> A;
     typedef Block<T> B;
@@ -238,6 +240,7 @@ KERNEL(sdpa_forward,
 #pragma unroll 1
     for (i64 item = blockIdx.x; item < each * tiles; item += gridDim.x) {
         i64 i0 = (tiles - 1 - item / each) * B::M, head = item % each / chunks, c0 = item % chunks * B::M, mine = i0 + 4 * block.ty;
+        if (notes && !noted<B::M>(notes, head, p.tq, i0)) continue;
         const Matrix<T> Q(q, vq, head, p.tq, p.d), K(k, vk, head / p.group, p.tk, p.d), V(v, vv, head / p.group, p.tk, p.dv);
         const Masks<T> mask(allowed, added, vm, head);
         A m[4], l[4], o[4][4];
@@ -309,7 +312,7 @@ template <class A> DEVICE void read_stats(const A* stats, int which, const Score
 LAUNCH_BOUNDS(64, 8)
 KERNEL(sdpa_rows,
        (maybe<T*> dq, acc<T>* stats, const T* q, const Heads& vq, const T* k, const Heads& vk, const T* v, const Heads& vv, const T* g, const Heads& vg,
-        maybe<const u8*> allowed, maybe<const T*> added, const Heads& vm, const Scores& p),
+        maybe<const u8*> allowed, maybe<const T*> added, const Heads& vm, const Scores& p, maybe<const u8*> notes),
        f64, f32, bf16, f16) {
     typedef acc<T> A;
     typedef Block<T> B;
@@ -322,6 +325,7 @@ KERNEL(sdpa_rows,
 #pragma unroll 1
     for (i64 item = blockIdx.x; item < p.heads * tiles; item += gridDim.x) {
         i64 i0 = (tiles - 1 - item / p.heads) * B::M, head = item % p.heads, mine = i0 + 4 * block.ty;
+        if (notes && !noted<B::M>(notes, head, p.tq, i0)) continue;
         const Matrix<T> Q(q, vq, head, p.tq, p.d), K(k, vk, head / p.group, p.tk, p.d), V(v, vv, head / p.group, p.tk, p.dv), G(g, vg, head, p.tq, p.dv);
         const Masks<T> mask(allowed, added, vm, head);
         const Span keys = keys_of_tile(p, i0, least(i0 + B::M, p.tq));
@@ -388,7 +392,7 @@ KERNEL(sdpa_rows,
 LAUNCH_BOUNDS(64, 6)
 KERNEL(sdpa_columns,
        (maybe<T*> dk, maybe<T*> dv, const acc<T>* stats, const T* q, const Heads& vq, const T* k, const Heads& vk, const T* v, const Heads& vv, const T* g,
-        const Heads& vg, maybe<const u8*> allowed, maybe<const T*> added, const Heads& vm, const Scores& p),
+        const Heads& vg, maybe<const u8*> allowed, maybe<const T*> added, const Heads& vm, const Scores& p, maybe<const u8*> notes),
        f64, f32, bf16, f16) {
     typedef acc<T> A;
     typedef Block<T> B;
@@ -402,6 +406,7 @@ KERNEL(sdpa_columns,
     for (i64 item = blockIdx.x; item < each * tiles; item += gridDim.x) {
         // Early keys, which the most queries see, come first.
         i64 j0 = item / each * B::M, key_head = item % each / chunks, c0 = item % chunks * B::M;
+        if (notes && !noted<B::M>(notes, key_head, p.tk, j0)) continue;
         const Matrix<T> K(k, vk, key_head, p.tk, p.d), V(v, vv, key_head, p.tk, p.dv);
         A k_sum[4][4] = {}, v_sum[4][4] = {};
         const Span queries = queries_of_tile(p, j0, least(j0 + B::M, p.tk));

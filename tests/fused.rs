@@ -127,6 +127,8 @@ fn blocks_are_their_compositions() -> Result<()> {
             qkv_bias: true,
             rope: Some(Rotary::default()),
             causal: true,
+            window: None,
+            softcap: None,
             dropout: 0.0,
         };
         let layer = DecoderLayer {

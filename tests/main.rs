@@ -12,6 +12,8 @@ mod device_lines;
 mod diagnostics;
 mod engine;
 mod files;
+#[cfg(feature = "emulator")]
+mod flash;
 mod functional;
 mod fused;
 #[path = "../fuzz/entry.rs"]

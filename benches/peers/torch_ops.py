@@ -35,7 +35,7 @@ def binary(f):
 
 
 def sdpa(x):
-    return F.scaled_dot_product_attention(x[0], x[1], x[2], is_causal=True)
+    return F.scaled_dot_product_attention(x[0], x[1], x[2], is_causal=True, enable_gqa=x[0].shape[-3] != x[1].shape[-3])
 
 
 # Ops by our name; each takes the list of operands. The axis is the last one where an op has one, as in our samples.

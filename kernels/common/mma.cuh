@@ -24,6 +24,21 @@ DEVICE void load_matrices_transposed(u32 (&r)[4], const void* row) {
                  : "memory");
 }
 
+// Two numbers rounded to T, in the halves of a register.
+template <class T> DEVICE u32 pack(f32 low, f32 high);
+
+template <> DEVICE u32 pack<bf16>(f32 low, f32 high) {
+    u32 r;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+    return r;
+}
+
+template <> DEVICE u32 pack<f16>(f32 low, f32 high) {
+    u32 r;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+    return r;
+}
+
 // c += a b
 template <class T> DEVICE void mma(f32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2]);
 
@@ -43,6 +58,8 @@ template <> DEVICE void mma<f16>(f32 (&c)[4], const u32 (&a)[4], const u32 (&b)[
 
 DEVICE void load_matrices(u32 (&r)[4], const void* row) { ::cuemu::load_matrices<::cuemu::LDMATRIX>(r, row); }
 DEVICE void load_matrices_transposed(u32 (&r)[4], const void* row) { ::cuemu::load_matrices<::cuemu::LDMATRIX_TRANSPOSED>(r, row); }
+
+template <class T> DEVICE u32 pack(f32 low, f32 high) { return u32(store<T>(low).bits) | u32(store<T>(high).bits) << 16; }
 
 // The element in the low or high half of a register.
 template <class T> DEVICE f32 half_of(u32 r, int high) {

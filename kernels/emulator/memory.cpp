@@ -79,7 +79,9 @@ static size_t pages(size_t bytes) { return (bytes + page_size() - 1) / page_size
 // alignment lie between) and begin behind another. Null when there is none.
 extern "C" void* cuemu_alloc(size_t bytes) {
     using namespace cuemu;
-    size_t page = page_size(), body = pages(bytes ? bytes : 1);
+    // An address of its own even for nothing: cuemu_free finds the pages from it.
+    bytes = bytes ? bytes : 1;
+    size_t page = page_size(), body = pages(bytes);
     char* all = static_cast<char*>(mmap(nullptr, body + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     if (all == MAP_FAILED) return nullptr;
     if (mprotect(all + page, body, PROT_READ | PROT_WRITE)) {

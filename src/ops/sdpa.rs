@@ -384,7 +384,8 @@ impl Tensor {
     /// that is added to the scores, −∞ to forbid. Causal attention and windows align the last query with the last key.
     ///
     /// # Numerics
-    /// Scores and sums in f32 (f64 for f64) whatever the storage type, over whole rows. Keys of weight exactly 0 (masked, or
+    /// Scores and sums in f32 (f64 for f64) whatever the storage type, over whole rows. On CUDA's tensor cores (half types, no mask,
+    /// no dropout, D and Dv multiples of 8 up to 128) weights and their cotangents are rounded to the type before they are multiplied. Keys of weight exactly 0 (masked, or
     /// underflowed) contribute nothing, in either direction, even when their k or v holds NaN or infinity; a NaN in a key
     /// that is seen reaches every query that sees it. The bits do not depend on the number of threads.
     ///

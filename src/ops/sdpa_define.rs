@@ -128,7 +128,7 @@ pub(super) fn attention<S: Scalar>(op: &SdpaOp, x: &[Nd<S>]) -> Vec<Nd<S>> {
             row = Some((index.to_vec(), weights_of(op, x, index)));
         }
         let Some((_, w)) = &row else { return S::zero() };
-        weighted(w.dropped.iter().enumerate().map(|(j, &w)| (w, line(v, &key_index(x, index, j))[c])))
+        weighted(w.dropped.iter().enumerate().map(|(j, &w)| (w.stored(), line(v, &key_index(x, index, j))[c])))
     })]
 }
 
@@ -178,14 +178,14 @@ pub(super) fn cotangents<S: Scalar>(op: &SdpaVjp, x: &[Nd<S>]) -> Vec<Nd<S>> {
                 head = Some((at[..r - 2].to_vec(), readers(at)));
             }
             let readers = head.iter().flat_map(|(_, n)| n);
-            factor * weighted(readers.map(|&n| (w[n][j], line(from, &rows[n])[c])))
+            factor * weighted(readers.map(|&n| (w[n][j].stored(), line(from, &rows[n])[c])))
         })
     };
     let mut out = Vec::new();
     if op.want[0] {
         out.push(Nd::from_fn(&q.shape, |at| {
             let (index, c) = (&at[..r - 1], at[r - 1]);
-            scale * weighted((0..tk).map(|j| (products[number(index)][j], line(k, &key_index(x, index, j))[c])))
+            scale * weighted((0..tk).map(|j| (products[number(index)][j].stored(), line(k, &key_index(x, index, j))[c])))
         }));
     }
     if op.want[1] {

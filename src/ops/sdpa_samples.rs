@@ -69,7 +69,8 @@ pub(super) fn samples(g: &mut Gen) -> Vec<Sample<SdpaOp>> {
     for (size, options) in [
         ([4, 12, 12, 512, 512, 64, 64], Sdpa::causal()),
         ([8, 6, 6, 256, 256, 64, 64], Sdpa::causal()),
-        ([1, 14, 2, 512, 512, 64, 64], Sdpa::default()),
+        ([1, 14, 2, 512, 512, 64, 64], Sdpa::causal()),
+        ([1, 16, 16, 4096, 4096, 128, 128], Sdpa::causal()),
     ] {
         out.push(Sample::bench(op(options, None), Size(size).qkv(g, 1.0)));
     }
@@ -125,6 +126,15 @@ fn values(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
             Sample::value(op(Sdpa::default(), None), Size([1, 1, 1, tk, tk, 16, 16]).qkv(g, 3.0))
                 .note("A1: confident scores at every residue"),
         );
+    }
+    // Rows of 16 bytes, of every width of the tensor cores' tiles.
+    for (size, causal) in [
+        ([1, 2, 1, 9, 20, 8, 24], false),
+        ([1, 4, 2, 18, 35, 64, 40], true),
+        ([1, 1, 1, 3, 9, 72, 80], false),
+        ([1, 2, 1, 20, 9, 8, 128], true),
+    ] {
+        out.push(Sample::value(op(Sdpa { causal, ..Sdpa::default() }, None), Size(size).qkv(g, 2.0)).note("rows of whole packs"));
     }
     let lead: Vec<i64> = (0..100).map(|j| i64::from(j >= 80)).collect();
     let m = Input::ints(U8, [1, 100], &lead);

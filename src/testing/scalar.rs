@@ -47,6 +47,11 @@ pub trait Scalar:
     /// `self` to a constant power.
     fn powf(self, p: f64) -> Self;
 
+    /// A number that kernels may round to the operands' type before they go on: the weights of attention in half types, where
+    /// tensor cores multiply nothing wider. Changes the error bound alone.
+    fn stored(self) -> Self {
+        self
+    }
     /// 0.
     fn zero() -> Self {
         Self::lit(0.0)
@@ -271,18 +276,21 @@ fn gauss<T: Scalar>(x: T) -> T {
 
 /// A value and a bound on the error of evaluating it in a precision with unit roundoff `u`: after any chain of
 /// operations, `|computed − v| ≤ u·e` to first order (running error analysis: Higham, *Accuracy and Stability of
-/// Numerical Algorithms*, 2nd ed., §3.3). Elementary functions count two roundings.
+/// Numerical Algorithms*, 2nd ed., §3.3). Elementary functions count two roundings. What [`Scalar::stored`] may round is counted
+/// apart, in units of the operands' type.
 #[derive(Clone, Copy, Debug)]
 pub struct Ball {
     /// Value.
     pub v: f64,
     /// Error bound in units of the precision's unit roundoff.
     pub e: f64,
+    /// The part of the bound in units of the roundoff of the type that operands are stored in.
+    pub h: f64,
 }
 
 impl Ball {
     fn function(self, v: f64, slope: f64) -> Self {
-        Ball { v, e: scaled(slope.abs(), self.e) + 2.0 * v.abs() }
+        Ball { v, e: scaled(slope.abs(), self.e) + 2.0 * v.abs(), h: scaled(slope.abs(), self.h) }
     }
 }
 
@@ -297,7 +305,7 @@ impl Add for Ball {
         let v = self.v + o.v;
         // Adding an exact zero rounds nothing.
         let own = if self.v == 0.0 || o.v == 0.0 { 0.0 } else { v.abs() };
-        Ball { v, e: self.e + o.e + own }
+        Ball { v, e: self.e + o.e + own, h: self.h + o.h }
     }
 }
 impl Sub for Ball {
@@ -310,23 +318,25 @@ impl Mul for Ball {
     type Output = Self;
     fn mul(self, o: Self) -> Self {
         let v = self.v * o.v;
+        let linear = |a: f64, b: f64| scaled(self.v.abs(), b) + scaled(o.v.abs(), a);
         // The product of both errors matters where a factor cancelled to 0. In units of u it carries another u; that of
         // f32 serves all, since in f64 the term is then merely generous.
         let second = 2f64.powi(-24) * self.e * o.e;
-        Ball { v, e: scaled(self.v.abs(), o.e) + scaled(o.v.abs(), self.e) + second + v.abs() }
+        Ball { v, e: linear(self.e, o.e) + second + v.abs(), h: linear(self.h, o.h) }
     }
 }
 impl Div for Ball {
     type Output = Self;
     fn div(self, o: Self) -> Self {
         let v = self.v / o.v;
-        Ball { v, e: scaled(1.0 / o.v.abs(), self.e) + scaled((v / o.v).abs(), o.e) + v.abs() }
+        let linear = |a: f64, b: f64| scaled(1.0 / o.v.abs(), a) + scaled((v / o.v).abs(), b);
+        Ball { v, e: linear(self.e, o.e) + v.abs(), h: linear(self.h, o.h) }
     }
 }
 impl Neg for Ball {
     type Output = Self;
     fn neg(self) -> Self {
-        Ball { v: -self.v, e: self.e }
+        Ball { v: -self.v, ..self }
     }
 }
 
@@ -337,10 +347,13 @@ impl Scalar for Ball {
         let depth = f64::from(terms.max(1).next_power_of_two().trailing_zeros());
         let pairwise = |f: &dyn Fn(&Self) -> f64| <f64 as Scalar>::sum(&x.iter().map(f).collect::<Vec<_>>());
         let (v, e, size) = (pairwise(&|t| t.v), pairwise(&|t| t.e), pairwise(&|t| t.v.abs()));
-        Ball { v, e: e + scaled(depth, size) }
+        Ball { v, e: e + scaled(depth, size), h: pairwise(&|t| t.h) }
     }
     fn lit(x: f64) -> Self {
-        Ball { v: x, e: 0.0 }
+        Ball { v: x, e: 0.0, h: 0.0 }
+    }
+    fn stored(self) -> Self {
+        Ball { h: self.h + self.v.abs(), ..self }
     }
     fn re(self) -> f64 {
         self.v
@@ -417,7 +430,7 @@ mod tests {
                 let s = 1.0 / (1.0 + (-x).exp());
                 (x * x).exp().tanh() + s * x.ln_1p() - x.sqrt() / (1.0 + x.powf(2.5)) + libm::erff(x) * x.sin()
             };
-            let b = f(Ball { v: f64::from(x), e: 0.0 });
+            let b = f(Ball::lit(f64::from(x)));
             let u = f64::powi(2.0, -24);
             assert!((f64::from(y) - b.v).abs() <= u * b.e, "{x}: {y} vs {b:?}");
             assert!(b.e < 100.0);

@@ -15,7 +15,7 @@ use crate::rng::bernoulli_threshold;
 use crate::shape::Shape;
 
 /// Rows and columns of a tile, and threads of a block: those of kernels/sdpa.cu.
-const TILE: usize = 32;
+pub(super) const TILE: usize = 32;
 const THREADS: u32 = 64;
 
 /// Query rows that share a key head up to which they are answered by kernels/sdpa_decode.cu, its widest head, its most keys of
@@ -76,19 +76,19 @@ impl Heads {
 
 /// Operands and options.
 pub(crate) struct Attention<'a> {
-    q: (Src<'a>, Heads),
-    k: (Src<'a>, Heads),
-    v: (Src<'a>, Heads),
-    allowed: Option<Src<'a>>,
-    added: Option<Src<'a>>,
+    pub(super) q: (Src<'a>, Heads),
+    pub(super) k: (Src<'a>, Heads),
+    pub(super) v: (Src<'a>, Heads),
+    pub(super) allowed: Option<Src<'a>>,
+    pub(super) added: Option<Src<'a>>,
     mask: Heads,
-    scores: Scores,
+    pub(super) scores: Scores,
     /// What `scores.spans` points to.
     _spans: Option<Buffer>,
     /// Leading axes of the queries.
     lead: Shape,
-    dtype: DType,
-    on: &'static Context,
+    pub(super) dtype: DType,
+    pub(super) on: &'static Context,
 }
 
 impl<'a> Attention<'a> {
@@ -166,10 +166,14 @@ impl<'a> Attention<'a> {
         if self.is_decoding() {
             return self.decode(y);
         }
+        let y = y.dst();
+        // The tensor cores' kernel leaves rows that are not finite to the plain one.
+        let notes = self.flash(None).map(|p| self.flash_forward(&p, &y)).transpose()?;
+        let notes = notes.as_ref().map(|n| Src::new(n, 0));
         kernels::forward(
             self.on,
             self.grid(heads, tq, dv),
-            &y.dst(),
+            &y,
             &q.0,
             q.1,
             &k.0,
@@ -180,6 +184,7 @@ impl<'a> Attention<'a> {
             added,
             self.mask,
             self.scores,
+            notes.as_ref(),
         )
     }
 
@@ -222,15 +227,28 @@ impl<'a> Attention<'a> {
     pub(crate) fn backward(&self, g: &In<'_>, bars: [Option<&mut Out<'_>>; 4]) -> Result<()> {
         let on = self.on;
         let [heads, tq, tk, d, dv] = self.extents();
+        // No query head shares a key head then.
+        if heads == 0 {
+            return bars.into_iter().flatten().try_for_each(|b| b.zero(on));
+        }
         // Nothing is written where there is nothing.
         let [q_bar, k_bar, v_bar, mask_bar] = bars.map(|b| b.filter(|b| b.numel() > 0));
         let (q, k, v, g) = (&self.q, &self.k, &self.v, (g.at(g.layout()), Heads::new(g.layout())?));
         let (allowed, added) = (self.allowed.as_ref(), self.added.as_ref());
         let acc = if self.dtype == DType::F64 { DType::F64 } else { DType::F32 };
         let mut stats = on.alloc(acc, 3 * heads * tq)?;
-        if heads * tq > 0 {
+        // The tensor cores' kernels leave rows that are not finite to the plain ones.
+        let flash = match self.flash(Some(&g)) {
+            Some(p) => Some((p, self.flash_stats(&p, &g.0, &Dst::new(&mut stats))?)),
+            None => None,
+        };
+        if heads * tq > 0 && (q_bar.is_some() || flash.is_none()) {
             let q_bar = q_bar.map(Out::dst);
-            let (grid, to) = (self.grid(heads, tq, 1), Dst::new(&mut stats));
+            let notes = match (&flash, &q_bar) {
+                (Some((p, folded)), Some(dq)) => Some(self.flash_rows(p, &g.0, folded, dq)?),
+                _ => None,
+            };
+            let (grid, to, notes) = (self.grid(heads, tq, 1), Dst::new(&mut stats), notes.as_ref().map(|n| Src::new(n, 0)));
             kernels::rows(
                 on,
                 grid,
@@ -248,6 +266,7 @@ impl<'a> Attention<'a> {
                 added,
                 self.mask,
                 self.scores,
+                notes.as_ref(),
             )?;
         }
         let stats = Src::new(&stats, 0);
@@ -256,7 +275,31 @@ impl<'a> Attention<'a> {
             let grid = self.grid(heads / self.scores.group.max(1) as usize, tk, widest);
             let (k_bar, v_bar) = (k_bar.map(Out::dst), v_bar.map(Out::dst));
             let (dk, dv) = (k_bar.as_ref(), v_bar.as_ref());
-            kernels::columns(on, grid, dk, dv, &stats, &q.0, q.1, &k.0, k.1, &v.0, v.1, &g.0, g.1, allowed, added, self.mask, self.scores)?;
+            let notes = match &flash {
+                Some((p, folded)) => Some(self.flash_columns(p, &g.0, folded, dk, dv)?),
+                None => None,
+            };
+            let (notes, mask, scores) = (notes.as_ref().map(|n| Src::new(n, 0)), self.mask, self.scores);
+            kernels::columns(
+                on,
+                grid,
+                dk,
+                dv,
+                &stats,
+                &q.0,
+                q.1,
+                &k.0,
+                k.1,
+                &v.0,
+                v.1,
+                &g.0,
+                g.1,
+                allowed,
+                added,
+                mask,
+                scores,
+                notes.as_ref(),
+            )?;
         }
         if let Some(bar) = mask_bar {
             let (shape, rank) = (bar.shape(), self.lead.rank() + 2);

@@ -3,6 +3,7 @@
 
 use super::attention::{Heads, Scores};
 use super::context::Context;
+use super::flash::Flash;
 use super::launch::{Dst, Grid, Kernel, Module, Params, Src, View};
 use super::remap::Remap;
 use super::rope::Frequencies;

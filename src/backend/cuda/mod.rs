@@ -13,6 +13,7 @@ pub(crate) mod copy;
 mod driver;
 #[cfg(feature = "emulator")]
 mod emulated;
+pub(crate) mod flash;
 pub(crate) mod gemm;
 pub(crate) mod index;
 pub(crate) mod kernels;

@@ -49,7 +49,7 @@ fn one(case: &Case<'_>, dtype: DType, r: &mut Report) -> Result<()> {
     let want = case.s.op.define_dual_ball(&[Nd::new([1 << 16], duals)]).swap_remove(0);
     case.count(r, dtype, Arrangement::Contiguous, Check::AllHalfPatterns);
     let y = p.y[0].to_f64_vec()?;
-    let tolerance = Tolerance::value(dtype, case.traits);
+    let tolerance = Tolerance::value(dtype, case.traits, case.config.device);
     if let Some(i) = (0..y.len()).find(|&i| !tolerance.accepts(y[i], want.data[i].v)) {
         let w = want.data[i].v;
         case.fail(

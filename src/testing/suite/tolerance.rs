@@ -5,6 +5,7 @@
 //! another algorithm than the forward definition), plus the one rounding to the result's type.
 
 use super::Traits;
+use crate::backend::Device;
 use crate::dtype::{BF16, DType, Element, F16, F32, F64, with_dtype};
 use crate::testing::Ball;
 
@@ -15,11 +16,13 @@ pub(super) struct Tolerance {
     dtype: DType,
     /// Unit roundoff of the arithmetic, times the factor.
     unit: f64,
+    /// Unit roundoff of what [`Scalar::stored`](crate::testing::Scalar::stored) marks; 0 where kernels keep it wide.
+    stored: f64,
 }
 
 impl Tolerance {
     /// Of an op's value: kernels compute half types in f32, compositions round each step.
-    pub(super) fn value(dtype: DType, traits: Traits) -> Self {
+    pub(super) fn value(dtype: DType, traits: Traits, device: Device) -> Self {
         let unit = if dtype == F64 {
             F64.epsilon() / 2.0
         } else if dtype.is_half() && traits.composite {
@@ -27,18 +30,22 @@ impl Tolerance {
         } else {
             F32.epsilon() / 2.0
         };
-        Tolerance { dtype, unit: 2.0 * unit }
+        // Only tensor cores need narrow factors.
+        let stored = if dtype.is_half() && device != Device::Cpu { dtype.epsilon() / 2.0 } else { 0.0 };
+        Tolerance { dtype, unit: 2.0 * unit, stored }
     }
 
     /// Of a cotangent: `widest` is the coarsest type that takes part. A derivative may run through several recorded
     /// ops, each of which rounds to that type.
     pub(super) fn vjp(dtype: DType, widest: DType) -> Self {
-        Tolerance { dtype, unit: 3.0 * widest.epsilon().max(dtype.epsilon()) / 2.0 }
+        Tolerance { dtype, unit: 3.0 * widest.epsilon().max(dtype.epsilon()) / 2.0, stored: 0.0 }
     }
 
     /// Largest error allowed beside `want`.
     pub(super) fn bound(self, want: Ball) -> f64 {
-        self.unit * want.e + self.dtype.epsilon() / 2.0 * want.v.abs() + smallest(self.dtype)
+        // Not 0 · ∞.
+        let stored = if self.stored == 0.0 { 0.0 } else { self.stored * want.h };
+        self.unit * want.e + stored + self.dtype.epsilon() / 2.0 * want.v.abs() + smallest(self.dtype)
     }
 
     /// Whether a number is what the definition allows. Written so that NaN fails.

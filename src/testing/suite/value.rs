@@ -83,7 +83,7 @@ fn differs(case: &Case<'_>, y: &Outputs, want: &[Nd<Ball>]) -> Option<String> {
         if y.shape() != &want.shape {
             return Some(format!("output {k} has shape {}, the definition's {}", y.shape(), want.shape));
         }
-        let tolerance = Tolerance::value(y.dtype(), case.traits);
+        let tolerance = Tolerance::value(y.dtype(), case.traits, y.device());
         let got = match y.to_f64_vec() {
             Ok(v) => v,
             Err(e) => return Some(e.to_string()),
