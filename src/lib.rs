@@ -10,6 +10,7 @@ mod functional;
 mod grad;
 pub mod io;
 mod layout;
+pub mod models;
 mod module;
 pub mod nn;
 pub mod op;

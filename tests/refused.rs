@@ -103,7 +103,12 @@ fn optimizers_refuse_numbers_out_of_range_and_groups_that_match_nothing() -> Res
         (0.1, -1.0, vec![], "found 0.1, -1"),
         (0.1, 0.1, vec![bias().lr(-1.0)], "groups[0]"),
         (0.1, 0.1, vec![bias(), bias().weight_decay(-1.0)], "groups[1]"),
-        (0.1, 0.1, vec![bias(), Group::new(|name, _| name == "biass")], "groups[1] matches no parameter of the model, which has [weight, bias"),
+        (
+            0.1,
+            0.1,
+            vec![bias(), Group::new(|name, _| name == "biass")],
+            "groups[1] matches no parameter of the model, which has [weight, bias",
+        ),
     ];
     for (lr, decay, groups, says) in wrong {
         for mut optimizer in all(lr, decay, groups) {

@@ -185,7 +185,8 @@ fn damaged_and_foreign_snapshots_are_refused() {
 #[test]
 fn a_folder_of_snapshots_keeps_the_files_of_others() {
     let folder = Folder::new("others");
-    let others = ["notes.partial", "model.safetensors.partial", "step-x.safetensors.partial", "step-+7.safetensors.partial", "step-5.safetensors"];
+    let others =
+        ["notes.partial", "model.safetensors.partial", "step-x.safetensors.partial", "step-+7.safetensors.partial", "step-5.safetensors"];
     for name in others {
         std::fs::write(folder.join(name), "precious").unwrap();
     }

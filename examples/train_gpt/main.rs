@@ -76,8 +76,13 @@ fn run(args: &Args) -> Result<()> {
     let (stop, bar) = (stop_on_ctrl_c(), Progress::new(args.batch * context, "tok"));
     let adam = AdamW { betas: (0.9, args.beta2), weight_decay: args.weight_decay, ..AdamW::default() };
     let mut trainer = Trainer::new(gpt, adam);
-    trainer.options =
-        Options { steps: args.steps, clip: Some(args.clip), evaluate_every: args.eval_every, patience: args.patience(), ..Options::default() };
+    trainer.options = Options {
+        steps: args.steps,
+        clip: Some(args.clip),
+        evaluate_every: args.eval_every,
+        patience: args.patience(),
+        ..Options::default()
+    };
     trainer.schedule = Some(Box::new(WarmupCosine { peak: args.lr, floor: args.floor(), warmup: args.warmup_steps(), end: args.steps }));
     trainer.key = drop_key;
     trainer.settings = args.settings(corpus.identity());

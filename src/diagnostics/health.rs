@@ -178,7 +178,10 @@ impl HealthReport {
     pub(super) fn survey<M: Module + Clone>(model: &M, grads: &Grads<M>, t: &Thresholds, scale: f64) -> Result<Self> {
         let (named, trainable) = (grads.named(), model.trainable());
         if let Some((name, _)) = named.get(trainable.len()) {
-            bail!(argument, "the model has no trainable `{name}`, of which there is a gradient: it belongs to another model, or was frozen");
+            bail!(
+                argument,
+                "the model has no trainable `{name}`, of which there is a gradient: it belongs to another model, or was frozen"
+            );
         }
         let mut rows = Vec::new();
         for (i, (name, p)) in trainable.into_iter().enumerate() {

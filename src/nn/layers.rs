@@ -185,6 +185,8 @@ pub enum Activation {
     ReluSquared,
     /// x · sigmoid(x).
     Silu,
+    /// Hyperbolic tangent.
+    Tanh,
 }
 
 impl Activation {
@@ -200,6 +202,7 @@ impl Activation {
             Activation::Relu => x.relu(),
             Activation::ReluSquared => x.relu()?.square(),
             Activation::Silu => x.silu(),
+            Activation::Tanh => x.tanh(),
         }
     }
 }

@@ -4,8 +4,8 @@ use super::data::Batches;
 use super::event::{Event, StepReport};
 use super::snapshot::{Found, Snapshot, Snapshots};
 use crate::error::{Error, Result, bail};
-use crate::io::at_callers_line;
 use crate::functional::{GradOptions, Grads, value_and_grad_with};
+use crate::io::at_callers_line;
 use crate::module::{Module, ModuleExt, unique_names};
 use crate::optim::{Clipped, Optimizer, Schedule};
 use crate::rng::Key;
@@ -288,7 +288,16 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
             skipped,
             seconds: started.elapsed().as_secs_f64(),
         };
-        tracing::debug!(step, loss, learning_rate = report.learning_rate, norm, clipped = clipped.clipped, skipped, seconds = report.seconds, "step");
+        tracing::debug!(
+            step,
+            loss,
+            learning_rate = report.learning_rate,
+            norm,
+            clipped = clipped.clipped,
+            skipped,
+            seconds = report.seconds,
+            "step"
+        );
         Ok((report, grads))
     }
 

@@ -149,6 +149,17 @@ impl GgufFile {
         read().map_err(|e| e.in_op("hf_tensor", at))
     }
 
+    /// Shape of a tensor by Hugging Face's name, in its layout, without reading it.
+    ///
+    /// # Errors
+    /// As [`GgufFile::hf_tensor`].
+    pub fn hf_shape(&self, name: &str) -> Result<Shape> {
+        let names = self.renamed()?;
+        let Some(own) = names.get(name) else { bail!(argument, "{} has no tensor for `{name}`", self.path.display()) };
+        let shape = self.shape(own)?;
+        Ok(if self.change(own)? == Change::Transposed { shape.dims().iter().rev().copied().collect() } else { shape })
+    }
+
     /// Reads all tensors that have a name in Hugging Face's world, in its layout.
     ///
     /// # Errors
