@@ -19,6 +19,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+#[cfg(feature = "emulator")]
+use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::{env, fs, process};
 
@@ -620,14 +622,41 @@ fn emulator(root: &Path, modules: &[Module]) {
     // Contraction of a·b + c into one rounding is the machine's choice on a GPU: here it is off, so that results are the
     // same on every host, and a kernel that needs it says fma.
     build.cpp(true).std("c++17").opt_level(2).flag("-ffp-contract=off").flag("-Wno-unknown-pragmas").include(&include);
+    let files = fs::read_dir(&include).into_iter().flatten().flatten().map(|e| e.path());
+    let mut own: Vec<PathBuf> = files.filter(|p| p.extension().is_some_and(|e| e == "cpp" || e == "h")).collect();
+    own.sort();
+    let headers: Vec<String> = own.iter().map(|p| fs::read_to_string(p).unwrap_or_default()).collect();
+    own.retain(|p| p.extension().is_some_and(|e| e == "cpp"));
+    let mut units = own;
     for m in modules {
         let unit = m.source.with_extension("emulated.cpp");
         // A namespace for each: helpers of one name in two files are different functions. Launchers have C linkage all the same.
         write_if_new(&unit, &format!("#include \"emulator.h\"\nnamespace {} {{\n#include {:?}\n}}\n", m.name, m.source));
-        build.file(unit);
+        units.push(unit);
     }
-    let own = fs::read_dir(&include).into_iter().flatten().flatten().map(|e| e.path());
-    let mut own: Vec<PathBuf> = own.filter(|p| p.extension().is_some_and(|e| e == "cpp")).collect();
-    own.sort();
-    build.files(own).compile("cotangent_emulator");
+    // Two hundred units take minutes; an edit of one kernel concerns a few. A stamp beside its object says what a unit was made of.
+    let compiler = build.get_compiler();
+    let made_of = |unit: &Path| {
+        let mut h = std::hash::DefaultHasher::new();
+        let source = unit.with_extension("").with_extension("cu");
+        let texts = [unit, &source].map(|p| fs::read_to_string(p).unwrap_or_default());
+        (&texts, &headers, compiler.path(), compiler.args()).hash(&mut h);
+        format!("{:016x}", h.finish())
+    };
+    let of = |unit: &Path, ending: &str| build_dir().join(unit.file_name().unwrap_or_default()).with_extension(ending);
+    let stale = |u: &&PathBuf| !of(u, "o").is_file() || fs::read_to_string(of(u, "stamp")).ok() != Some(made_of(u));
+    let changed: Vec<PathBuf> = units.iter().filter(stale).cloned().collect();
+    let mut some = build.clone();
+    for (unit, object) in changed.iter().zip(some.files(&changed).compile_intermediates()) {
+        if let Err(e) = fs::rename(&object, of(unit, "o")) {
+            fail("", 0, &format!("{}: {e}", object.display()));
+        }
+        write_if_new(&of(unit, "stamp"), &made_of(unit));
+    }
+    build.objects(units.iter().map(|u| of(u, "o"))).compile("cotangent_emulator");
+}
+
+#[cfg(feature = "emulator")]
+fn build_dir() -> PathBuf {
+    env::var_os("OUT_DIR").unwrap_or_default().into()
 }

@@ -5,7 +5,7 @@
 
 FOLDER/tiny-gpt2 and FOLDER/tiny-qwen2 hold model.safetensors and configurations as Hugging Face writes them (with the other forms
 that files on its hub have: model.*.safetensors, config.v4.json) and fixture.safetensors with the
-numbers of its model in float64: logits, loss, gradients, an optimizer step, training losses, generation, modules' values. Kept: the weights,
+numbers of its model in float64: logits, loss, gradients, an optimizer step, training losses, generation, modules' values; FOLDER/tokenizer a tokenizer.json of each with cases. Kept: the weights,
 and of fixture.safetensors what the tests compare with. Gradients, stepped weights and the logits of weights in bf16, where
 they have more than LIMIT elements, are thinned: every k-th element of the flat tensor (k beside it as NAME.stride) and the norm of all (NAME.norm).
 COTANGENT_FIXTURES=FOLDER compares with all of them. Needs nothing but Python.
@@ -72,6 +72,10 @@ def main():
                 kept.update(thin(tensor, value))
         write(target / "fixture.safetensors", kept)
         print(f"{name}: {sum(f.stat().st_size for f in target.iterdir())} bytes")
+    target = Path(__file__).resolve().parent.parent / "tests/fixtures/tokenizer"
+    target.mkdir(parents=True, exist_ok=True)
+    for file in sorted((Path(sys.argv[1]) / "tokenizer").glob("*.json")):
+        (target / file.name).write_bytes(file.read_bytes())
 
 
 main()

@@ -33,7 +33,10 @@ impl Conv1d {
     /// Shape error when the last axis is not `in`.
     #[track_caller]
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        x.linear(&self.weight.t()?, Some(&self.bias))
+        let y = x.linear(&self.weight.t()?, Some(&self.bias))?;
+        let Some(change) = self.weight.low_rank() else { return Ok(y) };
+        let thin = x.matmul(&change.b.cast(x.dtype())?)?;
+        y.add(&thin.matmul(&change.a.cast(x.dtype())?)?.mul_scalar(change.scale)?)
     }
 }
 

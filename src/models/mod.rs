@@ -10,6 +10,7 @@ mod generate;
 mod gpt2;
 mod input;
 mod load;
+mod lora;
 mod skeleton;
 mod source;
 mod verify;
@@ -20,6 +21,7 @@ pub use generate::{Completion, Finish, GenerateOptions, Generator, Speed, Step, 
 pub use gpt2::{Conv1d, Gpt2, Gpt2Attention, Gpt2Block, Gpt2Mlp, Gpt2Transformer};
 pub use input::{Cache, Input};
 pub use load::{LoadOptions, Loaded, load, load_encoder};
+pub use lora::{Lora, add_lora, merge_lora};
 pub use verify::{Check, Verification, verify, verify_model};
 
 use crate::dtype::DType;

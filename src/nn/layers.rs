@@ -61,7 +61,7 @@ impl Linear {
     /// Shape error when the last axis is not `in`.
     #[track_caller]
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        x.linear(&self.weight, self.bias.as_deref())
+        affine(x, &self.weight, self.bias.as_deref())
     }
 }
 
@@ -89,7 +89,10 @@ impl Embedding {
     /// Index error for an id outside the vocabulary.
     #[track_caller]
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        self.weight.embedding(ids, None)
+        let y = self.weight.embedding(ids, None)?;
+        let Some(change) = self.weight.low_rank() else { return Ok(y) };
+        let b = change.b.cast(y.dtype())?.embedding(ids, None)?;
+        y.add(&b.matmul(&change.a.cast(y.dtype())?)?.mul_scalar(change.scale)?)
     }
 
     /// The table as an output layer: `[.., width]` to logits `[.., vocabulary]`. A model whose head is tied to its embedding
@@ -99,8 +102,18 @@ impl Embedding {
     /// Shape error when the last axis is not the width.
     #[track_caller]
     pub fn unembed(&self, x: &Tensor) -> Result<Tensor> {
-        x.linear(&self.weight, None)
+        affine(x, &self.weight, None)
     }
+}
+
+/// `x · Wᵀ + bias` with the change of low rank that may stand beside `W [out, in]`, computed as two thin products.
+#[track_caller]
+fn affine(x: &Tensor, weight: &Param, bias: Option<&Tensor>) -> Result<Tensor> {
+    let y = x.linear(weight, bias)?;
+    let Some(change) = weight.low_rank() else { return Ok(y) };
+    // Its own parameters may be wider than a frozen matrix of half precision.
+    let thin = x.linear(&change.a.cast(x.dtype())?, None)?;
+    y.add(&thin.linear(&change.b.cast(x.dtype())?, None)?.mul_scalar(change.scale)?)
 }
 
 /// Layer normalisation over the last axis, with a weight and perhaps a bias.
