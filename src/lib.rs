@@ -70,4 +70,12 @@ mod pages {
     struct Diagnostics;
     #[doc = include_str!("../docs/book/postmortems.md")]
     struct Postmortems;
+    #[doc = include_str!("../docs/book/load.md")]
+    struct Load;
+    #[doc = include_str!("../docs/book/generate.md")]
+    struct Generate;
+    #[doc = include_str!("../docs/book/finetune.md")]
+    struct Finetune;
+    #[doc = include_str!("../docs/book/garbage.md")]
+    struct Garbage;
 }

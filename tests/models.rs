@@ -445,6 +445,14 @@ fn gguf_files_give_the_expected_logits_and_tokens() {
             let error = apart(&values(&loaded.model.forward(&want["input_ids"]).unwrap()), &values(&want["logits"]));
             crate::say(&format!("{}: logits {error:.1e}", path.file_name().unwrap().to_string_lossy()));
             assert!(error < 1e-4, "{}: {error:e}", path.display());
+            // Matrices kept in their blocks give the same, in less memory.
+            let packed = load(&path, LoadOptions { packed: true, ..LoadOptions::default() }).unwrap().model;
+            let error = apart(&values(&packed.forward(&want["input_ids"]).unwrap()), &values(&want["logits"]));
+            let bytes = |m: &LanguageModel| m.named_tensors().iter().map(|(_, t)| t.numel() * t.dtype().size()).sum::<usize>();
+            crate::say(&format!("in blocks: logits {error:.1e}, {} of {} bytes", bytes(&packed), bytes(&loaded.model)));
+            assert!(error < 1e-4, "{}, in blocks: {error:e}", path.display());
+            let quantised = ["Q8_0", "Q4_0"].iter().any(|q| path.to_string_lossy().contains(q));
+            assert_eq!(bytes(&packed) * 3 < bytes(&loaded.model), quantised);
             let mut cache = Cache::new(loaded.model.layers(), 0);
             let (mut next, mut drawn) = (want["gen.prompt"].clone(), Vec::new());
             for _ in 0..want["gen.tokens"].numel() {

@@ -113,7 +113,7 @@ fn a_swapped_head_mapping_is_named() {
 fn a_wrong_rope_base_is_named() {
     // What a reader of the other generation of configurations falls back to.
     let found = compare(&with_config(|c| c.rope.theta = 10_000.0), whole, whole);
-    assert_eq!(found.first().unwrap().name, "model.layers.0.self_attn.q_proj.q", "{found}");
+    assert_eq!(found.first().unwrap().name, "model.layers.0.self_attn.q", "{found}");
     let hint = found.first().unwrap().hint.clone().unwrap_or_default();
     assert!(hint.contains("look at what depends on the position"), "{hint}");
 }
@@ -129,7 +129,7 @@ fn an_off_by_one_cache_position_is_named() {
     };
     let found = compare(&healthy(), |m| in_two(m, 1), |m| in_two(m, 0));
     // All of the first pass agrees; in the second, projections do, and the rotation does not.
-    assert_eq!(found.first().unwrap().name, "model.layers.0.self_attn.q_proj.q#1", "{found}");
+    assert_eq!(found.first().unwrap().name, "model.layers.0.self_attn.q#1", "{found}");
     assert!(found.rows.iter().any(|r| r.name == "model.layers.0.self_attn.v_proj#1" && r.ok));
 }
 

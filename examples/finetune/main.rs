@@ -136,7 +136,7 @@ fn save(args: &Args, model: &LanguageModel, loaded: &cotangent::models::Loaded) 
         }
     }
     // As the old weights were stored.
-    let stored = loaded.report.converted.first().map_or(None, |(_, from, _)| Some(*from).filter(|d| *d == BF16));
+    let stored = loaded.report.converted.first().map(|(_, from, _)| *from).filter(|d| *d == BF16);
     let model = stored.map_or(Ok(model.clone()), |d| model.cast(d))?;
     model.save(args.out.join("model.safetensors"))?;
     println!("saved {}", args.out.display());

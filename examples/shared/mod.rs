@@ -1,4 +1,5 @@
 //! What the examples with models share: opening a model with a line of progress, and the end of a program.
+#![allow(dead_code)] // each example uses its part
 
 use cotangent::models::{LoadOptions, Loaded, Speed, load};
 use cotangent::{BF16, DType, Device, Error, F16, F32, F64, ModuleExt, Result};

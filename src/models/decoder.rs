@@ -2,12 +2,13 @@
 
 use super::input::{Input, Place, asked};
 use super::skeleton::{Skeleton, fresh};
-use crate::dtype::DType;
-use crate::error::Result;
+use crate::dtype::{DType, U8};
+use crate::error::{Result, bail};
 use crate::io::{self, DecoderConfig, RopeScaling};
 use crate::nn::{Attend, AttentionConfig, DecoderLayer, Embedding, GatedMlp, Linear, MultiHeadAttention, NormOrder, RmsNorm, Rotation};
-use crate::ops::Rotary;
+use crate::ops::{Blocks, Rotary};
 use crate::rng::Key;
+use crate::shape::Shape;
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::panic::Location;
@@ -142,11 +143,25 @@ impl Decoder {
         self.run(&mut input).map_err(|e| io::at_callers_line(e, "decoder", at))
     }
 
+    /// Rows of the token table, which may be stored in blocks.
+    fn embed(&self, tokens: &Tensor) -> Result<Tensor> {
+        let table = &self.model.embed_tokens.weight;
+        if table.dtype() != U8 {
+            return self.model.embed_tokens.forward(tokens);
+        }
+        let Some(kind) = Blocks::of_row(self.config.width, table.size(1)?) else {
+            bail!(shape, "a token table of {} bytes a row does not hold {} elements", table.size(1)?, self.config.width);
+        };
+        let rows = table.index_select(0, &tokens.reshape([tokens.numel()])?)?;
+        let shape: Vec<usize> = tokens.shape().iter().copied().chain([self.config.width]).collect();
+        rows.dequantise(kind, self.model.norm.weight.dtype())?.reshape(Shape::from(shape))
+    }
+
     fn run(&self, input: &mut Input<'_>) -> Result<Tensor> {
         let (m, c) = (&self.model, &self.config);
         let place = Place::of(input, m.layers.len())?;
         let device = m.embed_tokens.weight.device();
-        let mut x = m.embed_tokens.forward(input.tokens)?;
+        let mut x = self.embed(input.tokens)?;
         x.tap(|| "embed");
         let rotation = match c.rope.scaling {
             RopeScaling::None => None,

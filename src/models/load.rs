@@ -19,6 +19,8 @@ use std::sync::Arc;
 pub struct LoadOptions<'a> {
     /// Of all weights; without it, that of the file's matrices.
     pub dtype: Option<DType>,
+    /// Matrices of Llama's family that a GGUF file has in Q8_0 or Q4_0 stay so: a quarter or an eighth of the memory of `f32`. They are frozen.
+    pub packed: bool,
     /// Where the weights go, tensor by tensor.
     pub device: Device,
     /// Called after each tensor with how many are loaded, and of how many.

@@ -71,6 +71,9 @@ fn add<M: Module>(model: &mut M, o: Lora, of: &dyn Fn(&str, &Tensor) -> bool) ->
         if !of(name, leaf.tensor) {
             return Ok(());
         }
+        if !leaf.tensor.dtype().is_float() {
+            bail!(argument, "`{name}` is of {}: a change of low rank stands beside floats", leaf.tensor.dtype());
+        }
         let &[rows, columns] = leaf.tensor.shape().dims() else {
             bail!(argument, "`{name}` is {}, no matrix", leaf.tensor.shape());
         };

@@ -63,6 +63,14 @@ impl Source {
         }
     }
 
+    /// A matrix as the blocks that it is stored in, where it is.
+    fn packed(&self, name: &str) -> Result<Option<Tensor>> {
+        match self {
+            Source::Folder(_) => Ok(None),
+            Source::Gguf(f, _) => Ok(f.hf_packed(name)?.map(|(t, _)| t)),
+        }
+    }
+
     /// The dtype of most of the model: that of the first matrix.
     pub fn usual_dtype(&self) -> Result<DType> {
         for name in self.names() {
@@ -96,6 +104,11 @@ fn aliases(name: &str) -> Vec<String> {
 fn is_ignored(name: &str, bert: bool) -> bool {
     let ends = [".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq", "embeddings.position_ids"];
     ends.iter().any(|e| name.ends_with(e)) || (bert && ["cls.", "pooler.", "bert.pooler."].iter().any(|p| name.starts_with(p)))
+}
+
+/// Whether a name is of the models whose layers take matrices in blocks.
+fn family_of_llama(name: &str) -> bool {
+    name.starts_with("model.") || name.starts_with("lm_head.")
 }
 
 /// Fills a model's parameters, strictly: what is missing, unexpected or of another shape is an error that lists all of it.
@@ -142,6 +155,12 @@ pub(super) fn fill<M: Module + Clone>(
     let total = places.len();
     try_walk(model, |name, leaf| {
         let Some(theirs) = places.get(name) else { return Ok(()) };
+        let packed = if options.packed && family_of_llama(name) { source.packed(theirs)? } else { None };
+        if let Some(blocks) = packed {
+            *leaf.tensor = blocks.to_device(options.device)?;
+            report.loaded.push(name.to_owned());
+            return Ok(());
+        }
         let (from, to) = (source.dtype(theirs)?, leaf.tensor.dtype());
         *leaf.tensor = source.tensor(theirs, to)?.to_device(options.device)?;
         if from != to {

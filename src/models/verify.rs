@@ -182,6 +182,10 @@ impl Fixture {
         let found = trace.compare(&Trace::from_values(reference), HIDDEN)?;
         let worst = found.rows.iter().map(|r| r.error).fold(0.0, |m: f64, e| if e <= m { m } else { e });
         out.add(format!("values of {} modules, relative", found.rows.len()), worst, HIDDEN);
+        // A module that the trace does not have would go unseen.
+        if let Some(name) = found.only_there.first() {
+            out.add(format!("values of modules that did not run, {name} first"), found.only_there.len() as f64, 0.0);
+        }
         out.first_difference = found.verdict();
         Ok(())
     }
@@ -364,12 +368,12 @@ fn module_of(name: &str, gpt2: bool) -> Option<String> {
         ("l0.attn_out", false) => "self_attn.o_proj",
         ("l0.mlp_out", true) => "mlp.c_proj",
         ("l0.mlp_out", false) => "mlp.down_proj",
-        ("l0.q", true) => "attn.c_attn.q",
-        ("l0.k", true) => "attn.c_attn.k",
-        ("l0.v", true) => "attn.c_attn.v",
-        ("l0.q", false) => "self_attn.q_proj.q",
-        ("l0.k", false) => "self_attn.k_proj.k",
-        ("l0.v", false) => "self_attn.v_proj.v",
+        ("l0.q", true) => "attn.q",
+        ("l0.k", true) => "attn.k",
+        ("l0.v", true) => "attn.v",
+        ("l0.q", false) => "self_attn.q",
+        ("l0.k", false) => "self_attn.k",
+        ("l0.v", false) => "self_attn.v",
         _ => return None,
     };
     Some(format!("{layers}.0.{inside}"))

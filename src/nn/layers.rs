@@ -1,16 +1,17 @@
 //! The small layers: linear, embedding, norms, and the choice of an activation.
 
 use super::Init;
-use crate::dtype::DType;
+use crate::dtype::{DType, U8};
 use crate::error::{Error, Result};
 use crate::module::Param;
+use crate::ops::Blocks;
 use crate::rng::Key;
 use crate::tensor::Tensor;
 
 /// `y = x · weightᵀ + bias`, with `weight` of shape `[out, in]`.
 #[derive(Clone, Debug)]
 pub struct Linear {
-    /// `[out, in]`.
+    /// `[out, in]`; or of `u8`, `[out, bytes]`, a frozen matrix in blocks as [`Tensor::quant_linear`] takes it.
     pub weight: Param,
     /// `[out]`.
     pub bias: Option<Param>,
@@ -109,11 +110,23 @@ impl Embedding {
 /// `x · Wᵀ + bias` with the change of low rank that may stand beside `W [out, in]`, computed as two thin products.
 #[track_caller]
 fn affine(x: &Tensor, weight: &Param, bias: Option<&Tensor>) -> Result<Tensor> {
-    let y = x.linear(weight, bias)?;
+    let y = if weight.dtype() == U8 { in_blocks(x, weight, bias)? } else { x.linear(weight, bias)? };
     let Some(change) = weight.low_rank() else { return Ok(y) };
     // Its own parameters may be wider than a frozen matrix of half precision.
     let thin = x.linear(&change.a.cast(x.dtype())?, None)?;
     y.add(&thin.linear(&change.b.cast(x.dtype())?, None)?.mul_scalar(change.scale)?)
+}
+
+/// The same with a matrix that is stored in blocks, `[out, bytes]` of `u8`.
+#[track_caller]
+fn in_blocks(x: &Tensor, weight: &Param, bias: Option<&Tensor>) -> Result<Tensor> {
+    let ends = (x.shape().dims().last(), weight.shape().dims().last());
+    let kind = if let (Some(&k), Some(&bytes)) = ends { Blocks::of_row(k, bytes) } else { None };
+    let Some(kind) = kind else {
+        return Err(Error::shape(format!("x {} does not fit rows of {} bytes in blocks", x.shape(), weight.shape())));
+    };
+    let y = x.quant_linear(weight, kind)?;
+    bias.map_or(Ok(y.clone()), |b| y.add(&b.cast(y.dtype())?))
 }
 
 /// Layer normalisation over the last axis, with a weight and perhaps a bias.

@@ -33,6 +33,7 @@ mod norm_samples;
 mod operators;
 pub mod pad;
 pub mod permute;
+pub mod quant_linear;
 mod random;
 pub mod repeat;
 pub mod rope;
@@ -50,6 +51,7 @@ mod to_device;
 pub mod triangle;
 pub mod views;
 
+pub use crate::backend::cpu::quant::Blocks;
 pub use cross_entropy::CrossEntropy;
 pub use loss::Reduction;
 pub use nll_loss::NegativeLogLikelihood;
@@ -222,6 +224,7 @@ registry! {
         norm::NormVjp<false>,
         norm::RmsNorm,
         pad::Pad,
+        quant_linear::QuantLinear,
         rope::Rope,
         sdpa::SdpaOp,
         sdpa::SdpaVjp,
