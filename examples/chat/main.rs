@@ -37,6 +37,9 @@ struct Args {
     /// Type of the weights: f32, bf16, f16; without it, the file's.
     #[arg(long, value_parser = shared::dtype)]
     dtype: Option<DType>,
+    /// Keep matrices that a GGUF file has in Q8_0 or Q4_0 as they are: less memory.
+    #[arg(long)]
+    packed: bool,
     /// cpu, or cuda:0.
     #[arg(long, value_parser = shared::device, default_value = "cpu")]
     device: Device,
@@ -47,7 +50,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
-    let loaded = shared::open(&args.model, args.dtype, args.device)?;
+    let loaded = shared::open(&args.model, args.dtype, args.device, args.packed)?;
     let tokenizer = shared::need_tokenizer(&loaded, &args.model)?;
     let mut generator = Generator::of(&loaded);
     generator.options.max_tokens = args.max_tokens;

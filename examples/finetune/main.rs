@@ -75,7 +75,7 @@ fn run(args: &Args) -> Result<()> {
     let text = std::fs::read_to_string(&args.data).map_err(|e| Error::io(format!("cannot read {}", args.data.display())).with_source(e))?;
     // Every parameter is trained in f32: steps are too small for half types.
     let dtype = if args.rank == 0 { Some(F32) } else { args.dtype };
-    let loaded = shared::open(&args.model, dtype, cotangent::Device::Cpu)?;
+    let loaded = shared::open(&args.model, dtype, cotangent::Device::Cpu, false)?;
     let tokenizer = shared::need_tokenizer(&loaded, &args.model)?;
     let ids = tokenizer.encode(&text)?;
     let context = args.context.unwrap_or(128).min(loaded.model.context()).min(ids.len().saturating_sub(2));

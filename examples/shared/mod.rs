@@ -2,7 +2,8 @@
 #![allow(dead_code)] // each example uses its part
 
 use cotangent::models::{LoadOptions, Loaded, Speed, load};
-use cotangent::{BF16, DType, Device, Error, F16, F32, F64, ModuleExt, Result};
+use cotangent::{BF16, DType, Device, Error, F16, F32, F64, ModuleExt, Result, U8};
+use std::collections::BTreeSet;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -40,7 +41,7 @@ pub fn device(text: &str) -> Result<Device, String> {
 }
 
 /// Opens a model, with progress on the error stream.
-pub fn open(path: &Path, dtype: Option<DType>, device: Device) -> Result<Loaded> {
+pub fn open(path: &Path, dtype: Option<DType>, device: Device, packed: bool) -> Result<Loaded> {
     let began = Instant::now();
     let live = io::stderr().is_terminal();
     let mut progress = |done: usize, all: usize| {
@@ -48,11 +49,13 @@ pub fn open(path: &Path, dtype: Option<DType>, device: Device) -> Result<Loaded>
             let _ = write!(io::stderr(), "\rloading {done} of {all} tensors");
         }
     };
-    let loaded = load(path, LoadOptions { dtype, device, progress: Some(&mut progress) })?;
+    let loaded = load(path, LoadOptions { dtype, device, packed, progress: Some(&mut progress) })?;
     let end = if live { "\r" } else { "" };
-    let (n, seconds) = (loaded.model.num_params(), began.elapsed().as_secs_f64());
-    let dtype = loaded.model.named_tensors().first().map_or(F32, |(_, t)| t.dtype());
-    writeln!(io::stderr(), "{end}loaded {n} parameters as {dtype} in {seconds:.2} s")?;
+    let all = loaded.model.named_tensors();
+    let mebibytes = all.iter().map(|(_, t)| t.numel() * t.dtype().size()).sum::<usize>() as f64 / (1 << 20) as f64;
+    let kinds: BTreeSet<&str> = all.iter().map(|(_, t)| if t.dtype() == U8 { "blocks" } else { t.dtype().name() }).collect();
+    let (kinds, seconds) = (kinds.into_iter().collect::<Vec<_>>().join(" and "), began.elapsed().as_secs_f64());
+    writeln!(io::stderr(), "{end}loaded {} tensors, {mebibytes:.1} MiB as {kinds}, in {seconds:.2} s", all.len())?;
     for (name, from, to) in loaded.report.converted.iter().take(1) {
         writeln!(io::stderr(), "converted {} tensors, {name} from {from} to {to}", loaded.report.converted.len())?;
     }

@@ -52,7 +52,8 @@ impl Sampling {
                 self.top_p
             );
         }
-        if !(0.0..=1.0).contains(&self.min_p) || !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
+        let penalty = self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite();
+        if !(penalty && (0.0..=1.0).contains(&self.min_p)) {
             bail!(argument, "min-p must be 0 to 1 and the repetition penalty positive; found {}, {}", self.min_p, self.repetition_penalty);
         }
         Ok(())

@@ -144,7 +144,7 @@ fn dot<A: Real>(kind: Blocks, x: &[A], w: &[u8]) -> A {
     let mut width = BLOCK / 2;
     while width > 0 {
         for i in 0..width {
-            lanes[i] = lanes[i] + lanes[i + width];
+            lanes[i] += lanes[i + width];
         }
         width /= 2;
     }
