@@ -106,6 +106,28 @@ fn is_ignored(name: &str, bert: bool) -> bool {
     ends.iter().any(|e| name.ends_with(e)) || (bert && ["cls.", "pooler.", "bert.pooler."].iter().any(|p| name.starts_with(p)))
 }
 
+/// What differs, a few names of each kind: a wrong number in a configuration is wrong in every layer.
+fn differences(report: &LoadReport) -> String {
+    const SHOWN: usize = 6;
+    let list = |what: &str, all: Vec<String>| {
+        let more = all.len().saturating_sub(SHOWN);
+        let shown = all.into_iter().take(SHOWN).collect::<Vec<_>>().join(", ");
+        if shown.is_empty() {
+            return None;
+        }
+        Some(format!("{what}{shown}{}", if more > 0 { format!(" and {more} more") } else { String::new() }))
+    };
+    let shapes = report.misshaped.iter().map(|m| format!("`{}` is {} in the file, {} in the model", m.name, m.file, m.model)).collect();
+    let types = report.mistyped.iter().map(|(name, file, _)| format!("`{name}` is of {file}, no float")).collect();
+    let parts = [
+        list("shapes differ: ", shapes),
+        list("dtypes differ: ", types),
+        list("missing in the file: ", report.missing.clone()),
+        list("unexpected in the file: ", report.unexpected.clone()),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join("; ")
+}
+
 /// Whether a name is of the models whose layers take matrices in blocks.
 fn family_of_llama(name: &str) -> bool {
     name.starts_with("model.") || name.starts_with("lm_head.")
@@ -146,7 +168,7 @@ pub(super) fn fill<M: Module + Clone>(
         report.ignored.extend(files.unlisted().iter().cloned());
     }
     if !report.is_complete() {
-        let mut message = format!("{} does not fit its configuration: {report}", source.path().display());
+        let mut message = format!("{} does not fit its configuration: {}", source.path().display(), differences(&report));
         if report.missing.iter().any(|n| n == "lm_head.weight") {
             message.push_str("; without an output matrix `tie_word_embeddings` should be true");
         }

@@ -389,7 +389,7 @@ fn other_forms(folder: &Path, config: &ModelConfig, model: &LanguageModel, fixtu
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if name.starts_with("config.") && name.ends_with(".json") && name != "config.json" {
             let other = ModelConfig::open(&path)?;
-            out.add(format!("{name} says what config.json says"), f64::from(u8::from(&other != config)), 0.0);
+            out.add(format!("{name} says what config.json says"), f64::from(u8::from(other != *config)), 0.0);
             continue;
         }
         let weights = (name.starts_with("model.") && name.ends_with(".safetensors") && name != "model.safetensors") || name == "sharded";

@@ -5,7 +5,7 @@ mod text;
 pub use text::TextStream;
 
 use super::{Cache, Input, LanguageModel, Loaded};
-use crate::dtype::I64;
+use crate::backend::Device;
 use crate::error::{Error, Result, bail};
 use crate::io::{self, GenerationConfig};
 use crate::rng::Key;
@@ -248,7 +248,7 @@ impl<'a> Generator<'a> {
             let mut out = Vec::with_capacity(tokens.len());
             for start in (0..tokens.len() - 1).step_by(PIECE) {
                 let end = (start + PIECE).min(tokens.len() - 1);
-                let x = ids(&tokens[start..end], 1)?.to_device(device(self.model)?)?;
+                let x = ids(&tokens[start..end], 1)?.to_device(device(self.model))?;
                 let logits = self.model.forward_with(Input { cache: Some(&mut cache), ..Input::new(&x) })?;
                 for (i, t) in (start..end).enumerate() {
                     let row = logits.narrow(1, i, 1)?.to_f64_vec()?;
@@ -262,11 +262,11 @@ impl<'a> Generator<'a> {
 }
 
 /// Where a model's weights are.
-fn device(model: &LanguageModel) -> Result<crate::Device> {
-    Ok(match model {
+fn device(model: &LanguageModel) -> Device {
+    match model {
         LanguageModel::Gpt2(m) => m.transformer.wte.weight.device(),
         LanguageModel::Decoder(m) => m.model.embed_tokens.weight.device(),
-    })
+    }
 }
 
 fn ids(tokens: &[u32], batch: usize) -> Result<Tensor> {
@@ -391,7 +391,7 @@ impl Rows {
                 next.extend(&row.tokens);
             }
         }
-        let x = ids(&next, self.rows.len())?.cast(I64)?.to_device(device(g.model)?)?;
+        let x = ids(&next, self.rows.len())?.to_device(device(g.model))?;
         let input = Input { pads: &self.pads, cache: Some(&mut self.cache), last: true, ..Input::new(&x) };
         let logits = g.model.forward_with(input)?.to_f64_vec()?;
         let spent = began.elapsed();
