@@ -10,6 +10,7 @@ mod functional;
 mod grad;
 pub mod io;
 mod layout;
+pub mod models;
 mod module;
 pub mod nn;
 pub mod op;
@@ -31,7 +32,7 @@ pub use functional::{
     GradOptions, Grads, Pullback, grad, gradcheck_module, hvp, jacobian, jvp, value_and_grad, value_and_grad_with, value_aux_and_grad, vjp,
 };
 pub use layout::Layout;
-pub use module::{Leaf, Module, ModuleExt, Param, Visitor, try_walk, walk};
+pub use module::{Leaf, LowRank, Module, ModuleExt, Param, Visitor, try_walk, walk};
 pub use rng::{Key, Rng};
 pub use shape::{Axes, Axis, Extents, Shape};
 pub use tape::{Gradients, Observer, Pulled, Ran, Tape, checkpoint};
@@ -73,4 +74,12 @@ mod pages {
     struct Diagnostics;
     #[doc = include_str!("../docs/book/postmortems.md")]
     struct Postmortems;
+    #[doc = include_str!("../docs/book/load.md")]
+    struct Load;
+    #[doc = include_str!("../docs/book/generate.md")]
+    struct Generate;
+    #[doc = include_str!("../docs/book/finetune.md")]
+    struct Finetune;
+    #[doc = include_str!("../docs/book/garbage.md")]
+    struct Garbage;
 }

@@ -15,13 +15,26 @@ use std::ops::Deref;
 pub struct Param {
     value: Tensor,
     frozen: bool,
+    low_rank: Option<Box<LowRank>>,
+}
+
+/// A change of low rank beside a matrix that stays as it is (LoRA, Hu et al. 2021): the layer that owns the matrix computes as if it were
+/// `W + scale · b · a`. Its parameters are visited after the matrix, as `NAME.lora_a` and `NAME.lora_b`.
+#[derive(Clone, Debug)]
+pub struct LowRank {
+    /// `[rank, columns of W]`.
+    pub a: Param,
+    /// `[rows of W, rank]`.
+    pub b: Param,
+    /// Factor of the change.
+    pub scale: f64,
 }
 
 impl Param {
     /// A trainable parameter with this value. A tracked value stays tracked: a parameter computed from others (a
     /// hypernetwork's, one of an inner training step) passes its gradient on to them.
     pub fn new(value: Tensor) -> Self {
-        Param { value, frozen: false }
+        Param { value, frozen: false, low_rank: None }
     }
 
     /// The value.
@@ -32,6 +45,11 @@ impl Param {
     /// Whether training leaves it alone.
     pub fn is_frozen(&self) -> bool {
         self.frozen
+    }
+
+    /// The change beside it, which the layer that owns it has to compute.
+    pub fn low_rank(&self) -> Option<&LowRank> {
+        self.low_rank.as_deref()
     }
 }
 
@@ -53,12 +71,27 @@ pub struct Leaf<'a> {
     /// The tensor; may be replaced.
     pub tensor: &'a mut Tensor,
     frozen: Option<&'a mut bool>,
+    low_rank: Option<&'a mut Option<Box<LowRank>>>,
 }
 
 impl Leaf<'_> {
     /// Whether gradients are taken with respect to it: a float that is not frozen.
     pub fn is_trainable(&self) -> bool {
         self.tensor.dtype().is_float() && !self.frozen.as_deref().copied().unwrap_or(false)
+    }
+
+    /// Freezes it, or thaws it; `false` for a plain tensor, which cannot be frozen.
+    pub fn set_frozen(&mut self, frozen: bool) -> bool {
+        self.frozen.as_deref_mut().map(|f| *f = frozen).is_some()
+    }
+
+    /// Puts a change of low rank beside it, or takes it away; gives the old one. A plain tensor cannot have one.
+    ///
+    /// # Errors
+    /// Argument error for a plain tensor.
+    pub fn replace_low_rank(&mut self, new: Option<LowRank>) -> Result<Option<LowRank>> {
+        let Some(place) = self.low_rank.as_deref_mut() else { bail!(argument, "a plain tensor cannot have a change of low rank") };
+        Ok(std::mem::replace(place, new.map(Box::new)).map(|old| *old))
     }
 }
 
@@ -139,13 +172,17 @@ pub trait Module {
 
 impl Module for Param {
     fn visit(&mut self, v: &mut Visitor<'_>) {
-        v.leaf(Leaf { tensor: &mut self.value, frozen: Some(&mut self.frozen) });
+        v.leaf(Leaf { tensor: &mut self.value, frozen: Some(&mut self.frozen), low_rank: Some(&mut self.low_rank) });
+        if let Some(change) = &mut self.low_rank {
+            v.field("lora_a", &mut change.a);
+            v.field("lora_b", &mut change.b);
+        }
     }
 }
 
 impl Module for Tensor {
     fn visit(&mut self, v: &mut Visitor<'_>) {
-        v.leaf(Leaf { tensor: self, frozen: None });
+        v.leaf(Leaf { tensor: self, frozen: None, low_rank: None });
     }
 }
 

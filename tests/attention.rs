@@ -277,6 +277,7 @@ fn layers_take_windows_and_caps() {
         window,
         softcap,
         dropout: 0.0,
+        ..AttentionConfig::default()
     };
     let layer = |window, softcap| MultiHeadAttention::new(&config(window, softcap), F64, Key::new(1)).unwrap();
     let x = randn(&[1, 7, 8], 2);

@@ -130,6 +130,7 @@ fn blocks_are_their_compositions() -> Result<()> {
             window: None,
             softcap: None,
             dropout: 0.0,
+            ..AttentionConfig::default()
         };
         let layer = DecoderLayer {
             self_attn: MultiHeadAttention::new(&config, F32, Key::new(1))?,

@@ -18,11 +18,13 @@ mod functional;
 mod fused;
 #[path = "../fuzz/entry.rs"]
 mod fuzz_entry;
+mod generate;
 mod gradcheck;
 mod io_config;
 mod io_gguf;
 mod kernels;
 mod layers;
+mod lora;
 mod models;
 mod module_macro;
 mod nesting;
@@ -31,11 +33,14 @@ mod optimizer_rules;
 mod optimizer_state;
 mod optimizers;
 mod parity;
+mod planted;
 mod postmortems;
 mod refused;
 mod replay;
 mod resume;
 mod tidy;
+#[cfg(feature = "tokenizers")]
+mod tokenizer;
 mod training;
 
 /// Shown even when the test passes: the runner keeps what `println!` writes to itself.

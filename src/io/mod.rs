@@ -1,10 +1,11 @@
 //! Tensors and models in files. Layer L7; it knows no training.
 //!
-//! [`TensorFile`] reads safetensors, [`save_safetensors`] writes them, [`ModuleFile`] does both for a model. [`GgufFile`] reads GGUF,
+//! [`TensorFile`] reads safetensors, [`WeightFiles`] those of a folder, [`save_safetensors`] writes them, [`ModuleFile`] does both for a model. [`GgufFile`] reads GGUF,
 //! [`ModelConfig`] and [`GenerationConfig`] the configurations of Hugging Face.
 
 mod atomic;
 mod config;
+mod folder;
 mod gguf;
 mod module_file;
 mod safetensors;
@@ -14,6 +15,7 @@ pub(crate) use atomic::{lock, sweep_partial};
 pub use config::{
     Activation, BertConfig, DecoderConfig, DecoderFamily, GenerationConfig, Gpt2Config, ModelConfig, RopeConfig, RopeScaling, Special,
 };
+pub use folder::WeightFiles;
 pub use gguf::{GgufArray, GgufFile, GgufTokenizer, GgufType, GgufValue};
 pub use module_file::{LoadReport, Misshaped, ModuleFile};
 pub use safetensors::{TensorFile, save_safetensors};

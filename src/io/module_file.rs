@@ -39,6 +39,8 @@ pub struct LoadReport {
     pub mistyped: Vec<(String, DType, DType)>,
     /// Loaded tensors that were cast to the model's dtype: name, dtype of the file, dtype of the model.
     pub converted: Vec<(String, DType, DType)>,
+    /// Tensors of the file that the model has no use for by design: masks that old files carry, the output matrix of a model that is tied.
+    pub ignored: Vec<String>,
 }
 
 impl LoadReport {

@@ -2,7 +2,8 @@
 //! heads, rotary positions), both with a cache of past keys and values.
 
 use super::cache::KvCache;
-use super::layers::{Linear, must_divide};
+use super::layers::{Linear, RmsNorm, must_divide};
+use super::rotation::Rotation;
 use crate::dtype::DType;
 use crate::error::{Error, Result, bail};
 use crate::nn::Init;
@@ -19,6 +20,8 @@ pub struct Attend<'a> {
     pub mask: Option<&'a Tensor>,
     /// Positions `[time]` or `[batch, time]` for the rotation. Without: consecutive, from the cache's length on.
     pub positions: Option<&'a Tensor>,
+    /// Turns queries and keys instead of the layer's own rotation: frequencies that are no powers of a base.
+    pub rotation: Option<&'a Rotation>,
     /// Keys and values of the past: these are attended to as well, and the new ones are appended.
     pub cache: Option<&'a mut KvCache>,
     /// Names the dropout masks; without it there is no dropout.
@@ -26,7 +29,8 @@ pub struct Attend<'a> {
 }
 
 /// Attention of `q [batch, heads, time, head]` and the concatenation of its heads: `[batch, time, heads·head]`.
-fn attend(q: &Tensor, k: Tensor, v: Tensor, options: Sdpa, with: Attend<'_>) -> Result<Tensor> {
+/// Dropout of the options is only done with a key.
+pub(crate) fn attend(q: &Tensor, k: Tensor, v: Tensor, options: Sdpa, with: Attend<'_>) -> Result<Tensor> {
     let (k, v) = match with.cache {
         Some(cache) => cache.append(k, v)?,
         None => (k, v),
@@ -78,7 +82,7 @@ impl CausalSelfAttention {
         let at = Location::caller();
         let check = || {
             let [batch, time, width] = extents(x)?;
-            if with.positions.is_some() {
+            if with.positions.is_some() || with.rotation.is_some() {
                 bail!(argument, "positions belong to the rotation, which this attention does not have");
             }
             Ok([batch, time, must_divide("the width", width, "the number of heads", self.heads)?])
@@ -94,7 +98,7 @@ impl CausalSelfAttention {
     }
 }
 
-/// Sizes and options of a [`MultiHeadAttention`].
+/// Sizes and options of a [`MultiHeadAttention`]. The default is causal attention of size zero without a rotation: set the sizes.
 #[derive(Clone, Debug)]
 pub struct AttentionConfig {
     /// Width of input and output.
@@ -107,6 +111,10 @@ pub struct AttentionConfig {
     pub head: usize,
     /// Whether the projections of queries, keys and values have a bias (Qwen2).
     pub qkv_bias: bool,
+    /// Whether the last projection has a bias.
+    pub output_bias: bool,
+    /// Added to the mean square in RMS norms on the heads of queries and keys (Qwen3); without it there are none.
+    pub qk_norm: Option<f64>,
     /// Rotary positions; the field `positions` is set in each call.
     pub rope: Option<Rotary>,
     /// Whether a query sees only keys up to its own position.
@@ -120,11 +128,30 @@ pub struct AttentionConfig {
     pub dropout: f64,
 }
 
+impl Default for AttentionConfig {
+    fn default() -> Self {
+        AttentionConfig {
+            width: 0,
+            heads: 0,
+            kv_heads: 0,
+            head: 0,
+            qkv_bias: false,
+            output_bias: false,
+            qk_norm: None,
+            rope: None,
+            causal: true,
+            window: None,
+            softcap: None,
+            dropout: 0.0,
+        }
+    }
+}
+
 /// Multi-head self-attention with shared key heads and rotary positions, under the names of Llama and Qwen2.
 ///
 /// ```
 /// use cotangent::{F32, Key, Tensor, nn::{Attend, AttentionConfig, KvCache, MultiHeadAttention}, ops::Rotary};
-/// let config = AttentionConfig { width: 16, heads: 4, kv_heads: 2, head: 4, qkv_bias: true, rope: Some(Rotary::default()), causal: true, window: None, softcap: None, dropout: 0.0 };
+/// let config = AttentionConfig { width: 16, heads: 4, kv_heads: 2, head: 4, rope: Some(Rotary::default()), ..AttentionConfig::default() };
 /// let attention = MultiHeadAttention::new(&config, F32, Key::new(1))?;
 /// let x = Tensor::randn([1, 5, 16], F32, Key::new(2))?;
 /// let all = attention.forward(&x, None)?;
@@ -146,10 +173,14 @@ pub struct MultiHeadAttention {
     pub v_proj: Linear,
     /// `[width, heads·head]`.
     pub o_proj: Linear,
+    /// Of the heads of queries, `[head]`.
+    pub q_norm: Option<RmsNorm>,
+    /// Of the heads of keys, `[head]`.
+    pub k_norm: Option<RmsNorm>,
     /// Sizes and options.
     pub config: AttentionConfig,
 }
-crate::module!(MultiHeadAttention { q_proj, k_proj, v_proj, o_proj } skip { config });
+crate::module!(MultiHeadAttention { q_proj, k_proj, v_proj, o_proj, q_norm, k_norm } skip { config });
 
 impl MultiHeadAttention {
     /// Xavier's weights, zero biases.
@@ -170,7 +201,9 @@ impl MultiHeadAttention {
                 q_proj: linear(c.width, c.heads * c.head, c.qkv_bias, 0)?,
                 k_proj: linear(c.width, c.kv_heads * c.head, c.qkv_bias, 1)?,
                 v_proj: linear(c.width, c.kv_heads * c.head, c.qkv_bias, 2)?,
-                o_proj: linear(c.heads * c.head, c.width, false, 3)?,
+                o_proj: linear(c.heads * c.head, c.width, c.output_bias, 3)?,
+                q_norm: c.qk_norm.map(|eps| RmsNorm::new(c.head, eps, dtype)).transpose()?,
+                k_norm: c.qk_norm.map(|eps| RmsNorm::new(c.head, eps, dtype)).transpose()?,
                 config: c.clone(),
             })
         };
@@ -195,17 +228,22 @@ impl MultiHeadAttention {
         let at = Location::caller();
         let c = &self.config;
         let check = || {
-            if with.positions.is_some() && c.rope.is_none() {
+            if with.positions.is_some() && c.rope.is_none() && with.rotation.is_none() {
                 bail!(argument, "positions belong to the rotation, which this attention does not have");
             }
             extents(x)
         };
         let [batch, time, _] = check().map_err(|e| e.in_op("attention", at))?;
-        let split = |y: Tensor, heads: usize| y.reshape([batch, time, heads, c.head])?.permute([0, 2, 1, 3]);
-        let mut q = split(self.q_proj.forward(x)?, c.heads)?;
-        let mut k = split(self.k_proj.forward(x)?, c.kv_heads)?;
-        let v = split(self.v_proj.forward(x)?, c.kv_heads)?;
-        if let Some(rope) = &c.rope {
+        let split = |y: Tensor, heads: usize, norm: Option<&RmsNorm>| {
+            let y = y.reshape([batch, time, heads, c.head])?;
+            norm.map_or(Ok(y.clone()), |n| n.forward(&y))?.permute([0, 2, 1, 3])
+        };
+        let mut q = split(self.q_proj.forward(x)?, c.heads, self.q_norm.as_ref())?;
+        let mut k = split(self.k_proj.forward(x)?, c.kv_heads, self.k_norm.as_ref())?;
+        let v = split(self.v_proj.forward(x)?, c.kv_heads, None)?;
+        if let Some(rotation) = with.rotation {
+            (q, k) = (rotation.turn(&q)?, rotation.turn(&k)?);
+        } else if let Some(rope) = &c.rope {
             let positions = match with.positions {
                 Some(p) => RopePositions::Given(p.clone()),
                 None => RopePositions::From(with.cache.as_ref().map_or(0, |c| c.len())),
@@ -213,6 +251,9 @@ impl MultiHeadAttention {
             let rope = Rotary { positions, ..rope.clone() };
             (q, k) = q.rope_with_key(&k, &rope)?;
         }
+        [(&q, &self.q_proj, "q"), (&k, &self.k_proj, "k"), (&v, &self.v_proj, "v")]
+            .iter()
+            .for_each(|(t, beside, name)| t.tap_beside(&beside.weight, name));
         let options = Sdpa { causal: c.causal, window: c.window, softcap: c.softcap, dropout: c.dropout, ..Sdpa::default() };
         let y = attend(&q, k, v, options, with).map_err(|e| e.called_at(at))?;
         self.o_proj.forward(&y)

@@ -1,20 +1,55 @@
 //! Keys and values of the past, for generation token by token.
 
+use crate::backend::Device;
+use crate::dtype::with_float;
 use crate::error::{Result, bail};
 use crate::tensor::Tensor;
 
+/// Positions that memory is taken for at a time.
+const BLOCK: usize = 128;
+
 /// Keys and values that an attention layer has seen: `[batch, kv_heads, time, head]`, keys after their rotation.
 ///
-/// One for each layer; starts empty. Appending copies what is there.
+/// One for each layer; starts empty. On the CPU memory is taken for blocks of positions, and new ones are written into it in place;
+/// on a device, and while a tape tracks them, appending copies what is there.
 #[derive(Clone, Debug, Default)]
 pub struct KvCache {
-    past: Option<(Tensor, Tensor)>,
+    past: Option<Past>,
+    /// Positions to take memory for at once.
+    reserve: usize,
+}
+
+/// Memory for more positions than are kept.
+#[derive(Clone, Debug)]
+struct Past {
+    k: Tensor,
+    v: Tensor,
+    len: usize,
+}
+
+impl Past {
+    fn capacity(&self) -> usize {
+        self.k.shape()[2]
+    }
+
+    /// Keys and values of the positions that are kept.
+    fn kept(&self) -> Result<(Tensor, Tensor)> {
+        if self.len == self.capacity() {
+            return Ok((self.k.clone(), self.v.clone()));
+        }
+        Ok((self.k.narrow(2, 0, self.len)?, self.v.narrow(2, 0, self.len)?))
+    }
 }
 
 impl KvCache {
+    /// An empty one that takes memory for so many positions at its first use.
+    pub fn with_capacity(positions: usize) -> Self {
+        KvCache { past: None, reserve: positions }
+    }
+
     /// Number of positions kept.
     pub fn len(&self) -> usize {
-        self.past.as_ref().map_or(0, |(k, _)| k.shape()[2])
+        self.past.as_ref().map_or(0, |p| p.len)
     }
 
     /// Whether nothing is kept.
@@ -23,8 +58,11 @@ impl KvCache {
     }
 
     /// Keys and values, if there are any.
-    pub fn get(&self) -> Option<(&Tensor, &Tensor)> {
-        self.past.as_ref().map(|(k, v)| (k, v))
+    ///
+    /// # Errors
+    /// Tape error when the cache was filled inside a gradient function that has ended.
+    pub fn get(&self) -> Result<Option<(Tensor, Tensor)>> {
+        self.past.as_ref().map(Past::kept).transpose()
     }
 
     /// Adds the keys and values of new positions at the end, and gives all.
@@ -34,18 +72,54 @@ impl KvCache {
     #[track_caller]
     pub fn append(&mut self, k: Tensor, v: Tensor) -> Result<(Tensor, Tensor)> {
         let at = std::panic::Location::caller();
-        let run = || {
-            if k.rank() != 4 || v.rank() != 4 || k.shape()[..3] != v.shape()[..3] {
-                bail!(shape, "expected keys and values [batch, heads, time, head], found {} and {}", k.shape(), v.shape());
+        self.appended(k, v).map_err(|e: crate::Error| e.in_op("kv_cache", at))
+    }
+
+    fn appended(&mut self, k: Tensor, v: Tensor) -> Result<(Tensor, Tensor)> {
+        if k.rank() != 4 || v.rank() != 4 || k.shape()[..3] != v.shape()[..3] {
+            bail!(shape, "expected keys and values [batch, heads, time, head], found {} and {}", k.shape(), v.shape());
+        }
+        let tracked = |t: &Tensor| t.is_tracked() || t.device() != Device::Cpu;
+        let by_copy = tracked(&k) || tracked(&v) || self.past.as_ref().is_some_and(|p| tracked(&p.k) || tracked(&p.v));
+        if by_copy {
+            let (k, v) = match &self.past {
+                None => (k, v),
+                Some(past) => {
+                    let (old_k, old_v) = past.kept()?;
+                    (Tensor::concat(&[&old_k, &k], 2)?, Tensor::concat(&[&old_v, &v], 2)?)
+                }
+            };
+            self.past = Some(Past { len: k.shape()[2], k: k.clone(), v: v.clone() });
+            return Ok((k, v));
+        }
+        if let Some(past) = &self.past {
+            for (old, new) in [(&past.k, &k), (&past.v, &v)] {
+                let fits = (0..4).all(|i| i == 2 || old.shape()[i] == new.shape()[i]);
+                if !fits || old.dtype() != new.dtype() {
+                    let (a, b) = (old.shape().with_dim(2, past.len), new.shape());
+                    bail!(shape, "{} {b} does not continue {} {a}", new.dtype(), old.dtype());
+                }
             }
-            match &self.past {
-                None => Ok((k, v)),
-                Some((old_k, old_v)) => Ok((Tensor::concat(&[old_k, &k], 2)?, Tensor::concat(&[old_v, &v], 2)?)),
-            }
-        };
-        let all = run().map_err(|e: crate::Error| e.in_op("kv_cache", at))?;
-        self.past = Some(all.clone());
-        Ok(all)
+        }
+        let (start, time) = (self.len(), k.shape()[2]);
+        let end = start + time;
+        if self.past.as_ref().is_none_or(|p| p.capacity() < end) {
+            let capacity = end.max(self.reserve).next_multiple_of(BLOCK);
+            let grown = |old: Option<&Tensor>, new: &Tensor| {
+                let mut memory = Tensor::zeros(new.shape().with_dim(2, capacity), new.dtype())?;
+                if let Some(old) = old {
+                    write(&mut memory, 0, &old.narrow(2, 0, start)?)?;
+                }
+                Ok::<_, crate::Error>(memory)
+            };
+            let (k, v) = (grown(self.past.as_ref().map(|p| &p.k), &k)?, grown(self.past.as_ref().map(|p| &p.v), &v)?);
+            self.past = Some(Past { k, v, len: start });
+        }
+        let Some(past) = &mut self.past else { bail!(argument, "the cache has no memory") };
+        write(&mut past.k, start, &k)?;
+        write(&mut past.v, start, &v)?;
+        past.len = end;
+        past.kept()
     }
 
     /// Forgets all positions from `len` on; nothing when there are fewer.
@@ -56,11 +130,30 @@ impl KvCache {
     pub fn truncate(&mut self, len: usize) -> Result<()> {
         if len == 0 {
             self.past = None;
-        } else if let Some((k, v)) = &self.past
-            && len < k.shape()[2]
-        {
-            self.past = Some((k.narrow(2, 0, len)?, v.narrow(2, 0, len)?));
+        } else if let Some(past) = &mut self.past {
+            past.len = past.len.min(len);
+            if past.k.is_tracked() || past.k.device() != Device::Cpu {
+                // Their next append copies all that is there.
+                let (k, v) = past.kept()?;
+                *past = Past { k, v, len: past.len };
+            }
         }
         Ok(())
     }
+}
+
+/// Writes `new` into the positions from `start` on, in place unless a view of the memory is still alive.
+fn write(memory: &mut Tensor, start: usize, new: &Tensor) -> Result<()> {
+    let (capacity, head, time) = (memory.shape()[2], memory.shape()[3], new.shape()[2]);
+    if time == 0 || head == 0 {
+        return Ok(());
+    }
+    with_float!(new.dtype(), T => {
+        let rows = new.to_vec::<T>()?;
+        memory.update::<T>(|all| {
+            for (to, from) in all.chunks_exact_mut(capacity * head).zip(rows.chunks_exact(time * head)) {
+                to[start * head..(start + time) * head].copy_from_slice(from);
+            }
+        })
+    })
 }

@@ -1,9 +1,10 @@
 //! The small layers: linear, embedding, norms, and the choice of an activation.
 
 use super::Init;
-use crate::dtype::DType;
+use crate::dtype::{DType, U8};
 use crate::error::{Error, Result};
 use crate::module::Param;
+use crate::ops::Blocks;
 use crate::ops::CrossEntropy;
 use crate::rng::Key;
 use crate::tensor::Tensor;
@@ -11,7 +12,7 @@ use crate::tensor::Tensor;
 /// `y = x · weightᵀ + bias`, with `weight` of shape `[out, in]`.
 #[derive(Clone, Debug)]
 pub struct Linear {
-    /// `[out, in]`.
+    /// `[out, in]`; or of `u8`, `[out, bytes]`, a frozen matrix in blocks as [`Tensor::quant_linear`] takes it.
     pub weight: Param,
     /// `[out]`.
     pub bias: Option<Param>,
@@ -62,7 +63,7 @@ impl Linear {
     /// Shape error when the last axis is not `in`.
     #[track_caller]
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        x.linear(&self.weight, self.bias.as_deref())
+        affine(x, &self.weight, self.bias.as_deref())
     }
 }
 
@@ -90,7 +91,10 @@ impl Embedding {
     /// Index error for an id outside the vocabulary.
     #[track_caller]
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        self.weight.embedding(ids, None)
+        let y = self.weight.embedding(ids, None)?;
+        let Some(change) = self.weight.low_rank() else { return Ok(y) };
+        let b = change.b.cast(y.dtype())?.embedding(ids, None)?;
+        y.add(&b.matmul(&change.a.cast(y.dtype())?)?.mul_scalar(change.scale)?)
     }
 
     /// The table as an output layer: `[.., width]` to logits `[.., vocabulary]`. A model whose head is tied to its embedding
@@ -100,7 +104,7 @@ impl Embedding {
     /// Shape error when the last axis is not the width.
     #[track_caller]
     pub fn unembed(&self, x: &Tensor) -> Result<Tensor> {
-        x.linear(&self.weight, None)
+        affine(x, &self.weight, None)
     }
 
     /// Mean cross-entropy of [`unembed`](Embedding::unembed) with the targets, whose logits never exist as a whole.
@@ -109,8 +113,34 @@ impl Embedding {
     /// As [`Tensor::linear_cross_entropy`].
     #[track_caller]
     pub fn loss(&self, x: &Tensor, targets: &Tensor) -> Result<Tensor> {
+        // A changed or packed matrix is not one that the fused op multiplies by.
+        if self.weight.dtype() == U8 || self.weight.low_rank().is_some() {
+            return self.unembed(x)?.cross_entropy(targets);
+        }
         x.linear_cross_entropy(&self.weight, targets, &CrossEntropy::default())
     }
+}
+
+/// `x · Wᵀ + bias` with the change of low rank that may stand beside `W [out, in]`, computed as two thin products.
+#[track_caller]
+fn affine(x: &Tensor, weight: &Param, bias: Option<&Tensor>) -> Result<Tensor> {
+    let y = if weight.dtype() == U8 { in_blocks(x, weight, bias)? } else { x.linear(weight, bias)? };
+    let Some(change) = weight.low_rank() else { return Ok(y) };
+    // Its own parameters may be wider than a frozen matrix of half precision.
+    let thin = x.linear(&change.a.cast(x.dtype())?, None)?;
+    y.add(&thin.linear(&change.b.cast(x.dtype())?, None)?.mul_scalar(change.scale)?)
+}
+
+/// The same with a matrix that is stored in blocks, `[out, bytes]` of `u8`.
+#[track_caller]
+fn in_blocks(x: &Tensor, weight: &Param, bias: Option<&Tensor>) -> Result<Tensor> {
+    let ends = (x.shape().dims().last(), weight.shape().dims().last());
+    let kind = if let (Some(&k), Some(&bytes)) = ends { Blocks::of_row(k, bytes) } else { None };
+    let Some(kind) = kind else {
+        return Err(Error::shape(format!("x {} does not fit rows of {} bytes in blocks", x.shape(), weight.shape())));
+    };
+    let y = x.quant_linear(weight, kind)?;
+    bias.map_or(Ok(y.clone()), |b| y.add(&b.cast(y.dtype())?))
 }
 
 /// Layer normalisation over the last axis, with a weight and perhaps a bias.
@@ -213,6 +243,8 @@ pub enum Activation {
     ReluSquared,
     /// x · sigmoid(x).
     Silu,
+    /// Hyperbolic tangent.
+    Tanh,
 }
 
 impl Activation {
@@ -228,6 +260,7 @@ impl Activation {
             Activation::Relu => x.relu(),
             Activation::ReluSquared => x.relu_squared(),
             Activation::Silu => x.silu(),
+            Activation::Tanh => x.tanh(),
         }
     }
 
@@ -241,7 +274,7 @@ impl Activation {
             Activation::Gelu => gate.geglu(up),
             Activation::GeluTanh => gate.geglu_tanh(up),
             Activation::Silu => gate.swiglu(up),
-            Activation::Relu | Activation::ReluSquared => self.apply(gate)?.mul(up),
+            Activation::Relu | Activation::ReluSquared | Activation::Tanh => self.apply(gate)?.mul(up),
         }
     }
 }

@@ -10,8 +10,10 @@ mod init;
 mod layers;
 mod mlp;
 mod recurrent;
+mod rotation;
 mod sequential;
 
+pub(crate) use attention::attend;
 pub use attention::{Attend, AttentionConfig, CausalSelfAttention, MultiHeadAttention};
 pub use block::{Block, DecoderLayer, NormOrder};
 pub use cache::KvCache;
@@ -20,4 +22,5 @@ pub use init::{Fans, Init};
 pub use layers::{Activation, Embedding, LayerNorm, Linear, RmsNorm};
 pub use mlp::{GatedMlp, Mlp};
 pub use recurrent::{GruCell, LstmCell, RnnCell};
+pub use rotation::Rotation;
 pub use sequential::{AnyLayer, Dropout, Layer, Residual, Sequential};

@@ -38,6 +38,7 @@ mod norm_vjp;
 mod operators;
 pub mod pad;
 pub mod permute;
+pub mod quant_linear;
 mod random;
 pub mod repeat;
 pub mod rope;
@@ -57,6 +58,7 @@ mod to_device;
 pub mod triangle;
 pub mod views;
 
+pub use crate::backend::cpu::quant::Blocks;
 pub use cross_entropy::CrossEntropy;
 pub use loss::Reduction;
 pub use nll_loss::NegativeLogLikelihood;
@@ -238,6 +240,7 @@ registry! {
         norm::NormVjp<false>,
         norm::RmsNorm,
         pad::Pad,
+        quant_linear::QuantLinear,
         rope::Rope,
         rope::RopePair,
         sdpa::SdpaOp,

@@ -17,6 +17,7 @@ pub(crate) mod moments;
 pub(crate) mod optim;
 pub(crate) mod order;
 pub(crate) mod par;
+pub(crate) mod quant;
 pub(crate) mod reduce;
 pub(crate) mod remap;
 pub(crate) mod rows;

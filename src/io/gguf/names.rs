@@ -4,9 +4,10 @@
 //! matrices (llama.cpp rotates neighbouring elements, Hugging Face the two halves of a head), and transpose GPT-2's, which
 //! Hugging Face keeps as `[in, out]`.
 
-use super::GgufFile;
+use super::{GgufFile, GgufType};
 use crate::dtype::DType;
 use crate::error::{Result, bail};
+use crate::ops::Blocks;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
@@ -147,6 +148,52 @@ impl GgufFile {
             self.changed(own, dtype)
         };
         read().map_err(|e| e.in_op("hf_tensor", at))
+    }
+
+    /// Shape of a tensor by Hugging Face's name, in its layout, without reading it.
+    ///
+    /// # Errors
+    /// As [`GgufFile::hf_tensor`].
+    pub fn hf_shape(&self, name: &str) -> Result<Shape> {
+        let names = self.renamed()?;
+        let Some(own) = names.get(name) else { bail!(argument, "{} has no tensor for `{name}`", self.path.display()) };
+        let shape = self.shape(own)?;
+        Ok(if self.change(own)? == Change::Transposed { shape.dims().iter().rev().copied().collect() } else { shape })
+    }
+
+    /// Reads a matrix by Hugging Face's name as the blocks that it is stored in: `[rows, bytes]` of `u8`, rows in Hugging Face's order.
+    /// `None` for other types than Q8_0 and Q4_0, and for matrices that would have to be transposed.
+    ///
+    /// # Errors
+    /// As [`GgufFile::hf_tensor`].
+    #[track_caller]
+    pub fn hf_packed(&self, name: &str) -> Result<Option<(Tensor, Blocks)>> {
+        let at = Location::caller();
+        self.packed(name).map_err(|e| e.in_op("hf_packed", at))
+    }
+
+    fn packed(&self, name: &str) -> Result<Option<(Tensor, Blocks)>> {
+        let names = self.renamed()?;
+        let Some(own) = names.get(name) else { bail!(argument, "{} has no tensor for `{name}`", self.path.display()) };
+        let kind = match self.kind(own)? {
+            GgufType::Q8_0 => Blocks::Q8_0,
+            GgufType::Q4_0 => Blocks::Q4_0,
+            _ => return Ok(None),
+        };
+        let (change, entry) = (self.change(own)?, self.entry(own)?);
+        let [rows, columns] = entry.shape[..] else { return Ok(None) };
+        if change == Change::Transposed {
+            return Ok(None);
+        }
+        let row = columns / entry.kind.block() * kind.bytes();
+        let mut bytes = vec![0u8; rows * row];
+        self.read_at(entry.begin, &mut bytes).map_err(|e| crate::io::failed("read", &self.path, e))?;
+        let t = Tensor::from_vec(bytes, [rows, row])?;
+        let t = match change {
+            Change::Rotated { heads } => t.reshape([heads, rows / heads / 2, 2, row])?.transpose(1, 2)?.reshape([rows, row])?,
+            _ => t,
+        };
+        Ok(Some((t, kind)))
     }
 
     /// Reads all tensors that have a name in Hugging Face's world, in its layout.

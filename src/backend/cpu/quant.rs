@@ -1,0 +1,152 @@
+//! Products with matrices whose elements are stored in blocks of 32 with one scale: the matrix is never expanded as a whole.
+
+use super::Buffer;
+use super::gemm::{Mat, gemm};
+use super::math::Real;
+use super::matmul::Multiply;
+use super::par::*;
+use super::simd::dispatch;
+use crate::dtype::Element;
+use crate::error::Result;
+use half::f16;
+
+/// Elements of a block.
+pub(crate) const BLOCK: usize = 32;
+/// Rows of `x` from which on rows of the matrix are expanded, a panel at a time, for the matrix product; below, blocks are read as they are.
+const FEW: usize = 8;
+/// Rows of the matrix that are expanded at a time.
+const PANEL: usize = 128;
+/// Multiply-adds that are worth a task.
+const TASK: usize = 1 << 16;
+
+/// How a block's bytes hold its elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Blocks {
+    /// `d` in half precision, 32 signed bytes: y = d·q.
+    Q8_0,
+    /// `d` in half precision, 16 bytes of two numbers each: y = d·(q − 8). Byte j holds elements j and j + 16.
+    Q4_0,
+}
+
+impl Blocks {
+    /// Bytes of a block.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Blocks::Q8_0 => 34,
+            Blocks::Q4_0 => 18,
+        }
+    }
+
+    /// How rows of so many elements are stored in so many bytes, if they are.
+    pub fn of_row(elements: usize, bytes: usize) -> Option<Self> {
+        let fits = |kind: &Blocks| elements.is_multiple_of(BLOCK) && elements / BLOCK * kind.bytes() == bytes;
+        [Blocks::Q8_0, Blocks::Q4_0].into_iter().find(fits)
+    }
+}
+
+/// The scale and the whole numbers of a block.
+#[inline(always)]
+fn unpack<A: Real>(kind: Blocks, block: &[u8], q: &mut [A; BLOCK]) -> A {
+    let d = A::from_f64(f64::from(f16::from_le_bytes([block[0], block[1]]).to_f32()));
+    match kind {
+        Blocks::Q8_0 => {
+            for (q, b) in q.iter_mut().zip(&block[2..34]) {
+                *q = A::from_f64(f64::from(*b as i8));
+            }
+        }
+        Blocks::Q4_0 => {
+            let (low, high) = q.split_at_mut(BLOCK / 2);
+            for ((low, high), b) in low.iter_mut().zip(high).zip(&block[2..18]) {
+                *low = A::from_f64(f64::from(i32::from(*b & 15) - 8));
+                *high = A::from_f64(f64::from(i32::from(*b >> 4) - 8));
+            }
+        }
+    }
+    d
+}
+
+/// Writes the elements of consecutive blocks.
+pub(crate) fn expand<A: Real>(kind: Blocks, blocks: &[u8], y: &mut [A]) {
+    y.par_chunks_mut(64 * BLOCK).zip(blocks.par_chunks(64 * kind.bytes())).for_each(|(y, x)| {
+        dispatch(
+            #[inline(always)]
+            || {
+                let mut q = [A::ZERO; BLOCK];
+                for (y, x) in y.chunks_exact_mut(BLOCK).zip(x.chunks_exact(kind.bytes())) {
+                    let d = unpack(kind, x, &mut q);
+                    for (y, q) in y.iter_mut().zip(&q) {
+                        *y = d * *q;
+                    }
+                }
+            },
+        );
+    });
+}
+
+/// `y [rows, n] ← x [rows, k] · Wᵀ` for `W [n, k]` in blocks along its rows. Products are accumulated in `T::Acc`, and rounded once.
+///
+/// The split into tasks follows the sizes alone, and each sum has one order, so the bits do not depend on the number of threads.
+pub(crate) fn product<T: Multiply>(kind: Blocks, x: &[T], w: &[u8], k: usize, y: &mut [T]) -> Result<()> {
+    let row_bytes = k / BLOCK * kind.bytes();
+    if y.is_empty() {
+        return Ok(());
+    }
+    if k == 0 {
+        y.iter_mut().for_each(|y| *y = T::store(<T::Acc as Real>::from_f64(0.0)));
+        return Ok(());
+    }
+    let (n, rows) = (w.len() / row_bytes, x.len() / k);
+    let mut wide = Buffer::alloc(T::Acc::DTYPE, x.len())?;
+    wide.slice_mut::<T::Acc>().iter_mut().zip(x).for_each(|(a, x)| *a = x.load());
+    let wide = wide.slice::<T::Acc>();
+    if rows < FEW {
+        for (x, y) in wide.chunks_exact(k).zip(y.chunks_exact_mut(n)) {
+            let least = (TASK / k).max(1);
+            y.par_chunks_mut(least).zip(w.par_chunks(least * row_bytes)).for_each(|(y, w)| {
+                dispatch(
+                    #[inline(always)]
+                    || {
+                        for (y, w) in y.iter_mut().zip(w.chunks_exact(row_bytes)) {
+                            *y = T::store(dot(kind, x, w));
+                        }
+                    },
+                );
+            });
+        }
+        return Ok(());
+    }
+    let mut panel = Buffer::alloc(T::Acc::DTYPE, PANEL.min(n) * k)?;
+    let mut out = Buffer::alloc(T::Acc::DTYPE, rows * PANEL.min(n))?;
+    for first in (0..n).step_by(PANEL) {
+        let size = PANEL.min(n - first);
+        let panel = &mut panel.slice_mut::<T::Acc>()[..size * k];
+        expand(kind, &w[first * row_bytes..(first + size) * row_bytes], panel);
+        let out = &mut out.slice_mut::<T::Acc>()[..rows * size];
+        let zero = <T::Acc as Real>::from_f64(0.0);
+        gemm(<T::Acc as Real>::from_f64(1.0), Mat::new(wide, rows, k, k, 1), Mat::new(panel, k, size, 1, k), zero, out, size);
+        for (y, out) in y.chunks_exact_mut(n).zip(out.chunks_exact(size)) {
+            y[first..first + size].iter_mut().zip(out).for_each(|(y, o)| *y = T::store(*o));
+        }
+    }
+    Ok(())
+}
+
+/// One row of the matrix with one of `x`: each of 32 lanes adds its elements of all blocks, then the lanes are added by halves.
+#[inline(always)]
+fn dot<A: Real>(kind: Blocks, x: &[A], w: &[u8]) -> A {
+    let (mut lanes, mut q) = ([A::ZERO; BLOCK], [A::ZERO; BLOCK]);
+    for (x, w) in x.chunks_exact(BLOCK).zip(w.chunks_exact(kind.bytes())) {
+        let d = unpack(kind, w, &mut q);
+        for ((lane, x), q) in lanes.iter_mut().zip(x).zip(&q) {
+            *lane = (d * *q).mul_add(*x, *lane);
+        }
+    }
+    let mut width = BLOCK / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}

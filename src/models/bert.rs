@@ -1,0 +1,230 @@
+//! BERT and its small relatives (MiniLM): an encoder of whole texts.
+
+use super::skeleton::{Skeleton, fresh};
+use crate::dtype::DType;
+use crate::error::{Result, bail};
+use crate::io::{self, BertConfig};
+use crate::nn::{self, Activation, Attend, Embedding, LayerNorm, Linear};
+use crate::ops::Sdpa;
+use crate::rng::Key;
+use crate::tensor::Tensor;
+use std::panic::Location;
+
+/// Sum of the three tables, and its norm.
+#[derive(Clone, Debug)]
+pub struct BertEmbeddings {
+    /// By token.
+    pub word_embeddings: Embedding,
+    /// By position.
+    pub position_embeddings: Embedding,
+    /// By segment: the first or the second text of a pair.
+    pub token_type_embeddings: Embedding,
+    /// Of the sum.
+    pub layer_norm: LayerNorm,
+}
+crate::module!(BertEmbeddings { word_embeddings, position_embeddings, token_type_embeddings, layer_norm as "LayerNorm" });
+
+#[derive(Clone, Debug)]
+struct Projections {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+}
+crate::module!(Projections { query, key, value });
+
+/// A projection, and the norm of what it adds to.
+#[derive(Clone, Debug)]
+pub struct BertOutput {
+    /// The projection.
+    pub dense: Linear,
+    /// Of the sum with the input.
+    pub layer_norm: LayerNorm,
+}
+crate::module!(BertOutput { dense, layer_norm as "LayerNorm" });
+
+impl BertOutput {
+    fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.layer_norm.forward(&self.dense.forward(x)?.add(residual)?)
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Attention {
+    of: Projections,
+    output: BertOutput,
+    heads: usize,
+}
+crate::module!(Attention { of as "self", output } skip { heads });
+
+#[derive(Clone, Debug)]
+struct Intermediate {
+    dense: Linear,
+}
+crate::module!(Intermediate { dense });
+
+/// A block: attention and MLP, each followed by a norm of the sum.
+#[derive(Clone, Debug)]
+pub struct BertLayer {
+    attention: Attention,
+    intermediate: Intermediate,
+    output: BertOutput,
+    activation: Activation,
+}
+crate::module!(BertLayer { attention, intermediate, output } skip { activation });
+
+impl BertLayer {
+    fn forward(&self, x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+        let (a, of) = (&self.attention, &self.attention.of);
+        let &[batch, time, width] = x.shape().dims() else { bail!(shape, "expected [batch, time, width], found {}", x.shape()) };
+        let split = |y: Tensor| y.reshape([batch, time, a.heads, width / a.heads])?.permute([0, 2, 1, 3]);
+        let (q, k, v) = (split(of.query.forward(x)?)?, split(of.key.forward(x)?)?, split(of.value.forward(x)?)?);
+        let y = nn::attend(&q, k, v, Sdpa::default(), Attend { mask, ..Attend::default() })?;
+        let x = a.output.forward(&y, x)?;
+        let h = self.activation.apply(&self.intermediate.dense.forward(&x)?)?;
+        self.output.forward(&h, &x)
+    }
+}
+
+/// The blocks.
+#[derive(Clone, Debug)]
+pub struct BertEncoder {
+    /// One after the other.
+    pub layer: Vec<BertLayer>,
+}
+crate::module!(BertEncoder { layer });
+
+/// BERT without a head, under Hugging Face's names; with [`Bert::embed`] an embedding of texts, as MiniLM is used.
+///
+/// ```
+/// use cotangent::{F32, Key, Tensor, io::ModelConfig, models::Bert};
+/// # let json = r#"{"model_type": "bert", "vocab_size": 11, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2,
+/// #     "num_attention_heads": 2, "max_position_embeddings": 32}"#;
+/// let ModelConfig::Bert(config) = ModelConfig::parse(json)? else { unreachable!() };
+/// let bert = Bert::new(&config, F32, Key::new(1))?;
+/// // Two texts of three and two tokens: the mask is 0 where there is filling.
+/// let tokens = Tensor::from_slice(&[1i64, 2, 3, 4, 5, 0], [2, 3])?;
+/// let mask = Tensor::from_slice(&[1u8, 1, 1, 1, 1, 0], [2, 3])?;
+/// assert_eq!(bert.embed(&tokens, Some(&mask))?.shape(), &[2, 8]);
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Bert {
+    /// Tokens to vectors.
+    pub embeddings: BertEmbeddings,
+    /// Blocks.
+    pub encoder: BertEncoder,
+    config: BertConfig,
+}
+crate::module!(Bert { embeddings, encoder } skip { config });
+
+impl Bert {
+    /// A fresh model with BERT's initialisation.
+    ///
+    /// # Errors
+    /// Argument error when the configuration is impossible; out of memory.
+    #[track_caller]
+    pub fn new(config: &BertConfig, dtype: DType, key: Key) -> Result<Self> {
+        config.validate()?;
+        let mut model = Self::skeleton(config, dtype)?;
+        fresh(&mut model, config.layers, key, |_| false)?;
+        Ok(model)
+    }
+
+    pub(super) fn skeleton(c: &BertConfig, dtype: DType) -> Result<Self> {
+        let s = Skeleton(dtype);
+        let output = |inputs| {
+            Ok::<_, crate::Error>(BertOutput { dense: s.linear(inputs, c.width, true)?, layer_norm: s.layer_norm(c.width, c.norm_eps)? })
+        };
+        let layer = |_| {
+            let of = Projections {
+                query: s.linear(c.width, c.width, true)?,
+                key: s.linear(c.width, c.width, true)?,
+                value: s.linear(c.width, c.width, true)?,
+            };
+            Ok(BertLayer {
+                attention: Attention { of, output: output(c.width)?, heads: c.heads },
+                intermediate: Intermediate { dense: s.linear(c.width, c.hidden, true)? },
+                output: output(c.hidden)?,
+                activation: super::activation(c.activation),
+            })
+        };
+        Ok(Bert {
+            embeddings: BertEmbeddings {
+                word_embeddings: s.embedding(c.vocabulary, c.width)?,
+                position_embeddings: s.embedding(c.context, c.width)?,
+                token_type_embeddings: s.embedding(c.segments, c.width)?,
+                layer_norm: s.layer_norm(c.width, c.norm_eps)?,
+            },
+            encoder: BertEncoder { layer: (0..c.layers).map(layer).collect::<Result<_>>()? },
+            config: c.clone(),
+        })
+    }
+
+    /// Sizes and options.
+    pub fn config(&self) -> &BertConfig {
+        &self.config
+    }
+
+    /// Token ids `[batch, time]` to the last layer's values `[batch, time, width]`. `mask [batch, time]` of `u8` is 0 where there is
+    /// filling, which no token sees; `segments [batch, time]` are 0 where not given.
+    ///
+    /// # Errors
+    /// Shape error when the operands do not fit or the sequence is longer than the context; dtype error for another mask; index error for an
+    /// id or segment out of range.
+    #[track_caller]
+    pub fn forward(&self, tokens: &Tensor, mask: Option<&Tensor>, segments: Option<&Tensor>) -> Result<Tensor> {
+        let at = Location::caller();
+        self.run(tokens, mask, segments).map_err(|e| io::at_callers_line(e, "bert", at))
+    }
+
+    fn run(&self, tokens: &Tensor, mask: Option<&Tensor>, segments: Option<&Tensor>) -> Result<Tensor> {
+        let &[batch, time] = tokens.shape().dims() else { bail!(shape, "tokens must have shape [batch, time], found {}", tokens.shape()) };
+        if time > self.config.context {
+            bail!(shape, "{time} tokens exceed the context of {}", self.config.context);
+        }
+        for (what, t) in [("mask", mask), ("segments", segments)] {
+            if let Some(t) = t
+                && t.shape() != tokens.shape()
+            {
+                bail!(shape, "{what} must have the tokens' shape {}, found {}", tokens.shape(), t.shape());
+            }
+        }
+        let e = &self.embeddings;
+        let kinds = match segments {
+            Some(s) => e.token_type_embeddings.forward(s)?,
+            None => e.token_type_embeddings.weight.narrow(0, 0, 1)?,
+        };
+        let positions = e.position_embeddings.weight.narrow(0, 0, time)?;
+        let sum = e.word_embeddings.forward(tokens)?.add(&kinds)?.add(&positions)?;
+        let mut x = e.layer_norm.forward(&sum)?;
+        let mask = mask.map(|m| m.reshape([batch, 1, 1, time])).transpose()?;
+        for (i, layer) in self.encoder.layer.iter().enumerate() {
+            x = layer.forward(&x, mask.as_ref())?;
+            x.tap(|| format!("encoder.layer.{i}"));
+        }
+        Ok(x)
+    }
+
+    /// One vector for each text, `[batch, width]`: the mean over its tokens, of length one, as sentence-transformers computes it.
+    ///
+    /// # Errors
+    /// As [`Bert::forward`].
+    #[track_caller]
+    pub fn embed(&self, tokens: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+        let at = Location::caller();
+        let run = || {
+            let x = self.run(tokens, mask, None)?;
+            let mean = match mask {
+                None => x.mean(1)?,
+                Some(m) => {
+                    let weight = m.cast(x.dtype())?.reshape([m.shape()[0], m.shape()[1], 1])?;
+                    // A text without tokens is zero, not 0/0.
+                    x.mul(&weight)?.sum(1)?.div(&weight.sum(1)?.clamp(1e-9, f64::INFINITY)?)?
+                }
+            };
+            let length = mean.square()?.sum_keep(-1)?.sqrt()?.clamp(1e-12, f64::INFINITY)?;
+            mean.div(&length)
+        };
+        run().map_err(|e| io::at_callers_line(e, "bert", at))
+    }
+}

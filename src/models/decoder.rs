@@ -1,0 +1,202 @@
+//! Llama and its relatives: Llama 1 to 3, Mistral, Qwen2, Qwen2.5, Qwen3.
+
+use super::input::{Input, Place, asked};
+use super::skeleton::{Skeleton, fresh};
+use crate::dtype::{DType, U8};
+use crate::error::{Result, bail};
+use crate::io::{self, DecoderConfig, RopeScaling};
+use crate::nn::{Attend, AttentionConfig, DecoderLayer, Embedding, GatedMlp, Linear, MultiHeadAttention, NormOrder, RmsNorm, Rotation};
+use crate::ops::{Blocks, Rotary};
+use crate::rng::Key;
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+use std::collections::BTreeMap;
+use std::panic::Location;
+
+/// What stands below the output matrix of a [`Decoder`].
+#[derive(Clone, Debug)]
+pub struct DecoderStack {
+    /// Token table; also the output matrix where the model is tied.
+    pub embed_tokens: Embedding,
+    /// Blocks.
+    pub layers: Vec<DecoderLayer>,
+    /// Final norm.
+    pub norm: RmsNorm,
+}
+crate::module!(DecoderStack { embed_tokens, layers, norm });
+
+/// A model of Llama's family under Hugging Face's names: RMS norms, rotary positions, shared key heads, gated MLPs; by its configuration
+/// with biases (Qwen2), norms on queries and keys (Qwen3), sliding windows (Mistral) and stretched rotary frequencies (Llama 3).
+///
+/// ```
+/// use cotangent::{F32, Key, Tensor, io::ModelConfig, models::{Cache, Decoder, Input}};
+/// # let json = r#"{"model_type": "qwen2", "vocab_size": 11, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2,
+/// #     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32, "rope_theta": 1e6, "tie_word_embeddings": true}"#;
+/// let ModelConfig::Decoder(config) = ModelConfig::parse(json)? else { unreachable!() };
+/// let qwen = Decoder::new(&config, F32, Key::new(1))?;
+/// let tokens = Tensor::from_slice(&[1i64, 2, 3, 4], [1, 4])?;
+/// let all = qwen.forward(&tokens)?;
+/// // The same in two parts, with the keys and values of the past kept:
+/// let mut cache = Cache::new(config.layers, 0);
+/// for (from, n) in [(0, 3), (3, 1)] {
+///     let y = qwen.forward_with(Input { cache: Some(&mut cache), ..Input::new(&tokens.narrow(1, from, n)?) })?;
+///     assert!(y.sub(&all.narrow(1, from, n)?)?.abs()?.max(..)?.item()? < 1e-5);
+/// }
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Decoder {
+    /// All but the output matrix.
+    pub model: DecoderStack,
+    /// The output matrix, where the token table is not it.
+    pub lm_head: Option<Linear>,
+    config: DecoderConfig,
+}
+crate::module!(Decoder { model, lm_head } skip { config });
+
+impl Decoder {
+    /// A fresh model with Hugging Face's initialisation.
+    ///
+    /// # Errors
+    /// Argument error when the configuration is impossible; out of memory.
+    #[track_caller]
+    pub fn new(config: &DecoderConfig, dtype: DType, key: Key) -> Result<Self> {
+        config.validate()?;
+        let mut model = Self::skeleton(config, dtype)?;
+        fresh(&mut model, config.layers, key, |_| false)?;
+        Ok(model)
+    }
+
+    pub(super) fn skeleton(c: &DecoderConfig, dtype: DType) -> Result<Self> {
+        let s = Skeleton(dtype);
+        let activation = super::activation(c.activation);
+        let attention = AttentionConfig {
+            width: c.width,
+            heads: c.heads,
+            kv_heads: c.kv_heads,
+            head: c.head_dim,
+            qkv_bias: c.qkv_bias,
+            output_bias: c.output_bias,
+            qk_norm: c.qk_norm.then_some(c.norm_eps),
+            rope: Some(Rotary { base: c.rope.theta, ..Rotary::default() }),
+            causal: true,
+            window: None,
+            softcap: None,
+            dropout: 0.0,
+        };
+        let head_norm = || attention.qk_norm.map(|eps| s.rms_norm(c.head_dim, eps)).transpose();
+        let layer = |_| {
+            Ok(DecoderLayer {
+                self_attn: MultiHeadAttention {
+                    q_proj: s.linear(c.width, c.heads * c.head_dim, c.qkv_bias)?,
+                    k_proj: s.linear(c.width, c.kv_heads * c.head_dim, c.qkv_bias)?,
+                    v_proj: s.linear(c.width, c.kv_heads * c.head_dim, c.qkv_bias)?,
+                    o_proj: s.linear(c.heads * c.head_dim, c.width, c.output_bias)?,
+                    q_norm: head_norm()?,
+                    k_norm: head_norm()?,
+                    config: attention.clone(),
+                },
+                mlp: GatedMlp {
+                    gate_proj: s.linear(c.width, c.hidden, c.mlp_bias)?,
+                    up_proj: s.linear(c.width, c.hidden, c.mlp_bias)?,
+                    down_proj: s.linear(c.hidden, c.width, c.mlp_bias)?,
+                    activation,
+                },
+                input_layernorm: s.rms_norm(c.width, c.norm_eps)?,
+                post_attention_layernorm: s.rms_norm(c.width, c.norm_eps)?,
+                order: NormOrder::Pre,
+            })
+        };
+        Ok(Decoder {
+            model: DecoderStack {
+                embed_tokens: s.embedding(c.vocabulary, c.width)?,
+                layers: (0..c.layers).map(layer).collect::<Result<_>>()?,
+                norm: s.rms_norm(c.width, c.norm_eps)?,
+            },
+            lm_head: if c.tied { None } else { Some(s.linear(c.width, c.vocabulary, false)?) },
+            config: c.clone(),
+        })
+    }
+
+    /// Sizes and options.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// Token ids `[batch, time]` to logits `[batch, time, vocabulary]`.
+    ///
+    /// # Errors
+    /// Shape error for a rank other than 2; index error for an id outside the vocabulary.
+    #[track_caller]
+    pub fn forward(&self, tokens: &Tensor) -> Result<Tensor> {
+        self.forward_with(Input::new(tokens))
+    }
+
+    /// [`Decoder::forward`] with padding or a cache.
+    ///
+    /// With dynamic scaling frequencies follow the length so far, and keys in a cache keep those they were turned by (as in Hugging Face):
+    /// there, and only beyond the old context, a cache changes the logits.
+    ///
+    /// # Errors
+    /// As there; argument error when the cache is of another number of layers.
+    #[track_caller]
+    pub fn forward_with(&self, mut input: Input<'_>) -> Result<Tensor> {
+        let at = Location::caller();
+        self.run(&mut input).map_err(|e| io::at_callers_line(e, "decoder", at))
+    }
+
+    /// Rows of the token table, which may be stored in blocks.
+    fn embed(&self, tokens: &Tensor) -> Result<Tensor> {
+        let table = &self.model.embed_tokens.weight;
+        if table.dtype() != U8 {
+            return self.model.embed_tokens.forward(tokens);
+        }
+        let Some(kind) = Blocks::of_row(self.config.width, table.size(1)?) else {
+            bail!(shape, "a token table of {} bytes a row does not hold {} elements", table.size(1)?, self.config.width);
+        };
+        let rows = table.index_select(0, &tokens.reshape([tokens.numel()])?)?;
+        let shape: Vec<usize> = tokens.shape().iter().copied().chain([self.config.width]).collect();
+        rows.dequantise(kind, self.model.norm.weight.dtype())?.reshape(Shape::from(shape))
+    }
+
+    fn run(&self, input: &mut Input<'_>) -> Result<Tensor> {
+        let (m, c) = (&self.model, &self.config);
+        let place = Place::of(input, m.layers.len())?;
+        let device = m.embed_tokens.weight.device();
+        let mut x = self.embed(input.tokens)?;
+        x.tap(|| "embed");
+        let rotation = match c.rope.scaling {
+            RopeScaling::None => None,
+            _ => {
+                let (frequencies, factor) = c.rope.frequencies(c.head_dim, place.end());
+                Some(Rotation::new(&frequencies, factor, &place.positions(), x.dtype())?)
+            }
+        };
+        let positions = match (&rotation, place.padded()) {
+            (None, true) => Some(place.position_ids()?.to_device(device)?),
+            _ => None,
+        };
+        // A mask for each window that layers have: one, or two.
+        let mut masks = BTreeMap::new();
+        for (i, layer) in m.layers.iter().enumerate() {
+            let window = c.windows[i];
+            if let std::collections::btree_map::Entry::Vacant(free) = masks.entry(window) {
+                free.insert(place.mask(window)?.map(|m| m.to_device(device)).transpose()?);
+            }
+            let with = Attend {
+                mask: masks.get(&window).and_then(Option::as_ref),
+                positions: positions.as_ref(),
+                rotation: rotation.as_ref(),
+                cache: input.cache.as_mut().map(|c| &mut c.layers[i]),
+                key: None,
+            };
+            x = layer.forward_with(&x, with)?;
+            x.tap(|| format!("model.layers.{i}"));
+        }
+        let x = m.norm.forward(&asked(x, input.last)?)?;
+        match &self.lm_head {
+            Some(head) => head.forward(&x),
+            None => m.embed_tokens.unembed(&x),
+        }
+    }
+}

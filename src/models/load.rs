@@ -1,0 +1,239 @@
+//! Opening models that others saved.
+
+use super::source::{Source, fill};
+use super::{Bert, LanguageModel};
+use crate::backend::Device;
+use crate::dtype::DType;
+use crate::error::{Error, Result, bail};
+use crate::io::{self, GenerationConfig, GgufFile, LoadReport, ModelConfig, WeightFiles};
+use crate::train::Tokenizer;
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::panic::Location;
+use std::path::Path;
+use std::sync::Arc;
+
+/// How to load; the default is the file's own dtype (`f32` of quantised files) on the CPU.
+#[derive(Default)]
+pub struct LoadOptions<'a> {
+    /// Of all weights; without it, that of the file's matrices.
+    pub dtype: Option<DType>,
+    /// Matrices of Llama's family that a GGUF file has in Q8_0 or Q4_0 stay so: a quarter or an eighth of the memory of `f32`. They are frozen.
+    pub packed: bool,
+    /// Where the weights go, tensor by tensor.
+    pub device: Device,
+    /// Called after each tensor with how many are loaded, and of how many.
+    pub progress: Option<&'a mut dyn FnMut(usize, usize)>,
+}
+
+impl fmt::Debug for LoadOptions<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoadOptions").field("dtype", &self.dtype).field("device", &self.device).finish_non_exhaustive()
+    }
+}
+
+impl LoadOptions<'_> {
+    /// Weights as this dtype.
+    pub fn dtype(dtype: DType) -> Self {
+        LoadOptions { dtype: Some(dtype), ..LoadOptions::default() }
+    }
+}
+
+/// A model and what its folder or file has beside it.
+#[derive(Clone)]
+pub struct Loaded {
+    /// The model.
+    pub model: LanguageModel,
+    /// How its authors sample; empty where they do not say. Special tokens are the model's where these are.
+    pub generation: GenerationConfig,
+    /// Its tokenizer, with the feature `tokenizers`, if there is one.
+    pub tokenizer: Option<Arc<dyn Tokenizer + Send + Sync>>,
+    /// Template of conversations, in Jinja.
+    pub chat_template: Option<String>,
+    /// Texts of the special tokens that templates use: `bos_token` and `eos_token`.
+    pub special_texts: Vec<(String, String)>,
+    /// What was loaded, converted and ignored.
+    pub report: LoadReport,
+}
+
+impl fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loaded").field("config", &self.model.config()).field("report", &self.report).finish_non_exhaustive()
+    }
+}
+
+/// Opens a language model: a folder of Hugging Face (`config.json`, `model.safetensors` or shards with an index), or a GGUF file.
+///
+/// ```no_run
+/// use cotangent::{BF16, models::{LoadOptions, load}};
+/// let loaded = load("Qwen2.5-0.5B-Instruct", LoadOptions::dtype(BF16))?;
+/// println!("{:?}, {} tensors", loaded.model.config(), loaded.report.loaded.len());
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+///
+/// # Errors
+/// I/O error when a file or shard is missing; corrupt-file error when one is damaged, or weights and configuration do not have the same
+/// tensors; shape error that names each tensor with both shapes where they have; argument error for a family that is not known here.
+#[track_caller]
+pub fn load(path: impl AsRef<Path>, options: LoadOptions<'_>) -> Result<Loaded> {
+    let at = Location::caller();
+    open(path.as_ref(), options).map_err(|e| io::at_callers_line(e, "load", at))
+}
+
+fn open(path: &Path, options: LoadOptions<'_>) -> Result<Loaded> {
+    if path.is_dir() { folder(path, options) } else { gguf(path, options) }
+}
+
+fn folder(path: &Path, mut options: LoadOptions<'_>) -> Result<Loaded> {
+    let config = ModelConfig::open(path)?;
+    let source = Source::Folder(WeightFiles::open(path)?);
+    let (model, report) = build(&config, &source, &mut options)?;
+    let generation = if path.join("generation_config.json").exists() { GenerationConfig::open(path)? } else { GenerationConfig::default() };
+    let (chat_template, special_texts) = tokenizer_config(path)?;
+    let generation = with_special(generation, &model);
+    Ok(Loaded { model, generation, tokenizer: tokenizer(path)?, chat_template, special_texts, report })
+}
+
+fn gguf(path: &Path, mut options: LoadOptions<'_>) -> Result<Loaded> {
+    if !path.exists() {
+        bail!(io, "{} does not exist; expected a folder with config.json and model.safetensors, or a GGUF file", path.display());
+    }
+    if path.extension().is_some_and(|e| e == "safetensors") {
+        bail!(argument, "{} holds weights alone: give the folder, where config.json says what they are", path.display());
+    }
+    let file = GgufFile::open(path)?;
+    let config = file.config()?;
+    let tables = file.tokenizer()?;
+    let source = Source::gguf(file)?;
+    let (model, report) = build(&config, &source, &mut options)?;
+    let generation = with_special(GenerationConfig::default(), &model);
+    let mut special_texts = Vec::new();
+    let mut chat_template = None;
+    if let Some(t) = &tables {
+        chat_template = t.chat_template.clone();
+        for (name, id) in [("bos_token", t.bos), ("eos_token", t.eos)] {
+            special_texts.extend(id.and_then(|id| t.tokens.get(id as usize)).map(|text| (name.to_owned(), text.clone())));
+        }
+    }
+    Ok(Loaded { model, generation, tokenizer: from_tables(tables)?, chat_template, special_texts, report })
+}
+
+fn build(config: &ModelConfig, source: &Source, options: &mut LoadOptions<'_>) -> Result<(LanguageModel, LoadReport)> {
+    let dtype = match options.dtype {
+        Some(d) if !d.is_float() => bail!(dtype, "weights cannot be {d}"),
+        Some(d) => d,
+        None => source.usual_dtype()?,
+    };
+    let tied = match config {
+        ModelConfig::Gpt2(c) => c.tied,
+        ModelConfig::Decoder(c) => c.tied,
+        ModelConfig::Bert(_) => false,
+    };
+    let mut model = LanguageModel::skeleton(config, dtype)?;
+    let report = fill(&mut model, source, tied, false, options)?;
+    Ok((model, report))
+}
+
+/// A model of this configuration with the weights of these files.
+pub(super) fn from_files(config: &ModelConfig, files: WeightFiles, options: &mut LoadOptions<'_>) -> Result<(LanguageModel, LoadReport)> {
+    build(config, &Source::Folder(files), options)
+}
+
+/// Special tokens of the model, where the generation's file has none.
+fn with_special(mut generation: GenerationConfig, model: &LanguageModel) -> GenerationConfig {
+    let (own, model) = (&mut generation.special, model.special());
+    if own.eos.is_empty() {
+        own.eos.clone_from(&model.eos);
+    }
+    own.bos = own.bos.or(model.bos);
+    own.pad = own.pad.or(model.pad);
+    generation
+}
+
+/// Opens a BERT in a folder of Hugging Face. Heads of other tasks are ignored.
+///
+/// # Errors
+/// As [`load`]; argument error for another family.
+#[track_caller]
+pub fn load_encoder(path: impl AsRef<Path>, options: LoadOptions<'_>) -> Result<(Bert, LoadReport)> {
+    let at = Location::caller();
+    open_encoder(path.as_ref(), options).map_err(|e| io::at_callers_line(e, "load_encoder", at))
+}
+
+fn open_encoder(path: &Path, mut options: LoadOptions<'_>) -> Result<(Bert, LoadReport)> {
+    let ModelConfig::Bert(config) = ModelConfig::open(path)? else {
+        bail!(argument, "{} is no encoder: `models::load` opens language models", path.display());
+    };
+    let source = Source::Folder(WeightFiles::open(path)?);
+    let dtype = options.dtype.map_or_else(|| source.usual_dtype(), Ok)?;
+    let mut model = Bert::skeleton(&config, dtype)?;
+    let report = fill(&mut model, &source, false, true, &mut options)?;
+    Ok((model, report))
+}
+
+type AnyTokenizer = Arc<dyn Tokenizer + Send + Sync>;
+
+#[cfg(feature = "tokenizers")]
+fn tokenizer(folder: &Path) -> Result<Option<AnyTokenizer>> {
+    let path = folder.join("tokenizer.json");
+    if !path.exists() {
+        return Ok(None);
+    }
+    Ok(Some(Arc::new(crate::train::TokenizerFile::open(path)?)))
+}
+
+#[cfg(not(feature = "tokenizers"))]
+fn tokenizer(_: &Path) -> Result<Option<AnyTokenizer>> {
+    Ok(None)
+}
+
+#[cfg(feature = "tokenizers")]
+fn from_tables(tables: Option<io::GgufTokenizer>) -> Result<Option<AnyTokenizer>> {
+    let of = |t: io::GgufTokenizer| crate::train::TokenizerFile::from_gguf(&t);
+    Ok(tables.map(of).transpose()?.flatten().map(|t| Arc::new(t) as AnyTokenizer))
+}
+
+#[cfg(not(feature = "tokenizers"))]
+fn from_tables(_: Option<io::GgufTokenizer>) -> Result<Option<AnyTokenizer>> {
+    Ok(None)
+}
+
+/// Bytes of a tokenizer's configuration, at most.
+const LONGEST: u64 = 1 << 26;
+
+/// The chat template and the special tokens' texts: `chat_template.jinja`, or in `tokenizer_config.json`.
+fn tokenizer_config(folder: &Path) -> Result<(Option<String>, Vec<(String, String)>)> {
+    let read = |name: &str| -> Result<Option<Vec<u8>>> {
+        let path = folder.join(name);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let mut bytes = Vec::new();
+        let file = File::open(&path).map_err(|e| io::failed("read", &path, e))?;
+        file.take(LONGEST).read_to_end(&mut bytes).map_err(|e| io::failed("read", &path, e))?;
+        Ok(Some(bytes))
+    };
+    let mut template = read("chat_template.jinja")?.and_then(|b| String::from_utf8(b).ok());
+    let mut texts = Vec::new();
+    if let Some(bytes) = read("tokenizer_config.json")? {
+        let damaged = |e| Error::corrupt_file(format!("{} is not JSON", folder.join("tokenizer_config.json").display())).with_source(e);
+        let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(damaged)?;
+        if template.is_none() {
+            template = match value.get("chat_template") {
+                Some(serde_json::Value::String(t)) => Some(t.clone()),
+                // Several by name: the default one.
+                Some(serde_json::Value::Array(list)) => list
+                    .iter()
+                    .find(|t| t.get("name").and_then(|n| n.as_str()) == Some("default"))
+                    .and_then(|t| Some(t.get("template")?.as_str()?.to_owned())),
+                _ => None,
+            };
+        }
+        for name in ["bos_token", "eos_token"] {
+            let text = value.get(name).and_then(|t| t.as_str().or_else(|| t.get("content")?.as_str()));
+            texts.extend(text.map(|t| (name.to_owned(), t.to_owned())));
+        }
+    }
+    Ok((template, texts))
+}

@@ -1,0 +1,198 @@
+//! Where weights come from: safetensors or GGUF, under the names that models have.
+
+use crate::dtype::DType;
+use crate::error::{Error, Result, bail};
+use crate::io::{GgufFile, LoadReport, Misshaped, WeightFiles};
+use crate::module::{Module, ModuleExt, try_walk};
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use super::LoadOptions;
+
+/// Weights by Hugging Face's names.
+pub(super) enum Source {
+    Folder(WeightFiles),
+    Gguf(Box<GgufFile>, BTreeMap<String, String>),
+}
+
+impl Source {
+    pub fn gguf(file: GgufFile) -> Result<Self> {
+        let names = file.hf_names()?;
+        Ok(Source::Gguf(Box::new(file), names))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Source::Folder(f) => f.path(),
+            Source::Gguf(f, _) => f.path(),
+        }
+    }
+
+    fn names(&self) -> BTreeSet<String> {
+        match self {
+            Source::Folder(f) => f.names().into_iter().collect(),
+            Source::Gguf(_, names) => names.keys().cloned().collect(),
+        }
+    }
+
+    fn shape(&self, name: &str) -> Result<Shape> {
+        match self {
+            Source::Folder(f) => f.shape(name),
+            Source::Gguf(f, _) => f.hf_shape(name),
+        }
+    }
+
+    /// The dtype that a tensor is stored in; `f32` of quantised ones.
+    pub fn dtype(&self, name: &str) -> Result<DType> {
+        match self {
+            Source::Folder(f) => f.dtype(name),
+            Source::Gguf(f, names) => Ok(match names.get(name).map(|own| f.kind(own)).transpose()? {
+                Some(crate::io::GgufType::F16) => DType::F16,
+                Some(crate::io::GgufType::BF16) => DType::BF16,
+                _ => DType::F32,
+            }),
+        }
+    }
+
+    fn tensor(&self, name: &str, dtype: DType) -> Result<Tensor> {
+        match self {
+            Source::Folder(f) => f.tensor(name)?.cast(dtype),
+            Source::Gguf(f, _) => f.hf_tensor(name, dtype),
+        }
+    }
+
+    /// A matrix as the blocks that it is stored in, where it is.
+    fn packed(&self, name: &str) -> Result<Option<Tensor>> {
+        match self {
+            Source::Folder(_) => Ok(None),
+            Source::Gguf(f, _) => Ok(f.hf_packed(name)?.map(|(t, _)| t)),
+        }
+    }
+
+    /// The dtype of most of the model: that of the first matrix.
+    pub fn usual_dtype(&self) -> Result<DType> {
+        for name in self.names() {
+            if self.shape(&name)?.rank() >= 2 && self.dtype(&name)?.is_float() {
+                return self.dtype(&name);
+            }
+        }
+        bail!(corrupt_file, "{} has no matrix of floats", self.path().display())
+    }
+}
+
+/// Names that a model's tensor may have in files, the usual one first.
+fn aliases(name: &str) -> Vec<String> {
+    let mut out = vec![name.to_owned()];
+    // Files of a model without its head (`gpt2` itself), or of one with another.
+    for prefix in ["transformer.", "model."] {
+        out.extend(name.strip_prefix(prefix).map(str::to_owned));
+    }
+    out.push(format!("bert.{name}"));
+    // Files from TensorFlow.
+    for i in 0..out.len() {
+        let other = out[i].replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
+        if other != out[i] {
+            out.push(other);
+        }
+    }
+    out
+}
+
+/// Tensors without a use here: masks and tables that old files carry, heads of other tasks.
+fn is_ignored(name: &str, bert: bool) -> bool {
+    let ends = [".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq", "embeddings.position_ids"];
+    ends.iter().any(|e| name.ends_with(e)) || (bert && ["cls.", "pooler.", "bert.pooler."].iter().any(|p| name.starts_with(p)))
+}
+
+/// What differs, a few names of each kind: a wrong number in a configuration is wrong in every layer.
+fn differences(report: &LoadReport) -> String {
+    const SHOWN: usize = 6;
+    let list = |what: &str, all: Vec<String>| {
+        let more = all.len().saturating_sub(SHOWN);
+        let shown = all.into_iter().take(SHOWN).collect::<Vec<_>>().join(", ");
+        if shown.is_empty() {
+            return None;
+        }
+        Some(format!("{what}{shown}{}", if more > 0 { format!(" and {more} more") } else { String::new() }))
+    };
+    let shapes = report.misshaped.iter().map(|m| format!("`{}` is {} in the file, {} in the model", m.name, m.file, m.model)).collect();
+    let types = report.mistyped.iter().map(|(name, file, _)| format!("`{name}` is of {file}, no float")).collect();
+    let parts = [
+        list("shapes differ: ", shapes),
+        list("dtypes differ: ", types),
+        list("missing in the file: ", report.missing.clone()),
+        list("unexpected in the file: ", report.unexpected.clone()),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join("; ")
+}
+
+/// Whether a name is of the models whose layers take matrices in blocks.
+fn family_of_llama(name: &str) -> bool {
+    name.starts_with("model.") || name.starts_with("lm_head.")
+}
+
+/// Fills a model's parameters, strictly: what is missing, unexpected or of another shape is an error that lists all of it.
+pub(super) fn fill<M: Module + Clone>(
+    model: &mut M,
+    source: &Source,
+    tied: bool,
+    bert: bool,
+    options: &mut LoadOptions<'_>,
+) -> Result<LoadReport> {
+    let in_file = source.names();
+    let mut report = LoadReport::default();
+    let mut places = BTreeMap::new();
+    let mut used = BTreeSet::new();
+    for (name, t) in model.named_tensors() {
+        let Some(theirs) = aliases(&name).into_iter().find(|n| in_file.contains(n)) else {
+            report.missing.push(name);
+            continue;
+        };
+        let (shape, dtype) = (source.shape(&theirs)?, source.dtype(&theirs)?);
+        if &shape != t.shape() {
+            report.misshaped.push(Misshaped { name: theirs.clone(), file: shape, model: t.shape().clone() });
+        } else if !dtype.is_float() {
+            report.mistyped.push((theirs.clone(), dtype, t.dtype()));
+        }
+        used.insert(theirs.clone());
+        places.insert(name, theirs);
+    }
+    for name in in_file.difference(&used) {
+        // A redundant copy of the tied matrix is what some exporters write.
+        let known = is_ignored(name, bert) || (tied && name == "lm_head.weight");
+        if known { report.ignored.push(name.clone()) } else { report.unexpected.push(name.clone()) }
+    }
+    if let Source::Folder(files) = source {
+        report.ignored.extend(files.unlisted().iter().cloned());
+    }
+    if !report.is_complete() {
+        let mut message = format!("{} does not fit its configuration: {}", source.path().display(), differences(&report));
+        if report.missing.iter().any(|n| n == "lm_head.weight") {
+            message.push_str("; without an output matrix `tie_word_embeddings` should be true");
+        }
+        return Err(if report.misshaped.is_empty() { Error::corrupt_file(message) } else { Error::shape(message) });
+    }
+    let total = places.len();
+    try_walk(model, |name, leaf| {
+        let Some(theirs) = places.get(name) else { return Ok(()) };
+        let packed = if options.packed && family_of_llama(name) { source.packed(theirs)? } else { None };
+        if let Some(blocks) = packed {
+            *leaf.tensor = blocks.to_device(options.device)?;
+            report.loaded.push(name.to_owned());
+            return Ok(());
+        }
+        let (from, to) = (source.dtype(theirs)?, leaf.tensor.dtype());
+        *leaf.tensor = source.tensor(theirs, to)?.to_device(options.device)?;
+        if from != to {
+            report.converted.push((name.to_owned(), from, to));
+        }
+        report.loaded.push(name.to_owned());
+        if let Some(progress) = &mut options.progress {
+            progress(report.loaded.len(), total);
+        }
+        Ok(())
+    })?;
+    Ok(report)
+}

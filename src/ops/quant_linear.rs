@@ -1,0 +1,226 @@
+//! The linear map by a matrix in 8 or 4 bits.
+
+use crate::backend::cpu::quant::{self, BLOCK, Blocks};
+use crate::backend::{cpu, cuda};
+use crate::dtype::{DType, U8, with_float};
+use crate::error::{ErrorKind, Result, bail};
+use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+use crate::testing::{Gen, Input, Nd, Sample, Scalar};
+use smallvec::{SmallVec, smallvec};
+
+/// `x Wᵀ` for a matrix in blocks; see [`Tensor::quant_linear`].
+#[derive(Clone, Debug)]
+pub struct QuantLinear {
+    /// How blocks hold their elements.
+    pub kind: Blocks,
+}
+
+impl QuantLinear {
+    /// Elements of a row of the matrix.
+    fn columns(&self, w: &Spec) -> Result<usize> {
+        match *w.shape.dims() {
+            [_, bytes] if w.dtype == U8 && bytes.is_multiple_of(self.kind.bytes()) => Ok(bytes / self.kind.bytes() * BLOCK),
+            [_, _] if w.dtype != U8 => bail!(dtype, "expected a matrix of bytes, found {}", w.dtype),
+            _ => bail!(shape, "expected a matrix [out, bytes] of whole blocks of {} bytes, found {}", self.kind.bytes(), w.shape),
+        }
+    }
+
+    /// The textbook element: scale and whole number of a row's bytes.
+    fn element<S: Scalar>(&self, row: &[S], j: usize) -> f64 {
+        let at = j / BLOCK * self.kind.bytes();
+        let byte = |i: usize| row[at + i].re() as u8;
+        let d = half_precision(byte(0), byte(1));
+        let i = j % BLOCK;
+        match self.kind {
+            Blocks::Q8_0 => d * f64::from(byte(2 + i) as i8),
+            Blocks::Q4_0 if i < 16 => d * (f64::from(byte(2 + i) % 16) - 8.0),
+            Blocks::Q4_0 => d * (f64::from(byte(2 + i - 16) / 16) - 8.0),
+        }
+    }
+}
+
+/// IEEE binary16 by its definition.
+fn half_precision(low: u8, high: u8) -> f64 {
+    let sign = if high >= 128 { -1.0 } else { 1.0 };
+    let exponent = i32::from(high % 128 / 4);
+    let fraction = f64::from(u32::from(high % 4) * 256 + u32::from(low)) / 1024.0;
+    sign * if exponent == 0 { fraction * 2f64.powi(-14) } else { (1.0 + fraction) * 2f64.powi(exponent - 15) }
+}
+
+impl Describe for QuantLinear {
+    const NAME: &'static str = "quant_linear";
+    const MATH: Math = Math {
+        forward: "y = x Wᵀ over the last axis of x, with W[i, j] = d·q: a scale for each 32 elements of a row, and whole numbers of 8 or 4 bits",
+        vjp: "x̄ = ȳ W, with W expanded; the matrix has none",
+        kinks: "linear in x",
+        cost: "reads 1.06 or 0.56 bytes per element of W; from 8 rows of x on, 128 rows of W are expanded at a time; saves the matrix",
+        references: "llama.cpp's Q8_0 and Q4_0",
+    };
+
+    fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
+        let (w, lead) = (&x[1], x[0].shape.rank() - 1);
+        let k = x[0].shape[lead];
+        let bytes = w.shape[1];
+        vec![Nd::from_fn(x[0].shape.with_dim(lead, w.shape[0]), |i| {
+            let row = &w.data[i[lead] * bytes..(i[lead] + 1) * bytes];
+            let terms: Vec<S> = (0..k).map(|j| x[0].at(&[&i[..lead], &[j]].concat()) * S::lit(self.element(row, j))).collect();
+            S::sum(&terms)
+        })]
+    }
+
+    fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
+        let mut out = Vec::new();
+        for kind in [Blocks::Q8_0, Blocks::Q4_0] {
+            let op = QuantLinear { kind };
+            for (x, n, note) in [
+                (&[2, 32][..], 3, "one block"),
+                (&[64], 2, "a vector, two blocks"),
+                (&[2, 1, 32], 1, "rows over two axes"),
+                (&[0, 32], 2, "no rows"),
+                (&[2, 0], 2, "no inputs: zeros"),
+                (&[1, 32], 0, "no outputs"),
+            ] {
+                let w = packed(g, kind, n, x[x.len() - 1]);
+                out.push(Sample::check(op.clone(), [g.normal(x), w]).note(note));
+            }
+            // Few and many rows take different ways; panels end anywhere.
+            for (rows, n, k) in [(7, 5, 96), (8, 5, 96), (9, 130, 32), (3, 67, 64)] {
+                let w = packed(g, kind, n, k);
+                out.push(Sample::value(op.clone(), [g.normal([rows, k]), w]).note("around the border of few rows and of panels"));
+            }
+            let (a, b) = (packed(g, kind, 896, 896), packed(g, kind, 4864, 896));
+            out.push(Sample::bench(op.clone(), [g.normal([1, 896]), a]));
+            out.push(Sample::bench(op.clone(), [g.normal([128, 896]), b]));
+            let w = packed(g, kind, 2, 32);
+            out.push(Sample::reject(op.clone(), [g.normal([2, 64]), w.clone()], ErrorKind::Shape).note("another number of elements"));
+            out.push(Sample::reject(op.clone(), [g.normal(()), w.clone()], ErrorKind::Shape));
+            out.push(
+                Sample::reject(op.clone(), [g.normal([2, 32]), g.normal([2, kind.bytes()])], ErrorKind::Dtype).note("a matrix of floats"),
+            );
+            let bytes = vec![0; 2 * kind.bytes() + 2];
+            out.push(
+                Sample::reject(op, [g.normal([2, 32]), Input::ints(U8, [2, kind.bytes() + 1], &bytes)], ErrorKind::Shape)
+                    .note("half a block"),
+            );
+        }
+        out
+    }
+}
+
+/// Blocks with scales of both signs, subnormal ones among them, and any whole numbers.
+fn packed(g: &mut Gen, kind: Blocks, rows: usize, columns: usize) -> Input {
+    let row = columns / BLOCK * kind.bytes();
+    let key = g.key();
+    let byte = |i: usize| -> i64 {
+        let any = i64::from(key.u32(i as u64) % 256);
+        match i % kind.bytes() {
+            // Exponents up to 15: scales below 2.
+            1 => (any % 2) * 128 + any / 2 % 60,
+            _ => any,
+        }
+    };
+    let bytes: Vec<i64> = (0..rows * row).map(byte).collect();
+    Input::ints(U8, [rows, row], &bytes)
+}
+
+impl Op for QuantLinear {
+    const AUX: usize = 0;
+
+    fn infer(&self, x: &[Spec]) -> Result<SmallVec<[Spec; 2]>> {
+        let dtype = expect::same_float(&x[..1])?;
+        let k = self.columns(&x[1])?;
+        let Some((&last, lead)) = x[0].shape.split_last() else {
+            bail!(shape, "x has no axis to map; expected x [.., in]");
+        };
+        if last != k {
+            bail!(shape, "inner extents differ: x {}, a matrix of {} rows of {k} elements", x[0].shape, x[1].shape[0]);
+        }
+        Ok(smallvec![Spec { shape: lead.iter().copied().chain([x[1].shape[0]]).collect(), dtype }])
+    }
+
+    fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
+        let k = x[0].shape()[x[0].shape().rank() - 1];
+        let w = x[1].contiguous::<u8>()?;
+        with_float!(x[0].dtype(), T => quant::product::<T>(self.kind, &x[0].contiguous::<T>()?, &w, k, y[0].slice::<T>()))
+    }
+
+    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
+        Err(cuda::no_kernel(Self::NAME))
+    }
+
+    fn save(&self, x: &[&Tensor], _: &[Tensor], want: &[bool]) -> Saved {
+        Saved::of([want[0].then_some(x[1])])
+    }
+
+    fn vjp(&self, saved: &Saved, y_bar: &Cotangents, _: &[bool]) -> Result<InputCotangents> {
+        let y_bar = y_bar.only()?;
+        let w = saved.get(0)?.dequantise(self.kind, y_bar.dtype())?;
+        let x_bar = match y_bar.rank() {
+            1 => y_bar.unsqueeze(0)?.matmul(&w)?.squeeze(0)?,
+            _ => y_bar.matmul(&w)?,
+        };
+        Ok(smallvec![Some(x_bar), None])
+    }
+}
+
+impl Tensor {
+    /// `x Wᵀ` over the last axis of `x [.., in]`, for a matrix `[out, bytes]` of `u8` that holds blocks of 32 elements along its rows, as GGUF
+    /// files store them (`io::GgufFile::hf_packed`). The matrix is not expanded as a whole.
+    ///
+    /// # Gradient
+    /// `x̄ = ȳ W`; saves the matrix. The matrix has no gradient.
+    ///
+    /// # Numerics
+    /// Elements are exact in `f32`; sums are accumulated in `f32` (`f64` for `f64`), and rounded once.
+    ///
+    /// # Errors
+    /// Shape error when rows are no whole blocks or do not have `in` elements; dtype error when `x` is not of floats or the matrix not of `u8`.
+    ///
+    /// ```
+    /// use cotangent::{Tensor, ops::Blocks};
+    /// // One row: the scale 0.5 in half precision, then 1, 2, 0, 0, …
+    /// let mut row = vec![0u8; 34];
+    /// row[..4].copy_from_slice(&[0, 0x38, 1, 2]);
+    /// let w = Tensor::from_vec(row, [1, 34])?;
+    /// assert_eq!(Tensor::ones([32], cotangent::F32)?.quant_linear(&w, Blocks::Q8_0)?.to_vec::<f32>()?, [1.5]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn quant_linear(&self, w: &Tensor, kind: Blocks) -> Result<Tensor> {
+        apply1(QuantLinear { kind }, &[self, w])
+    }
+
+    /// The elements of rows in blocks: `[.., bytes]` of `u8` to `[.., in]` of a float dtype.
+    ///
+    /// # Gradient
+    /// None: the operand is of integers.
+    ///
+    /// # Numerics
+    /// Exact in `f32`, and rounded once from there.
+    ///
+    /// # Errors
+    /// Shape error when rows are no whole blocks; dtype error when the operand is not of `u8`, or `dtype` not a float.
+    #[track_caller]
+    pub fn dequantise(&self, kind: Blocks, dtype: DType) -> Result<Tensor> {
+        let at = std::panic::Location::caller();
+        let run = || {
+            let Some((&row, lead)) = self.shape().split_last() else { bail!(shape, "expected rows of blocks, found a scalar") };
+            if !row.is_multiple_of(kind.bytes()) || !dtype.is_float() {
+                bail!(
+                    shape,
+                    "expected rows of whole blocks of {} bytes and a float dtype, found {} and {dtype}",
+                    kind.bytes(),
+                    self.shape()
+                );
+            }
+            let bytes = self.to_vec::<u8>()?;
+            let mut values = vec![0f32; bytes.len() / kind.bytes() * BLOCK];
+            quant::expand(kind, &bytes, &mut values);
+            let shape: Shape = lead.iter().copied().chain([row / kind.bytes() * BLOCK]).collect();
+            Tensor::from_vec(values, shape)?.to_device(self.device())?.cast(dtype)
+        };
+        run().map_err(|e: crate::Error| e.in_op("dequantise", at))
+    }
+}
