@@ -20,6 +20,7 @@ const MORE_REGISTERS: &[(&str, u32, &str)] = &[
     ("sdpa_rows_f64", 232, "the same, with the cotangents of the scores"),
     ("sdpa_mask_f64", 232, "the same"),
     ("sdpa_columns_f64", 252, "the same, with two results"),
+    ("sdpa_decode_part_", 168, "attention: sums of eight queries for each of eight columns; three blocks of 128 threads fit"),
     ("sdpa_columns_", 168, "attention: 4 x 4 scores, their cotangents, and two results; six blocks of 64 threads fit"),
     ("sdpa_mask_", 168, "the same, with the sum over heads"),
     ("sdpa_", 128, "attention: 4 x 4 scores, their cotangents, and results; eight blocks of 64 threads fit"),
