@@ -111,7 +111,16 @@ pub struct Sample<O> {
 
 impl<O> Sample<O> {
     fn new(op: O, inputs: impl Into<Vec<Input>>, purpose: Purpose) -> Self {
-        Sample { op, inputs: inputs.into(), purpose, note: "", no_grad: Vec::new(), unrepeated: Vec::new(), kink: false, first_order_only: false }
+        Sample {
+            op,
+            inputs: inputs.into(),
+            purpose,
+            note: "",
+            no_grad: Vec::new(),
+            unrepeated: Vec::new(),
+            kink: false,
+            first_order_only: false,
+        }
     }
 
     /// Value and derivatives are checked.
