@@ -38,7 +38,7 @@ template <class T> DEVICE bool in_packs(const T* x, const Heads& v, i64 cols) {
 
 // Runs of `keys` keys from `first` to `end`; row r of a key head is query r % tq of its head r / tq. Per row of all heads and
 // run: stats {m, l} and dv sums.
-LAUNCH_BOUNDS(128, 4)
+LAUNCH_BOUNDS(128, 3)
 KERNEL(sdpa_decode_part,
        (acc<T>* stats, acc<T>* sums, const T* q, const Heads& vq, const T* k, const Heads& vk, const T* v, const Heads& vv, maybe<const u8*> allowed,
         maybe<const T*> added, const Heads& vm, const Scores& p, i64 first, i64 end, i64 keys),

@@ -26,6 +26,7 @@ const MORE_REGISTERS: &[(&str, u32, &str)] = &[
         "tiles of scores, their cotangents, and results of up to 128 columns, in fragments of tensor cores; one or two blocks fill a multiprocessor",
     ),
     ("sdpa_mma_forward_", 248, "the same without cotangents"),
+    ("sdpa_decode_part_", 168, "attention: sums of eight queries for each of eight columns; three blocks of 128 threads fit"),
     ("sdpa_columns_", 168, "attention: 4 x 4 scores, their cotangents, and two results; six blocks of 64 threads fit"),
     ("sdpa_mask_", 168, "the same, with the sum over heads"),
     ("sdpa_", 128, "attention: 4 x 4 scores, their cotangents, and results; eight blocks of 64 threads fit"),

@@ -15,8 +15,7 @@ struct Row<S> {
 fn within<S: Scalar>(offsets: Option<(&Nd<S>, &Nd<S>)>, i: usize, j: usize, tq: usize, tk: usize) -> Option<[usize; 4]> {
     let Some((of_q, of_k)) = offsets else { return Some([i, j, tq, tk]) };
     let at = |x: &Nd<S>, s: usize| x.data[s].re() as usize;
-    let sequences = 0..of_q.data.len() - 1;
-    let s = sequences.into_iter().find(|&s| (at(of_q, s)..at(of_q, s + 1)).contains(&i))?;
+    let s = (0..of_q.data.len() - 1).find(|&s| (at(of_q, s)..at(of_q, s + 1)).contains(&i))?;
     let keys = at(of_k, s)..at(of_k, s + 1);
     keys.contains(&j).then(|| [i - at(of_q, s), j - keys.start, at(of_q, s + 1) - at(of_q, s), keys.len()])
 }

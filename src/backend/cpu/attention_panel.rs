@@ -156,7 +156,6 @@ where
 
 /// `y ← y + alpha w x` for those of the given rows of `x` that the product left out; `transposed` reads `wᵀ`. The first of
 /// the rows meets the first weight.
-#[allow(clippy::too_many_arguments, reason = "the parameters of a product")]
 pub(super) fn add_bad<A: Real + Compute<Acc = A>>(
     alpha: A,
     w: &[A],
