@@ -20,7 +20,11 @@ const MORE_REGISTERS: &[(&str, u32, &str)] = &[
     ("sdpa_rows_f64", 232, "the same, with the cotangents of the scores"),
     ("sdpa_mask_f64", 232, "the same"),
     ("sdpa_columns_f64", 252, "the same, with two results"),
-    ("sdpa_mma_vjp_", 255, "tiles of scores, their cotangents, and results of up to 128 columns, in fragments of tensor cores; one or two blocks fill a multiprocessor"),
+    (
+        "sdpa_mma_vjp_",
+        255,
+        "tiles of scores, their cotangents, and results of up to 128 columns, in fragments of tensor cores; one or two blocks fill a multiprocessor",
+    ),
     ("sdpa_mma_forward_", 248, "the same without cotangents"),
     ("sdpa_columns_", 168, "attention: 4 x 4 scores, their cotangents, and two results; six blocks of 64 threads fit"),
     ("sdpa_mask_", 168, "the same, with the sum over heads"),
