@@ -13,7 +13,7 @@
 // computed again by sdpa_forward, which leaves such keys out.
 // Tried (registers by NVRTC 13.0; nothing has been timed): 32 rows a warp halve what is read from shared memory for a product, which
 // with 16 rows is all that an A100 can read. 64 columns: 4 warps of 32 rows, two blocks a multiprocessor; 8 warps of 16 spill at
-// the 128 registers that two such blocks leave on sm_80. 128 columns: 8 warps of 16 rows, 190 registers; 4 of 32 spill 104 bytes.
+// the 128 registers that two such blocks leave on sm_80. 128 columns: 8 warps of 16 rows, 196 registers; 4 of 32 spill 104 bytes.
 // Queries held in registers save a third of the reads for scores with 16 rows, and do not fit with 32. Weights as the sum of two
 // rounded numbers would be as exact as float, for half as much work again on values: left out, as everywhere else.
 #include "common/flash.cuh"
