@@ -187,7 +187,8 @@ pub(crate) fn scale(on: &'static Context, x: &[In<'_>], by: &In<'_>) -> Result<V
     let rows = x.iter().map(In::contiguous).collect::<Result<Vec<_>>>()?;
     let mut y = x.iter().map(|t| on.alloc(t.dtype(), t.numel())).collect::<Result<Vec<_>>>()?;
     let by = by.start().offset(1);
-    let launch = |on: &'static Context, grid: Grid, first: &Dst<'_>, table: Tensors, _: Option<u64>| moments::scale(on, grid, first, table, &by);
+    let launch =
+        |on: &'static Context, grid: Grid, first: &Dst<'_>, table: Tensors, _: Option<u64>| moments::scale(on, grid, first, table, &by);
     let mut tables = Tables::default();
     for (row, y) in rows.iter().zip(&mut y) {
         tables.push(on, y.dtype(), y.len(), [address(y), row.src().addr(), 0, 0, 0], [0.0; 3], None, &launch)?;
