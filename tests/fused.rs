@@ -232,7 +232,7 @@ fn b13_b19_shared_and_tied_norm_parameters() -> Result<()> {
     let (gw, gb) = halves(&g[1])?;
     assert!(largest_difference(&gw, &apart[1]) < 1e-10 && largest_difference(&gb, &apart[2]) < 1e-10);
     let x = x.narrow(0, 0, 5)?;
-    let (_, twice) = run(&[w.clone()], |w| Ok(vec![x.rms_norm(Some(&w[0]), 1e-5)?, x.exp()?.rms_norm(Some(&w[0]), 1e-5)?]))?;
+    let (_, twice) = run(std::slice::from_ref(&w), |w| Ok(vec![x.rms_norm(Some(&w[0]), 1e-5)?, x.exp()?.rms_norm(Some(&w[0]), 1e-5)?]))?;
     let (_, split) = run(&[w.clone(), w], |w| Ok(vec![x.rms_norm(Some(&w[0]), 1e-5)?, x.exp()?.rms_norm(Some(&w[1]), 1e-5)?]))?;
     assert!(largest_difference(&twice[0], &split[0].add(&split[1])?) < 1e-12);
     Ok(())
@@ -246,7 +246,7 @@ fn c3_c10_cross_entropy_leaves_its_operands_alone_and_takes_any_place() -> Resul
         let wide = Tensor::from_slice(&[9i64, 0, 3, 8, -100, 1], [6])?.to_device(device)?;
         let t = wide.narrow(0, 1, 5)?;
         // The softmax saves its result, which is also the loss's operand.
-        let (_, g) = run(&[x.clone()], |x| Ok(vec![x[0].softmax(-1)?.cross_entropy(&t)?]))?;
+        let (_, g) = run(std::slice::from_ref(&x), |x| Ok(vec![x[0].softmax(-1)?.cross_entropy(&t)?]))?;
         let (_, want) =
             run(&[x.to_device(Device::Cpu)?.cast(F64)?], |x| Ok(vec![x[0].softmax(-1)?.cross_entropy(&t.to_device(Device::Cpu)?)?]))?;
         assert!(largest_difference(&g[0], &want[0]) < 1e-6, "{device}");
