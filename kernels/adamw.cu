@@ -20,11 +20,11 @@ KERNEL(adamw_step, (T* any, const Tensors& all, f64 b1, f64 b2, f64 eps, maybe<c
         const T s = T(live ? numbers[2] : numbers[0]), r = T(live ? numbers[0] : numbers[1]), c = T(live ? numbers[1] : numbers[2]);
         T *p = array_of<T>(all, 0, k), *m = array_of<T>(all, 2, k), *v = array_of<T>(all, 3, k), *largest = array_of<T>(all, 4, k);
         const T* g = array_of<T>(all, 1, k);
-        auto step = [&](T& p, T g, T& m, T& v, T* l) {
+        auto step = [&](T& p, T g, T& m, T& v, T& l) {
             m = m_fma(g - m, w1, m);
             v = m_fma(g * w2, g, v * keep);
             T top = v;
-            if (l) top = *l = max_nan(*l, v);
+            if (largest) top = l = max_nan(l, v);
             p = p * s - r * m / (m_sqrt(top) / c + e);
         };
         constexpr int N = PACK<T>;
@@ -39,13 +39,17 @@ KERNEL(adamw_step, (T* any, const Tensors& all, f64 b1, f64 b2, f64 eps, maybe<c
             vv.load(v + i);
             if (largest) ll.load(largest + i);
 #pragma unroll
-            for (int j = 0; j < N; j++) step(pp.v[j], gg.v[j], mm.v[j], vv.v[j], largest ? &ll.v[j] : nullptr);
+            for (int j = 0; j < N; j++) step(pp.v[j], gg.v[j], mm.v[j], vv.v[j], ll.v[j]);
             pp.store(p + i);
             mm.store(m + i);
             vv.store(v + i);
             if (largest) ll.store(largest + i);
         }
 #pragma unroll 1
-        for (i64 i = whole + threadIdx.x; i < end; i += blockDim.x) step(p[i], g[i], m[i], v[i], largest ? largest + i : nullptr);
+        for (i64 i = whole + threadIdx.x; i < end; i += blockDim.x) {
+            T l = largest ? largest[i] : T(0);
+            step(p[i], g[i], m[i], v[i], l);
+            if (largest) largest[i] = l;
+        }
     });
 }

@@ -33,10 +33,8 @@ DEVICE void norm_held(T* y, acc<T>* stats, const T* x, const T* r, T* sum_to, co
         A mean = A(0), sum = A(0), rest = A(0), squares = A(0);
         h.fetch(x + row * n, n, lane, team, A(0));
         if (r) {
-            h.add(r + row * n, n, lane, team);
             // The sum is normalised as it is rounded.
-            h.each(n, team, [](A& v) { v = load(store<T>(v)); });
-            if (here) h.put(sum_to + row * n, n, lane, team, [](A v, i32) { return v; });
+            h.template add<true>(r + row * n, n, lane, team, here ? sum_to + row * n : nullptr);
         }
         if (CENTRED) {
             h.each(n, team, [&](A& v) { sum += v; });

@@ -19,12 +19,11 @@ KERNEL(sgd_step, (T* any, const Tensors& all, f64 momentum, i32 nesterov), f64, 
         const bool first = numbers[2] != 0;
         T *p = array_of<T>(all, 0, k), *velocity = array_of<T>(all, 2, k);
         const T* g = array_of<T>(all, 1, k);
-        auto step = [&](T& p, T g, T* b) {
+        auto step = [&](T& p, T g, T& b) {
             T d = decay == T(0) ? g : g + decay * p;
-            if (b) {
-                T w = first ? d : *b * mu + d;
-                *b = w;
-                d = nesterov ? d + w * mu : w;
+            if (velocity) {
+                b = first ? d : b * mu + d;
+                d = nesterov ? d + b * mu : b;
             }
             p = p - d * lr;
         };
@@ -38,11 +37,15 @@ KERNEL(sgd_step, (T* any, const Tensors& all, f64 momentum, i32 nesterov), f64, 
             gg.load(g + i);
             if (velocity) bb.load(velocity + i);
 #pragma unroll
-            for (int j = 0; j < N; j++) step(pp.v[j], gg.v[j], velocity ? &bb.v[j] : nullptr);
+            for (int j = 0; j < N; j++) step(pp.v[j], gg.v[j], bb.v[j]);
             pp.store(p + i);
             if (velocity) bb.store(velocity + i);
         }
 #pragma unroll 1
-        for (i64 i = whole + threadIdx.x; i < end; i += blockDim.x) step(p[i], g[i], velocity ? velocity + i : nullptr);
+        for (i64 i = whole + threadIdx.x; i < end; i += blockDim.x) {
+            T b = velocity ? velocity[i] : T(0);
+            step(p[i], g[i], b);
+            if (velocity) velocity[i] = b;
+        }
     });
 }

@@ -34,7 +34,8 @@ const MORE_REGISTERS: &[(&str, u32, &str)] = &[
     ("cross_entropy_vjp_f64", 96, "the same"),
     ("argmax_reduce_", 80, "value and position of four columns"),
     ("group_", 96, "parts of several numbers for four columns"),
-    ("norm_fwd_", 112, "a row, its weight and its bias"),
+    ("norm_fwd_", 128, "a row, one that is added, its weight and its bias; a block of 512 threads fits"),
+    ("unary_gelu_vjp_f64", 72, "erf and its derivative in doubles"),
     ("norm_vjp_", 112, "a row, its cotangent, and two sums for each of its columns"),
     ("softmax_", 120, "a row stays in registers"),
 ];

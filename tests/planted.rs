@@ -80,8 +80,8 @@ fn by_hand(m: &Decoder, mistaken: Option<usize>) -> Result<Tensor> {
         let k = heads(a.k_proj.forward(&h)?, 2)?.rope(&rope)?.index_select(1, &of)?;
         let v = heads(a.v_proj.forward(&h)?, 2)?.index_select(1, &of)?;
         let y = q.scaled_dot_product_attention(&k, &v, None, Sdpa::causal())?.permute([0, 2, 1, 3])?.flatten(2, 3)?;
-        x = x.add(&a.o_proj.forward(&y)?)?;
-        x = x.add(&layer.mlp.forward(&layer.post_attention_layernorm.forward(&x)?)?)?;
+        let (normed, sum) = layer.post_attention_layernorm.forward_sum(&x, &a.o_proj.forward(&y)?)?;
+        x = sum.add(&layer.mlp.forward(&normed)?)?;
     }
     m.model.embed_tokens.unembed(&m.model.norm.forward(&x)?)
 }

@@ -33,16 +33,22 @@ template <class T, int N, int K> struct Held {
         }
     }
 
-    // Adds the elements of another row; what stands beyond the end stays.
-    DEVICE void add(const T* row, i32 n, i32 lane, i32 team) {
+    // Adds the elements of another row; what stands beyond the end stays. With `sum`, every element is rounded and written there.
+    template <bool TO = false> DEVICE void add(const T* row, i32 n, i32 lane, i32 team, T* sum = nullptr) {
 #pragma unroll
         for (int k = 0; k < K; k++) {
             i32 at = place(k, lane, team);
+            // One pack in flight: all of them beside the row that is held are more than there are registers.
+            asm volatile("" ::: "memory");
             if (at < n) {
                 Pack<T, N> p;
                 p.load(row + at);
 #pragma unroll
-                for (int j = 0; j < N; j++) v[k * N + j] += load(p.v[j]);
+                for (int j = 0; j < N; j++) {
+                    v[k * N + j] += load(p.v[j]);
+                    if (TO) v[k * N + j] = load(p.v[j] = store<T>(v[k * N + j]));
+                }
+                if (TO && sum) p.store(sum + at);
             }
         }
     }

@@ -4,8 +4,7 @@ use super::Init;
 use crate::dtype::{DType, U8};
 use crate::error::{Error, Result};
 use crate::module::Param;
-use crate::ops::Blocks;
-use crate::ops::CrossEntropy;
+use crate::ops::{Blocks, CrossEntropy};
 use crate::rng::Key;
 use crate::tensor::Tensor;
 
