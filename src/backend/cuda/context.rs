@@ -8,11 +8,22 @@ use super::launch::{Grid, Kernel};
 use crate::backend::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{LazyLock, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+thread_local! {
+    /// What this thread has queued: others use the device at the same time.
+    static LAUNCHES: Cell<usize> = const { Cell::new(0) };
+}
+
+/// How many kernels and products this thread has queued so far.
+pub(crate) fn launches() -> usize {
+    LAUNCHES.get()
+}
 
 static OPEN: LazyLock<Mutex<HashMap<Device, &'static Context>>> = LazyLock::new(Mutex::default);
 
@@ -21,7 +32,6 @@ pub(crate) struct Context {
     device: Device,
     driver: Box<dyn Driver>,
     pool: Pool,
-    launches: AtomicUsize,
     blocking: AtomicBool,
     /// Work holds it shared, a capture alone.
     gate: RwLock<()>,
@@ -59,7 +69,6 @@ impl Context {
             device,
             driver,
             pool: Pool::default(),
-            launches: AtomicUsize::new(0),
             blocking: AtomicBool::new(std::env::var_os("COTANGENT_CUDA_BLOCKING").is_some_and(|v| v == "1")),
             gate: RwLock::new(()),
         }));
@@ -97,11 +106,6 @@ impl Context {
         self.pool.stats()
     }
 
-    /// How many kernels and products were queued so far.
-    pub(crate) fn launches(&self) -> usize {
-        self.launches.load(Relaxed)
-    }
-
     pub(crate) fn set_blocking(&self, on: bool) {
         self.blocking.store(on, Relaxed);
     }
@@ -137,7 +141,7 @@ impl Context {
     /// As [`Driver::launch`].
     pub(super) unsafe fn launch(&self, kernel: &'static Kernel, grid: Grid, params: &mut [*mut c_void], sizes: &[usize]) -> Result<()> {
         let _turn = self.turn();
-        self.launches.fetch_add(1, Relaxed);
+        LAUNCHES.set(LAUNCHES.get() + 1);
         // SAFETY: passed on.
         unsafe { self.driver.launch(kernel, grid, params, sizes)? };
         self.after(kernel.name)
@@ -145,7 +149,7 @@ impl Context {
 
     pub(super) fn gemm(&self, gemm: &Gemm) -> Result<()> {
         let _turn = self.turn();
-        self.launches.fetch_add(1, Relaxed);
+        LAUNCHES.set(LAUNCHES.get() + 1);
         // SAFETY: the callers, `gemm::matmul` and `linear_loss`, take addresses from operands and sizes from their shapes.
         unsafe { self.driver.gemm(gemm)? };
         self.after("gemm")
@@ -209,7 +213,7 @@ impl Context {
     pub(super) unsafe fn replay(&self, step: &dyn Recording) -> Result<()> {
         capture::refuse(self, "another step is replayed")?;
         let _turn = self.turn();
-        self.launches.fetch_add(1, Relaxed);
+        LAUNCHES.set(LAUNCHES.get() + 1);
         // SAFETY: passed on.
         unsafe { step.replay()? };
         self.after("a captured step")

@@ -117,12 +117,9 @@ pub fn time(device: Device, mut f: impl FnMut() -> Result<()>) -> Result<f64> {
     Context::of(device)?.time(&mut f).map_err(|e| e.in_op("time", at))
 }
 
-/// How many kernels and matrix products were queued on the device so far.
-///
-/// # Errors
-/// Device error when it is no CUDA device or cannot be opened.
-pub fn launches(device: Device) -> Result<usize> {
-    Ok(Context::of(device)?.launches())
+/// How many kernels and matrix products this thread has queued so far, on any device.
+pub fn launches() -> usize {
+    context::launches()
 }
 
 /// Gives all memory that waits for reuse back to the device.
