@@ -47,7 +47,8 @@ pub(super) fn samples(g: &mut Gen) -> Vec<Sample<LinearCrossEntropy>> {
         Sample::check(op(&plain, [false; 2]), [g.normal([4]), g.normal([3, 4]), g.below(DType::U8, (), 3)]).note("one row without an axis"),
         Sample::check(op(&plain, [false; 2]), [g.normal([0, 3]), g.normal([4, 3]), ints(&[0], &[])]).note("B16: no rows"),
         Sample::check(op(&plain, [false; 2]), [g.normal([3, 0]), g.normal([4, 0]), ints(&[3], &[0, 1, 2])]).note("no width"),
-        Sample::check(op(&plain, [false; 2]), [g.normal([3, 1]), g.normal([1, 1]), ints(&[3], &[0, 0, 0])]).note("one class"),
+        // The loss is 0 whatever the operands are: a second derivative would compare exact zeros with the rounding of the definition.
+        Sample::check(op(&plain, [false; 2]), [g.normal([3, 1]), g.normal([1, 1]), ints(&[3], &[0, 0, 0])]).first_order().note("one class"),
         Sample::value(
             LinearCrossEntropy { rows: 33, ..op(&plain, [false; 2]) },
             [g.normal([70, 24]), g.normal([130, 24]), g.below(DType::I64, [70], 130)],
