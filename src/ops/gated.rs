@@ -287,7 +287,7 @@ impl Tensor {
     /// let composed = |gate: &Tensor| gate.silu()?.mul(&up);
     /// assert!(gate.swiglu(&up)?.sub(&composed(&gate)?)?.abs()?.max(..)?.item()? < 1e-15);
     /// let g = grad(&gate, |gate| gate.swiglu(&up)?.sum(..))?;
-    /// assert!(g.sub(&grad(&gate, |gate| composed(gate)?.sum(..))?)?.abs()?.max(..)?.item()? < 1e-15);
+    /// assert!(g.sub(&grad(&gate, |gate| composed(gate)?.sum(..))?.into_inner())?.abs()?.max(..)?.item()? < 1e-15);
     /// # Ok::<(), cotangent::Error>(())
     /// ```
     ///

@@ -538,7 +538,7 @@ impl Tensor {
     /// let fused = |w: &Tensor| hidden.linear_cross_entropy(w, &targets, &CrossEntropy::default());
     /// let composed = |w: &Tensor| hidden.linear(w, None)?.cross_entropy(&targets);
     /// assert!((fused(&weight)?.item()? - composed(&weight)?.item()?).abs() < 1e-12);
-    /// let difference = grad(&weight, fused)?.sub(&grad(&weight, composed)?)?;
+    /// let difference = grad(&weight, fused)?.sub(&grad(&weight, composed)?.into_inner())?;
     /// assert!(difference.abs()?.max(..)?.item()? < 1e-12);
     /// # Ok::<(), cotangent::Error>(())
     /// ```
