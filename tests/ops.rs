@@ -95,7 +95,9 @@ fn random_cases() {
     let result = runner.run(&(0..entries.len(), 0..1_000_000u64, 1..14usize), |(i, seed, limit)| {
         let mut r = Report::default();
         entries[i].check(&Config { seed, limit, quick: true, ..Config::default() }, &mut r);
-        if r.failures.is_empty() { Ok(()) } else { Err(TestCaseError::fail(show(&r.failures))) }
+        // Whether options matter is asked at the suite's own sizes: at random ones, axes of extent 1 may make two of them the same.
+        let wrong: Vec<String> = r.failures.iter().filter(|f| !f.contains(": options: ")).cloned().collect();
+        if wrong.is_empty() { Ok(()) } else { Err(TestCaseError::fail(show(&wrong))) }
     });
     if let Err(TestError::Fail(why, (i, seed, limit))) = result {
         panic!("cotangent::ops::replay({:?}, {seed}, {limit}): {why}", entries[i].name);
