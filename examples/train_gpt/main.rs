@@ -172,9 +172,6 @@ fn report(args: &Args, outcome: &Outcome<Gpt>, health: &HealthWatch) -> Result<(
     let history = health.history();
     let Some(first) = history.steps.first() else { return Ok(()) };
     say(format_args!("\nGradients over the run:\n{history}"))?;
-    for warning in history.warnings() {
-        say(format_args!("WARNING: {warning}"))?;
-    }
     if let Some(folder) = &args.out {
         // A continued run has a page of its own.
         let name = if first.step == 0 { "health.html".to_owned() } else { format!("health-from-{}.html", first.step) };
