@@ -4,7 +4,7 @@
 
 use cotangent::ops::replay;
 use cotangent::testing::{Config, OpEntry, Report, gradcheck, gradgradcheck};
-use cotangent::{Key, Result, Tensor, value_and_grad};
+use cotangent::{Key, value_and_grad};
 
 // <op>
 use cotangent::DType;
@@ -12,7 +12,7 @@ use cotangent::backend::cpu::{Compute, In, Out, Real};
 use cotangent::backend::cuda;
 use cotangent::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, Specs, apply1, expect};
 use cotangent::testing::{Gen, Input, Nd, Sample, Scalar};
-use cotangent::{Error, ErrorKind};
+use cotangent::{Error, ErrorKind, Result, Tensor};
 
 /// The op with its options.
 #[derive(Clone, Debug)]

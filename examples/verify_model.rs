@@ -1,7 +1,7 @@
 //! Proves a model equal to Hugging Face's: replays the `fixture.safetensors` in its folder and prints each error beside its tolerance.
 //!
 //! `cargo run --release --example verify_model -- FOLDER`. The exit code is 0 when every check passed, 1 when one failed (the first module
-//! that differs is named), 2 when the folder cannot be read.
+//! that differs is named), 2 when a folder cannot be read.
 
 use clap::Parser;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let mut passed = true;
+    let (mut passed, mut read) = (true, true);
     for folder in &Args::parse().folders {
         match cotangent::models::verify(folder) {
             Ok(report) => {
@@ -27,11 +27,11 @@ fn main() -> ExitCode {
                 passed &= report.passed();
             }
             Err(e) => {
-                eprintln!("verify_model: {e}");
-                return ExitCode::from(2);
+                eprintln!("verify_model: {}: {e}", folder.display());
+                read = false;
             }
         }
     }
-    println!("{}", if passed { "passed" } else { "FAILED" });
-    ExitCode::from(u8::from(!passed))
+    println!("{}", if passed && read { "passed" } else { "FAILED" });
+    ExitCode::from(if read { u8::from(!passed) } else { 2 })
 }

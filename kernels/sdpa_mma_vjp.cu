@@ -39,13 +39,7 @@ DEVICE void survey(f32* stats, f32* folded, const T* q, const T* k, const T* v, 
 #pragma unroll 1
     for (i64 item = blockIdx.x; item < p.heads * tiles; item += gridDim.x) {
         i64 i0 = (tiles - 1 - item / p.heads) * M, head = item % p.heads;
-        const T* keys = k + offset_of(p.k.lead, head / p.group);
-        const T* values = v + offset_of(p.v.lead, head / p.group);
-        auto fetch_keys = [&](int tile, int stage) {
-            T* to = stages + stage * 2 * N * W;
-            fetch<W, N, THREADS>(to, keys, p.k.row, i64(tile) * N, p.tk, p.d);
-            fetch<W, N, THREADS>(to + N * W, values, p.v.row, i64(tile) * N, p.tk, p.dv);
-        };
+        const KeyTiles<T, W, N, THREADS> fetch_keys(stages, k, v, p, head);
         const Walk<N> walk(p, i0, M);
         __syncthreads();
         fetch<W, M, THREADS>(queries, q + offset_of(p.q.lead, head), p.q.row, i0, p.tq, p.d);
@@ -129,13 +123,7 @@ DEVICE void query_cotangents(T* dq, u8* notes, const f32* folded, const T* q, co
 #pragma unroll 1
     for (i64 item = blockIdx.x; item < p.heads * tiles; item += gridDim.x) {
         i64 i0 = (tiles - 1 - item / p.heads) * M, head = item % p.heads;
-        const T* keys = k + offset_of(p.k.lead, head / p.group);
-        const T* values = v + offset_of(p.v.lead, head / p.group);
-        auto fetch_keys = [&](int tile, int stage) {
-            T* to = stages + stage * 2 * N * W;
-            fetch<W, N, THREADS>(to, keys, p.k.row, i64(tile) * N, p.tk, p.d);
-            fetch<W, N, THREADS>(to + N * W, values, p.v.row, i64(tile) * N, p.tk, p.dv);
-        };
+        const KeyTiles<T, W, N, THREADS> fetch_keys(stages, k, v, p, head);
         const Walk<N> walk(p, i0, M);
         __syncthreads();
         fetch<W, M, THREADS>(queries, q + offset_of(p.q.lead, head), p.q.row, i0, p.tq, p.d);

@@ -10,33 +10,16 @@ and of fixture.safetensors what the tests compare with. Gradients, stepped weigh
 they have more than LIMIT elements, are thinned: every k-th element of the flat tensor (k beside it as NAME.stride) and the norm of all (NAME.norm).
 COTANGENT_FIXTURES=FOLDER compares with all of them. Needs nothing but Python.
 """
-import json
 import math
 import struct
 import sys
 from array import array
 from pathlib import Path
 
+from tensor_files import read, write
+
 LIMIT = 2048
 KEEP = ["input_ids", "targets", "logits", "loss_f64", "train.", "grad.", "adamw.", "hidden.", "l0.", "gen.", "leftpad.", "bf16.logits", "bf16.loss_f64"]
-
-
-def read(path):
-    raw = path.read_bytes()
-    size = struct.unpack("<Q", raw[:8])[0]
-    header, data = json.loads(raw[8 : 8 + size]), raw[8 + size :]
-    header.pop("__metadata__", None)
-    return {n: (t["dtype"], t["shape"], data[slice(*t["data_offsets"])]) for n, t in header.items()}
-
-
-def write(path, tensors):
-    header, data = {}, b""
-    for name, (dtype, shape, raw) in sorted(tensors.items(), key=lambda t: (-len(t[1][2]) % 8, t[0])):
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(raw)]}
-        data += raw
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
 def thin(name, tensor):

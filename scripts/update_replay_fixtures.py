@@ -7,31 +7,13 @@ FOLDER/replay holds a recorded PyTorch run (initial weights, token batches, loss
 Kept: the initial weights as they are, the training batches as bytes (the vocabulary has 65 characters), the curves, and
 the final weights of a few tensors of different kinds. Needs nothing but Python.
 """
-import json
-import struct
 import sys
 from array import array
 from pathlib import Path
 
+from tensor_files import read, write
+
 FINAL = ["wpe.weight", "ln_f.weight", "h.0.attn.c_attn.weight", "h.3.mlp.c_proj.weight", "h.1.ln_2.weight"]
-
-
-def read(path):
-    raw = path.read_bytes()
-    size = struct.unpack("<Q", raw[:8])[0]
-    header, data = json.loads(raw[8 : 8 + size]), raw[8 + size :]
-    header.pop("__metadata__", None)
-    return {n: (t["dtype"], t["shape"], data[slice(*t["data_offsets"])]) for n, t in header.items()}
-
-
-def write(path, tensors):
-    header, data = {}, b""
-    for name, (dtype, shape, raw) in sorted(tensors.items(), key=lambda t: (-len(t[1][2]) % 8, t[0])):
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(raw)]}
-        data += raw
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
 def main():

@@ -47,7 +47,7 @@ fn places<S: Module>(state: &mut S, device: Device) -> Result<Vec<Place>> {
     try_walk(state, |name, leaf| {
         let t = leaf.tensor;
         if t.device() != device {
-            bail!(device_unavailable, "`{name}` of the state is on {}: move it to {device} first", t.device());
+            bail!(device, "`{name}` of the state is on {}: move it to {device} first", t.device());
         }
         let addr = t.own_cuda()?.addr();
         out.push(Place { name: name.to_owned(), addr, array: (t.dtype(), t.shape().clone()) });
@@ -360,5 +360,5 @@ impl Graph {
 
 /// The error of a step that an optimizer cannot take inside a capture.
 pub(crate) fn not_in_state(what: &str) -> Error {
-    Error::capture(format!("{what} is not part of the captured state: put it there beside the model, as in (model, optimizer)"))
+    Error::capture(format!("{what} is not part of the captured state: put it there beside the model, as in (model, adamw); of the optimizers AdamW alone can be captured"))
 }

@@ -26,6 +26,8 @@ pub enum ErrorKind {
     OutOfMemory,
     /// The device, its driver or a library it needs is missing.
     DeviceUnavailable,
+    /// Values are on different devices, or on another than the one that was asked.
+    Device,
     /// A watched tensor did not take part in the result.
     Disconnected,
     /// A tape was used against its rules (consumed, mixed with another, captured by a checkpoint).
@@ -96,6 +98,8 @@ kinds! {
     out_of_memory, is_out_of_memory => OutOfMemory;
     /// A device, driver or library is missing.
     device_unavailable, is_device_unavailable => DeviceUnavailable;
+    /// Values are on different devices, or on another than the one that was asked.
+    device, is_device => Device;
     /// A watched tensor did not take part in the result; [`Error::names`] lists them.
     disconnected, is_disconnected => Disconnected;
     /// A tape was used against its rules.

@@ -346,7 +346,7 @@ fn common_device(x: &[&Tensor]) -> Result<Device> {
     let Some(first) = x.first() else { return Ok(Device::Cpu) };
     let device = first.device();
     if let Some(other) = x.iter().find(|t| t.device() != device) {
-        bail!(device_unavailable, "operands are on different devices: {device} and {}; move one with to_device()", other.device());
+        bail!(device, "operands are on different devices: {device} and {}; move one with to_device()", other.device());
     }
     Ok(device)
 }

@@ -218,34 +218,56 @@ impl Key {
 
     /// `out[j] = 1` where `bernoulli(start + j, keep)`, else 0, in parallel.
     pub fn fill_bernoulli(self, start: u64, keep: f64, out: &mut [u8]) {
+        self.fill_bernoulli_as(start, keep, out, [0, 1]);
+    }
+
+    /// `out[j] = values[bernoulli(start + j, keep)]`, in parallel.
+    pub(crate) fn fill_bernoulli_as<T: Copy + Send + Sync>(self, start: u64, keep: f64, out: &mut [T], values: [T; 2]) {
         let threshold = bernoulli_threshold(keep);
         self.fill_words(
             start,
             out,
             #[inline(always)]
-            |w| ((w as u64) < threshold) as u8,
+            |w| if (w as u64) < threshold { values[1] } else { values[0] },
         );
     }
 
     /// `out[j] = uniform_f64(start + j)`, in parallel.
     pub fn fill_uniform_f64(self, start: u64, out: &mut [f64]) {
-        self.fill_each(start, out, |i| self.uniform_f64(i));
+        self.fill_uniform_as(start, out, |x| x);
     }
 
     /// `out[j] = normal(start + j)`, in parallel.
     pub fn fill_normal(self, start: u64, out: &mut [f64]) {
+        self.fill_normal_as(start, out, |x| x);
+    }
+
+    /// `out[j] = f(normal(start + j))`, in parallel.
+    pub(crate) fn fill_normal_as<T: Send>(self, start: u64, out: &mut [T], f: impl Fn(f64) -> T + Sync) {
+        self.fill_pairs(start, out, normal_pair, f);
+    }
+
+    /// `out[j] = f(uniform_f64(start + j))`, in parallel.
+    pub(crate) fn fill_uniform_as<T: Send>(self, start: u64, out: &mut [T], f: impl Fn(f64) -> T + Sync) {
+        self.fill_pairs(start, out, |b| [unit_f64(join(b[0], b[1])), unit_f64(join(b[2], b[3]))], f);
+    }
+
+    /// Fills from blocks that give two numbers each, drawing each block once.
+    fn fill_pairs<T: Send>(self, start: u64, out: &mut [T], pair: impl Fn([u32; 4]) -> [f64; 2] + Sync, f: impl Fn(f64) -> T + Sync) {
         out.par_chunks_mut(CHUNK).enumerate().for_each(|(c, chunk)| {
             let at = start.wrapping_add((c * CHUNK) as u64);
-            // Up to an even index alone, then both values of each block.
+            // Up to an even index alone, then both numbers of each block.
             let lead = ((at % 2) as usize).min(chunk.len());
             let (head, body) = chunk.split_at_mut(lead);
             for x in head {
-                *x = self.normal(at);
+                *x = f(pair(self.u32x4(at / 2))[1]);
             }
             let at = at.wrapping_add(lead as u64);
-            for (j, pair) in body.chunks_mut(2).enumerate() {
-                let both = normal_pair(self.u32x4(at / 2 + j as u64));
-                pair.copy_from_slice(&both[..pair.len()]);
+            for (j, two) in body.chunks_mut(2).enumerate() {
+                let both = pair(self.u32x4(at / 2 + j as u64));
+                for (x, v) in two.iter_mut().zip(both) {
+                    *x = f(v);
+                }
             }
         });
     }

@@ -11,6 +11,7 @@ mod device;
 mod device_lines;
 mod diagnostics;
 mod engine;
+mod far;
 mod files;
 #[cfg(feature = "emulator")]
 mod flash;

@@ -42,13 +42,13 @@ struct Args {
     #[arg(long, value_name = "NAMES", default_value = "q_proj,k_proj,v_proj,o_proj,c_attn")]
     targets: String,
     /// Steps.
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 100, value_parser = at_least_one)]
     steps: usize,
     /// Windows of a step.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 4, value_parser = at_least_one)]
     batch: usize,
     /// Tokens of a window; without it, 128 or the model's context.
-    #[arg(long)]
+    #[arg(long, value_parser = at_least_one)]
     context: Option<usize>,
     /// Highest learning rate; without it, 1e-4 for LoRA and 2e-5 for every parameter.
     #[arg(long)]
@@ -59,6 +59,10 @@ struct Args {
     /// Draws batches and first values.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "a whole number from 1 on is needed".to_owned())
 }
 
 fn main() -> ExitCode {
@@ -78,6 +82,9 @@ fn run(args: &Args) -> Result<()> {
     let loaded = shared::open(&args.model, dtype, cotangent::Device::Cpu, false)?;
     let tokenizer = shared::need_tokenizer(&loaded, &args.model)?;
     let ids = tokenizer.encode(&text)?;
+    if ids.len() < 3 {
+        return Err(Error::argument(format!("{} has {} tokens: a window and its next token need 3", args.data.display(), ids.len())));
+    }
     let context = args.context.unwrap_or(128).min(loaded.model.context()).min(ids.len().saturating_sub(2));
     let tokens = Tokens::from(ids.clone());
     let batches = Windows::new(tokens, args.batch, context, Order::Random, Key::new(args.seed).fold(0))?;
@@ -90,6 +97,8 @@ fn run(args: &Args) -> Result<()> {
     }
     let trained: usize = model.trainable().iter().map(|(_, t)| t.numel()).sum();
     println!("{trained} of {} parameters are trained; {} tokens, windows of {context}", model.num_params(), ids.len());
+    // Before the first step: a folder that cannot be written would cost the whole run.
+    std::fs::create_dir_all(&args.out).map_err(|e| unwritable(&args.out, e))?;
     train(args, &mut model, &batches, trained)?;
     save(args, &merge_lora(&model)?, &loaded)
 }
@@ -125,14 +134,16 @@ fn train(args: &Args, model: &mut LanguageModel, batches: &impl Batches<Batch = 
     Ok(())
 }
 
+fn unwritable(path: &Path, e: std::io::Error) -> Error {
+    Error::io(format!("cannot write {}", path.display())).with_source(e)
+}
+
 /// The merged model with the files beside it.
 fn save(args: &Args, model: &LanguageModel, loaded: &cotangent::models::Loaded) -> Result<()> {
-    let failed = |p: &Path, e| Error::io(format!("cannot write {}", p.display())).with_source(e);
-    std::fs::create_dir_all(&args.out).map_err(|e| failed(&args.out, e))?;
     for name in ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
         let (from, to) = (args.model.join(name), args.out.join(name));
         if from.exists() {
-            std::fs::copy(&from, &to).map_err(|e| failed(&to, e))?;
+            std::fs::copy(&from, &to).map_err(|e| unwritable(&to, e))?;
         }
     }
     // As the old weights were stored.

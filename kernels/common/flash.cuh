@@ -56,6 +56,22 @@ template <int W, int ROWS, int THREADS, class T> DEVICE void fetch(T* tile, cons
         if (ROWS % STEP == 0 || r < ROWS) copy_async(tile + chunk_at<W>(r, c), r < there ? from : x, r < there);
 }
 
+// Tiles of N keys and, behind them, their values, copied to one of two stages of shared memory.
+template <class T, int W, int N, int THREADS> struct KeyTiles {
+    T* stages;
+    const T *keys, *values;
+    const Flash& p;
+    DEVICE KeyTiles(T* stages, const T* k, const T* v, const Flash& p, i64 head) : stages(stages), p(p) {
+        keys = k + offset_of(p.k.lead, head / p.group);
+        values = v + offset_of(p.v.lead, head / p.group);
+    }
+    DEVICE void operator()(int tile, int stage) const {
+        T* to = stages + stage * 2 * N * W;
+        fetch<W, N, THREADS>(to, keys, p.k.row, i64(tile) * N, p.tk, p.d);
+        fetch<W, N, THREADS>(to + N * W, values, p.v.row, i64(tile) * N, p.tk, p.dv);
+    }
+};
+
 template <int MT, int N> DEVICE void clear(f32 (&x)[MT][N][4]) {
 #pragma unroll
     for (int t = 0; t < MT; t++)

@@ -117,7 +117,7 @@ impl Array {
         match &*self.storage {
             Storage::Cpu(b) => Ok(cpu::In::new(b, &self.layout)),
             Storage::Cuda(_) => {
-                Err(Error::device_unavailable(format!("a value on {} is not the host's to read; move it with to_device()", self.device())))
+                Err(Error::device(format!("a value on {} is not the host's to read; move it with to_device()", self.device())))
             }
         }
     }
@@ -129,7 +129,7 @@ impl Array {
                 cuda::capture::keep(b, &self.storage);
                 Ok(cuda::In::new(b, &self.layout))
             }
-            Storage::Cpu(_) => Err(Error::device_unavailable("a value on cpu is not a CUDA device's to read; move it with to_device()")),
+            Storage::Cpu(_) => Err(Error::device("a value on cpu is not a CUDA device's to read; move it with to_device()")),
         }
     }
 
@@ -200,7 +200,7 @@ impl Array {
         }
         match Arc::get_mut(&mut self.storage) {
             Some(Storage::Cuda(b)) => Ok(b),
-            _ => Err(Error::device_unavailable("the value is not on a CUDA device, or became shared during an update")),
+            _ => Err(Error::device("the value is not on a CUDA device, or became shared during an update")),
         }
     }
 
@@ -213,7 +213,7 @@ impl Array {
     pub(crate) fn cuda_buffer(&self) -> Result<&cuda::Buffer> {
         match &*self.storage {
             Storage::Cuda(b) => Ok(b),
-            Storage::Cpu(_) => Err(Error::device_unavailable("a value on cpu is not a CUDA device's to read; move it with to_device()")),
+            Storage::Cpu(_) => Err(Error::device("a value on cpu is not a CUDA device's to read; move it with to_device()")),
         }
     }
 

@@ -16,6 +16,11 @@ pub(crate) struct Options {
     pub(crate) dropout: Option<(Key, f64)>,
 }
 
+/// Whether tensor cores take rows of `n` elements of a half type: packs of 16 bytes, up to the widest tile.
+pub(crate) fn fits_tensor_cores(n: usize) -> bool {
+    n > 0 && n <= 128 && n.is_multiple_of(8)
+}
+
 /// The keys that query `i` of `tq` sees when no mask hides them; the last query stands at the last key.
 pub(crate) fn seen(band: Option<(usize, usize)>, i: usize, tq: usize, tk: usize) -> Range<usize> {
     let Some((left, right)) = band else { return 0..tk };
@@ -43,8 +48,10 @@ pub(crate) fn seen_packed(band: Option<(usize, usize)>, q: &[usize], k: &[usize]
 /// # Errors
 /// Argument error that shows what is wrong.
 pub(crate) fn check_offsets(what: &str, offsets: &[i64], rows: usize) -> Result<Vec<usize>> {
-    if offsets.first() != Some(&0) {
-        bail!(argument, "offsets of {what} must start with 0, found {:?}", offsets.first());
+    match offsets.first() {
+        Some(0) => {}
+        Some(first) => bail!(argument, "offsets of {what} must start with 0, found {first}"),
+        None => bail!(argument, "offsets of {what} must start with 0, found none"),
     }
     if let Some(i) = (1..offsets.len()).find(|&i| offsets[i] < offsets[i - 1]) {
         bail!(argument, "offsets of {what} fall from {} to {} at position {i}", offsets[i - 1], offsets[i]);

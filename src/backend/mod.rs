@@ -43,9 +43,13 @@ impl Device {
         Ok(Device::CudaEmulated)
     }
 
-    /// The first GPU when it can be used, else the CPU.
+    /// The first GPU when it can be used, else the CPU; why not is an event of `tracing` (level info), and the error of
+    /// [`Device::cuda`].
     pub fn best() -> Self {
-        Self::cuda(0).unwrap_or(Device::Cpu)
+        Self::cuda(0).unwrap_or_else(|e| {
+            tracing::info!("computing on the CPU: {e}");
+            Device::Cpu
+        })
     }
 
     /// Whether kernels of the CUDA backend run there.
@@ -73,7 +77,7 @@ impl std::str::FromStr for Device {
             "cuda-emulated" => Ok(Device::CudaEmulated),
             _ => match s.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
                 Some(n) => Ok(Device::Cuda(n)),
-                None => Err(crate::Error::device_unavailable(format!("unknown device `{s}`: expected cpu, cuda, cuda:N or cuda-emulated"))),
+                None => Err(crate::Error::argument(format!("unknown device `{s}`: expected cpu, cuda, cuda:N or cuda-emulated"))),
             },
         }
     }

@@ -10,6 +10,14 @@ use crate::tensor::Tensor;
 use std::ops::Range;
 use std::panic::Location;
 
+/// A tensor filled by `$fill`, which is given the elements `$y` and their type as `T`.
+macro_rules! build {
+    ($name:expr, $at:expr, $shape:expr, $dtype:expr, |$y:ident| $fill:expr) => {{
+        let make = || with_dtype!($dtype, T => Array::build($shape, Device::Cpu, |$y: &mut [T]| $fill));
+        make().map(Tensor::from_array).map_err(|e| e.in_op($name, $at))
+    }};
+}
+
 /// A tensor of `f(0), f(1), …`.
 fn fill(
     name: &'static str,
@@ -19,9 +27,7 @@ fn fill(
     key: Key,
     f: impl Fn(u64) -> f64 + Sync,
 ) -> Result<Tensor> {
-    let make =
-        || with_dtype!(dtype, T => Array::build(shape, Device::Cpu, |y: &mut [T]| key.fill_each(0, y, |i| <T as Element>::from_f64(f(i)))));
-    make().map(Tensor::from_array).map_err(|e| e.in_op(name, at))
+    build!(name, at, shape, dtype, |y| key.fill_each(0, y, |i| <T as Element>::from_f64(f(i))))
 }
 
 fn floats(dtype: DType) -> Result<()> {
@@ -71,7 +77,8 @@ impl Tensor {
             Ok(below(end, dtype).max(start))
         };
         let last = check().map_err(|e| e.in_op("uniform", at))?;
-        fill("uniform", at, shape.into(), dtype, key, |i| (start + (end - start) * key.uniform_f64(i)).min(last))
+        let scale = |u: f64| (start + (end - start) * u).min(last);
+        build!("uniform", at, shape.into(), dtype, |y| key.fill_uniform_as(0, y, |u| <T as Element>::from_f64(scale(u))))
     }
 
     /// Standard normal values: `Tensor::randn([2, 3], F32, key)`.
@@ -99,7 +106,7 @@ impl Tensor {
     pub fn normal(shape: impl Into<Shape>, mean: f64, std: f64, dtype: DType, key: Key) -> Result<Tensor> {
         let at = Location::caller();
         spread(mean, std).and_then(|()| floats(dtype)).map_err(|e| e.in_op("normal", at))?;
-        fill("normal", at, shape.into(), dtype, key, |i| mean + std * key.normal(i))
+        build!("normal", at, shape.into(), dtype, |y| key.fill_normal_as(0, y, |x| <T as Element>::from_f64(mean + std * x)))
     }
 
     /// Normal values conditioned on lying between two bounds, as PyTorch's `trunc_normal_` (the bounds are absolute).
@@ -133,7 +140,7 @@ impl Tensor {
         if !(0.0..=1.0).contains(&p) {
             return Err(crate::Error::argument(format!("the probability {p} is not in [0, 1]")).in_op("bernoulli", at));
         }
-        fill("bernoulli", at, shape.into(), dtype, key, |i| f64::from(u8::from(key.bernoulli(i, p))))
+        build!("bernoulli", at, shape.into(), dtype, |y| key.fill_bernoulli_as(0, p, y, [0.0, 1.0].map(<T as Element>::from_f64)))
     }
 
     /// Integers in `[start, end)`, without bias: `Tensor::randint([8], 0..10, I64, key)`.
@@ -171,7 +178,10 @@ impl Tensor {
             return Err(crate::Error::dtype(format!("{dtype} does not hold every integer below {n}")).in_op("randperm", at));
         }
         // Sorting by random words; equal words, one in 2⁶⁴, fall back to the order of the numbers.
-        let mut order: Vec<(u64, u64)> = (0..n as u64).map(|i| (key.u64(i), i)).collect();
+        let mut order: Vec<(u64, u64)> = Vec::new();
+        let oom = |_| crate::Error::out_of_memory(format!("cannot sort {n} random words")).in_op("randperm", at);
+        order.try_reserve_exact(n).map_err(oom)?;
+        order.extend((0..n as u64).map(|i| (key.u64(i), i)));
         order.sort_unstable();
         fill("randperm", at, n.into(), dtype, key, |i| order[i as usize].1 as f64)
     }
@@ -226,6 +236,7 @@ mod tests {
         p.sort_unstable();
         assert_eq!(p, (0..100).collect::<Vec<_>>());
         assert_eq!(Tensor::randperm(0, I64, key)?.numel(), 0);
+        assert!(Tensor::randperm(1 << 50, I64, key).unwrap_err().is_out_of_memory());
         let t = Tensor::truncated_normal([5000], 1.0, 2.0, 0.0..1.5, F16, key)?.to_f64_vec()?;
         assert!(t.iter().all(|v| (0.0..=1.5).contains(v)));
         let m = Tensor::bernoulli([10_000], 0.3, F64, key)?.to_f64_vec()?;

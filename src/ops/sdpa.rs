@@ -37,7 +37,8 @@ impl Sdpa {
         Sdpa { causal: true, ..Self::default() }
     }
 
-    /// Causal attention of each query to its own key and the `keys − 1` before it, as Mistral's `sliding_window`.
+    /// Causal attention of each query to its own key and the `keys − 1` before it, as Mistral's `sliding_window`; its own key is
+    /// always seen.
     pub fn sliding(keys: usize) -> Self {
         Sdpa { window: Some((keys.saturating_sub(1), 0)), ..Self::causal() }
     }
@@ -68,8 +69,8 @@ impl Sdpa {
         if self.dropout > 0.0 && self.key.is_none() {
             bail!(argument, "dropout {} needs a key", self.dropout);
         }
-        if self.scale.is_some_and(|s| !s.is_finite()) {
-            bail!(argument, "scale {:?} is not finite", self.scale);
+        if let Some(s) = self.scale.filter(|s| !s.is_finite()) {
+            bail!(argument, "the scale must be finite, found {s}");
         }
         if let Some(c) = self.softcap.filter(|&c| !(c > 0.0 && c.is_finite())) {
             bail!(argument, "the soft cap must be positive and finite, found {c}");
@@ -102,6 +103,12 @@ impl SdpaOp {
             (true, [head @ .., of_q, of_k]) => (head.get(3), Some((of_q, of_k))),
             _ => (x.get(3), None),
         }
+    }
+
+    /// Without what only the plain kernels do.
+    pub(super) fn is_plain<X>(&self, x: &[X]) -> bool {
+        let (mask, offsets) = self.parts(x);
+        mask.is_none() && offsets.is_none() && self.options.softcap.is_none() && self.options.keep().is_none()
     }
 
     fn attention<'a>(&self, x: &[cpu::In<'a>]) -> Result<Attention<'a>> {

@@ -1,6 +1,7 @@
 //! What attention and its derivative are: the textbook's loops over one query after the other.
 
 use super::sdpa::{Sdpa, SdpaOp, SdpaVjp};
+use crate::backend::attention::fits_tensor_cores;
 use crate::shape::Shape;
 use crate::testing::{Nd, Scalar};
 
@@ -36,6 +37,7 @@ fn weights_of<S: Scalar>(op: &SdpaOp, x: &[Nd<S>], index: &[usize]) -> Row<S> {
     let (tq, tk, d) = (q.shape[r - 2], k.shape[r - 2], q.shape[r - 1]);
     let scale = S::lit(op.scale_for(d));
     let at = |j: usize| [index, &[j]].concat();
+    let (query, keys) = (line(q, index), head(k, q, index));
     let mut slopes = vec![S::one(); tk];
     let scores: Vec<Option<S>> = (0..tk)
         .map(|j| {
@@ -50,9 +52,7 @@ fn weights_of<S: Scalar>(op: &SdpaOp, x: &[Nd<S>], index: &[usize]) -> Row<S> {
             if added.re() == f64::NEG_INFINITY {
                 return None;
             }
-            let row = key_index(x, index, j);
-            let terms: Vec<S> = line(q, index).iter().zip(line(k, &row)).map(|(&a, &b)| a * b).collect();
-            let mut s = scale * S::sum(&terms);
+            let mut s = scale * dot(query, keys[j]);
             if let Some(c) = op.softcap {
                 let t = s / S::lit(c);
                 slopes[j] = slope(t);
@@ -99,14 +99,22 @@ fn at_col(row: &[usize], c: usize) -> Vec<usize> {
     [row, &[c]].concat()
 }
 
-/// Where key `j` of the head that query row `index` reads lies.
-fn key_index<S: Scalar>(x: &[Nd<S>], index: &[usize], j: usize) -> Vec<usize> {
-    let r = x[0].shape.rank();
-    let group = x[0].shape[r - 3] / x[1].shape[r - 3];
+fn dot<S: Scalar>(a: &[S], b: &[S]) -> S {
+    let terms: Vec<S> = a.iter().zip(b).map(|(&a, &b)| a * b).collect();
+    S::sum(&terms)
+}
+
+/// The rows of keys or values that the query row `index` reads.
+fn head<'a, S: Scalar>(of: &'a Nd<S>, q: &Nd<S>, index: &[usize]) -> Vec<&'a [S]> {
+    let r = q.shape.rank();
     let mut row = index.to_vec();
-    row[r - 3] /= group;
-    row[r - 2] = j;
-    row
+    row[r - 3] /= q.shape[r - 3] / of.shape[r - 3];
+    (0..of.shape[r - 2])
+        .map(|j| {
+            row[r - 2] = j;
+            line(of, &row)
+        })
+        .collect()
 }
 
 /// `Σ w·v` in which a weight of 0 leaves its partner out when that is not finite.
@@ -119,16 +127,26 @@ fn weighted<S: Scalar>(terms: impl Iterator<Item = (S, S)>) -> S {
 pub(super) fn attention<S: Scalar>(op: &SdpaOp, x: &[Nd<S>]) -> Vec<Nd<S>> {
     let (q, v) = (&x[0], &x[2]);
     let r = q.shape.rank();
-    let mut row: Option<(Vec<usize>, Row<S>)> = None;
+    let stored = rounding(op, x);
+    // All columns of a row share its weights.
+    let mut row: Option<(Vec<usize>, Vec<S>, Vec<&[S]>)> = None;
     vec![Nd::from_fn(q.shape.with_dim(r - 1, v.shape[r - 1]), |i| {
         let (index, c) = (&i[..r - 1], i[r - 1]);
-        // All columns of a row share its weights.
-        if row.as_ref().is_none_or(|(of, _)| of != index) {
-            row = Some((index.to_vec(), weights_of(op, x, index)));
+        if row.as_ref().is_none_or(|(of, ..)| of != index) {
+            let weights = weights_of(op, x, index).dropped.into_iter().map(stored).collect();
+            row = Some((index.to_vec(), weights, head(v, q, index)));
         }
-        let Some((_, w)) = &row else { return S::zero() };
-        weighted(w.dropped.iter().enumerate().map(|(j, &w)| (w.stored(), line(v, &key_index(x, index, j))[c])))
+        let Some((_, w, rows)) = &row else { return S::zero() };
+        weighted(w.iter().zip(rows).map(|(&w, v)| (w, v[c])))
     })]
+}
+
+/// What becomes of a weight, or of its cotangent, before it is multiplied by rows: tensor cores multiply nothing wider than the
+/// operands' type. Where they do not take the problem, nothing is rounded.
+fn rounding<S: Scalar>(op: &SdpaOp, x: &[Nd<S>]) -> fn(S) -> S {
+    let r = x[0].shape.rank();
+    let rows = [x[0].shape[r - 1], x[2].shape[r - 1]];
+    if op.is_plain(x) && rows.into_iter().all(fits_tensor_cores) { S::stored } else { |w| w }
 }
 
 /// The wanted cotangents, given that of the result as the last of `x`.
@@ -138,24 +156,23 @@ pub(super) fn cotangents<S: Scalar>(op: &SdpaVjp, x: &[Nd<S>]) -> Vec<Nd<S>> {
     let r = q.shape.rank();
     let (d, tk) = (q.shape[r - 1], k.shape[r - 2]);
     let scale = S::lit(op.of.options.scale_for(d));
+    let stored = rounding(&op.of, x);
     let inv = op.of.options.keep().map_or(1.0, |(_, keep)| if keep > 0.0 { 1.0 / keep } else { 0.0 });
     // [.., head, query] rows of dropped weights, and of the cotangents of scores and, behind the cap, of products.
     let (mut dropped, mut scores, mut products, mut rows) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let heads = Shape::from(&q.shape[..r - 1]);
     Nd::from_fn(&heads, |index| {
-        let w = weights_of(&op.of, x, index);
+        let (w, values) = (weights_of(&op.of, x, index), head(v, q, index));
         let bars: Vec<S> = (0..tk)
             .map(|j| {
                 if w.weights[j].re() == 0.0 || (op.of.options.keep().is_some() && w.dropped[j].re() == 0.0) {
                     return S::zero();
                 }
-                let row = key_index(x, index, j);
-                let terms: Vec<S> = line(g, index).iter().zip(line(v, &row)).map(|(&a, &b)| a * b).collect();
-                S::lit(inv) * S::sum(&terms)
+                S::lit(inv) * dot(line(g, index), values[j])
             })
             .collect();
-        let dot = weighted(w.weights.iter().copied().zip(bars.iter().copied()));
-        let score: Vec<S> = w.weights.iter().zip(&bars).map(|(&p, &b)| if p.re() == 0.0 { S::zero() } else { p * (b - dot) }).collect();
+        let mean = weighted(w.weights.iter().copied().zip(bars.iter().copied()));
+        let score: Vec<S> = w.weights.iter().zip(&bars).map(|(&p, &b)| if p.re() == 0.0 { S::zero() } else { p * (b - mean) }).collect();
         let chained = (0..tk).map(|j| if w.weights[j].re() == 0.0 { S::zero() } else { score[j] * w.slopes[j] });
         products.push(chained.collect::<Vec<S>>());
         scores.push(score);
@@ -177,14 +194,19 @@ pub(super) fn cotangents<S: Scalar>(op: &SdpaVjp, x: &[Nd<S>]) -> Vec<Nd<S>> {
                 head = Some((at[..r - 2].to_vec(), readers(at)));
             }
             let readers = head.iter().flat_map(|(_, n)| n);
-            factor * weighted(readers.map(|&n| (w[n][j].stored(), line(from, &rows[n])[c])))
+            factor * weighted(readers.map(|&n| (stored(w[n][j]), line(from, &rows[n])[c])))
         })
     };
     let mut out = Vec::new();
     if op.want[0] {
+        let mut keys: Option<(usize, Vec<&[S]>)> = None;
         out.push(Nd::from_fn(&q.shape, |at| {
-            let (index, c) = (&at[..r - 1], at[r - 1]);
-            scale * weighted((0..tk).map(|j| (products[number(index)][j].stored(), line(k, &key_index(x, index, j))[c])))
+            let (n, c) = (number(&at[..r - 1]), at[r - 1]);
+            if keys.as_ref().is_none_or(|(of, _)| *of != n) {
+                keys = Some((n, head(k, q, &at[..r - 1])));
+            }
+            let rows = keys.iter().flat_map(|(_, rows)| rows);
+            scale * weighted(products[n].iter().zip(rows).map(|(&w, k)| (stored(w), k[c])))
         }));
     }
     if op.want[1] {

@@ -110,6 +110,9 @@ fn join(y_bar: &Cotangents, sizes: &[usize], axis: usize, of: &Shape) -> Result<
     apply1(Concat { axis: axis.into(), sizes: sizes.into() }, &parts)
 }
 
+/// More tensors than this would take gigabytes for their layouts alone.
+const MOST: usize = 1 << 24;
+
 /// A number of equal parts; see [`Tensor::chunk`].
 #[derive(Clone, Debug)]
 pub struct Chunk {
@@ -156,6 +159,7 @@ impl Describe for Chunk {
             Sample::check(of(9, 0), [g.normal([3])]).note("more parts than positions"),
             Sample::check(of(2, 0), [g.normal([0, 2])]).note("no elements"),
             Sample::reject(of(0, 0), [g.normal([3])], ErrorKind::Argument),
+            Sample::reject(of(1 << 25, 0), [g.normal([0, 2])], ErrorKind::OutOfMemory).note("a list that no memory holds"),
             Sample::reject(of(2, 1), [g.normal([3])], ErrorKind::Shape),
         ]
     }
@@ -167,7 +171,12 @@ impl Composite for Chunk {
         if self.parts == 0 {
             bail!(argument, "the number of parts must be at least 1");
         }
-        Split { sizes: self.sizes(x[0].shape()[axis]).into(), axis: axis.into() }.compose(x)
+        let extent = x[0].shape()[axis];
+        let count = if extent == 0 { self.parts } else { self.parts.min(extent) };
+        if count > MOST {
+            bail!(out_of_memory, "{count} parts of {} are {count} tensors; at most {MOST} are made", x[0].shape());
+        }
+        Split { sizes: self.sizes(extent).into(), axis: axis.into() }.compose(x)
     }
 }
 
@@ -192,7 +201,7 @@ impl Tensor {
     /// Each part's `ȳ` at its place; saves nothing.
     ///
     /// # Errors
-    /// Argument error for no parts; shape error when the axis does not exist.
+    /// Argument error for no parts; shape error when the axis does not exist; out of memory for more than 2²⁴ parts.
     #[track_caller]
     pub fn chunk(&self, parts: usize, axis: impl Into<Axis>) -> Result<Vec<Tensor>> {
         Ok(compose(Chunk { parts, axis: axis.into() }, &[self])?.into_vec())

@@ -153,7 +153,7 @@ impl<M: Module + Clone> Grads<M> {
         let device = named.first().map_or(Device::Cpu, |(_, g)| g.device());
         for (name, g) in &named {
             if g.device() != device {
-                bail!(device_unavailable, "the gradient of `{name}` is on {}, another on {device}", g.device());
+                bail!(device, "the gradient of `{name}` is on {}, another on {device}", g.device());
             }
             if g.is_tracked() {
                 bail!(tape, "the gradient of `{name}` is tracked: use clip_global_norm, which is recorded");

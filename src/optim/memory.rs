@@ -466,7 +466,7 @@ fn for_each_param<M: Module + Clone>(
             bail!(shape, "the gradient of `{name}` is {} {}, the parameter {} {}", g.dtype(), g.shape(), p.dtype(), p.shape());
         }
         if g.device() != p.device() {
-            bail!(device_unavailable, "the gradient of `{name}` is on {}, the parameter on {}", g.device(), p.device());
+            bail!(device, "the gradient of `{name}` is on {}, the parameter on {}", g.device(), p.device());
         }
         f(name, p, g)
     })?;

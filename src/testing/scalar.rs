@@ -89,12 +89,16 @@ pub trait Scalar:
     }
     /// Pairwise sum: its error bound grows with log n.
     fn sum(x: &[Self]) -> Self {
+        Self::sum_by(x, &|t| *t)
+    }
+    /// Pairwise sum of what `f` makes of the elements, each of which it may be asked for more than once.
+    fn sum_by<X>(x: &[X], f: &impl Fn(&X) -> Self) -> Self {
         match x {
             [] => Self::zero(),
-            [a] => *a,
+            [a] => f(a),
             _ => {
                 let (l, r) = x.split_at(x.len() / 2);
-                Self::sum(l) + Self::sum(r)
+                Self::sum_by(l, f) + Self::sum_by(r, f)
             }
         }
     }
@@ -216,9 +220,8 @@ impl<T: Scalar> Neg for Dual<T> {
 }
 
 impl<T: Scalar> Scalar for Dual<T> {
-    fn sum(x: &[Self]) -> Self {
-        let part = |f: fn(&Self) -> T| T::sum(&x.iter().map(f).collect::<Vec<_>>());
-        Dual { v: part(|t| t.v), d: part(|t| t.d) }
+    fn sum_by<X>(x: &[X], f: &impl Fn(&X) -> Self) -> Self {
+        Dual { v: T::sum_by(x, &|t| f(t).v), d: T::sum_by(x, &|t| f(t).d) }
     }
     fn lit(x: f64) -> Self {
         Dual { v: T::lit(x), d: T::zero() }
@@ -342,12 +345,25 @@ impl Neg for Ball {
 
 impl Scalar for Ball {
     /// A bound for every pairwise order: each term takes part in log₂ n additions, whatever it is added to.
-    fn sum(x: &[Self]) -> Self {
-        let terms = x.iter().filter(|t| t.v != 0.0).count();
+    fn sum_by<X>(x: &[X], f: &impl Fn(&X) -> Self) -> Self {
+        /// Sums of values, errors, sizes and narrow errors, and how many terms are not 0.
+        fn parts<X>(x: &[X], f: &impl Fn(&X) -> Ball) -> ([f64; 4], usize) {
+            match x {
+                [] => ([0.0; 4], 0),
+                [a] => {
+                    let t = f(a);
+                    ([t.v, t.e, t.v.abs(), t.h], usize::from(t.v != 0.0))
+                }
+                _ => {
+                    let (l, r) = x.split_at(x.len() / 2);
+                    let ((a, n), (b, m)) = (parts(l, f), parts(r, f));
+                    ([a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3]], n + m)
+                }
+            }
+        }
+        let ([v, e, size, h], terms) = parts(x, f);
         let depth = f64::from(terms.max(1).next_power_of_two().trailing_zeros());
-        let pairwise = |f: &dyn Fn(&Self) -> f64| <f64 as Scalar>::sum(&x.iter().map(f).collect::<Vec<_>>());
-        let (v, e, size) = (pairwise(&|t| t.v), pairwise(&|t| t.e), pairwise(&|t| t.v.abs()));
-        Ball { v, e: e + scaled(depth, size), h: pairwise(&|t| t.h) }
+        Ball { v, e: e + scaled(depth, size), h }
     }
     fn lit(x: f64) -> Self {
         Ball { v: x, e: 0.0, h: 0.0 }

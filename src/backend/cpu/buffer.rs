@@ -69,7 +69,10 @@ fn free_list() -> MutexGuard<'static, HashMap<usize, Vec<Block>>> {
 /// A raw block of initialised memory.
 #[derive(Debug)]
 struct Block {
+    /// Aligned, within what the system gave.
     ptr: NonNull<u8>,
+    /// What the system gave.
+    base: NonNull<u8>,
     bytes: usize,
 }
 
@@ -88,22 +91,29 @@ fn size_class(bytes: usize) -> Option<usize> {
 impl Block {
     fn alloc(bytes: usize) -> Result<Self> {
         let oom = || Error::out_of_memory(format!("cannot allocate {bytes} bytes of host memory ({} in use)", IN_USE.load(Relaxed)));
-        let class = size_class(bytes).filter(|&c| c <= isize::MAX as usize - ALIGN).ok_or_else(oom)?;
+        let class = size_class(bytes).filter(|&c| c <= isize::MAX as usize - 2 * ALIGN).ok_or_else(oom)?;
         if let Some(b) = free_list().get_mut(&class).and_then(Vec::pop) {
             CACHED.fetch_sub(class, Relaxed);
             return Ok(b);
         }
-        let layout = AllocLayout::from_size_align(class, ALIGN).map_err(|_| oom())?;
+        // Zeroed memory is initialised memory, and for large blocks the system provides it without touching pages: but only at
+        // its own alignment, beyond which the allocator would fill it by hand. The alignment is made here.
         // SAFETY: `class` is at least ALIGN, so the layout is not zero-sized.
-        // Zeroed memory is initialised memory, and for large blocks the system provides it without touching pages.
-        let ptr = unsafe { alloc_zeroed(layout) };
+        let base = NonNull::new(unsafe { alloc_zeroed(Self::layout(class)) }).ok_or_else(oom)?;
         FRESH.fetch_add(1, Relaxed);
-        NonNull::new(ptr).map(|ptr| Block { ptr, bytes: class }).ok_or_else(oom)
+        // SAFETY: at most ALIGN bytes further, where another `class` bytes follow.
+        let ptr = unsafe { base.add(base.align_offset(ALIGN)) };
+        Ok(Block { ptr, base, bytes: class })
+    }
+
+    fn layout(class: usize) -> AllocLayout {
+        // SAFETY: 8 is a power of two, and `alloc` refuses classes that exceed `isize::MAX` with ALIGN.
+        unsafe { AllocLayout::from_size_align_unchecked(class + ALIGN, 8) }
     }
 
     fn free(self) {
-        // SAFETY: `ptr` came from `alloc_zeroed` with exactly this size and alignment, and `self` is consumed.
-        unsafe { dealloc(self.ptr.as_ptr(), AllocLayout::from_size_align_unchecked(self.bytes, ALIGN)) }
+        // SAFETY: `base` came from `alloc_zeroed` with exactly this size and alignment, and `self` is consumed.
+        unsafe { dealloc(self.base.as_ptr(), Self::layout(self.bytes)) }
     }
 }
 
@@ -117,6 +127,15 @@ pub(crate) struct Buffer {
 
 impl Buffer {
     pub(crate) fn alloc(dtype: DType, len: usize) -> Result<Self> {
+        let mut buffer = Self::alloc_untouched(dtype, len)?;
+        if POISON.load(Relaxed) {
+            with_dtype!(dtype, T => buffer.slice_mut::<T>().fill(if dtype.is_float() { T::from_f64(f64::NAN) } else { T::from_f64(dtype.max_value()) }));
+        }
+        Ok(buffer)
+    }
+
+    /// Memory that is not poisoned: the pages of a large block cost nothing until they are written.
+    pub(crate) fn alloc_untouched(dtype: DType, len: usize) -> Result<Self> {
         let bytes = len
             .checked_mul(dtype.size())
             .ok_or_else(|| Error::out_of_memory(format!("{len} elements of {dtype} exceed the address space")))?;
@@ -125,11 +144,7 @@ impl Buffer {
             let now = IN_USE.fetch_add(b.bytes, Relaxed) + b.bytes;
             PEAK.fetch_max(now, Relaxed);
         }
-        let mut buffer = Buffer { block, dtype, len };
-        if POISON.load(Relaxed) {
-            with_dtype!(dtype, T => buffer.slice_mut::<T>().fill(if dtype.is_float() { T::from_f64(f64::NAN) } else { T::from_f64(dtype.max_value()) }));
-        }
-        Ok(buffer)
+        Ok(Buffer { block, dtype, len })
     }
 
     pub(crate) fn dtype(&self) -> DType {

@@ -63,7 +63,7 @@ impl Context {
                     "cuda-emulated needs the crate's feature `emulator` (it compiles the kernels with a C++ compiler)",
                 ));
             }
-            Device::Cpu => return Err(Error::device_unavailable("cpu is no CUDA device")),
+            Device::Cpu => return Err(Error::device("cpu is no CUDA device")),
         };
         let context: &'static Context = Box::leak(Box::new(Context {
             device,

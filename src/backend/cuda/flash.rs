@@ -4,6 +4,7 @@ use super::attention::{Attention, Heads, Scores, TILE};
 use super::buffer::Buffer;
 use super::kernels::{sdpa_mma as forward, sdpa_mma_vjp as vjp};
 use super::launch::{Dst, Grid, Src};
+use crate::backend::attention::fits_tensor_cores;
 use crate::dtype::DType;
 use crate::error::Result;
 
@@ -14,8 +15,6 @@ const NOTED: usize = 16;
 const STAGED: usize = 32;
 /// Elements in 16 bytes.
 const PACK: i64 = 8;
-/// Widest row that the tensor cores' kernels take.
-const WIDEST: i64 = 128;
 /// More keys than there are, and far from overflow.
 const FAR: i64 = i64::MAX / 4;
 
@@ -71,7 +70,7 @@ impl Attention<'_> {
             threshold: _,
         } = self.scores;
         let plain = self.allowed.is_none() && self.added.is_none() && dropout == 0 && softcap == 0.0 && spans == 0;
-        let fits = heads > 0 && [d, dv].iter().all(|&n| n > 0 && n <= WIDEST && n % PACK == 0);
+        let fits = heads > 0 && [d, dv].into_iter().all(|n| usize::try_from(n).is_ok_and(fits_tensor_cores));
         let packs = [&self.q, &self.k, &self.v].into_iter().chain(g).all(|(x, heads)| in_packs(x, heads));
         // The kernels look for the largest product as the largest score; a scale that is 0 or infinite in f32 has none.
         let scale2 = (scale * std::f64::consts::LOG2_E) as f32;

@@ -1,10 +1,15 @@
 //! The layouts under which operands are given: each op must read all of them.
 
+use crate::array::Array;
+use crate::backend::{Storage, cpu::Buffer};
 use crate::dtype::{DType, Element, with_dtype};
 use crate::error::Result;
 use crate::layout::{Layout, contiguous_strides};
 use crate::shape::{Dims, Shape};
 use crate::tensor::Tensor;
+
+/// A place that 32 bits do not hold, whether they count elements or, signed, anything.
+const BEYOND_32_BITS: usize = (1 << 31) + 7;
 
 /// How a tensor lies in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -19,10 +24,13 @@ pub enum Arrangement {
     Expanded,
     /// Row-major, but one element past an aligned address.
     Misaligned,
+    /// One axis' neighbours so far apart that 32 bits do not hold an element's place. Host memory only: its pages cost nothing
+    /// until they are written.
+    Far,
 }
 
 impl Arrangement {
-    /// Every arrangement.
+    /// Every arrangement that costs little.
     pub const ALL: [Arrangement; 5] =
         [Arrangement::Contiguous, Arrangement::Transposed, Arrangement::Offset, Arrangement::Expanded, Arrangement::Misaligned];
 
@@ -34,6 +42,7 @@ impl Arrangement {
             Arrangement::Offset => "offset",
             Arrangement::Expanded => "expanded",
             Arrangement::Misaligned => "misaligned",
+            Arrangement::Far => "far",
         }
     }
 
@@ -53,6 +62,8 @@ pub(super) fn arrange(values: &[f64], shape: &Shape, dtype: DType, how: Arrangem
     match how {
         Arrangement::Contiguous => {}
         _ if n == 0 => return Ok(None),
+        // Gigabytes of address space, which a small machine may refuse.
+        Arrangement::Far if dtype.size() > 2 => return Ok(None),
         Arrangement::Misaligned => {
             offset = 1;
             len = n + 1;
@@ -85,27 +96,33 @@ pub(super) fn arrange(values: &[f64], shape: &Shape, dtype: DType, how: Arrangem
                 (offset, len) = (2, 4);
             }
         }
-        Arrangement::Expanded => {
+        Arrangement::Expanded | Arrangement::Far => {
             let axes: Vec<usize> = (0..rank).filter(|&i| shape[i] > 1).collect();
             if axes.is_empty() {
                 return Ok(None);
             }
             let axis = axes[turn % axes.len()];
+            let (plane, last) = (n / shape[axis], shape[axis] - 1);
             strides = contiguous_strides(&shape.with_dim(axis, 1));
-            strides[axis] = 0;
-            len = n / shape[axis];
+            strides[axis] = if how == Arrangement::Far { BEYOND_32_BITS.div_ceil(last).max(plane) } else { 0 };
+            len = strides[axis] * last + plane;
         }
     }
     let layout = Layout::from_parts(shape.clone(), strides, offset)?;
     with_dtype!(dtype, T => {
         let gap = if dtype.is_float() { <T as Element>::from_f64(f64::NAN) } else { <T as Element>::from_f64(dtype.max_value()) };
-        let mut storage: Vec<T> = vec![gap; len];
+        let mut buffer = Buffer::alloc_untouched(dtype, len)?;
+        let storage = buffer.slice_mut::<T>();
+        // What lies between the rows of a far layout stays untouched.
+        if how != Arrangement::Far {
+            storage.fill(gap);
+        }
         // Backwards, so that the first of several values at one place stays.
         for (at, &v) in layout.indices().collect::<Vec<_>>().into_iter().zip(values).rev() {
             storage[at] = <T as Element>::from_f64(v);
         }
-        let whole = Tensor::from_slice(&storage, [len])?;
-        Ok(Some(Tensor::from_array(whole.array.with_layout(layout)?)))
+        let whole = Array::from_storage(Storage::Cpu(buffer), dtype, Shape::from([len]));
+        Ok(Some(Tensor::from_array(whole.with_layout(layout)?)))
     })
 }
 
@@ -118,9 +135,9 @@ mod tests {
         for shape in [vec![], vec![1], vec![5], vec![2, 3], vec![3, 1, 4], vec![2, 2, 3, 2]] {
             let shape = Shape::from(shape);
             let values: Vec<f64> = (0..shape.numel()).map(|i| i as f64).collect();
-            for how in Arrangement::ALL {
+            for how in Arrangement::ALL.into_iter().chain([Arrangement::Far]) {
                 for turn in 0..3 {
-                    let Some(t) = arrange(&values, &shape, DType::F32, how, turn)? else { continue };
+                    let Some(t) = arrange(&values, &shape, DType::BF16, how, turn)? else { continue };
                     assert_eq!(t.shape(), &shape);
                     let got = t.to_f64_vec()?;
                     assert!(got.iter().all(|v| v.is_finite()), "{how:?} of {shape} shows a neighbour");
