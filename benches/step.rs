@@ -1,17 +1,21 @@
-//! Whole training steps: a transformer block, nanoGPT's CPU configuration, and a small GPT of 10.8 M parameters.
+//! Whole training steps: a transformer block, nanoGPT's CPU configuration, a small GPT of 10.8 M parameters, GPT-2 of 124 M.
 //!
 //! The workloads are those of the comparison with other frameworks: f32, one step is forward, backward to all parameters,
-//! clipping by the global norm and AdamW. `cargo bench --bench step -- gptbaby`; threads are rayon's (`RAYON_NUM_THREADS`).
+//! clipping by the global norm (not for GPT-2) and AdamW. `cargo bench --bench step -- gptbaby`; threads are rayon's
+//! (`RAYON_NUM_THREADS`). benches/peers/compare.py runs them (`COTANGENT_TURNS=gpt2`) in turns with PyTorch's.
+
+#[path = "common/turns.rs"]
+mod turns;
 
 use cotangent::nn::{Activation, Block, CausalSelfAttention, Gpt, GptConfig, LayerNorm, Linear, Mlp, NormOrder};
 use cotangent::optim::AdamW;
-use cotangent::{F32, Key, Result, Tensor, value_and_grad};
+use cotangent::{Error, F32, Key, Result, Tensor, value_and_grad};
 use criterion::{Criterion, Throughput};
 use std::hint::black_box;
 use std::time::Duration;
 
 /// A pre-norm block, batch 4, time 128, width 256, 8 heads, tanh GELU: gradients of the input and of all weights.
-fn block(c: &mut Criterion) -> Result<()> {
+fn block() -> Result<((Block, Tensor), Tensor)> {
     let (batch, time, width, heads) = (4, 128, 256, 8);
     let key = Key::new(1);
     let linear = |i, o, k| Linear::normal(i, o, true, 0.02, F32, key.fold(k));
@@ -30,58 +34,94 @@ fn block(c: &mut Criterion) -> Result<()> {
     let x = Tensor::randn([batch, time, width], F32, key.fold(4))?;
     let weights = Tensor::randn([batch, time, width], F32, key.fold(5))?;
     let both = (model, x);
-    let mut group = c.benchmark_group("block");
-    group.throughput(Throughput::Elements((batch * time) as u64));
-    group.bench_function("forward", |b| b.iter(|| black_box(both.0.forward(&both.1, None).expect("forward"))));
-    group.bench_function("forward+backward", |b| {
-        b.iter(|| black_box(value_and_grad(&both, |(m, x)| m.forward(x, None)?.mul(&weights)?.sum(..)).expect("gradient")));
-    });
-    group.finish();
+    Ok((both, weights))
+}
+
+/// Gradients of the block's input and weights.
+fn block_step((both, weights): &((Block, Tensor), Tensor)) -> Result<()> {
+    black_box(value_and_grad(both, |(m, x)| m.forward(x, None)?.mul(weights)?.sum(..))?);
     Ok(())
 }
 
-fn gpt(c: &mut Criterion, name: &str, config: &GptConfig, batch: usize) -> Result<()> {
-    let key = Key::new(2);
-    let mut model = Gpt::new(config, F32, key.fold(0))?;
-    let draw = |k: u64| -> Result<Tensor> {
-        let n = batch * config.context;
-        let ids: Vec<i64> = (0..n as u64).map(|i| key.fold(k).below(i, config.vocabulary as u64) as i64).collect();
-        Tensor::from_slice(&ids, [batch, config.context])
-    };
-    let (x, y) = (draw(1)?, draw(2)?);
-    let mut adam = AdamW { lr: 1e-4, ..AdamW::default() };
-    let mut group = c.benchmark_group(name);
-    group.sample_size(10);
-    group.throughput(Throughput::Elements((batch * config.context) as u64));
-    group.bench_function("forward", |b| b.iter(|| black_box(model.loss(&x, &y, None).expect("loss"))));
-    group.bench_function("forward+backward", |b| b.iter(|| black_box(value_and_grad(&model, |m| m.loss(&x, &y, None)).expect("gradient"))));
-    group.bench_function("step", |b| {
-        b.iter(|| {
-            let (loss, mut grads) = value_and_grad(&model, |m| m.loss(&x, &y, None)).expect("gradient");
-            grads.clip_global_norm(1.0).expect("clip");
-            adam.step(&mut model, &grads).expect("step");
-            black_box(loss)
-        });
-    });
-    group.finish();
-    Ok(())
+/// A model, what it trains on, and its optimizer.
+struct Training {
+    model: Gpt,
+    tokens: Tensor,
+    targets: Tensor,
+    adam: AdamW,
+    clips: bool,
+}
+
+impl Training {
+    fn new(config: &GptConfig, batch: usize, clips: bool) -> Result<Self> {
+        let key = Key::new(2);
+        let draw = |k: u64| -> Result<Tensor> {
+            let n = batch * config.context;
+            let ids: Vec<i64> = (0..n as u64).map(|i| key.fold(k).below(i, config.vocabulary as u64) as i64).collect();
+            Tensor::from_slice(&ids, [batch, config.context])
+        };
+        let adam = AdamW { lr: 1e-4, ..AdamW::default() };
+        Ok(Training { model: Gpt::new(config, F32, key.fold(0))?, tokens: draw(1)?, targets: draw(2)?, adam, clips })
+    }
+
+    fn step(&mut self) -> Result<()> {
+        let (loss, mut grads) = value_and_grad(&self.model, |m| m.loss(&self.tokens, &self.targets, None))?;
+        if self.clips {
+            grads.clip_global_norm(1.0)?;
+        }
+        self.adam.step(&mut self.model, &grads)?;
+        black_box(loss.item()?);
+        Ok(())
+    }
+}
+
+/// Configuration, batch and whether gradients are clipped.
+fn training(name: &str) -> Option<(GptConfig, usize, bool)> {
+    let default = GptConfig { bias: true, activation: Activation::GeluTanh, ..GptConfig::default() };
+    match name {
+        "nanogpt" => Some((GptConfig::default(), 12, true)),
+        "gptbaby" => Some((GptConfig { context: 256, layers: 6, heads: 6, width: 384, ..default }, 8, true)),
+        "gpt2" => Some((GptConfig { vocabulary: 50_257, context: 256, layers: 12, heads: 12, width: 768, ..default }, 1, false)),
+        _ => None,
+    }
 }
 
 fn main() -> Result<()> {
+    if let Ok(name) = std::env::var("COTANGENT_TURNS") {
+        if name == "block" {
+            let parts = block()?;
+            return turns::serve(Box::new(move || block_step(&parts)));
+        }
+        let (config, batch, clips) = training(&name).ok_or_else(|| Error::argument(format!("no workload is named {name}")))?;
+        let mut training = Training::new(&config, batch, clips)?;
+        return turns::serve(Box::new(move || training.step()));
+    }
     let mut c = Criterion::default().warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(5)).configure_from_args();
-    block(&mut c)?;
-    gpt(&mut c, "nanogpt", &GptConfig::default(), 12)?;
-    let baby = GptConfig {
-        vocabulary: 65,
-        context: 256,
-        layers: 6,
-        heads: 6,
-        width: 384,
-        bias: true,
-        dropout: 0.0,
-        activation: Activation::GeluTanh,
-    };
-    gpt(&mut c, "gptbaby", &baby, 8)?;
+    let parts = block()?;
+    let mut group = c.benchmark_group("block");
+    group.bench_function("forward", |b| b.iter(|| black_box(parts.0.0.forward(&parts.0.1, None).expect("forward"))));
+    group.bench_function("forward+backward", |b| b.iter(|| block_step(&parts).expect("gradient")));
+    group.finish();
+    for name in ["nanogpt", "gptbaby", "gpt2"] {
+        let Some((config, batch, clips)) = training(name) else { continue };
+        let make = || Training::new(&config, batch, clips).expect("model");
+        let mut group = c.benchmark_group(name);
+        group.sample_size(10);
+        group.throughput(Throughput::Elements((batch * config.context) as u64));
+        group.bench_function("forward", |b| {
+            let t = make();
+            b.iter(|| black_box(t.model.loss(&t.tokens, &t.targets, None).expect("loss")));
+        });
+        group.bench_function("forward+backward", |b| {
+            let t = make();
+            b.iter(|| black_box(value_and_grad(&t.model, |m| m.loss(&t.tokens, &t.targets, None)).expect("gradient")));
+        });
+        group.bench_function("step", |b| {
+            let mut t = make();
+            b.iter(|| t.step().expect("step"));
+        });
+        group.finish();
+    }
     c.final_summary();
     Ok(())
 }

@@ -181,6 +181,36 @@ fn a_gpts_loss_is_the_cross_entropy_of_its_logits_without_keeping_them() -> Resu
     Ok(())
 }
 
+/// The gradients that the forward pass kept are handed out as they are when the loss itself is differentiated, and a second pull
+/// gets them unchanged.
+#[test]
+fn a_loss_by_itself_is_not_multiplied() -> Result<()> {
+    let x = [randn(&[6, 5], F32, 1), randn(&[40, 5], F32, 2)];
+    let targets = Tensor::from_slice(&[0i64, 39, 7, -100, 7, 1], [6])?;
+    let gradients = |by: f64| -> Result<Vec<Tensor>> {
+        let tape = Tape::new();
+        let x: Vec<Tensor> = x.iter().map(|t| tape.watch(t)).collect::<Result<_>>()?;
+        let y = x[0].linear_cross_entropy(&x[1], &targets, &CrossEntropy::default())?;
+        let g = tape.backward_from(&[(&y, Tensor::full((), by, F32)?)])?;
+        x.iter().map(|x| g.get(x).cloned()).collect()
+    };
+    for (one, two) in gradients(1.0)?.iter().zip(gradients(2.0)?) {
+        assert_eq!(bits(&one.mul_scalar(2.0)?), bits(&two));
+    }
+    let both = (x[0].clone(), x[1].clone());
+    let pull = cotangent::vjp(&both, |(x, w)| x.linear_cross_entropy(w, &targets, &CrossEntropy::default()))?;
+    let one = Tensor::full((), 1.0, F32)?;
+    let (mut first, second) = (pull.pull(&one)?, pull.pull(&one)?);
+    let before = bits(&second.0);
+    first.update(|_, g| {
+        *g = g.mul_scalar(3.0)?;
+        Ok(())
+    })?;
+    assert_eq!(before, bits(&pull.pull(&one)?.0));
+    assert_eq!(bits(&pull.pull(&one)?.1), bits(&gradients(1.0)?[1]));
+    Ok(())
+}
+
 /// More than one piece of logits, at the size that the method chooses.
 #[test]
 fn linear_cross_entropy_in_pieces_is_the_composition() -> Result<()> {

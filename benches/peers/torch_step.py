@@ -1,22 +1,22 @@
 #!/usr/bin/env python3
-"""Training steps of the GPT configurations that benches/step.rs times, in PyTorch.
+"""The workloads of benches/step.rs in PyTorch, served in turns: see compare.py.
 
-    THREADS=2 MODE=eager|compile python3 benches/peers/torch_step.py [config ...]
+    THREADS=2 MODE=eager|compile python3 benches/peers/torch_step.py gptbaby
 
-Prints one line per configuration: name, mode, threads, median ms per step, peak memory of the process in MiB.
-Configurations: nanogpt (4 layers, width 128, 4 heads, T 64, B 12, vocabulary 65, no bias, erf GELU) and
-gptbaby (6 layers, width 384, 6 heads, T 256, B 8, vocabulary 65, biases, tanh GELU).
+block: a pre-norm block (B 4, T 128, width 256, 8 heads), gradients of input and weights. nanogpt (4 layers, width 128, 4 heads, T 64,
+B 12, vocabulary 65, no bias, erf GELU), gptbaby (6 layers, width 384, 6 heads, T 256, B 8, vocabulary 65, biases, tanh GELU) and
+gpt2 (12 layers, width 768, 12 heads, T 256, B 1, vocabulary 50257, biases, tanh GELU): full steps with AdamW, the first two with
+clipping.
 """
 import os
-import resource
 import sys
-import time
 
 THREADS = int(os.environ.get("THREADS", "2"))
 os.environ["OMP_NUM_THREADS"] = str(THREADS)
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from turns import serve
 
 torch.set_num_threads(THREADS)
 torch.manual_seed(0)
@@ -24,6 +24,7 @@ MODE = os.environ.get("MODE", "eager")
 CONFIGS = {
     "nanogpt": dict(layers=4, width=128, heads=4, time=64, batch=12, vocab=65, bias=False, tanh=False),
     "gptbaby": dict(layers=6, width=384, heads=6, time=256, batch=8, vocab=65, bias=True, tanh=True),
+    "gpt2": dict(layers=12, width=768, heads=12, time=256, batch=1, vocab=50257, bias=True, tanh=True, clips=False),
 }
 
 
@@ -62,36 +63,41 @@ class Gpt(nn.Module):
         return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))
 
 
-def main():
-    for name in sys.argv[1:] or CONFIGS:
-        c = CONFIGS[name]
-        model = Gpt(c)
-        decay = [p for p in model.parameters() if p.dim() >= 2]
-        rest = [p for p in model.parameters() if p.dim() < 2]
-        groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-        adam = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), fused=True)
-        loss_of = torch.compile(model) if MODE == "compile" else model
-        tokens = torch.randint(0, c["vocab"], (c["batch"], c["time"]))
-        targets = torch.randint(0, c["vocab"], (c["batch"], c["time"]))
+def block():
+    model = Block(dict(width=256, heads=8, bias=True, tanh=True))
+    x, weights = torch.randn(4, 128, 256, requires_grad=True), torch.randn(4, 128, 256)
+    loss_of = lambda x: (model(x) * weights).sum()
+    loss_of = torch.compile(loss_of) if MODE == "compile" else loss_of
 
-        def step():
-            adam.zero_grad(set_to_none=True)
-            loss = loss_of(tokens, targets)
-            loss.backward()
+    def step():
+        model.zero_grad(set_to_none=True)
+        x.grad = None
+        loss_of(x).backward()
+
+    return step
+
+
+def training(c):
+    model = Gpt(c)
+    decay = [p for p in model.parameters() if p.dim() >= 2]
+    rest = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    adam = torch.optim.AdamW(groups, lr=1e-4, fused=True)
+    loss_of = torch.compile(model) if MODE == "compile" else model
+    tokens = torch.randint(0, c["vocab"], (c["batch"], c["time"]))
+    targets = torch.randint(0, c["vocab"], (c["batch"], c["time"]))
+
+    def step():
+        adam.zero_grad(set_to_none=True)
+        loss = loss_of(tokens, targets)
+        loss.backward()
+        if c.get("clips", True):
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            adam.step()
-            return loss.item()
+        adam.step()
+        return loss.item()
 
-        for _ in range(5):
-            step()
-        times = []
-        start = time.perf_counter()
-        while time.perf_counter() - start < float(os.environ.get("SECONDS_EACH", "8")) or len(times) < 5:
-            t = time.perf_counter()
-            step()
-            times.append(time.perf_counter() - t)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(f"{name},torch-{MODE},{THREADS},{sorted(times)[len(times) // 2] * 1e3:.2f},{peak:.0f}", flush=True)
+    return step
 
 
-main()
+if __name__ == "__main__":
+    serve(block() if sys.argv[1] == "block" else training(CONFIGS[sys.argv[1]]))

@@ -7,6 +7,7 @@ use super::norm::widened;
 use crate::backend::cpu::gemm::{GemmFloat, Mat, gemm};
 use crate::backend::cpu::par::*;
 use crate::backend::cpu::{self, Buffer, Compute, Contiguous, Real, map, rows, simd};
+use crate::backend::Device;
 use crate::backend::cuda::{self, linear_loss};
 use crate::dtype::{DType, Element, with_float};
 use crate::error::{Result, bail};
@@ -178,9 +179,18 @@ impl Op for LinearCrossEntropy {
 
     fn vjp(&self, saved: &Saved, y_bar: &Cotangents, want: &[bool]) -> Result<InputCotangents> {
         refuse_weights(self.of.weighted && want[3])?;
-        let n = self.g();
+        let (n, bar) = (self.g(), y_bar.only()?);
         let mut inputs: SmallVec<[&Tensor; 8]> = (0..n).map(|i| saved.get(i)).collect::<Result<_>>()?;
-        inputs.push(y_bar.only()?);
+        // The usual case: the loss itself is differentiated, once. What the forward pass kept is the answer, without a pass over
+        // it. (On a GPU reading the number back would wait for the device.)
+        let kept = |i: usize| if want[i] { saved.maybe(n + 1 + i) } else { None };
+        let complete = (0..2).all(|i| !want[i] || kept(i).is_some());
+        if complete && bar.device() == Device::Cpu && !bar.is_tracked() && !inputs.iter().any(|x| x.is_tracked()) && bar.item()? == 1.0 {
+            let mut bars: InputCotangents = (0..2).map(|i| kept(i).cloned()).collect();
+            bars.resize(want.len(), None);
+            return Ok(bars);
+        }
+        inputs.push(bar);
         inputs.push(saved.get(n)?);
         inputs.extend((0..2).filter_map(|i| saved.maybe(n + 1 + i)));
         let op = LinearCrossEntropyVjp { of: self.clone(), stats: true, want: [want[0], want[1]] };

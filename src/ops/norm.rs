@@ -238,6 +238,7 @@ impl<const CENTRED: bool> Norm<CENTRED> {
                 || {
                     for (r, (y, s)) in y.chunks_exact_mut(n).zip(stats.chunks_exact_mut(2)).enumerate() {
                         let at = first + r * n;
+                        rows::prefetch(x, at + n, n);
                         match (&mut sum, other) {
                             (Some(sum), Some(other)) => {
                                 let sum = &mut sum[r * n..(r + 1) * n];

@@ -309,6 +309,9 @@ impl<T: Compute> Rows<'_, T> {
             || {
                 for r in first..last {
                     let (x, g) = (&self.x[r * n..(r + 1) * n], &self.g[r * n..(r + 1) * n]);
+                    for next in [self.x, self.g] {
+                        rows::prefetch(next, (r + 1) * n, n);
+                    }
                     rows::load(x, xhat);
                     let (mean, rstd) = match self.stats {
                         Some(s) => (s[2 * r], s[2 * r + 1]),

@@ -1,0 +1,32 @@
+//! Workloads that are timed in turns with other programs: a script starts one process of each, and gives them turns by lines.
+
+use cotangent::{Error, Result};
+use std::io::{BufRead, Write};
+use std::time::Instant;
+
+/// One run of a workload.
+pub type Work = Box<dyn FnMut() -> Result<()>>;
+
+/// Every line of the standard input is a turn: so many seconds. The answer is a line with the milliseconds of the runs that began
+/// in it, the first one (cold caches) left out. Two runs before the first turn warm up.
+///
+/// # Errors
+/// What the workload refuses; an argument error for a line that is no number.
+pub fn serve(mut work: Work) -> Result<()> {
+    let failed = |e: &dyn std::fmt::Display| Error::argument(format!("turns: {e}"));
+    work()?;
+    work()?;
+    for line in std::io::stdin().lock().lines() {
+        let seconds: f64 = line.map_err(|e| failed(&e))?.trim().parse().map_err(|e| failed(&e))?;
+        work()?;
+        let (start, mut times) = (Instant::now(), Vec::new());
+        while times.is_empty() || start.elapsed().as_secs_f64() < seconds {
+            let run = Instant::now();
+            work()?;
+            times.push(format!("{:.4}", run.elapsed().as_secs_f64() * 1e3));
+        }
+        println!("{}", times.join(","));
+        std::io::stdout().flush().map_err(|e| failed(&e))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,144 @@
+//! The ops that training spends its time in, forward and backward, at the sizes of the comparison with PyTorch on the CPU.
+//!
+//! `cargo bench --bench table -- softmax` times by criterion; f32 unless `COTANGENT_BENCH_DTYPES` says another; threads are
+//! rayon's (`RAYON_NUM_THREADS`). benches/peers/compare.py runs the same workloads (`COTANGENT_TURNS=softmax`) in turns with
+//! PyTorch's (benches/peers/torch_table.py). `attention@2048` has another length, `linear@256` another number of rows,
+//! `layer_norm@1024` another width.
+
+#[path = "common/turns.rs"]
+mod turns;
+
+use cotangent::nn::{Activation, Gpt, GptConfig};
+use cotangent::optim::AdamW;
+use cotangent::{DType, Error, F32, I64, Key, Result, Tape, Tensor, ops::CrossEntropy, ops::Sdpa, value_and_grad};
+use criterion::Criterion;
+use std::hint::black_box;
+use std::time::Duration;
+use turns::Work;
+
+/// In the order of the table; the last ones are none of its ten.
+const NAMES: [&str; 16] = [
+    "attention",
+    "layer_norm",
+    "rms_norm",
+    "softmax",
+    "cross_entropy",
+    "gelu",
+    "swiglu",
+    "embedding",
+    "linear",
+    "adamw",
+    "gelu_tanh",
+    "add",
+    "mul",
+    "linear_cross_entropy",
+    "head_cross_entropy",
+    "copy",
+];
+
+/// GPT-2 with 124 M parameters, 256 tokens of context as in the training step.
+pub fn gpt2() -> GptConfig {
+    GptConfig {
+        vocabulary: 50_257,
+        context: 256,
+        layers: 12,
+        heads: 12,
+        width: 768,
+        bias: true,
+        dropout: 0.0,
+        activation: Activation::GeluTanh,
+    }
+}
+
+/// Forward, and backward from random cotangents, to all float operands.
+fn both(x: Vec<Tensor>, f: impl Fn(&[Tensor]) -> Result<Tensor> + 'static) -> Result<Work> {
+    let y = f(&x)?;
+    let seed = Tensor::randn(y.shape().clone(), y.dtype(), Key::new(9))?;
+    Ok(Box::new(move || {
+        let tape = Tape::new();
+        let x: Vec<Tensor> = x.iter().map(|t| if t.dtype().is_float() { tape.watch(t) } else { Ok(t.clone()) }).collect::<Result<_>>()?;
+        let y = f(&x)?;
+        black_box(tape.backward_from(&[(&y, seed.clone())])?);
+        Ok(())
+    }))
+}
+
+fn work(name: &str, dtype: DType) -> Result<Work> {
+    let (name, size) = name.split_once('@').map_or((name, None), |(n, s)| (n, s.parse::<usize>().ok()));
+    let random = |shape: &[usize], k| Tensor::randn(shape, dtype, Key::new(k));
+    let indices = |n: usize, below: u64| -> Result<Tensor> {
+        let ids: Vec<i64> = (0..n as u64).map(|i| Key::new(7).below(i, below) as i64).collect();
+        Tensor::from_slice(&ids, [n])
+    };
+    let width = size.unwrap_or(768);
+    match name {
+        "attention" => {
+            // Another length keeps the number of tokens above 512, and one sequence below.
+            let time = size.unwrap_or(512);
+            let shape = [if size.is_some() { 1 } else { 4 }, 12, time, 64];
+            both(vec![random(&shape, 1)?, random(&shape, 2)?, random(&shape, 3)?], |x| {
+                x[0].scaled_dot_product_attention(&x[1], &x[2], None, Sdpa::causal())
+            })
+        }
+        "layer_norm" => both(vec![random(&[4096, width], 1)?, random(&[width], 2)?, random(&[width], 3)?], |x| {
+            x[0].layer_norm(1, Some(&x[1]), Some(&x[2]), 1e-5)
+        }),
+        "rms_norm" => both(vec![random(&[4096, width], 1)?, random(&[width], 2)?], |x| x[0].rms_norm(Some(&x[1]), 1e-5)),
+        "softmax" => both(vec![random(&[4096, size.unwrap_or(1024)], 1)?], |x| x[0].softmax(-1)),
+        "cross_entropy" => both(vec![random(&[1024, 50_257], 1)?, indices(1024, 50_257)?], |x| x[0].cross_entropy(&x[1])),
+        "gelu" => both(vec![random(&[1024, 4096], 1)?], |x| x[0].gelu()),
+        "gelu_tanh" => both(vec![random(&[1024, 4096], 1)?], |x| x[0].gelu_tanh()),
+        "swiglu" => both(vec![random(&[1024, 4096], 1)?, random(&[1024, 4096], 2)?], |x| x[0].swiglu(&x[1])),
+        "add" => both(vec![random(&[1024, 4096], 1)?, random(&[1024, 4096], 2)?], |x| x[0].add(&x[1])),
+        "mul" => both(vec![random(&[1024, 4096], 1)?, random(&[1024, 4096], 2)?], |x| x[0].mul(&x[1])),
+        "embedding" => both(vec![random(&[50_257, 768], 1)?, indices(8192, 50_257)?], |x| x[0].embedding(&x[1], None)),
+        "linear" => both(vec![random(&[size.unwrap_or(1024), 768], 1)?, random(&[3072, 768], 2)?, random(&[3072], 3)?], |x| {
+            x[0].linear(&x[1], Some(&x[2]))
+        }),
+        // The last layer and the loss of GPT-2, fused and as two ops.
+        "linear_cross_entropy" => both(head(dtype)?, |x| x[0].linear_cross_entropy(&x[1], &x[2], &CrossEntropy::default())),
+        "head_cross_entropy" => both(head(dtype)?, |x| x[0].linear(&x[1], None)?.cross_entropy(&x[2])),
+        "adamw" => {
+            let mut model = Gpt::new(&gpt2(), dtype, Key::new(2))?;
+            let ids = Tensor::arange(0.0, 8.0, 1.0, I64)?.reshape([1, 8])?;
+            let (_, grads) = value_and_grad(&model, |m| m.loss(&ids, &ids, None))?;
+            let mut adam = AdamW { lr: 1e-4, weight_decay: 0.1, ..AdamW::default() };
+            Ok(Box::new(move || adam.step(&mut model, &grads)))
+        }
+        // What the memory can do: 16 MiB read, as many written.
+        "copy" => {
+            let x = random(&[1024, 4096], 1)?;
+            Ok(Box::new(move || x.mul_scalar(1.5).map(|y| drop(black_box(y)))))
+        }
+        _ => Err(Error::argument(format!("no workload is named {name}"))),
+    }
+}
+
+fn head(dtype: DType) -> Result<Vec<Tensor>> {
+    let targets = Tensor::arange(0.0, 512.0, 1.0, I64)?;
+    Ok(vec![Tensor::randn([512, 768], dtype, Key::new(1))?, Tensor::randn([50_257, 768], dtype, Key::new(2))?.mul_scalar(0.02)?, targets])
+}
+
+fn main() -> Result<()> {
+    let dtype = match std::env::var("COTANGENT_BENCH_DTYPES") {
+        Ok(name) => name.parse()?,
+        Err(_) => F32,
+    };
+    if let Ok(name) = std::env::var("COTANGENT_TURNS") {
+        return turns::serve(work(&name, dtype)?);
+    }
+    let mut c = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2)).configure_from_args();
+    for name in NAMES {
+        let mut made = None;
+        c.bench_function(&format!("table/{name} {dtype}"), |b| {
+            if made.is_none() {
+                made = work(name, dtype).ok();
+            }
+            if let Some(work) = &mut made {
+                b.iter(|| work().expect("workload"));
+            }
+        });
+    }
+    c.final_summary();
+    Ok(())
+}
