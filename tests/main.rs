@@ -10,6 +10,8 @@ mod device;
 #[cfg(feature = "emulator")]
 mod device_lines;
 mod diagnostics;
+#[cfg(feature = "emulator")]
+mod endurance;
 mod engine;
 mod far;
 mod files;

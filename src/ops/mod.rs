@@ -240,6 +240,7 @@ registry! {
         norm::NormVjp<false>,
         norm::RmsNorm,
         pad::Pad,
+        quant_linear::Dequantise,
         quant_linear::QuantLinear,
         rope::Rope,
         rope::RopePair,

@@ -1,11 +1,10 @@
-//! The linear map by a matrix in 8 or 4 bits.
+//! The linear map by a matrix in 8 or 4 bits, and the matrix' elements.
 
 use crate::backend::cpu::quant::{self, BLOCK, Blocks};
 use crate::backend::{cpu, cuda};
 use crate::dtype::{DType, U8, with_float};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};
-use crate::shape::Shape;
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Input, Nd, Sample, Scalar};
 use smallvec::{SmallVec, smallvec};
@@ -26,18 +25,18 @@ impl QuantLinear {
             _ => bail!(shape, "expected a matrix [out, bytes] of whole blocks of {} bytes, found {}", self.kind.bytes(), w.shape),
         }
     }
+}
 
-    /// The textbook element: scale and whole number of a row's bytes.
-    fn element<S: Scalar>(&self, row: &[S], j: usize) -> f64 {
-        let at = j / BLOCK * self.kind.bytes();
-        let byte = |i: usize| row[at + i].re() as u8;
-        let d = half_precision(byte(0), byte(1));
-        let i = j % BLOCK;
-        match self.kind {
-            Blocks::Q8_0 => d * f64::from(byte(2 + i) as i8),
-            Blocks::Q4_0 if i < 16 => d * (f64::from(byte(2 + i) % 16) - 8.0),
-            Blocks::Q4_0 => d * (f64::from(byte(2 + i - 16) / 16) - 8.0),
-        }
+/// The textbook element: scale and whole number of a row's bytes.
+fn element<S: Scalar>(kind: Blocks, row: &[S], j: usize) -> f64 {
+    let at = j / BLOCK * kind.bytes();
+    let byte = |i: usize| row[at + i].re() as u8;
+    let d = half_precision(byte(0), byte(1));
+    let i = j % BLOCK;
+    match kind {
+        Blocks::Q8_0 => d * f64::from(byte(2 + i) as i8),
+        Blocks::Q4_0 if i < 16 => d * (f64::from(byte(2 + i) % 16) - 8.0),
+        Blocks::Q4_0 => d * (f64::from(byte(2 + i - 16) / 16) - 8.0),
     }
 }
 
@@ -55,7 +54,7 @@ impl Describe for QuantLinear {
         forward: "y = x Wᵀ over the last axis of x, with W[i, j] = d·q: a scale for each 32 elements of a row, and whole numbers of 8 or 4 bits",
         vjp: "x̄ = ȳ W, with W expanded; the matrix has none",
         kinks: "linear in x",
-        cost: "reads 1.06 or 0.56 bytes per element of W; from 8 rows of x on, 128 rows of W are expanded at a time; saves the matrix",
+        cost: "reads 1.06 or 0.56 bytes per element of W; never expands more than a few rows of it; saves the matrix",
         references: "llama.cpp's Q8_0 and Q4_0",
     };
 
@@ -65,7 +64,7 @@ impl Describe for QuantLinear {
         let bytes = w.shape[1];
         vec![Nd::from_fn(x[0].shape.with_dim(lead, w.shape[0]), |i| {
             let row = &w.data[i[lead] * bytes..(i[lead] + 1) * bytes];
-            let terms: Vec<S> = (0..k).map(|j| x[0].at(&[&i[..lead], &[j]].concat()) * S::lit(self.element(row, j))).collect();
+            let terms: Vec<S> = (0..k).map(|j| x[0].at(&[&i[..lead], &[j]].concat()) * S::lit(element(self.kind, row, j))).collect();
             S::sum(&terms)
         })]
     }
@@ -85,10 +84,10 @@ impl Describe for QuantLinear {
                 let w = packed(g, kind, n, x[x.len() - 1]);
                 out.push(Sample::check(op.clone(), [g.normal(x), w]).note(note));
             }
-            // Few and many rows take different ways; panels end anywhere.
-            for (rows, n, k) in [(7, 5, 96), (8, 5, 96), (9, 130, 32), (3, 67, 64)] {
+            // Few and many rows take different ways; panels and tiles end anywhere.
+            for (rows, n, k) in [(7, 5, 96), (8, 5, 96), (9, 130, 32), (3, 67, 64), (32, 3, 320), (33, 129, 32), (65, 3, 96)] {
                 let w = packed(g, kind, n, k);
-                out.push(Sample::value(op.clone(), [g.normal([rows, k]), w]).note("around the border of few rows and of panels"));
+                out.push(Sample::value(op.clone(), [g.normal([rows, k]), w]).note("around the border of few rows, of panels and of tiles"));
             }
             let (a, b) = (packed(g, kind, 896, 896), packed(g, kind, 4864, 896));
             out.push(Sample::bench(op.clone(), [g.normal([1, 896]), a]));
@@ -146,8 +145,8 @@ impl Op for QuantLinear {
         with_float!(x[0].dtype(), T => quant::product::<T>(self.kind, &x[0].contiguous::<T>()?, &w, k, y[0].slice::<T>()))
     }
 
-    fn cuda(&self, _: &[cuda::In<'_>], _: &mut [cuda::Out<'_>]) -> Result<()> {
-        Err(cuda::no_kernel(Self::NAME))
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        cuda::quant::product(self.kind, &x[0], &x[1], &mut y[0])
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], want: &[bool]) -> Saved {
@@ -162,6 +161,98 @@ impl Op for QuantLinear {
             _ => y_bar.matmul(&w)?,
         };
         Ok(smallvec![Some(x_bar), None])
+    }
+}
+
+/// The elements of rows in blocks; see [`Tensor::dequantise`].
+#[derive(Clone, Debug)]
+pub struct Dequantise {
+    /// How blocks hold their elements.
+    pub kind: Blocks,
+    /// Their type.
+    pub to: DType,
+}
+
+impl Describe for Dequantise {
+    const NAME: &'static str = "dequantise";
+    const MATH: Math = Math {
+        forward: "y = d·q for each 32 elements along the last axis: a scale, and whole numbers of 8 or 4 bits",
+        vjp: "none: the operand is of integers",
+        kinks: "exact in f32, rounded once from there",
+        cost: "reads 1.06 or 0.56 bytes per element, writes y; saves nothing",
+        references: "llama.cpp's Q8_0 and Q4_0",
+    };
+
+    fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
+        let (w, last) = (&x[0], x[0].shape.rank() - 1);
+        let bytes = w.shape[last];
+        let shape = w.shape.with_dim(last, bytes / self.kind.bytes() * BLOCK);
+        let lines: Vec<&[S]> = if bytes > 0 { w.data.chunks_exact(bytes).collect() } else { Vec::new() };
+        vec![Nd::from_fn(shape, |i| {
+            let line = i[..last].iter().zip(w.shape.iter()).fold(0, |at, (i, d)| at * d + i);
+            S::lit(element(self.kind, lines[line], i[last]))
+        })]
+    }
+
+    fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
+        let mut out = Vec::new();
+        for kind in [Blocks::Q8_0, Blocks::Q4_0] {
+            for to in [DType::F64, DType::F32, DType::BF16, DType::F16] {
+                let op = Dequantise { kind, to };
+                for (rows, k) in [(3, 64), (1, 32), (0, 32), (2, 0), (70, 96)] {
+                    let w = packed(g, kind, rows, k);
+                    out.push(Sample::value(op.clone(), [w]));
+                }
+                let one = Input::ints(U8, [kind.bytes()], &vec![65; kind.bytes()]);
+                out.push(Sample::value(op.clone(), [one]).note("a row alone"));
+                let w = packed(g, kind, 896, 896);
+                out.push(Sample::bench(op, [w]));
+            }
+            let op = Dequantise { kind, to: DType::F32 };
+            let odd = Input::ints(U8, [2, kind.bytes() + 1], &vec![0; 2 * kind.bytes() + 2]);
+            out.push(Sample::reject(op.clone(), [odd], ErrorKind::Shape).note("half a block"));
+            out.push(Sample::reject(op.clone(), [Input::ints(U8, (), &[0])], ErrorKind::Shape));
+            out.push(Sample::reject(op, [g.normal([kind.bytes()])], ErrorKind::Dtype).note("a matrix of floats"));
+            let row = Input::ints(U8, [kind.bytes()], &vec![0; kind.bytes()]);
+            out.push(Sample::reject(Dequantise { kind, to: DType::I64 }, [row], ErrorKind::Dtype).note("to integers"));
+        }
+        out
+    }
+}
+
+impl Op for Dequantise {
+    const AUX: usize = 0;
+
+    fn infer(&self, x: &[Spec]) -> Result<SmallVec<[Spec; 2]>> {
+        let Some((&bytes, lead)) = x[0].shape.split_last() else {
+            bail!(shape, "expected rows of blocks [.., bytes], found the scalar {}", x[0].shape)
+        };
+        if x[0].dtype != U8 || !self.to.is_float() {
+            bail!(dtype, "expected bytes (u8) and a float dtype for their elements, found {} and {}", x[0].dtype, self.to);
+        }
+        if !bytes.is_multiple_of(self.kind.bytes()) {
+            bail!(shape, "expected rows of whole blocks of {} bytes, found {}", self.kind.bytes(), x[0].shape);
+        }
+        let k = bytes / self.kind.bytes() * BLOCK;
+        Ok(smallvec![Spec { shape: lead.iter().copied().chain([k]).collect(), dtype: self.to }])
+    }
+
+    fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
+        let w = x[0].contiguous::<u8>()?;
+        with_float!(self.to, T => quant::expand::<T>(self.kind, &w, y[0].slice::<T>()));
+        Ok(())
+    }
+
+    fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
+        cuda::quant::expand(self.kind, &x[0], &mut y[0])
+    }
+
+    fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
+        Saved::none()
+    }
+
+    fn vjp(&self, _: &Saved, _: &Cotangents, _: &[bool]) -> Result<InputCotangents> {
+        Ok(smallvec![None])
     }
 }
 
@@ -201,26 +292,9 @@ impl Tensor {
     /// Exact in `f32`, and rounded once from there.
     ///
     /// # Errors
-    /// Shape error when rows are no whole blocks; dtype error when the operand is not of `u8`, or `dtype` not a float.
+    /// Shape error when rows are no whole blocks or the operand is a scalar; dtype error when the operand is not of `u8`, or `dtype` not a float.
     #[track_caller]
     pub fn dequantise(&self, kind: Blocks, dtype: DType) -> Result<Tensor> {
-        let at = std::panic::Location::caller();
-        let run = || {
-            let Some((&row, lead)) = self.shape().split_last() else { bail!(shape, "expected rows of blocks, found a scalar") };
-            if !row.is_multiple_of(kind.bytes()) || !dtype.is_float() {
-                bail!(
-                    shape,
-                    "expected rows of whole blocks of {} bytes and a float dtype, found {} and {dtype}",
-                    kind.bytes(),
-                    self.shape()
-                );
-            }
-            let bytes = self.to_vec::<u8>()?;
-            let mut values = vec![0f32; bytes.len() / kind.bytes() * BLOCK];
-            quant::expand(kind, &bytes, &mut values);
-            let shape: Shape = lead.iter().copied().chain([row / kind.bytes() * BLOCK]).collect();
-            Tensor::from_vec(values, shape)?.to_device(self.device())?.cast(dtype)
-        };
-        run().map_err(|e: crate::Error| e.in_op("dequantise", at))
+        apply1(Dequantise { kind, to: dtype }, &[self])
     }
 }

@@ -2,6 +2,7 @@
 
 use super::Buffer;
 use super::gemm::{Mat, gemm};
+use super::map::Compute;
 use super::math::Real;
 use super::matmul::Multiply;
 use super::par::*;
@@ -65,17 +66,17 @@ fn unpack<A: Real>(kind: Blocks, block: &[u8], q: &mut [A; BLOCK]) -> A {
     d
 }
 
-/// Writes the elements of consecutive blocks.
-pub(crate) fn expand<A: Real>(kind: Blocks, blocks: &[u8], y: &mut [A]) {
+/// Writes the elements of consecutive blocks, rounded to `T`.
+pub(crate) fn expand<T: Compute>(kind: Blocks, blocks: &[u8], y: &mut [T]) {
     y.par_chunks_mut(64 * BLOCK).zip(blocks.par_chunks(64 * kind.bytes())).for_each(|(y, x)| {
         dispatch(
             #[inline(always)]
             || {
-                let mut q = [A::ZERO; BLOCK];
+                let mut q = [T::Acc::ZERO; BLOCK];
                 for (y, x) in y.chunks_exact_mut(BLOCK).zip(x.chunks_exact(kind.bytes())) {
                     let d = unpack(kind, x, &mut q);
                     for (y, q) in y.iter_mut().zip(&q) {
-                        *y = d * *q;
+                        *y = T::store(d * *q);
                     }
                 }
             },

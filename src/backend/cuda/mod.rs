@@ -26,6 +26,7 @@ pub(crate) mod map;
 pub(crate) mod norm;
 mod operand;
 pub(crate) mod optim;
+pub(crate) mod quant;
 mod real;
 pub(crate) mod remap;
 pub(crate) mod rope;
