@@ -34,6 +34,25 @@ fn refused(config: &Value, part: &str) {
     assert!(e.is_corrupt_file() && e.to_string().contains(part), "expected {part}: {e}");
 }
 
+/// Fields of other families, which would change every number, are refused; at the value at which they do nothing they are not.
+#[test]
+fn fields_that_change_the_numbers_are_refused() {
+    for field in [
+        json!({"quantization_config": {"quant_method": "gptq", "bits": 4}}),
+        json!({"clip_qkv": 8.0}),
+        json!({"logit_softcapping": 30.0}),
+        json!({"logit_scale": 0.5}),
+        json!({"add_cross_attention": true}),
+        json!({"num_local_experts": 8}),
+    ] {
+        let name = field.as_object().unwrap().keys().next().unwrap().clone();
+        let e = ModelConfig::parse(&with(llama(), field).to_string()).unwrap_err();
+        assert!(e.is_argument() && e.to_string().contains(&format!("`{name}` is ")), "{e}");
+    }
+    let idle = json!({"quantization_config": null, "logit_scale": 1.0, "add_cross_attention": false, "num_local_experts": 0, "pruned_heads": {}});
+    assert_eq!(decoder(&with(llama(), idle)), decoder(&llama()));
+}
+
 #[test]
 fn both_generations_of_files_say_the_same() {
     for model in ["tiny-gpt2", "tiny-qwen2"] {

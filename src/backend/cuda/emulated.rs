@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use half::{bf16, f16};
 use std::collections::BTreeSet;
 use std::ffi::{CStr, c_char, c_void};
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 unsafe extern "C" {
@@ -29,10 +29,15 @@ pub fn set_emulated_order(order: u32) {
     ORDER.store(order, Relaxed);
 }
 
+/// A device of its own size: pages are taken as they are written, and a host that runs out of them ends the process.
+const MEMORY: usize = 4 << 30;
+
 /// Host memory that pretends to be a device.
 #[derive(Debug)]
 pub(super) struct Emulated {
     properties: Properties,
+    /// Bytes in blocks.
+    used: AtomicUsize,
     /// What was queued since a capture began.
     noted: Mutex<Option<Vec<Work>>>,
 }
@@ -120,10 +125,8 @@ unsafe fn multiply(g: &Gemm) -> Result<()> {
 
 impl Emulated {
     pub(super) fn new() -> Self {
-        Emulated {
-            properties: Properties { name: "emulated device".into(), capability: (9, 0), multiprocessors: 4, memory: 1 << 40, driver: 0 },
-            noted: Mutex::default(),
-        }
+        let properties = Properties { name: "emulated device".into(), capability: (9, 0), multiprocessors: 4, memory: MEMORY, driver: 0 };
+        Emulated { properties, used: AtomicUsize::new(0), noted: Mutex::default() }
     }
 
     fn noted(&self) -> MutexGuard<'_, Option<Vec<Work>>> {
@@ -158,15 +161,21 @@ unsafe impl Driver for Emulated {
     }
 
     fn alloc(&self, bytes: usize) -> Result<u64> {
+        let fits = |used: usize| used.checked_add(bytes).filter(|&n| n <= MEMORY);
+        if let Err(used) = self.used.fetch_update(Relaxed, Relaxed, fits) {
+            return Err(Error::out_of_memory(format!("the emulated device has {MEMORY} bytes, of which {used} are taken; {bytes} do not fit")));
+        }
         // SAFETY: a plain allocation.
         let p = unsafe { cuemu_alloc(bytes) };
         if p.is_null() {
+            self.used.fetch_sub(bytes, Relaxed);
             return Err(Error::out_of_memory(format!("the emulated device cannot map {bytes} bytes")));
         }
         Ok(p as u64)
     }
 
     unsafe fn free(&self, addr: u64, bytes: usize) {
+        self.used.fetch_sub(bytes, Relaxed);
         // SAFETY: by contract the block came from `alloc` with this size.
         unsafe { cuemu_free(addr as *mut c_void, bytes) };
     }

@@ -129,7 +129,9 @@ impl DecoderConfig {
         within("num_key_value_heads", self.kv_heads, MOST_WIDTH)?;
         divides(("num_key_value_heads", self.kv_heads), ("num_attention_heads", self.heads))?;
         within("head_dim", self.head_dim, MOST_WIDTH)?;
-        divides(("2", 2), ("head_dim", self.head_dim))?;
+        if !self.head_dim.is_multiple_of(2) {
+            return Err(format!("`head_dim` is {}, expected an even number: rotary positions turn pairs", self.head_dim));
+        }
         within("max_position_embeddings", self.context, MOST_POSITIONS)
     }
 }

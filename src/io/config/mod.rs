@@ -5,6 +5,7 @@
 
 mod decoder;
 mod fields;
+mod foreign;
 mod generation;
 mod rope;
 
@@ -87,9 +88,13 @@ impl ModelConfig {
             (None, Some(a)) if a.starts_with("Llama") || a.starts_with("LLaMA") => "llama",
             (None, Some(a)) if a.starts_with("Bert") => "bert",
             (None, other) => {
-                return Err(Refusal::Unknown(format!("no `model_type`, and `architectures` names {}", other.unwrap_or("nothing"))));
+                let other = other.unwrap_or("nothing");
+                return Err(Refusal::Unknown(format!(
+                    "`model_type` is missing, and `architectures` names {other}: add `model_type`, one of gpt2, llama, mistral, qwen2, qwen3 and bert"
+                )));
             }
         };
+        foreign::refuse(config)?;
         let decoder = |family| Ok(ModelConfig::Decoder(DecoderConfig::parse(family, config)?));
         match family {
             "gpt2" => Ok(ModelConfig::Gpt2(Gpt2Config::parse(config)?)),
