@@ -91,7 +91,7 @@ def children(binary, workload, step):
 
 def main():
     binary, path, *workloads = sys.argv[1:]
-    step = os.path.basename(binary).startswith("step")
+    step = "step" in os.path.basename(binary)
     new = not os.path.exists(path)
     with open(path, "a", newline="") as file:
         out = csv.writer(file, lineterminator="\n")

@@ -80,7 +80,7 @@ def workload(name):
     if name in ("linear_cross_entropy", "head_cross_entropy"):
         w = (r(50257, 768).detach() * 0.02).requires_grad_()
         return both(lambda x, w, t: F.cross_entropy(F.linear(x, w), t), r(512, 768), w, torch.arange(512))
-    if name == "adamw":
+    if name in ("adamw", "adamw_checked"):
         return adamw()
     raise SystemExit(f"no workload is named {name}")
 

@@ -238,21 +238,29 @@ impl<const CENTRED: bool> Norm<CENTRED> {
                 || {
                     for (r, (y, s)) in y.chunks_exact_mut(n).zip(stats.chunks_exact_mut(2)).enumerate() {
                         let at = first + r * n;
-                        rows::prefetch(x, at + n, n);
-                        match (&mut sum, other) {
+                        let row = &x[at..at + n];
+                        let v: &[T::Acc] = match (&mut sum, other) {
                             (Some(sum), Some(other)) => {
                                 let sum = &mut sum[r * n..(r + 1) * n];
-                                let operands = x[at..at + n].iter().zip(&other[at..at + n]);
+                                let operands = row.iter().zip(&other[at..at + n]);
                                 for ((v, s), (&a, &b)) in scratch.iter_mut().zip(sum).zip(operands) {
                                     *s = T::store(a.load() + b.load());
                                     *v = s.load();
                                 }
+                                scratch
                             }
-                            _ => rows::load(&x[at..at + n], scratch),
-                        }
-                        let (mean, rstd) = row_stats::<T::Acc, CENTRED>(scratch, eps);
+                            // Where nothing has to be widened, the row itself will do.
+                            _ => match T::as_acc(row) {
+                                Some(row) => row,
+                                None => {
+                                    rows::load(row, scratch);
+                                    scratch
+                                }
+                            },
+                        };
+                        let (mean, rstd) = row_stats::<T::Acc, CENTRED>(v, eps);
                         [s[0], s[1]] = [mean, rstd];
-                        norm_row(scratch, y, mean, rstd, w, b);
+                        norm_row(v, y, mean, rstd, w, b);
                     }
                 },
             );

@@ -309,16 +309,15 @@ impl<T: Compute> Rows<'_, T> {
             || {
                 for r in first..last {
                     let (x, g) = (&self.x[r * n..(r + 1) * n], &self.g[r * n..(r + 1) * n]);
-                    for next in [self.x, self.g] {
-                        rows::prefetch(next, (r + 1) * n, n);
-                    }
-                    rows::load(x, xhat);
                     let (mean, rstd) = match self.stats {
                         Some(s) => (s[2 * r], s[2 * r + 1]),
-                        None => row_stats::<T::Acc, CENTRED>(xhat, self.eps),
+                        None => {
+                            rows::load(x, xhat);
+                            row_stats::<T::Acc, CENTRED>(xhat, self.eps)
+                        }
                     };
-                    for v in xhat.iter_mut() {
-                        *v = (*v - mean) * rstd;
+                    for (v, x) in xhat.iter_mut().zip(x) {
+                        *v = (x.load() - mean) * rstd;
                     }
                     let (dw, db) = four.split_at_mut(if has_dw { n } else { 0 });
                     if has_dw {
@@ -339,11 +338,13 @@ impl<T: Compute> Rows<'_, T> {
                         flush(sixteen, part);
                     }
                     if let Some(dx) = &mut dx {
-                        rows::load(g, h);
-                        if let Some(w) = self.w {
-                            for (h, &w) in h.iter_mut().zip(w) {
-                                *h *= w;
+                        match self.w {
+                            Some(w) => {
+                                for ((h, g), &w) in h.iter_mut().zip(g).zip(w) {
+                                    *h = g.load() * w;
+                                }
                             }
+                            None => rows::load(g, h),
                         }
                         let c1 = if CENTRED { simd::sum(h) / count } else { T::Acc::ZERO };
                         let c2 = simd::dot(h, xhat) / count;

@@ -141,13 +141,12 @@ impl Op for Softmax {
 /// `e = exp(x − m)`; returns its sum, or `None` for a row of −∞ only.
 #[inline(always)]
 pub(crate) fn exp_row<T: Compute>(x: &[T], e: &mut [T::Acc]) -> Option<(T::Acc, T::Acc)> {
-    rows::load(x, e);
-    let m = simd::max(e);
+    let m = rows::max(x);
     if m == T::Acc::NEG_INFINITY {
         return None;
     }
-    for e in e.iter_mut() {
-        *e = (*e - m).exp();
+    for (e, &x) in e.iter_mut().zip(x) {
+        *e = (x.load() - m).exp();
     }
     Some((m, simd::sum(e)))
 }

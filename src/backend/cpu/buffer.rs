@@ -113,7 +113,8 @@ impl Block {
         // SAFETY: `skip` is below the alignment, by which the layout is larger than the class.
         let ptr = unsafe { base.add(skip) };
         if class >= LARGE {
-            on_huge_pages(ptr, class);
+            // Not the whole class: a huge page that begins behind the last element would be touched with it.
+            on_huge_pages(ptr, bytes);
         }
         Ok(Block { ptr, bytes: class, base })
     }

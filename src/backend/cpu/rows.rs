@@ -54,35 +54,12 @@ pub(crate) fn map_rows<T: Compute, const N: usize>(
             || {
                 for (r, y) in y.chunks_exact_mut(cols).enumerate() {
                     let at = (first + r) * cols;
-                    for x in x {
-                        prefetch(x, at + cols, cols);
-                    }
                     f(std::array::from_fn(|i| &x[i][at..at + cols]), y, scratch);
                 }
             },
         );
         Ok(())
     })
-}
-
-/// Asks for the row of `len` elements from `at` on, to be there when the row before it is done: a kernel that goes over a row
-/// several times would otherwise wait for memory in its first pass and leave memory idle in the others. Nothing beyond the end.
-#[inline(always)]
-pub(crate) fn prefetch<T>(x: &[T], at: usize, len: usize) {
-    // A long row would push the present one out of the first-level cache; the processor's own prefetching does well there.
-    if len * size_of::<T>() > 16 * 1024 {
-        return;
-    }
-    #[cfg(target_arch = "x86_64")]
-    if let Some(row) = x.get(at..at + len) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        for line in row.chunks(64 / size_of::<T>()) {
-            // SAFETY: a hint that reads nothing; the address lies in a slice.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (x, at);
 }
 
 /// [`map_rows`] for the lines along any axis of operands of one shape; `y` is row-major in that shape. Along an axis that is
