@@ -83,7 +83,7 @@ KERNEL(indexing_one_hot, (T* y, const i64* ids, i64 classes, u64 one, i64 n), u8
 
 // y is [outer, capacity, inner], x (found by its view) is [outer, time, inner] with n elements. `at` adds a position that the device
 // holds; what would lie beyond the capacity is left out.
-KERNEL(indexing_put, (T* y, const T* x, const View& vx, maybe<const i64*> at, i64 first, i64 capacity, i64 time, i64 inner, i64 n), u16, u32, u64) {
+KERNEL(indexing_put, (T* y, const T* x, const View& vx, maybe<const i64*> at, i64 first, i64 capacity, i64 time, i64 inner, i64 n), u8, u16, u32, u64) {
     if (at) first += at[0];
 #pragma unroll 1
     for (i64 i = thread_index(); i < n; i += thread_count()) {
