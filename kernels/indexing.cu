@@ -2,7 +2,7 @@
 // through them; operands are words of the elements' size, for a copy does not look at what it moves.
 //
 // Math         gather: y[i] = x[.., ids[i], ..];  rows: y[o, k, :] = x[o, ids[k], :], zeros for the id `skip`;
-//              one_hot: y[k, c] = 1 if c = ids[k], else 0
+//              one_hot: y[k, c] = 1 if c = ids[k], else 0;  put: y[o, first + t, :] = x[o, t, :]
 // Mapping      one thread per element of y, or per 16 bytes of a row where rows consist of whole packs; grid-stride
 // Memory       ids once per element (gather) or per pack, where neighbours share the cache line; what is picked; y once
 // Determinism  every element has one writer and one source. The check takes the first offender by position
@@ -79,4 +79,16 @@ KERNEL(indexing_one_hot, (T* y, const i64* ids, i64 classes, u64 one, i64 n), u8
             }
         }
     });
+}
+
+// y is [outer, capacity, inner], x (found by its view) is [outer, time, inner] with n elements. `at` adds a position that the device
+// holds; what would lie beyond the capacity is left out.
+KERNEL(indexing_put, (T* y, const T* x, const View& vx, maybe<const i64*> at, i64 first, i64 capacity, i64 time, i64 inner, i64 n), u8, u16, u32, u64) {
+    if (at) first += at[0];
+#pragma unroll 1
+    for (i64 i = thread_index(); i < n; i += thread_count()) {
+        u64 c, t, row = divided(u64(i), u64(inner), c), outer = divided(row, u64(time), t);
+        i64 place = first + i64(t);
+        if (place >= 0 && place < capacity) y[(i64(outer) * capacity + place) * inner + i64(c)] = x[offset_of(vx, i)];
+    }
 }

@@ -3,7 +3,7 @@
 // Math         y[r, n] = sum over k of x[r, k] w[n, k], and w = d q: a scale in half precision for each 32 elements of a row, and whole
 //              numbers of 8 bits (Q8_0, 34 bytes a block) or 4 (Q4_0, 18 bytes). d q is exact in float; sums are float, f64's double
 // Mapping      four lanes share a block: each has elements 4 lane to 4 lane + 3 and those 16 further on, which lie in the same bytes of
-//              Q4_0. `few`: a warp per output and up to 8 rows of x, 8 blocks at a time; lanes are added up by halves. `many` (f64, f32): a
+//              Q4_0. `few`, `one`: a warp per output and up to 8 rows of x, or one, 8 blocks at a time; lanes are added up by halves. `many` (f64, f32): a
 //              thread block per 64 x 64 outputs, 4 x 4 a thread, a block of the matrix at a time. `mma` (bf16, f16): 64 x 128 outputs on
 //              tensor cores, a warp 32 x 32. A block's whole numbers have at most 8 significant bits: they go through the tensor cores
 //              as they are, and the sum of a block's 32 products is multiplied by its scale, so nothing but x and y is of 16 bits
@@ -16,8 +16,8 @@
 //              of a block overflows only where y does. To try on a GPU: two blocks of the matrix a step in `mma`, `many` in 128 x 64
 #include "common/flash.cuh"
 
-// Rows of x that `few` takes at once; sides of a tile of `many`; of `mma`.
-constexpr int ROWS = 8, SIDE = 64, DEEP = 32, TALL = 64, BROAD = 128;
+// Rows of x that `few` takes at once; a block's elements; sides of a tile of `many`; of `mma`.
+constexpr int FEW = 8, DEEP = 32, SIDE = 64, TALL = 64, BROAD = 128;
 constexpr i64 SHARES = 4;
 
 template <bool BYTES> constexpr i64 BLOCK_BYTES = BYTES ? 34 : 18;
@@ -86,7 +86,7 @@ template <class T> DEVICE void load_share(const T* x, int own, bool packed, acc<
         }
 }
 
-template <bool BYTES, class T> DEVICE void few(T* y, const T* x, const u8* w, i64 rows, i64 n, i64 blocks) {
+template <bool BYTES, int ROWS, class T, int UNROLL = ROWS == 1 ? 4 : 1> DEVICE void few(T* y, const T* x, const u8* w, i64 rows, i64 n, i64 blocks) {
     typedef acc<T> A;
     const int lane = lane_index(), own = lane % int(SHARES);
     const bool packed = aligned<T, STEP<T>>(x);
@@ -101,7 +101,7 @@ template <bool BYTES, class T> DEVICE void few(T* y, const T* x, const u8* w, i6
         A sum[ROWS];
 #pragma unroll
         for (int r = 0; r < ROWS; r++) sum[r] = A(0);
-#pragma unroll 2
+#pragma unroll UNROLL
         for (i64 b = lane / int(SHARES); b < blocks; b += 32 / SHARES) {
             A q[8];
             elements<BYTES>(fetch_share<BYTES>(row + b * BLOCK_BYTES<BYTES>, own), q);
@@ -272,8 +272,10 @@ template <bool BYTES, class T> DEVICE void expand(T* y, const u8* w, i64 blocks)
     }
 }
 
-KERNEL(quant_linear_few_q8, (T* y, const T* x, const u8* w, i64 rows, i64 n, i64 blocks), f64, f32, bf16, f16) { few<true>(y, x, w, rows, n, blocks); }
-KERNEL(quant_linear_few_q4, (T* y, const T* x, const u8* w, i64 rows, i64 n, i64 blocks), f64, f32, bf16, f16) { few<false>(y, x, w, rows, n, blocks); }
+KERNEL(quant_linear_one_q8, (T* y, const T* x, const u8* w, i64 rows, i64 n, i64 blocks), f64, f32, bf16, f16) { few<true, 1>(y, x, w, rows, n, blocks); }
+KERNEL(quant_linear_one_q4, (T* y, const T* x, const u8* w, i64 rows, i64 n, i64 blocks), f64, f32, bf16, f16) { few<false, 1>(y, x, w, rows, n, blocks); }
+KERNEL(quant_linear_few_q8, (T* y, const T* x, const u8* w, i64 rows, i64 n, i64 blocks), f64, f32, bf16, f16) { few<true, FEW>(y, x, w, rows, n, blocks); }
+KERNEL(quant_linear_few_q4, (T* y, const T* x, const u8* w, i64 rows, i64 n, i64 blocks), f64, f32, bf16, f16) { few<false, FEW>(y, x, w, rows, n, blocks); }
 
 LAUNCH_BOUNDS(256)
 KERNEL(quant_linear_many_q8, (T* y, const T* x, const u8* w, i64 rows, i64 n, i64 blocks), f64, f32) { many<true>(y, x, w, rows, n, blocks); }

@@ -37,6 +37,9 @@ const MORE_REGISTERS: &[(&str, u32, &str)] = &[
     ("norm_fwd_", 128, "a row, one that is added, its weight and its bias; a block of 512 threads fits"),
     ("unary_gelu_vjp_f64", 72, "erf and its derivative in doubles"),
     ("norm_vjp_", 112, "a row, its cotangent, and two sums for each of its columns"),
+    ("quant_linear_few_", 84, "sums of eight rows, eight elements of each, and of the matrix"),
+    ("quant_linear_many_", 104, "4 x 4 sums, and what they come from, in doubles"),
+    ("quant_linear_mma_", 128, "2 x 4 tiles of sums, and of a block's products; two blocks of 256 threads fit"),
     ("softmax_", 120, "a row stays in registers"),
 ];
 

@@ -8,6 +8,8 @@ mod capture;
 mod checker;
 mod device;
 #[cfg(feature = "emulator")]
+mod device_generation;
+#[cfg(feature = "emulator")]
 mod device_lines;
 mod diagnostics;
 #[cfg(feature = "emulator")]

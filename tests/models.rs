@@ -220,7 +220,7 @@ fn gpt_of_nn_is_gpt2() {
     }
 }
 
-fn family(name: &str) -> PathBuf {
+pub fn family(name: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/families")).join(name)
 }
 

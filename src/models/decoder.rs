@@ -5,7 +5,7 @@ use super::skeleton::{Skeleton, fresh};
 use crate::dtype::{DType, U8};
 use crate::error::{Result, bail};
 use crate::io::{self, DecoderConfig, RopeScaling};
-use crate::nn::{Attend, AttentionConfig, DecoderLayer, Embedding, GatedMlp, Linear, MultiHeadAttention, NormOrder, RmsNorm, Rotation};
+use crate::nn::{Attend, AttentionConfig, DecoderLayer, Embedding, GatedMlp, Linear, MultiHeadAttention, NormOrder, RmsNorm};
 use crate::ops::{Blocks, Rotary};
 use crate::rng::Key;
 use crate::shape::Shape;
@@ -167,21 +167,15 @@ impl Decoder {
         x.tap(|| "embed");
         let rotation = match c.rope.scaling {
             RopeScaling::None => None,
-            _ => {
-                let (frequencies, factor) = c.rope.frequencies(c.head_dim, place.end());
-                Some(Rotation::new(&frequencies, factor, &place.positions(), x.dtype())?)
-            }
+            _ => Some(place.rotation(x.dtype(), |length| c.rope.frequencies(c.head_dim, length))?),
         };
-        let positions = match (&rotation, place.padded()) {
-            (None, true) => Some(place.position_ids()?.to_device(device)?),
-            _ => None,
-        };
+        let positions = if rotation.is_none() { place.position_ids(device)? } else { None };
         // A mask for each window that layers have: one, or two.
         let mut masks = BTreeMap::new();
         for (i, layer) in m.layers.iter().enumerate() {
             let window = c.windows[i];
             if let std::collections::btree_map::Entry::Vacant(free) = masks.entry(window) {
-                free.insert(place.mask(window)?.map(|m| m.to_device(device)).transpose()?);
+                free.insert(place.mask(window, device)?);
             }
             let with = Attend {
                 mask: masks.get(&window).and_then(Option::as_ref),

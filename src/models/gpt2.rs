@@ -202,12 +202,11 @@ impl Gpt2 {
             return Err(Error::shape(format!("{} tokens exceed the context of {}", place.end(), self.config.context)));
         }
         let device = t.wpe.weight.device();
-        let positions = if place.padded() {
-            t.wpe.forward(&place.position_ids()?.to_device(device)?)?
-        } else {
-            t.wpe.weight.narrow(0, place.start, place.time)?
+        let positions = match place.position_ids(device)? {
+            Some(ids) => t.wpe.forward(&ids)?,
+            None => t.wpe.weight.narrow(0, place.start, place.time)?,
         };
-        let mask = place.mask(None)?.map(|m| m.to_device(device)).transpose()?;
+        let mask = place.mask(None, device)?;
         let mut x = t.wte.forward(input.tokens)?.add(&positions)?;
         x.tap(|| "embed");
         for (i, block) in t.h.iter().enumerate() {

@@ -1,20 +1,100 @@
 //! What a language model is given, and what it keeps between calls.
 
+use crate::backend::Device;
+use crate::dtype::DType;
 use crate::error::{Result, bail};
-use crate::nn::KvCache;
-use crate::shape::Shape;
+use crate::nn::{KvCache, Rotation};
 use crate::tensor::Tensor;
+use std::collections::BTreeMap;
 
 /// Keys and values of every layer: what a sequence that goes on needs of its past.
 #[derive(Clone, Debug, Default)]
 pub struct Cache {
     pub(super) layers: Vec<KvCache>,
+    /// Where the next token stands, if the device knows it and the host does not.
+    slot: Option<Slot>,
+}
+
+/// A place in memory of a fixed size that changes from replay to replay of a captured step: everything that depends on it is computed
+/// on the device.
+#[derive(Clone, Debug)]
+pub(super) struct Slot {
+    capacity: usize,
+    /// The places of the memory, for each window one less than its length further on; `None`: no window.
+    keys: BTreeMap<Option<usize>, Tensor>,
+    /// `[batch, 1, 1, 1]`, where rows are padded.
+    pads: Option<Tensor>,
+    /// A row for each position, where frequencies are no powers of a base.
+    table: Option<Rotation>,
+    /// Of this step, each one `i64`: the place in memory; and the row's position `[1]`, or of each row `[batch, 1]`.
+    at: Tensor,
+    positions: Tensor,
+}
+
+impl Slot {
+    /// For layers of these windows. `table` has the rotations of all positions.
+    pub fn new(
+        device: Device,
+        capacity: usize,
+        windows: impl Iterator<Item = Option<usize>>,
+        pads: &[usize],
+        table: Option<Rotation>,
+    ) -> Result<Self> {
+        let numbers = |from: usize, count: usize| -> Result<Tensor> {
+            Tensor::from_vec((from..from + count).map(|i| i as i64).collect(), [count])?.to_device(device)
+        };
+        let mut keys = BTreeMap::from([(None, numbers(0, capacity)?)]);
+        for w in windows.flatten() {
+            keys.insert(Some(w), numbers(w.saturating_sub(1), capacity)?);
+        }
+        let padded = pads.iter().any(|&p| p > 0);
+        let pads = if padded {
+            Some(Tensor::from_vec(pads.iter().map(|&p| p as i64).collect(), [pads.len(), 1, 1, 1])?.to_device(device)?)
+        } else {
+            None
+        };
+        let table = table.map(|t| t.to_device(device)).transpose()?;
+        let zero = numbers(0, 1)?;
+        Ok(Slot { capacity, keys, pads, table, at: zero.clone(), positions: zero })
+    }
+
+    /// At another place.
+    pub fn moved(&self, at: Tensor, positions: Tensor) -> Self {
+        Slot { at, positions, ..self.clone() }
+    }
+
+    /// What this step's query sees: `[batch or 1, 1, 1, capacity]`.
+    fn mask(&self, window: Option<usize>) -> Result<Tensor> {
+        let mut sees = self.keys[&None].le(&self.at)?;
+        if window.is_some() {
+            sees = sees.logical_and(&self.keys[&window].ge(&self.at)?)?;
+        }
+        match &self.pads {
+            Some(pads) => sees.logical_and(&self.keys[&None].ge(pads)?),
+            None => sees.reshape([1, 1, 1, self.capacity]),
+        }
+    }
 }
 
 impl Cache {
     /// An empty one for so many layers, which takes memory for so many positions at its first use and by blocks from then on.
     pub fn new(layers: usize, positions: usize) -> Self {
-        Cache { layers: vec![KvCache::with_capacity(positions); layers] }
+        Cache { layers: vec![KvCache::with_capacity(positions); layers], slot: None }
+    }
+
+    /// Keys and values in turn, layer by layer, in memory of a fixed size, for one token at a place that the device knows.
+    pub(super) fn fixed(memory: Vec<Tensor>, slot: Slot) -> Self {
+        let mut memory = memory.into_iter();
+        let mut layers = Vec::new();
+        while let (Some(k), Some(v)) = (memory.next(), memory.next()) {
+            layers.push(KvCache::fixed(k, v, slot.at.clone()));
+        }
+        Cache { layers, slot: Some(slot) }
+    }
+
+    /// What [`Cache::fixed`] was given, with this step's keys and values.
+    pub(super) fn into_memory(self) -> Vec<Tensor> {
+        self.layers.into_iter().filter_map(KvCache::into_memory).flat_map(|(k, v)| [k, v]).collect()
     }
 
     /// Number of positions kept.
@@ -68,6 +148,7 @@ pub(super) struct Place {
     /// Positions before these tokens.
     pub start: usize,
     pads: Vec<usize>,
+    slot: Option<Slot>,
 }
 
 impl Place {
@@ -83,9 +164,13 @@ impl Place {
         {
             bail!(argument, "the cache is of {} layers, the model has {layers}", cache.layers.len());
         }
-        let start = input.cache.as_ref().map_or(0, |c| c.len());
+        let slot = input.cache.as_ref().and_then(|c| c.slot.clone());
+        if slot.is_some() && time != 1 {
+            bail!(shape, "a captured step takes one token a row, found {time}");
+        }
+        let start = slot.as_ref().map_or_else(|| input.cache.as_ref().map_or(0, |c| c.len()), |s| s.capacity - 1);
         let pads = if input.pads.iter().all(|&p| p == 0) { Vec::new() } else { input.pads.to_vec() };
-        Ok(Place { batch, time, start, pads })
+        Ok(Place { batch, time, start, pads, slot })
     }
 
     /// Positions up to the end of these tokens.
@@ -103,16 +188,34 @@ impl Place {
         if self.padded() { self.pads.iter().map(|&p| row(p)).collect() } else { vec![row(0)] }
     }
 
-    /// [`Place::positions`] as integers `[batch, time]` or `[time]`.
-    pub fn position_ids(&self) -> Result<Tensor> {
+    /// [`Place::positions`] as integers `[batch, time]` or `[time]` on a device; `None` where they are consecutive and the host knows
+    /// them.
+    pub fn position_ids(&self, device: Device) -> Result<Option<Tensor>> {
+        if let Some(slot) = &self.slot {
+            return Ok(Some(slot.positions.clone()));
+        }
+        if !self.padded() {
+            return Ok(None);
+        }
         let rows: Vec<i64> = self.positions().into_iter().flatten().map(|p| p as i64).collect();
-        let shape: Shape = if self.padded() { [self.batch, self.time].into() } else { [self.time].into() };
-        Tensor::from_vec(rows, shape)
+        Tensor::from_vec(rows, [self.batch, self.time])?.to_device(device).map(Some)
+    }
+
+    /// The rotation of these positions by frequencies that are no powers of a base, which `of` gives for a length.
+    pub fn rotation(&self, dtype: DType, of: impl FnOnce(usize) -> (Vec<f64>, f64)) -> Result<Rotation> {
+        if let Some(Slot { table: Some(table), positions, .. }) = &self.slot {
+            return table.at(positions);
+        }
+        let (frequencies, factor) = of(self.end());
+        Rotation::new(&frequencies, factor, &self.positions(), dtype)
     }
 
     /// Which keys a query may see besides being causal: none of the filling, and only the latest `window`; `None` where that is all.
-    /// `[batch or 1, 1, time, keys]`.
-    pub fn mask(&self, window: Option<usize>) -> Result<Option<Tensor>> {
+    /// `[batch or 1, 1, time, keys]`, on a device.
+    pub fn mask(&self, window: Option<usize>, device: Device) -> Result<Option<Tensor>> {
+        if let Some(slot) = &self.slot {
+            return slot.mask(window).map(Some);
+        }
         let window = window.filter(|&w| w < self.end());
         if window.is_none() && !self.padded() {
             return Ok(None);
@@ -127,7 +230,7 @@ impl Place {
                 sees.extend((0..keys).map(|k| u8::from(k >= first || k == query)));
             }
         }
-        Tensor::from_vec(sees, [rows.len(), 1, self.time, keys]).map(Some)
+        Tensor::from_vec(sees, [rows.len(), 1, self.time, keys])?.to_device(device).map(Some)
     }
 }
 

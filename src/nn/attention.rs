@@ -31,8 +31,15 @@ pub struct Attend<'a> {
 /// Attention of `q [batch, heads, time, head]` and the concatenation of its heads: `[batch, time, heads·head]`.
 /// Dropout of the options is only done with a key.
 pub(crate) fn attend(q: &Tensor, k: Tensor, v: Tensor, options: Sdpa, with: Attend<'_>) -> Result<Tensor> {
+    let mut options = options;
     let (k, v) = match with.cache {
-        Some(cache) => cache.append(k, v)?,
+        Some(cache) => {
+            if cache.is_fixed() {
+                // Places are not those of the sequence: what is seen is the mask's to say.
+                (options.causal, options.window) = (false, None);
+            }
+            cache.append(k, v)?
+        }
         None => (k, v),
     };
     let dropout = if with.key.is_some() { options.dropout } else { 0.0 };

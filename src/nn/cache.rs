@@ -1,6 +1,6 @@
 //! Keys and values of the past, for generation token by token.
 
-use crate::backend::Device;
+use crate::backend::{Device, cuda};
 use crate::dtype::with_float;
 use crate::error::{Result, bail};
 use crate::tensor::Tensor;
@@ -10,13 +10,15 @@ const BLOCK: usize = 128;
 
 /// Keys and values that an attention layer has seen: `[batch, kv_heads, time, head]`, keys after their rotation.
 ///
-/// One for each layer; starts empty. On the CPU memory is taken for blocks of positions, and new ones are written into it in place;
-/// on a device, and while a tape tracks them, appending copies what is there.
+/// One for each layer; starts empty. Memory is taken for blocks of positions, and new ones are written into it in place; while a tape
+/// tracks them, appending copies what is there.
 #[derive(Clone, Debug, Default)]
 pub struct KvCache {
     past: Option<Past>,
     /// Positions to take memory for at once.
     reserve: usize,
+    /// Where the next position goes, in device memory: then all that there is room for is given, and a mask hides what is not there.
+    at: Option<Tensor>,
 }
 
 /// Memory for more positions than are kept.
@@ -44,7 +46,22 @@ impl Past {
 impl KvCache {
     /// An empty one that takes memory for so many positions at its first use.
     pub fn with_capacity(positions: usize) -> Self {
-        KvCache { past: None, reserve: positions }
+        KvCache { past: None, reserve: positions, at: None }
+    }
+
+    /// Memory for a fixed number of positions, in which the next ones go where `at` (one `i64` on the device) says.
+    pub(crate) fn fixed(k: Tensor, v: Tensor, at: Tensor) -> Self {
+        KvCache { reserve: 0, past: Some(Past { len: k.shape()[2], k, v }), at: Some(at) }
+    }
+
+    /// The memory of keys and of values.
+    pub(crate) fn into_memory(self) -> Option<(Tensor, Tensor)> {
+        self.past.map(|p| (p.k, p.v))
+    }
+
+    /// Whether it gives all that there is room for.
+    pub(crate) fn is_fixed(&self) -> bool {
+        self.at.is_some()
     }
 
     /// Number of positions kept.
@@ -79,8 +96,7 @@ impl KvCache {
         if k.rank() != 4 || v.rank() != 4 || k.shape()[..3] != v.shape()[..3] {
             bail!(shape, "expected keys and values [batch, heads, time, head], found {} and {}", k.shape(), v.shape());
         }
-        let tracked = |t: &Tensor| t.is_tracked() || t.device() != Device::Cpu;
-        let by_copy = tracked(&k) || tracked(&v) || self.past.as_ref().is_some_and(|p| tracked(&p.k) || tracked(&p.v));
+        let by_copy = k.is_tracked() || v.is_tracked() || self.past.as_ref().is_some_and(|p| p.k.is_tracked() || p.v.is_tracked());
         if by_copy {
             let (k, v) = match &self.past {
                 None => (k, v),
@@ -95,20 +111,28 @@ impl KvCache {
         if let Some(past) = &self.past {
             for (old, new) in [(&past.k, &k), (&past.v, &v)] {
                 let fits = (0..4).all(|i| i == 2 || old.shape()[i] == new.shape()[i]);
+                if old.device() != new.device() {
+                    bail!(device_unavailable, "the new positions are on {}, those that are kept on {}", new.device(), old.device());
+                }
                 if !fits || old.dtype() != new.dtype() {
                     let (a, b) = (old.shape().with_dim(2, past.len), new.shape());
                     bail!(shape, "{} {b} does not continue {} {a}", new.dtype(), old.dtype());
                 }
             }
         }
+        if let (Some(at), Some(past)) = (&self.at, &mut self.past) {
+            write(&mut past.k, 0, Some(at), &k)?;
+            write(&mut past.v, 0, Some(at), &v)?;
+            return Ok((past.k.clone(), past.v.clone()));
+        }
         let (start, time) = (self.len(), k.shape()[2]);
         let end = start + time;
         if self.past.as_ref().is_none_or(|p| p.capacity() < end) {
             let capacity = end.max(self.reserve).next_multiple_of(BLOCK);
             let grown = |old: Option<&Tensor>, new: &Tensor| {
-                let mut memory = Tensor::zeros(new.shape().with_dim(2, capacity), new.dtype())?;
+                let mut memory = Tensor::full_on(new.shape().with_dim(2, capacity), 0.0, new.dtype(), new.device())?;
                 if let Some(old) = old {
-                    write(&mut memory, 0, &old.narrow(2, 0, start)?)?;
+                    write(&mut memory, 0, None, &old.narrow(2, 0, start)?)?;
                 }
                 Ok::<_, crate::Error>(memory)
             };
@@ -116,8 +140,8 @@ impl KvCache {
             self.past = Some(Past { k, v, len: start });
         }
         let Some(past) = &mut self.past else { bail!(argument, "the cache has no memory") };
-        write(&mut past.k, start, &k)?;
-        write(&mut past.v, start, &v)?;
+        write(&mut past.k, start, None, &k)?;
+        write(&mut past.v, start, None, &v)?;
         past.len = end;
         past.kept()
     }
@@ -132,7 +156,7 @@ impl KvCache {
             self.past = None;
         } else if let Some(past) = &mut self.past {
             past.len = past.len.min(len);
-            if past.k.is_tracked() || past.k.device() != Device::Cpu {
+            if past.k.is_tracked() {
                 // Their next append copies all that is there.
                 let (k, v) = past.kept()?;
                 *past = Past { k, v, len: past.len };
@@ -142,11 +166,15 @@ impl KvCache {
     }
 }
 
-/// Writes `new` into the positions from `start` on, in place unless a view of the memory is still alive.
-fn write(memory: &mut Tensor, start: usize, new: &Tensor) -> Result<()> {
+/// Writes `new` into the positions from `start` (on a device: plus `at`) on, in place unless a view of the memory is still alive.
+pub(crate) fn write(memory: &mut Tensor, start: usize, at: Option<&Tensor>, new: &Tensor) -> Result<()> {
     let (capacity, head, time) = (memory.shape()[2], memory.shape()[3], new.shape()[2]);
     if time == 0 || head == 0 {
         return Ok(());
+    }
+    if memory.device() != Device::Cpu {
+        let at = at.map(|a| a.array.cuda()).transpose()?;
+        return cuda::index::put(memory.own_cuda()?, &new.array.cuda()?, at.as_ref(), start, capacity, head);
     }
     with_float!(new.dtype(), T => {
         let rows = new.to_vec::<T>()?;

@@ -17,6 +17,7 @@ pub(crate) use attention::attend;
 pub use attention::{Attend, AttentionConfig, CausalSelfAttention, MultiHeadAttention};
 pub use block::{Block, DecoderLayer, NormOrder};
 pub use cache::KvCache;
+pub(crate) use cache::write;
 pub use gpt::{Gpt, GptConfig, Transformer};
 pub use init::{Fans, Init};
 pub use layers::{Activation, Embedding, LayerNorm, Linear, RmsNorm};

@@ -1,5 +1,6 @@
 //! Rotary positions by tables of cosines and sines: for frequencies that are no powers of a base.
 
+use crate::backend::Device;
 use crate::dtype::{DType, F32, F64};
 use crate::error::{Result, bail};
 use crate::tensor::Tensor;
@@ -40,6 +41,18 @@ impl Rotation {
             table.cast(if dtype == F64 { F64 } else { F32 })
         };
         Ok(Rotation { cos: of(f64::cos)?, sin: of(f64::sin)? })
+    }
+
+    /// The tables in memory of a device.
+    pub(crate) fn to_device(&self, device: Device) -> Result<Self> {
+        Ok(Rotation { cos: self.cos.to_device(device)?, sin: self.sin.to_device(device)? })
+    }
+
+    /// The rows of a table of consecutive positions that `positions` (`[1]`, or `[batch, 1]`) name: tables of one position for each row.
+    pub(crate) fn at(&self, positions: &Tensor) -> Result<Self> {
+        let ids = positions.flatten(0, -1)?;
+        let of = |table: &Tensor| table.index_select(2, &ids)?.permute([2, 1, 0, 3]);
+        Ok(Rotation { cos: of(&self.cos)?, sin: of(&self.sin)? })
     }
 
     /// Turns `[batch, heads, time, head]`. Half types are turned in `f32` and rounded once.

@@ -85,7 +85,7 @@ impl Describe for QuantLinear {
                 out.push(Sample::check(op.clone(), [g.normal(x), w]).note(note));
             }
             // Few and many rows take different ways; panels and tiles end anywhere.
-            for (rows, n, k) in [(7, 5, 96), (8, 5, 96), (9, 130, 32), (3, 67, 64), (32, 3, 320), (33, 129, 32), (65, 3, 96)] {
+            for (rows, n, k) in [(7, 5, 96), (8, 5, 96), (9, 130, 32), (3, 67, 64), (1, 9, 320), (32, 3, 320), (33, 129, 32), (65, 3, 96)] {
                 let w = packed(g, kind, n, k);
                 out.push(Sample::value(op.clone(), [g.normal([rows, k]), w]).note("around the border of few rows, of panels and of tiles"));
             }

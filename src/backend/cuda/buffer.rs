@@ -329,6 +329,8 @@ pub(super) fn release(on: &Context) -> Result<()> {
         // It would have to wait for the device.
         return Ok(());
     }
+    // Waiting for the device would break a capture of another thread.
+    let _turn = on.turn();
     let blocks = std::mem::take(&mut on.pool().lock().free);
     if blocks.is_empty() {
         return Ok(());

@@ -126,7 +126,7 @@ impl Context {
     }
 
     /// Waits while another thread captures a step.
-    fn turn(&self) -> Option<RwLockReadGuard<'_, ()>> {
+    pub(super) fn turn(&self) -> Option<RwLockReadGuard<'_, ()>> {
         if capture::is_capturing(self) { None } else { Some(self.gate.read().unwrap_or_else(PoisonError::into_inner)) }
     }
 

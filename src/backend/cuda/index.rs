@@ -117,6 +117,24 @@ pub(crate) fn one_hot(ids: &Dense<'_>, classes: usize, y: &mut Out<'_>) -> Resul
     kernels::one_hot(on, grid(on, n, y.dtype().size()), &y.dst(), &ids.src(), classes as i64, one, n as i64)
 }
 
+/// `memory[o, first + t, :] = x[o, t, :]` for `memory` in the shape `[outer, capacity, inner]`; `at` is a position in device memory that is
+/// added to `first`. What would lie beyond the capacity is left out.
+///
+/// # Errors
+/// Shape error when `x` has more separate axes than a kernel addresses; what the device reports.
+pub(crate) fn put(memory: &mut Buffer, x: &In<'_>, at: Option<&In<'_>>, first: usize, capacity: usize, inner: usize) -> Result<()> {
+    let (on, n) = (x.context(), x.numel());
+    if n == 0 || memory.len() == 0 {
+        return Ok(());
+    }
+    let time = n / (memory.len() / capacity);
+    let (from, view) = x.view()?;
+    let at = at.map(|a| a.at(a.layout()));
+    let grid = Grid::over(n, THREADS, on.grid_cap());
+    let to = Dst::new(memory);
+    kernels::put(on, grid, &to, &from, view, at.as_ref(), first as i64, capacity as i64, time as i64, inner as i64, n as i64)
+}
+
 /// `y[o, v, :] = Σ g[o, k, :]` over the `k` with `ids[k] = v`, in the order of `k`; the row of `skip`, and rows that no
 /// index names, are zero. `y` is `[outer, extent, inner]`, `g` is `[outer, ids, inner]`.
 pub(crate) fn add_rows(g: &In<'_>, ids: &Dense<'_>, extent: usize, inner: usize, skip: Option<usize>, y: &mut Out<'_>) -> Result<()> {

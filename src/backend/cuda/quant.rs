@@ -44,8 +44,9 @@ pub(crate) fn product(kind: Blocks, x: &In<'_>, w: &In<'_>, y: &mut Out<'_>) -> 
     let half = x.dtype().is_half();
     let (x, w) = (aligned(on, x, 16)?, aligned(on, w, 2)?);
     let (launch, grid): (Launch, Grid) = if rows <= FEW {
-        let warps = n * rows.div_ceil(8);
-        (if wide { kernels::few_q8 } else { kernels::few_q4 }, Grid::over(warps * 32, THREADS, on.grid_cap()))
+        let one = if wide { kernels::one_q8 } else { kernels::one_q4 };
+        let few = if wide { kernels::few_q8 } else { kernels::few_q4 };
+        (if rows == 1 { one } else { few }, Grid::over(n * rows.div_ceil(8) * 32, THREADS, on.grid_cap()))
     } else if half {
         let tiles = rows.div_ceil(TALL) * n.div_ceil(BROAD);
         (if wide { kernels::mma_q8 } else { kernels::mma_q4 }, Grid::rows(tiles, THREADS, on.grid_cap()))

@@ -10,14 +10,15 @@ use crate::error::{Error, Result};
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// An open GPU: one context, one queue that is not the default one (which could not be captured).
 pub(super) struct Real {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     properties: Properties,
-    modules: Vec<OnceLock<Loaded>>,
+    /// One lock each: threads compile different modules side by side.
+    modules: Vec<Mutex<Option<Loaded>>>,
     functions: Mutex<HashMap<&'static str, Function>>,
     blas: Mutex<Option<Blas>>,
 }
@@ -26,9 +27,6 @@ struct Loaded(sys::CUmodule);
 
 // SAFETY: module handles may be used from any thread; the context is bound before each use.
 unsafe impl Send for Loaded {}
-// SAFETY: as above.
-unsafe impl Sync for Loaded {}
-
 #[derive(Clone, Copy)]
 struct Function {
     handle: sys::CUfunction,
@@ -92,7 +90,7 @@ impl Real {
             memory: context.total_mem().map_err(unusable)?,
             driver: driver as u32,
         };
-        let modules = MODULES.iter().map(|_| OnceLock::new()).collect();
+        let modules = MODULES.iter().map(|_| Mutex::default()).collect();
         Ok(Real { context, stream, properties, modules, functions: Mutex::default(), blas: Mutex::default() })
     }
 
@@ -103,7 +101,8 @@ impl Real {
 
     /// The machine code of a kernel file, loaded on first use.
     fn module(&self, index: usize) -> Result<sys::CUmodule> {
-        if let Some(m) = self.modules[index].get() {
+        let mut loaded = self.modules[index].lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(m) = &*loaded {
             return Ok(m.0);
         }
         let module = &MODULES[index];
@@ -120,17 +119,21 @@ impl Real {
                 load(&code).map_err(|e| Error::device_unavailable(format!("kernels/{}.cu: {}", module.stem, driver_error(e))))?
             }
         };
-        Ok(self.modules[index].get_or_init(|| Loaded(handle)).0)
+        *loaded = Some(Loaded(handle));
+        Ok(handle)
     }
 
     fn function(&self, kernel: &'static Kernel, shared: u32) -> Result<sys::CUfunction> {
-        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(f) = functions.get(kernel.name)
+        let functions = || self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(f) = functions().get(kernel.name)
             && f.shared >= shared
         {
             return Ok(f.handle);
         }
+        // Compiling may take seconds: nobody waits for that who wants another kernel.
         let module = self.module(kernel.module)?;
+        let mut functions = functions();
+        let shared = shared.max(functions.get(kernel.name).map_or(0, |f| f.shared));
         let name = CString::new(kernel.name).map_err(|e| Error::device_unavailable(format!("kernel name: {e}")))?;
         // SAFETY: modules are never unloaded.
         let handle = unsafe { result::module::get_function(module, name) }.map_err(driver_error)?;
@@ -326,8 +329,7 @@ impl Recording for Exec {
 impl Drop for Exec {
     fn drop(&mut self) {
         if self.context.bind_to_thread().is_ok() {
-            // A graph may not be destroyed while it runs on some drivers.
-            let _ = self.stream.synchronize();
+            // Not waited for, which would break a capture that is going on: a graph in flight is freed when it is done.
             // SAFETY: the handle is alive and not used again.
             let _ = unsafe { sys::cuGraphExecDestroy(self.exec) }.result();
         }

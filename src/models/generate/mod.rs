@@ -1,5 +1,6 @@
 //! Continuing texts: prefill in one pass, then token by token with the keys and values of the past.
 
+mod graph;
 mod text;
 
 pub use text::TextStream;
@@ -29,6 +30,9 @@ pub struct GenerateOptions {
     pub stop_texts: Vec<String>,
     /// Whether each token comes with the logarithm of its probability.
     pub log_probs: bool,
+    /// On a CUDA device: whether the step that a token takes is captured as a graph, which spares the host its launches. Memory for
+    /// `max_tokens` is then taken at once, and attention reads all of it at every step. Without effect on the CPU.
+    pub graph: bool,
 }
 
 impl Default for GenerateOptions {
@@ -40,6 +44,7 @@ impl Default for GenerateOptions {
             stop_tokens: Vec::new(),
             stop_texts: Vec::new(),
             log_probs: false,
+            graph: false,
         }
     }
 }
@@ -347,6 +352,8 @@ struct Rows {
     rows: Vec<Row>,
     pads: Vec<usize>,
     cache: Cache,
+    /// The captured step, which has taken over from the cache.
+    decode: Option<graph::Decode>,
     speed: Speed,
     begun: bool,
 }
@@ -367,6 +374,7 @@ impl Rows {
             rows: prompts.iter().enumerate().map(row).collect(),
             pads: prompts.iter().map(|p| longest - p.len()).collect(),
             cache: Cache::new(g.model.layers(), longest),
+            decode: None,
             speed: Speed { prompt: longest * prompts.len(), ..Speed::default() },
             begun: false,
         }
@@ -391,9 +399,7 @@ impl Rows {
                 next.extend(&row.tokens);
             }
         }
-        let x = ids(&next, self.rows.len())?.to_device(device(g.model))?;
-        let input = Input { pads: &self.pads, cache: Some(&mut self.cache), last: true, ..Input::new(&x) };
-        let logits = g.model.forward_with(input)?.to_f64_vec()?;
+        let logits = self.logits(g, &next)?.to_f64_vec()?;
         let spent = began.elapsed();
         if self.begun {
             self.speed.tokens += self.rows.iter().filter(|r| r.finish.is_none()).count();
@@ -409,6 +415,24 @@ impl Rows {
             }
         }
         Ok(true)
+    }
+
+    /// Of the last of each row's next tokens.
+    fn logits(&mut self, g: &Generator<'_>, next: &[u32]) -> Result<Tensor> {
+        let there = device(g.model);
+        if self.begun && g.options.graph && there != Device::Cpu {
+            if self.decode.is_none() {
+                let capacity = self.cache.len().saturating_add(g.options.max_tokens).min(g.model.context());
+                self.decode = Some(graph::Decode::new(g.model, &self.cache, &self.pads, capacity)?);
+                // Its keys and values are the graph's now.
+                self.cache.truncate(0)?;
+            }
+            if let Some(decode) = &mut self.decode {
+                return decode.step(next);
+            }
+        }
+        let x = ids(next, self.rows.len())?.to_device(there)?;
+        g.model.forward_with(Input { pads: &self.pads, cache: Some(&mut self.cache), last: true, ..Input::new(&x) })
     }
 }
 
@@ -438,7 +462,8 @@ impl Stream<'_> {
     pub fn cache_bytes(&self) -> usize {
         let bytes = |t: &Tensor| t.numel() * t.dtype().size();
         let layers = self.rows.cache.layers().iter();
-        layers.filter_map(|l| l.get().ok().flatten()).map(|(k, v)| bytes(&k) + bytes(&v)).sum()
+        let kept: usize = layers.filter_map(|l| l.get().ok().flatten()).map(|(k, v)| bytes(&k) + bytes(&v)).sum();
+        kept + self.rows.decode.as_ref().map_or(0, graph::Decode::bytes)
     }
 }
 
