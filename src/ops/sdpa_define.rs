@@ -95,10 +95,6 @@ fn line<'a, S>(x: &'a Nd<S>, index: &[usize]) -> &'a [S] {
     &x.data[at..at + n]
 }
 
-fn at_col(row: &[usize], c: usize) -> Vec<usize> {
-    [row, &[c]].concat()
-}
-
 fn dot<S: Scalar>(a: &[S], b: &[S]) -> S {
     let terms: Vec<S> = a.iter().zip(b).map(|(&a, &b)| a * b).collect();
     S::sum(&terms)
@@ -217,16 +213,14 @@ pub(super) fn cotangents<S: Scalar>(op: &SdpaVjp, x: &[Nd<S>]) -> Vec<Nd<S>> {
     }
     if let (Some(mask), true) = (op.of.parts(x).0, op.want[3]) {
         out.push(Nd::from_fn(&mask.shape, |at| {
-            let reads = |index: &[usize]| {
-                let lead = index.len() - at.len();
-                at.iter().enumerate().all(|(a, &i)| mask.shape[a] == 1 || index[lead + a] == i)
-            };
+            // The mask's axes are the last of the scores', which are those of the rows and one of keys.
+            let lead = r - at.len();
+            let own = |axis: usize, i: usize| axis < lead || mask.shape[axis - lead] == 1 || at[axis - lead] == i;
             let terms: Vec<S> = rows
                 .iter()
                 .zip(&scores)
-                .flat_map(|(row, s)| s.iter().enumerate().map(move |(j, &s)| (at_col(row, j), s)))
-                .filter(|(index, _)| reads(index))
-                .map(|(_, s)| s)
+                .filter(|(row, _)| row.iter().enumerate().all(|(axis, &i)| own(axis, i)))
+                .flat_map(|(_, s)| s.iter().enumerate().filter(|(j, _)| own(r - 1, *j)).map(|(_, &s)| s))
                 .collect();
             S::sum(&terms)
         }));

@@ -236,15 +236,11 @@ pub(crate) fn check(samples: &[AnySample], traits: Traits, config: &Config, repo
             continue;
         }
         let case = Case { s, index, traits, config, raw: s.inputs.iter().map(Input::to_vec).collect() };
-        let start_tmp = std::time::Instant::now();
         let run = catch_unwind(AssertUnwindSafe(|| {
             let mut r = Report::default();
             check_sample(&case, &mut r);
             r
         }));
-        if start_tmp.elapsed().as_secs_f64() > 0.25 {
-            eprintln!("SLOW {:.2} {} {} {:?}", start_tmp.elapsed().as_secs_f64(), s.op.name(), index, s.inputs.iter().map(|i| i.shape().to_string()).collect::<Vec<_>>());
-        }
         match run {
             Ok(r) => report.merge(r),
             Err(panic) => {
