@@ -129,7 +129,8 @@ fn main() -> Result<()> {
     if let Ok(name) = std::env::var("COTANGENT_TURNS") {
         return turns::serve(work(&name, dtype)?);
     }
-    let mut c = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2)).configure_from_args();
+    let mut c =
+        Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2)).configure_from_args();
     for name in NAMES {
         let mut made = None;
         c.bench_function(&format!("table/{name} {dtype}"), |b| {

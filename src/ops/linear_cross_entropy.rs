@@ -4,10 +4,10 @@ use super::cross_entropy::{CrossEntropy, CrossEntropyLoss, CrossEntropyVjp, RowS
 use super::differentiate_vjp;
 use super::loss::{Classes, Reduction};
 use super::norm::widened;
+use crate::backend::Device;
 use crate::backend::cpu::gemm::{GemmFloat, Mat, gemm};
 use crate::backend::cpu::par::*;
 use crate::backend::cpu::{self, Buffer, Compute, Contiguous, Real, map, rows, simd};
-use crate::backend::Device;
 use crate::backend::cuda::{self, linear_loss};
 use crate::dtype::{DType, Element, with_float};
 use crate::error::{Result, bail};

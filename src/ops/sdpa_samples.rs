@@ -117,7 +117,7 @@ fn values(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
         ([1, 3, 1, 5, 70, 4, 6], "several short heads in a block"),
         ([1, 1, 1, 130, 67, 2, 2], "A2: many queries see nothing"),
         ([1, 1, 1, 33, 1500, 2, 2], "long rows, shorter blocks"),
-        ([1, 2, 1, 200, 200, 8, 8], "work shared by several tasks a head"),
+        ([1, 2, 1, 200, 200, 32, 32], "work shared by several tasks a head"),
     ] {
         out.push(Sample::value(op(Sdpa::causal(), None), Size(size).qkv(g, 3.0)).note(note));
     }

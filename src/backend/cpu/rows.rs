@@ -122,10 +122,11 @@ pub(crate) fn load<T: Compute>(x: &[T], y: &mut [T::Acc]) {
     }
 }
 
-/// Largest element, NaN when there is one, −∞ when empty: [`simd::max`] without widening the row first.
+/// Largest element, NaN when there is one, −∞ when empty: [`simd::max`] without widening the row first. The comparisons form a
+/// longer chain than an addition does, so more of them run side by side.
 #[inline(always)]
 pub(crate) fn max<T: Compute>(x: &[T]) -> T::Acc {
-    const LANES: usize = 32;
+    const LANES: usize = 64;
     let mut acc = [T::Acc::NEG_INFINITY; LANES];
     let (body, tail) = x.as_chunks::<LANES>();
     for chunk in body {
