@@ -176,13 +176,11 @@ impl Blas {
                 | sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE as u32;
             prefer(P::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, (&raw const schemes).cast(), size_of::<u32>())?;
             let align = |addr: u64| 1u32 << alignment(addr);
-            // The epilogue reads the bias as it writes the result.
-            let out = g.c | g.bias.unwrap_or(0);
             for (what, addr) in [
                 (P::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, g.b.addr),
                 (P::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, g.a.addr),
                 (P::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, g.c),
-                (P::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, out),
+                (P::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, g.c),
             ] {
                 let bytes = align(addr);
                 prefer(what, (&raw const bytes).cast(), size_of::<u32>())?;

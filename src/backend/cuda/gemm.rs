@@ -43,7 +43,7 @@ pub(crate) struct Gemm {
     pub c: u64,
     /// Whether the product is added to what C holds.
     pub accumulate: bool,
-    /// A row of `n` elements added to every row. Never together with f64, for which cuBLASLt has no such epilogue.
+    /// A row of `n` elements added to every row, at a multiple of 16 bytes. Never together with f64, for which cuBLASLt has no such epilogue.
     pub bias: Option<u64>,
 }
 
@@ -88,7 +88,8 @@ pub(crate) fn matmul(
     if y.numel() == 0 {
         return Ok(());
     }
-    let row = bias.map(In::contiguous).transpose()?;
+    // The library takes the alignment of matrices into account, but not that of the bias: its kernels may read 16 bytes at once.
+    let row = bias.map(|b| b.aligned(16)).transpose()?;
     // A bias that the library cannot add itself is what C holds before the product.
     let fill_bias = row.is_some() && (dtype == DType::F64 || k == 0);
     if fill_bias {

@@ -93,6 +93,17 @@ impl<'a> In<'a> {
         Ok(Dense::Owned(copy))
     }
 
+    /// The elements in row-major order at an address that is a multiple of `bytes`, up to 256.
+    pub(crate) fn aligned(&self, bytes: u64) -> Result<Dense<'a>> {
+        let dense = self.contiguous()?;
+        if dense.src().addr().is_multiple_of(bytes) {
+            return Ok(dense);
+        }
+        let mut copy = self.context().alloc(self.dtype(), self.numel())?;
+        super::copy::gather(self.context(), dense.src(), &Layout::contiguous(self.numel()), Dst::new(&mut copy))?;
+        Ok(Dense::Owned(copy))
+    }
+
     /// Elements in row-major order as another type, by the rules of `cast`.
     pub(crate) fn contiguous_as(&self, dtype: DType) -> Result<Dense<'a>> {
         if self.dtype() == dtype {

@@ -1,14 +1,12 @@
 //! Products with matrices in blocks, and their elements: the launches of kernels/quant_linear.cu.
 
-use super::buffer::Buffer;
 use super::context::Context;
 use super::kernels::quant_linear as kernels;
 use super::launch::{Dst, Grid, Src};
 use super::map::THREADS;
-use super::operand::{Dense, In, Out};
+use super::operand::{In, Out};
 use crate::backend::cpu::quant::{BLOCK, Blocks};
 use crate::error::Result;
-use crate::layout::Layout;
 
 /// Rows of `x` up to which a warp computes an output of eight of them; beyond, tiles of outputs share what they read.
 const FEW: usize = 32;
@@ -16,17 +14,6 @@ const FEW: usize = 32;
 const SIDE: usize = 64;
 const TALL: usize = 64;
 const BROAD: usize = 128;
-
-/// The elements in row-major order, at a multiple of `bytes`.
-fn aligned<'a>(on: &'static Context, x: &In<'a>, bytes: u64) -> Result<Dense<'a>> {
-    let dense = x.contiguous()?;
-    if dense.src().addr().is_multiple_of(bytes) {
-        return Ok(dense);
-    }
-    let mut copy: Buffer = on.alloc(x.dtype(), x.numel())?;
-    super::copy::gather(on, dense.src(), &Layout::contiguous(x.numel()), Dst::new(&mut copy))?;
-    Ok(Dense::Owned(copy))
-}
 
 /// `y [.., n] ← x [.., k] · Wᵀ` for `w [n, bytes]` in blocks along its rows.
 pub(crate) fn product(kind: Blocks, x: &In<'_>, w: &In<'_>, y: &mut Out<'_>) -> Result<()> {
@@ -42,7 +29,7 @@ pub(crate) fn product(kind: Blocks, x: &In<'_>, w: &In<'_>, y: &mut Out<'_>) -> 
     let rows = x.numel() / k;
     let wide = kind == Blocks::Q8_0;
     let half = x.dtype().is_half();
-    let (x, w) = (aligned(on, x, 16)?, aligned(on, w, 2)?);
+    let (x, w) = (x.aligned(16)?, w.aligned(2)?);
     let (launch, grid): (Launch, Grid) = if rows <= FEW {
         let one = if wide { kernels::one_q8 } else { kernels::one_q4 };
         let few = if wide { kernels::few_q8 } else { kernels::few_q4 };
@@ -63,7 +50,7 @@ pub(crate) fn expand(kind: Blocks, w: &In<'_>, y: &mut Out<'_>) -> Result<()> {
     if blocks == 0 {
         return Ok(());
     }
-    let w = aligned(on, w, 2)?;
+    let w = w.aligned(2)?;
     let launch = if kind == Blocks::Q8_0 { kernels::expand_q8 } else { kernels::expand_q4 };
     launch(on, Grid::over(4 * blocks, THREADS, on.grid_cap()), &y.dst(), &w.src(), blocks as i64)
 }
