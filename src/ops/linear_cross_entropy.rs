@@ -555,8 +555,8 @@ impl Tensor {
     ///
     /// # Gradient
     /// That of the composition. For f32 and f64 with a mean or sum, the forward pass also computes the wanted gradients, from each
-    /// piece of logits while it is there, and the derivative multiplies them by the loss's cotangent: three products in all, as
-    /// without fusing. Otherwise the logits are computed again, piece by piece: four products. Second derivatives build all logits.
+    /// piece of logits while it is there, and the derivative multiplies them by the loss's cotangent (on the CPU where that is not 1): three
+    /// products in all, as without fusing. Otherwise the logits are computed again, piece by piece: four products. Second derivatives build all logits.
     ///
     /// # Shapes
     /// `self` `[.., width]`, `weight` `[classes, width]`, targets `[..]`.
