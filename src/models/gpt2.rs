@@ -1,6 +1,6 @@
 //! GPT-2, as Hugging Face stores it.
 
-use super::input::{Input, Place, asked};
+use super::input::{Input, Place, asked, logits};
 use super::skeleton::{Skeleton, fresh};
 use crate::dtype::DType;
 use crate::error::{Error, Result, bail};
@@ -167,7 +167,7 @@ impl Gpt2 {
                 h: (0..c.layers).map(block).collect::<Result<_>>()?,
                 ln_f: s.layer_norm(c.width, c.norm_eps)?,
             },
-            lm_head: if c.tied { None } else { Some(s.linear(c.width, c.vocabulary, false)?) },
+            lm_head: s.head(c.tied, c.width, c.vocabulary)?,
             config: c.clone(),
         })
     }
@@ -207,7 +207,7 @@ impl Gpt2 {
         } else {
             t.wpe.weight.narrow(0, place.start, place.time)?
         };
-        let mask = place.mask(None)?.map(|m| m.to_device(device)).transpose()?;
+        let mask = place.mask(device)?;
         let mut x = t.wte.forward(input.tokens)?.add(&positions)?;
         x.tap(|| "embed");
         for (i, block) in t.h.iter().enumerate() {
@@ -218,9 +218,6 @@ impl Gpt2 {
             x.tap(|| format!("transformer.h.{i}"));
         }
         let x = t.ln_f.forward(&asked(x, input.last)?)?;
-        match &self.lm_head {
-            Some(head) => head.forward(&x),
-            None => t.wte.unembed(&x),
-        }
+        logits(self.lm_head.as_ref(), &t.wte, &x)
     }
 }

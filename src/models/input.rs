@@ -1,7 +1,8 @@
 //! What a language model is given, and what it keeps between calls.
 
+use crate::backend::Device;
 use crate::error::{Result, bail};
-use crate::nn::KvCache;
+use crate::nn::{Embedding, KvCache, Linear};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 
@@ -110,24 +111,20 @@ impl Place {
         Tensor::from_vec(rows, shape)
     }
 
-    /// Which keys a query may see besides being causal: none of the filling, and only the latest `window`; `None` where that is all.
-    /// `[batch or 1, 1, time, keys]`.
-    pub fn mask(&self, window: Option<usize>) -> Result<Option<Tensor>> {
-        let window = window.filter(|&w| w < self.end());
-        if window.is_none() && !self.padded() {
+    /// Which keys a query may see besides being causal: none of the filling; `None` where there is none. `[batch, 1, time, keys]`.
+    pub fn mask(&self, device: Device) -> Result<Option<Tensor>> {
+        if !self.padded() {
             return Ok(None);
         }
-        let rows: &[usize] = if self.padded() { &self.pads } else { &[0] };
         let keys = self.end();
-        let mut sees = Vec::with_capacity(rows.len() * self.time * keys);
-        for pad in rows {
-            for query in self.start..self.end() {
-                let first = window.map_or(0, |w| (query + 1).saturating_sub(w)).max(*pad);
+        let mut sees = Vec::with_capacity(self.batch * self.time * keys);
+        for &pad in &self.pads {
+            for query in self.start..keys {
                 // A query of the filling would see nothing: it sees itself, and nobody reads it.
-                sees.extend((0..keys).map(|k| u8::from(k >= first || k == query)));
+                sees.extend((0..keys).map(|k| u8::from(k >= pad || k == query)));
             }
         }
-        Tensor::from_vec(sees, [rows.len(), 1, self.time, keys]).map(Some)
+        Tensor::from_vec(sees, [self.batch, 1, self.time, keys])?.to_device(device).map(Some)
     }
 }
 
@@ -135,4 +132,9 @@ impl Place {
 pub(super) fn asked(x: Tensor, last: bool) -> Result<Tensor> {
     let time = x.shape()[1];
     if last && time > 1 { x.narrow(1, time - 1, 1) } else { Ok(x) }
+}
+
+/// Logits by the output matrix, or by the token table where that is it.
+pub(super) fn logits(head: Option<&Linear>, table: &Embedding, x: &Tensor) -> Result<Tensor> {
+    head.map_or_else(|| table.unembed(x), |head| head.forward(x))
 }

@@ -69,6 +69,9 @@ fn free_list() -> MutexGuard<'static, HashMap<usize, Vec<Block>>> {
 /// A raw block of initialised memory.
 #[derive(Debug)]
 struct Block {
+    /// What the system gave.
+    base: NonNull<u8>,
+    /// Its first address that is a multiple of [`ALIGN`].
     ptr: NonNull<u8>,
     bytes: usize,
 }
@@ -88,23 +91,38 @@ fn size_class(bytes: usize) -> Option<usize> {
 impl Block {
     fn alloc(bytes: usize) -> Result<Self> {
         let oom = || Error::out_of_memory(format!("cannot allocate {bytes} bytes of host memory ({} in use)", IN_USE.load(Relaxed)));
-        let class = size_class(bytes).filter(|&c| c <= isize::MAX as usize - ALIGN).ok_or_else(oom)?;
+        let class = size_class(bytes).filter(|&c| c <= isize::MAX as usize - 2 * ALIGN).ok_or_else(oom)?;
         if let Some(b) = free_list().get_mut(&class).and_then(Vec::pop) {
             CACHED.fetch_sub(class, Relaxed);
             return Ok(b);
         }
-        let layout = AllocLayout::from_size_align(class, ALIGN).map_err(|_| oom())?;
-        // SAFETY: `class` is at least ALIGN, so the layout is not zero-sized.
-        // Zeroed memory is initialised memory, and for large blocks the system provides it without touching pages.
-        let ptr = unsafe { alloc_zeroed(layout) };
+        // Zeroed memory is initialised memory, and for large blocks the system provides it without touching pages: but not when more
+        // than its own alignment is asked for, where the standard library writes the zeros. So the block is aligned here.
+        // SAFETY: the layout is not zero-sized.
+        let base = unsafe { alloc_zeroed(system_layout(class).ok_or_else(oom)?) };
         FRESH.fetch_add(1, Relaxed);
-        NonNull::new(ptr).map(|ptr| Block { ptr, bytes: class }).ok_or_else(oom)
+        let base = NonNull::new(base).ok_or_else(oom)?;
+        // SAFETY: the offset is below ALIGN, by which the layout is larger than the class.
+        let ptr = unsafe { base.add(base.align_offset(ALIGN)) };
+        Ok(Block { base, ptr, bytes: class })
     }
 
     fn free(self) {
-        // SAFETY: `ptr` came from `alloc_zeroed` with exactly this size and alignment, and `self` is consumed.
-        unsafe { dealloc(self.ptr.as_ptr(), AllocLayout::from_size_align_unchecked(self.bytes, ALIGN)) }
+        let Some(layout) = system_layout(self.bytes) else { return };
+        // SAFETY: `base` came from `alloc_zeroed` with exactly this layout, and `self` is consumed.
+        unsafe { dealloc(self.base.as_ptr(), layout) }
     }
+}
+
+/// What is asked of the system for a block: room to align it.
+fn system_layout(class: usize) -> Option<AllocLayout> {
+    AllocLayout::from_size_align(class.checked_add(ALIGN)?, align_of::<u64>()).ok()
+}
+
+/// The memory of some elements, to be filled with what they are stored as.
+pub(crate) fn bytes_mut<T: Element>(x: &mut [T]) -> &mut [u8] {
+    // SAFETY: the slice is initialised and held exclusively, and every bit pattern is valid for the seven element types.
+    unsafe { std::slice::from_raw_parts_mut(x.as_mut_ptr().cast(), size_of_val(x)) }
 }
 
 /// Typed host memory of a fixed length; returns to the cache when dropped.
@@ -186,6 +204,15 @@ mod tests {
             assert!(c >= b && (c <= 64 || c <= b + b / 4 + 64), "{b} -> {c}");
         }
         assert_eq!(size_class(usize::MAX), None);
+    }
+
+    #[test]
+    fn blocks_are_aligned() {
+        for bytes in [1, 100, 4096, 1 << 20, 40 << 20] {
+            let block = Block::alloc(bytes).unwrap();
+            assert!(block.ptr.align_offset(ALIGN) == 0 && block.ptr.addr() >= block.base.addr());
+            block.free();
+        }
     }
 
     #[test]
