@@ -2,7 +2,7 @@
 
 use crate::models::folders;
 use cotangent::io::GenerationConfig;
-use cotangent::models::{Completion, Finish, GenerateOptions, Generator, LanguageModel, LoadOptions, TextStream, load};
+use cotangent::models::{Completion, Finish, GenerateOptions, Generator, LanguageModel, LoadOptions, Past, TextStream, load};
 use cotangent::train::{Bytes, Sampling, Tokenizer};
 use cotangent::{F32, F64, Key, Result, Tensor};
 
@@ -60,6 +60,35 @@ fn rows_of_a_batch_are_those_alone() {
     }
     let stopped = Generator::new(&model, GenerateOptions { stop_tokens: vec![stop], ..options(12) }).complete(&prompt()).unwrap();
     assert_eq!((stopped.tokens.as_slice(), stopped.finish), (&hugging_faces_tokens()[..3], Finish::StopToken));
+}
+
+/// A turn of a conversation continues the past: the same tokens and probabilities as from the beginning, of which only the new part
+/// is computed.
+#[test]
+fn a_past_is_not_computed_again() {
+    let model = load(folders("tiny-qwen2").remove(0), LoadOptions::dtype(F64)).unwrap().model;
+    let generator = Generator::new(&model, GenerateOptions { log_probs: true, ..options(6) });
+    let mut past = Past::default();
+    // The second begins with all of the first and its answer, the third departs from it at the fifth token, the fourth is the third.
+    let (first, mut texts) = (prompt(), Vec::new());
+    let answer = generator.complete(&first).unwrap().tokens;
+    texts.push((first.clone(), 12));
+    texts.push(([&first[..], &answer[..], &[5, 6, 7]].concat(), 4));
+    texts.push(([&first[..4], &[9, 8]].concat(), 2));
+    texts.push((texts[2].0.clone(), 1));
+    for (text, computed) in texts {
+        let mut stream = generator.stream_after(std::mem::take(&mut past), &text).unwrap();
+        let steps: Vec<_> = stream.by_ref().collect::<Result<_>>().unwrap();
+        assert_eq!((stream.speed().prompt, stream.tokens().len()), (computed, text.len() + 6));
+        let alone = generator.complete(&text).unwrap();
+        assert_eq!(steps.iter().filter_map(|s| s.token).collect::<Vec<_>>(), alone.tokens);
+        assert!(steps.iter().zip(&alone.log_probs).all(|(s, p)| (s.log_prob.unwrap() - p).abs() < 1e-10));
+        past = stream.into_past();
+        assert_eq!(past.tokens().len(), text.len() + 5);
+    }
+    // A past of another text is no past.
+    let other = generator.stream_after(past, &[300, 301]).unwrap();
+    assert_eq!(other.speed().prompt, 2);
 }
 
 /// Scores are the log-probabilities of the tokens that greedy generation drew, and of the whole sequence at once.

@@ -7,21 +7,19 @@
 mod shared;
 
 use clap::Parser;
-use cotangent::models::{Generator, Loaded, Speed};
-use cotangent::{DType, Device, Error, Key, Result};
+use cotangent::models::{Generator, Loaded, Past, Speed};
+use cotangent::{Error, Key, Result};
 use minijinja::{Environment, ErrorKind, context};
 use serde_json::{Value, json};
 use std::io::{self, BufRead, IsTerminal, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Talks with a model.
 #[derive(Parser)]
 #[command(after_help = "The model's chat template says how a conversation is written; one without it is given plain lines.")]
 struct Args {
-    /// Folder with config.json and model.safetensors, or a GGUF file.
-    #[arg(long, value_name = "PATH")]
-    model: PathBuf,
+    #[command(flatten)]
+    open: shared::ModelArgs,
     /// What the model is told before the conversation.
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
@@ -34,15 +32,6 @@ struct Args {
     /// Draws the tokens.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Type of the weights: f32, bf16, f16; without it, the file's.
-    #[arg(long, value_parser = shared::dtype)]
-    dtype: Option<DType>,
-    /// Keep matrices that a GGUF file has in Q8_0 or Q4_0 as they are: less memory.
-    #[arg(long)]
-    packed: bool,
-    /// cpu, or cuda:0.
-    #[arg(long, value_parser = shared::device, default_value = "cpu")]
-    device: Device,
 }
 
 fn main() -> ExitCode {
@@ -50,8 +39,8 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
-    let loaded = shared::open(&args.model, args.dtype, args.device, args.packed)?;
-    let tokenizer = shared::need_tokenizer(&loaded, &args.model)?;
+    let loaded = args.open.open()?;
+    let tokenizer = shared::need_tokenizer(&loaded, &args.open.model)?;
     let mut generator = Generator::of(&loaded);
     generator.options.max_tokens = args.max_tokens;
     if let Some(t) = args.temperature {
@@ -62,7 +51,7 @@ fn run(args: &Args) -> Result<()> {
         generator.options.stop_texts = vec!["\nUser:".to_owned()];
     }
     let mut messages: Vec<Value> = args.system.iter().map(|s| json!({"role": "system", "content": s})).collect();
-    let (mut total, mut cache) = (Speed::default(), 0);
+    let (mut total, mut cache, mut past) = (Speed::default(), 0, Past::default());
     let asks = io::stdin().is_terminal();
     let mut out = io::stdout().lock();
     for turn in 0.. {
@@ -79,7 +68,8 @@ fn run(args: &Args) -> Result<()> {
         // The template writes special tokens itself: nothing is added.
         let prompt = tokenizer.encode(&written(&loaded, &messages)?)?;
         generator.options.key = Key::new(args.seed).fold(turn);
-        let mut stream = generator.stream(&prompt)?;
+        // What the conversation was until now has been computed.
+        let mut stream = generator.stream_after(std::mem::take(&mut past), &prompt)?;
         let mut answer = String::new();
         for step in stream.by_ref() {
             let text = step?.text;
@@ -96,6 +86,7 @@ fn run(args: &Args) -> Result<()> {
             decode: total.decode + speed.decode,
         };
         cache = cache.max(stream.cache_bytes());
+        past = stream.into_past();
         messages.push(json!({"role": "assistant", "content": answer}));
     }
     shared::summary(total, cache)

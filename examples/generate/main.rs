@@ -8,18 +8,16 @@ mod shared;
 use clap::Parser;
 use cotangent::models::{GenerateOptions, Generator};
 use cotangent::train::Sampling;
-use cotangent::{DType, Device, Key, Result};
+use cotangent::{Key, Result};
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Continues a text.
 #[derive(Parser)]
 #[command(after_help = "What is not given is taken from the model's generation_config.json. Speed and memory go to the error stream.")]
 struct Args {
-    /// Folder with config.json and model.safetensors, or a GGUF file.
-    #[arg(long, value_name = "PATH")]
-    model: PathBuf,
+    #[command(flatten)]
+    open: shared::ModelArgs,
     /// Text to continue.
     #[arg(long)]
     prompt: String,
@@ -47,15 +45,6 @@ struct Args {
     /// Draws the tokens: the same seed gives the same text.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Type of the weights: f32, bf16, f16; without it, the file's.
-    #[arg(long, value_parser = shared::dtype)]
-    dtype: Option<DType>,
-    /// Keep matrices that a GGUF file has in Q8_0 or Q4_0 as they are: less memory.
-    #[arg(long)]
-    packed: bool,
-    /// cpu, or cuda:0.
-    #[arg(long, value_parser = shared::device, default_value = "cpu")]
-    device: Device,
     /// Print the mean log-probability of the prompt's tokens instead of continuing it.
     #[arg(long)]
     score: bool,
@@ -66,8 +55,8 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
-    let loaded = shared::open(&args.model, args.dtype, args.device, args.packed)?;
-    let tokenizer = shared::need_tokenizer(&loaded, &args.model)?;
+    let loaded = args.open.open()?;
+    let tokenizer = shared::need_tokenizer(&loaded, &args.open.model)?;
     let mut generator = Generator::of(&loaded);
     let own = &generator.options;
     let sampling = Sampling {

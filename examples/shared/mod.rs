@@ -5,7 +5,7 @@ use cotangent::models::{LoadOptions, Loaded, Speed, load};
 use cotangent::{BF16, DType, Device, Error, F16, F32, F64, ModuleExt, Result, U8};
 use std::collections::BTreeSet;
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -40,6 +40,30 @@ pub fn device(text: &str) -> Result<Device, String> {
     }
 }
 
+/// The model of a command line, and how it is opened.
+#[derive(clap::Args)]
+pub struct ModelArgs {
+    /// Folder with config.json and model.safetensors, or a GGUF file.
+    #[arg(long, value_name = "PATH")]
+    pub model: PathBuf,
+    /// Type of the weights: f32, bf16, f16; without it, the file's.
+    #[arg(long, value_parser = dtype)]
+    pub dtype: Option<DType>,
+    /// Keep matrices that a GGUF file has in Q8_0 or Q4_0 as they are: less memory.
+    #[arg(long)]
+    pub packed: bool,
+    /// cpu, or cuda:0.
+    #[arg(long, value_parser = device, default_value = "cpu")]
+    pub device: Device,
+}
+
+impl ModelArgs {
+    /// Opens the model, with progress on the error stream.
+    pub fn open(&self) -> Result<Loaded> {
+        open(&self.model, self.dtype, self.device, self.packed)
+    }
+}
+
 /// Opens a model, with progress on the error stream.
 pub fn open(path: &Path, dtype: Option<DType>, device: Device, packed: bool) -> Result<Loaded> {
     let began = Instant::now();
@@ -66,7 +90,7 @@ pub fn open(path: &Path, dtype: Option<DType>, device: Device, packed: bool) -> 
 pub fn need_tokenizer<'a>(loaded: &'a Loaded, path: &Path) -> Result<&'a (dyn cotangent::train::Tokenizer + Send + Sync)> {
     loaded.tokenizer.as_deref().ok_or_else(|| {
         Error::argument(format!(
-            "{} has no tokenizer that is known here: a tokenizer.json in the folder, or byte-level BPE in a GGUF file",
+            "{} has no tokenizer that is known here: a tokenizer.json in the folder, or BPE in a GGUF file",
             path.display()
         ))
     })

@@ -3,13 +3,15 @@
 //! The header goes through the `safetensors` crate, which checks offsets, sizes and dtypes; this module adds what the crate
 //! leaves out: duplicate names, a header that does not begin with `{`, and files that are something else altogether.
 //!
-//! Tensors are read by position when they are asked for, not through a memory map: their bytes have to be copied into
-//! aligned memory in any case (the format does not align them), so a map would save nothing, and it turns a file that is
-//! cut short or lost with the network into a signal that ends the process instead of an error.
+//! Tensors are read by position when they are asked for, straight into their memory, by all threads; not through a memory map: their
+//! bytes have to be copied into aligned memory in any case (the format does not align them), so a map would save nothing, and it turns
+//! a file that is cut short or lost with the network into a signal that ends the process instead of an error.
 
 use super::{failed, write_atomically};
 use crate::array::Array;
 use crate::backend::Device;
+use crate::backend::cpu::bytes_mut;
+use crate::backend::cpu::par::*;
 use crate::dtype::{DType, Element, with_dtype};
 use crate::error::{Error, Result, bail};
 use crate::shape::Shape;
@@ -18,9 +20,8 @@ use ::safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 
 /// Longest header, as in the reference implementation.
 const LONGEST_HEADER: u64 = 100_000_000;
@@ -48,8 +49,10 @@ const METADATA: &str = "__metadata__";
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
-    // Reading moves the file's one position.
-    file: Mutex<File>,
+    file: File,
+    /// Where reading moves the file's one position, one reads at a time.
+    #[cfg(not(unix))]
+    reading: std::sync::Mutex<()>,
     header: Metadata,
     metadata: BTreeMap<String, String>,
     /// Where the tensors' bytes begin.
@@ -96,7 +99,15 @@ impl TensorFile {
             bail!(corrupt_file, "{shown}: {what}: the header describes {want} bytes of tensors from byte {} on, there are {have}", 8 + n);
         }
         let metadata = header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
-        Ok(TensorFile { path: path.to_owned(), file: Mutex::new(file), header, metadata, start: 8 + n })
+        Ok(TensorFile {
+            path: path.to_owned(),
+            file,
+            #[cfg(not(unix))]
+            reading: std::sync::Mutex::new(()),
+            header,
+            metadata,
+            start: 8 + n,
+        })
     }
 
     /// Where the file lies.
@@ -179,6 +190,7 @@ impl TensorFile {
                 }
                 Ok(array)
             }
+            _ if cfg!(target_endian = "little") => with_dtype!(dtype, T => self.copy::<T>(shape, begin)),
             _ => with_dtype!(dtype, T => self.fill(shape, begin, <T>::from_le_bytes)),
         };
         Ok(Tensor::from_array(array?))
@@ -188,21 +200,43 @@ impl TensorFile {
     fn fill<T: Element, const N: usize>(&self, shape: Shape, begin: u64, mut convert: impl FnMut([u8; N]) -> T) -> Result<Array> {
         let mut result = Ok(());
         let array = Array::build::<T>(shape, Device::Cpu, |out| {
-            let mut file = self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let mut bytes = vec![0; PIECE.min(out.len() * N)];
-            result = file.seek(SeekFrom::Start(begin)).and_then(|_| {
-                for piece in out.chunks_mut(PIECE / N) {
-                    let bytes = &mut bytes[..piece.len() * N];
-                    file.read_exact(bytes)?;
-                    for (x, b) in piece.iter_mut().zip(bytes.as_chunks::<N>().0) {
-                        *x = convert(*b);
-                    }
+            result = out.chunks_mut(PIECE / N).enumerate().try_for_each(|(i, piece)| {
+                let bytes = &mut bytes[..piece.len() * N];
+                self.read_at(begin + (i * PIECE) as u64, bytes)?;
+                for (x, b) in piece.iter_mut().zip(bytes.as_chunks::<N>().0) {
+                    *x = convert(*b);
                 }
                 Ok(())
             });
         })?;
         result.map_err(|e| failed("read", &self.path, e))?;
         Ok(array)
+    }
+
+    /// The same for elements that are stored as they are in memory, by all threads.
+    fn copy<T: Element>(&self, shape: Shape, begin: u64) -> Result<Array> {
+        let mut result = Ok(());
+        let array = Array::build::<T>(shape, Device::Cpu, |out| {
+            let pieces = bytes_mut(out).par_chunks_mut(PIECE).enumerate();
+            result = pieces.try_for_each(|(i, piece)| self.read_at(begin + (i * PIECE) as u64, piece));
+        })?;
+        result.map_err(|e| failed("read", &self.path, e))?;
+        Ok(array)
+    }
+
+    #[cfg(unix)]
+    fn read_at(&self, from: u64, bytes: &mut [u8]) -> std::io::Result<()> {
+        std::os::unix::fs::FileExt::read_exact_at(&self.file, bytes, from)
+    }
+
+    #[cfg(not(unix))]
+    fn read_at(&self, from: u64, bytes: &mut [u8]) -> std::io::Result<()> {
+        use std::io::{Seek, SeekFrom};
+        let _alone = self.reading.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(from))?;
+        file.read_exact(bytes)
     }
 
     /// Reads all tensors.

@@ -1,6 +1,6 @@
 //! Llama and its relatives: Llama 1 to 3, Mistral, Qwen2, Qwen2.5, Qwen3.
 
-use super::input::{Input, Place, asked};
+use super::input::{Input, Place, asked, logits};
 use super::skeleton::{Skeleton, fresh};
 use crate::dtype::{DType, U8};
 use crate::error::{Result, bail};
@@ -85,7 +85,9 @@ impl Decoder {
             dropout: 0.0,
         };
         let head_norm = || attention.qk_norm.map(|eps| s.rms_norm(c.head_dim, eps)).transpose();
-        let layer = |_| {
+        let layer = |i: usize| {
+            // A sliding window of n keys is a query's own and those before it.
+            let window = c.windows[i].map(|keys| (keys.saturating_sub(1), 0));
             Ok(DecoderLayer {
                 self_attn: MultiHeadAttention {
                     q_proj: s.linear(c.width, c.heads * c.head_dim, c.qkv_bias)?,
@@ -94,7 +96,7 @@ impl Decoder {
                     o_proj: s.linear(c.heads * c.head_dim, c.width, c.output_bias)?,
                     q_norm: head_norm()?,
                     k_norm: head_norm()?,
-                    config: attention.clone(),
+                    config: AttentionConfig { window, ..attention.clone() },
                 },
                 mlp: GatedMlp {
                     gate_proj: s.linear(c.width, c.hidden, c.mlp_bias)?,
@@ -113,7 +115,7 @@ impl Decoder {
                 layers: (0..c.layers).map(layer).collect::<Result<_>>()?,
                 norm: s.rms_norm(c.width, c.norm_eps)?,
             },
-            lm_head: if c.tied { None } else { Some(s.linear(c.width, c.vocabulary, false)?) },
+            lm_head: s.head(c.tied, c.width, c.vocabulary)?,
             config: c.clone(),
         })
     }
@@ -170,10 +172,10 @@ impl Decoder {
             _ => Some(place.rotation(x.dtype(), |length| c.rope.frequencies(c.head_dim, length))?),
         };
         let positions = if rotation.is_none() { place.position_ids(device)? } else { None };
-        // A mask for each window that layers have: one, or two.
+        // In memory of a fixed size a mask says what a window hides: one for each that layers have.
         let mut masks = BTreeMap::new();
         for (i, layer) in m.layers.iter().enumerate() {
-            let window = c.windows[i];
+            let window = c.windows[i].filter(|_| place.fixed());
             if let std::collections::btree_map::Entry::Vacant(free) = masks.entry(window) {
                 free.insert(place.mask(window, device)?);
             }
@@ -188,9 +190,6 @@ impl Decoder {
             x.tap(|| format!("model.layers.{i}"));
         }
         let x = m.norm.forward(&asked(x, input.last)?)?;
-        match &self.lm_head {
-            Some(head) => head.forward(&x),
-            None => m.embed_tokens.unembed(&x),
-        }
+        logits(self.lm_head.as_ref(), &m.embed_tokens, &x)
     }
 }

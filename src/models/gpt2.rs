@@ -1,6 +1,6 @@
 //! GPT-2, as Hugging Face stores it.
 
-use super::input::{Input, Place, asked};
+use super::input::{Input, Place, asked, logits};
 use super::skeleton::{Skeleton, fresh};
 use crate::dtype::DType;
 use crate::error::{Error, Result, bail};
@@ -167,7 +167,7 @@ impl Gpt2 {
                 h: (0..c.layers).map(block).collect::<Result<_>>()?,
                 ln_f: s.layer_norm(c.width, c.norm_eps)?,
             },
-            lm_head: if c.tied { None } else { Some(s.linear(c.width, c.vocabulary, false)?) },
+            lm_head: s.head(c.tied, c.width, c.vocabulary)?,
             config: c.clone(),
         })
     }
@@ -217,9 +217,6 @@ impl Gpt2 {
             x.tap(|| format!("transformer.h.{i}"));
         }
         let x = t.ln_f.forward(&asked(x, input.last)?)?;
-        match &self.lm_head {
-            Some(head) => head.forward(&x),
-            None => t.wte.unembed(&x),
-        }
+        logits(self.lm_head.as_ref(), &t.wte, &x)
     }
 }

@@ -3,7 +3,7 @@
 use crate::backend::Device;
 use crate::dtype::DType;
 use crate::error::{Result, bail};
-use crate::nn::{KvCache, Rotation};
+use crate::nn::{Embedding, KvCache, Linear, Rotation};
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 
@@ -210,27 +210,29 @@ impl Place {
         Rotation::new(&frequencies, factor, &self.positions(), dtype)
     }
 
-    /// Which keys a query may see besides being causal: none of the filling, and only the latest `window`; `None` where that is all.
-    /// `[batch or 1, 1, time, keys]`, on a device.
+    /// Whether keys and values have memory of a fixed size, all of which attention is given.
+    pub fn fixed(&self) -> bool {
+        self.slot.is_some()
+    }
+
+    /// Which keys a query may see besides what attention leaves out by itself: none of the filling, and in memory of a fixed size only
+    /// those that are there, the latest `window`; `None` where that is all. `[batch or 1, 1, time, keys]`, on a device.
     pub fn mask(&self, window: Option<usize>, device: Device) -> Result<Option<Tensor>> {
         if let Some(slot) = &self.slot {
             return slot.mask(window).map(Some);
         }
-        let window = window.filter(|&w| w < self.end());
-        if window.is_none() && !self.padded() {
+        if !self.padded() {
             return Ok(None);
         }
-        let rows: &[usize] = if self.padded() { &self.pads } else { &[0] };
         let keys = self.end();
-        let mut sees = Vec::with_capacity(rows.len() * self.time * keys);
-        for pad in rows {
-            for query in self.start..self.end() {
-                let first = window.map_or(0, |w| (query + 1).saturating_sub(w)).max(*pad);
+        let mut sees = Vec::with_capacity(self.batch * self.time * keys);
+        for &pad in &self.pads {
+            for query in self.start..keys {
                 // A query of the filling would see nothing: it sees itself, and nobody reads it.
-                sees.extend((0..keys).map(|k| u8::from(k >= first || k == query)));
+                sees.extend((0..keys).map(|k| u8::from(k >= pad || k == query)));
             }
         }
-        Tensor::from_vec(sees, [rows.len(), 1, self.time, keys])?.to_device(device).map(Some)
+        Tensor::from_vec(sees, [self.batch, 1, self.time, keys])?.to_device(device).map(Some)
     }
 }
 
@@ -238,4 +240,9 @@ impl Place {
 pub(super) fn asked(x: Tensor, last: bool) -> Result<Tensor> {
     let time = x.shape()[1];
     if last && time > 1 { x.narrow(1, time - 1, 1) } else { Ok(x) }
+}
+
+/// Logits by the output matrix, or by the token table where that is it.
+pub(super) fn logits(head: Option<&Linear>, table: &Embedding, x: &Tensor) -> Result<Tensor> {
+    head.map_or_else(|| table.unembed(x), |head| head.forward(x))
 }

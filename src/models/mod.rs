@@ -17,7 +17,7 @@ mod verify;
 
 pub use bert::{Bert, BertEmbeddings, BertEncoder, BertLayer, BertOutput};
 pub use decoder::{Decoder, DecoderStack};
-pub use generate::{Completion, Finish, GenerateOptions, Generator, Speed, Step, Stream, TextStream};
+pub use generate::{Completion, Finish, GenerateOptions, Generator, Past, Speed, Step, Stream, TextStream};
 pub use gpt2::{Conv1d, Gpt2, Gpt2Attention, Gpt2Block, Gpt2Mlp, Gpt2Transformer};
 pub use input::{Cache, Input};
 pub use load::{LoadOptions, Loaded, load, load_encoder};

@@ -26,6 +26,11 @@ impl Skeleton {
         Ok(Embedding { weight: self.param([rows, width])? })
     }
 
+    /// The output matrix of a model whose token table is not it.
+    pub fn head(self, tied: bool, width: usize, vocabulary: usize) -> Result<Option<Linear>> {
+        if tied { Ok(None) } else { self.linear(width, vocabulary, false).map(Some) }
+    }
+
     pub fn layer_norm(self, width: usize, eps: f64) -> Result<LayerNorm> {
         Ok(LayerNorm { weight: self.param([width])?, bias: Some(self.param([width])?), eps })
     }

@@ -112,7 +112,7 @@ impl KvCache {
             for (old, new) in [(&past.k, &k), (&past.v, &v)] {
                 let fits = (0..4).all(|i| i == 2 || old.shape()[i] == new.shape()[i]);
                 if old.device() != new.device() {
-                    bail!(device_unavailable, "the new positions are on {}, those that are kept on {}", new.device(), old.device());
+                    bail!(device, "the new positions are on {}, those that are kept on {}", new.device(), old.device());
                 }
                 if !fits || old.dtype() != new.dtype() {
                     let (a, b) = (old.shape().with_dim(2, past.len), new.shape());

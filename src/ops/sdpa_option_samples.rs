@@ -201,6 +201,19 @@ fn heads(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
                 .note("A1, A12: few queries, many keys: the form of generation"),
         );
     }
+    for options in [
+        Sdpa { softcap: Some(2.0), ..Sdpa::default() },
+        Sdpa { window: Some((40, 0)), ..Sdpa::causal() },
+        Sdpa { softcap: Some(1.5), window: Some((70, 9)), scale: Some(0.7), ..Sdpa::default() },
+    ] {
+        let bits: Vec<i64> = (0..2 * 70).map(|i| i64::from(i % 7 != 3 && i % 70 > 1)).collect();
+        for mask in [g.normal([2, 70]), Input::ints(U8, [2, 70], &bits)] {
+            let boolean = mask.dtype() == Some(U8);
+            let x = [Size([1, 2, 1, 2, 70, 4, 3]).qkv(g, 1.0), vec![mask]].concat();
+            let op = SdpaOp { boolean, ..op(options.clone()) };
+            out.push(Sample::value(op, x).note("options and masks in the form of generation"));
+        }
+    }
     for shift in [-128.0, 128.0] {
         let mask = g.normal_with([1, 128], 1.0, shift);
         let x = [Size([1, 4, 2, 1, 128, 8, 8]).qkv(g, 1.0), vec![mask]].concat();

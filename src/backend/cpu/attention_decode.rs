@@ -48,7 +48,8 @@ pub(super) fn forward<T: Multiply>(p: &Plan<'_, T>, y: &mut [T]) -> Result<()> {
     Ok(())
 }
 
-/// Calls `f` with each of some rows of a matrix, loaded.
+/// Calls `f` with each of some rows of a matrix, loaded. Inlined, or the caller's instruction set would not reach `f`.
+#[inline(always)]
 fn for_rows<T: Multiply>(x: &Heads<'_, T>, head: usize, rows: Range<usize>, mut f: impl FnMut(usize, &[T::Acc])) -> Result<()>
 where
     T::Acc: Compute<Acc = T::Acc>,

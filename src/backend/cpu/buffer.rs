@@ -146,6 +146,12 @@ fn on_huge_pages(ptr: NonNull<u8>, bytes: usize) {
     let _ = (ptr, bytes);
 }
 
+/// The memory of some elements, to be filled with what they are stored as.
+pub(crate) fn bytes_mut<T: Element>(x: &mut [T]) -> &mut [u8] {
+    // SAFETY: the slice is initialised and held exclusively, and every bit pattern is valid for the seven element types.
+    unsafe { std::slice::from_raw_parts_mut(x.as_mut_ptr().cast(), size_of_val(x)) }
+}
+
 /// Typed host memory of a fixed length; returns to the cache when dropped.
 #[derive(Debug)]
 pub(crate) struct Buffer {

@@ -61,6 +61,29 @@ impl<'a, T: Copy> Mat<'a, T> {
         Self { data: self.data, rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride }
     }
 
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(super) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Whether a row's elements lie one after the other.
+    pub(super) fn has_rows(&self) -> bool {
+        self.col_stride == 1
+    }
+
+    /// Row `i` of a matrix that has rows.
+    #[inline(always)]
+    pub(super) fn row(&self, i: usize) -> &'a [T] {
+        &self.data[i * self.row_stride..][..self.cols]
+    }
+
+    pub(super) fn at(&self, row: usize, col: usize) -> T {
+        self.data[row * self.row_stride + col * self.col_stride]
+    }
+
     fn block(self, rows: Range<usize>, cols: Range<usize>) -> Self {
         let (m, n) = (rows.len(), cols.len());
         let at = if m == 0 || n == 0 { 0 } else { rows.start * self.row_stride + cols.start * self.col_stride };
@@ -135,7 +158,7 @@ impl GemmFloat for f64 {}
 
 /// A pointer into C that tasks of one product share; each writes its own tile.
 #[derive(Clone, Copy)]
-struct Shared<T>(*mut T);
+pub(super) struct Shared<T>(*mut T);
 // SAFETY: the tasks that get a copy write disjoint elements (tiles of a partition, or checked batches), and the exclusive
 // borrow that the pointer came from outlives them, since rayon joins before the function returns.
 unsafe impl<T: Send> Send for Shared<T> {}
@@ -143,8 +166,12 @@ unsafe impl<T: Send> Send for Shared<T> {}
 unsafe impl<T: Send> Sync for Shared<T> {}
 
 impl<T> Shared<T> {
+    pub(super) fn new(c: &mut [T]) -> Self {
+        Shared(c.as_mut_ptr())
+    }
+
     /// A method, so that closures capture the whole `Shared` and not its bare pointer.
-    fn at(self, offset: usize) -> *mut T {
+    pub(super) fn at(self, offset: usize) -> *mut T {
         self.0.wrapping_add(offset)
     }
 }
@@ -211,7 +238,7 @@ impl Plan {
     }
 }
 
-fn check_c(m: usize, n: usize, rs: usize, len: usize) {
+pub(super) fn check_c(m: usize, n: usize, rs: usize, len: usize) {
     assert!(m <= 1 || rs >= n, "rows of C, {rs} apart, overlap: {n} columns");
     assert!(span(m, n, rs, 1).is_some_and(|need| need <= len), "{m}×{n} with rows {rs} apart does not fit C of {len}");
 }
@@ -243,7 +270,7 @@ pub(crate) fn gemm<T: GemmFloat>(alpha: T, a: Mat<T>, b: Mat<T>, beta: T, c: &mu
     if k == 0 {
         return scale(beta, c, m, n, c_row_stride);
     }
-    let out = Shared(c.as_mut_ptr());
+    let out = Shared::new(c);
     match Plan::new(m, n, k) {
         // SAFETY: `check_c` found the window inside c, which we hold exclusively.
         Plan::Whole => unsafe { tile(alpha, a, b, beta, out.at(0), c_row_stride, Parallelism::Rayon(0)) },
@@ -362,7 +389,7 @@ pub(crate) fn batched<T: GemmFloat>(alpha: T, a: Batch<T>, b: Batch<T>, beta: T,
         }
         return;
     }
-    let out = Shared(c.as_mut_ptr());
+    let out = Shared::new(c);
     let group = group(m, n, k);
     let indices: Range<usize> = 0..c_offsets.len().div_ceil(group);
     let task = |g: usize| {

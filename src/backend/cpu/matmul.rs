@@ -1,7 +1,10 @@
 //! Matrix products of strided, broadcast operands: which of the GEMM entry points they need.
 
-use super::gemm::{Batch, GemmFloat, Mat, batched, batched_half, gemm, gemm_half};
+use super::gemm::{Batch, GemmFloat, Half, Mat, batched, batched_half, gemm, gemm_half};
+use super::gemm_bf16;
 use super::map::Compute;
+use super::matvec;
+use super::simd::{self, dot_vectors};
 use super::view::In;
 use crate::error::Result;
 use crate::layout::{Layout, collapse};
@@ -10,16 +13,22 @@ use half::{bf16, f16};
 /// A value type that matrices are made of; half types are multiplied and accumulated in f32 and rounded once.
 pub(crate) trait Multiply: Compute<Acc: GemmFloat> {
     /// C ← A·B + beta C.
-    fn product(a: Mat<'_, Self>, b: Mat<'_, Self>, beta: Self::Acc, c: &mut [Self], rs: usize);
+    fn product(a: Mat<'_, Self>, b: Mat<'_, Self>, beta: Self::Acc, c: &mut [Self], rs: usize) -> Result<()>;
+    /// A dot product in [`simd::dot_by`]'s order, inside [`simd::dispatch_with`].
+    fn dot<S: pulp::Simd>(simd: S, w: &[Self], x: &[Self::Acc]) -> Self::Acc;
     /// Cᵢ ← Aᵢ·Bᵢ + beta Cᵢ.
     fn products(a: Batch<'_, Self>, b: Batch<'_, Self>, beta: Self::Acc, c: &mut [Self], offsets: &[usize], rs: usize);
 }
 
 macro_rules! multiply {
-    ($($t:ty: $one:ident, $many:ident;)*) => {$(
+    ($($t:ty: $one:ident, $many:ident, $dot:ident;)*) => {$(
         impl Multiply for $t {
-            fn product(a: Mat<'_, Self>, b: Mat<'_, Self>, beta: Self::Acc, c: &mut [Self], rs: usize) {
-                $one(1.0, a, b, beta, c, rs);
+            fn product(a: Mat<'_, Self>, b: Mat<'_, Self>, beta: Self::Acc, c: &mut [Self], rs: usize) -> Result<()> {
+                $one(a, b, beta, c, rs)
+            }
+            #[inline(always)]
+            fn dot<S: pulp::Simd>(simd: S, w: &[Self], x: &[Self::Acc]) -> Self::Acc {
+                $dot(simd, w, x)
             }
             fn products(a: Batch<'_, Self>, b: Batch<'_, Self>, beta: Self::Acc, c: &mut [Self], offsets: &[usize], rs: usize) {
                 $many(1.0, a, b, beta, c, offsets, rs);
@@ -29,10 +38,29 @@ macro_rules! multiply {
 }
 
 multiply! {
-    f64: gemm, batched;
-    f32: gemm, batched;
-    bf16: gemm_half, batched_half;
-    f16: gemm_half, batched_half;
+    f64: by_gemm, batched, dot_f64;
+    f32: by_gemm, batched, dot_vectors;
+    bf16: by_bf16, batched_half, dot_vectors;
+    f16: by_f32, batched_half, dot_vectors;
+}
+
+#[inline(always)]
+fn dot_f64<S>(_: S, w: &[f64], x: &[f64]) -> f64 {
+    simd::dot(w, x)
+}
+
+fn by_gemm<T: GemmFloat>(a: Mat<'_, T>, b: Mat<'_, T>, beta: T, c: &mut [T], rs: usize) -> Result<()> {
+    gemm(T::ONE, a, b, beta, c, rs);
+    Ok(())
+}
+
+fn by_f32<H: Half>(a: Mat<'_, H>, b: Mat<'_, H>, beta: f32, c: &mut [H], rs: usize) -> Result<()> {
+    gemm_half(1.0, a, b, beta, c, rs);
+    Ok(())
+}
+
+fn by_bf16(a: Mat<'_, bf16>, b: Mat<'_, bf16>, beta: f32, c: &mut [bf16], rs: usize) -> Result<()> {
+    if gemm_bf16::suits(&a, &b) { gemm_bf16::product(a, b, beta, c, rs) } else { by_f32(a, b, beta, c, rs) }
 }
 
 /// The storage from an operand's first element on; empty for an empty view, whose offset may be anywhere.
@@ -60,8 +88,11 @@ pub(crate) fn matmul<T: Multiply>(a: (&In<'_>, &Layout), b: (&In<'_>, &Layout), 
         if rows.len() <= 1 {
             let m = rows.first().copied().unwrap_or(1);
             let step = strides[0].first().copied().unwrap_or(0);
-            T::product(Mat::new(xa, m, k, step, sa[r + 1]), Mat::new(xb, k, n, sb[r], sb[r + 1]), beta, y, n);
-            return Ok(());
+            let (a, b) = (Mat::new(xa, m, k, step, sa[r + 1]), Mat::new(xb, k, n, sb[r], sb[r + 1]));
+            if matvec::suits(&a, &b) {
+                return matvec::product(a, b, beta, y, n);
+            }
+            return T::product(a, b, beta, y, n);
         }
     }
     let offsets = |s: &[usize]| -> Result<Vec<usize>> {

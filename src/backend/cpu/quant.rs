@@ -3,13 +3,12 @@
 use super::Buffer;
 use super::gemm::{Mat, gemm};
 use super::map::Compute;
-use super::math::Real;
+use super::math::{Real, f16_to_f32};
 use super::matmul::Multiply;
 use super::par::*;
 use super::simd::dispatch;
 use crate::dtype::Element;
 use crate::error::Result;
-use half::f16;
 
 /// Elements of a block.
 pub(crate) const BLOCK: usize = 32;
@@ -48,7 +47,8 @@ impl Blocks {
 /// The scale and the whole numbers of a block.
 #[inline(always)]
 fn unpack<A: Real>(kind: Blocks, block: &[u8], q: &mut [A; BLOCK]) -> A {
-    let d = A::from_f64(f64::from(f16::from_le_bytes([block[0], block[1]]).to_f32()));
+    // Not `half`'s own conversion, which is a call.
+    let d = A::from_f64(f64::from(f16_to_f32(u16::from_le_bytes([block[0], block[1]]))));
     match kind {
         Blocks::Q8_0 => {
             for (q, b) in q.iter_mut().zip(&block[2..34]) {

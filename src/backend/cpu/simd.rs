@@ -5,6 +5,7 @@
 
 use std::sync::LazyLock;
 
+use super::map::Compute;
 use super::math::Real;
 
 /// Detected once: `cpuid` traps inside virtual machines and would cost more than a small kernel.
@@ -171,6 +172,57 @@ pub(crate) fn dot<T: Real>(xs: &[T], ys: &[T]) -> T {
     dot_by(xs, ys, |a: T, x: T, y: T| x.mul_add(y, a))
 }
 
+/// [`dispatch`] for what names its vectors.
+#[inline]
+pub(crate) fn dispatch_with<Op: pulp::WithSimd>(op: Op) -> Op::Output {
+    ARCH.dispatch(op)
+}
+
+/// The bits of [`dot_by`] with fused multiply-adds, by vectors that are named: among more code than a plain reduction LLVM gives
+/// up and multiplies one by one. Call inside [`dispatch_with`].
+///
+/// # Panics
+/// When the lengths differ.
+#[inline(always)]
+pub(crate) fn dot_vectors<S: pulp::Simd, T: Compute<Acc = f32>>(simd: S, xs: &[T], ys: &[f32]) -> f32 {
+    assert_eq!(xs.len(), ys.len(), "dot of slices of different lengths");
+    if xs.len() <= BLOCK {
+        return block_dot_vectors(simd, xs, ys);
+    }
+    let mut tree = Pairwise::new();
+    for (x, y) in xs.chunks(BLOCK).zip(ys.chunks(BLOCK)) {
+        tree.push(block_dot_vectors(simd, x, y));
+    }
+    tree.finish()
+}
+
+/// One block of [`dot_vectors`].
+#[inline(always)]
+fn block_dot_vectors<S: pulp::Simd, T: Compute<Acc = f32>>(simd: S, xs: &[T], ys: &[f32]) -> f32 {
+    // As many as hold the lanes; the others are never touched.
+    let mut acc = [simd.splat_f32s(0.0); LANES];
+    let (xb, xt) = xs.as_chunks::<LANES>();
+    let (yb, yt) = ys.as_chunks::<LANES>();
+    let mut wide = [0f32; LANES];
+    for (x, y) in xb.iter().zip(yb) {
+        for (wide, x) in wide.iter_mut().zip(x) {
+            *wide = x.load();
+        }
+        let (x, y) = (S::as_simd_f32s(&wide).0, S::as_simd_f32s(y).0);
+        for i in 0..LANES / S::F32_LANES {
+            acc[i] = simd.mul_add_f32s(x[i], y[i], acc[i]);
+        }
+    }
+    let mut lanes = [0f32; LANES];
+    for (lanes, acc) in S::as_mut_simd_f32s(&mut lanes).0.iter_mut().zip(acc) {
+        *lanes = acc;
+    }
+    for ((a, x), &y) in lanes.iter_mut().zip(xt).zip(yt) {
+        *a = x.load().mul_add(y, *a);
+    }
+    fold_lanes(lanes, |a, b| a + b)
+}
+
 /// Largest element, NaN when there is one, -∞ when empty. Call inside [`dispatch`].
 #[inline(always)]
 pub(crate) fn max<T: Real>(xs: &[T]) -> T {
@@ -241,6 +293,16 @@ mod tests {
                 || (sum(&x), dot(&x, &y), max(&x)),
             );
             let base = (sum(&x), dot(&x, &y), max(&x));
+            struct Named<'a>(&'a [f32], &'a [f32]);
+            impl pulp::WithSimd for Named<'_> {
+                type Output = f32;
+                #[inline(always)]
+                fn with_simd<S: pulp::Simd>(self, simd: S) -> f32 {
+                    dot_vectors(simd, self.0, self.1)
+                }
+            }
+            let by_name = [dispatch_with(Named(&x, &y)), pulp::WithSimd::with_simd(Named(&x, &y), pulp::Scalar::new())];
+            assert!(by_name.iter().all(|d| d.to_bits() == base.1.to_bits()), "{n}: {by_name:?}");
             assert_eq!(native.0.to_bits(), base.0.to_bits());
             assert_eq!(native.1.to_bits(), base.1.to_bits());
             assert_eq!(native.2.to_bits(), base.2.to_bits());

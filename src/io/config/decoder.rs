@@ -3,7 +3,7 @@
 use super::fields::{Fields, divides, positive, show, within};
 use super::rope::RopeConfig;
 use super::{Activation, MOST_LAYERS, MOST_POSITIONS, MOST_TOKENS, MOST_WIDTH, Special};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Which relative a [`DecoderConfig`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -98,15 +98,6 @@ impl DecoderConfig {
             special: Special::parse(config)?,
         };
         out.check().map(|()| out)
-    }
-
-    /// Checks that sizes are possible and fit each other.
-    ///
-    /// # Errors
-    /// Argument error that names the field (as config.json calls it) and its value.
-    #[track_caller]
-    pub fn validate(&self) -> Result<()> {
-        self.check().map_err(Error::argument)
     }
 
     pub(crate) fn check(&self) -> Result<(), String> {

@@ -198,6 +198,24 @@ impl Special {
     }
 }
 
+/// What configurations that are made by hand are checked by.
+macro_rules! validate {
+    ($($config:ident)*) => {$(
+        impl $config {
+            /// Checks that sizes are possible and fit each other.
+            ///
+            /// # Errors
+            /// Argument error that names the field (as config.json calls it) and its value.
+            #[track_caller]
+            pub fn validate(&self) -> Result<()> {
+                self.check().map_err(Error::argument)
+            }
+        }
+    )*};
+}
+
+validate! { DecoderConfig Gpt2Config BertConfig }
+
 /// Hyper-parameters of GPT-2.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gpt2Config {
@@ -249,15 +267,6 @@ impl Gpt2Config {
             special: Special::parse(config)?,
         };
         out.check().map(|()| out)
-    }
-
-    /// Checks that sizes are possible and fit each other.
-    ///
-    /// # Errors
-    /// Argument error that names the field (as config.json calls it) and its value.
-    #[track_caller]
-    pub fn validate(&self) -> Result<()> {
-        self.check().map_err(Error::argument)
     }
 
     pub(crate) fn check(&self) -> Result<(), String> {
@@ -318,15 +327,6 @@ impl BertConfig {
             special: Special::parse(config)?,
         };
         out.check().map(|()| out)
-    }
-
-    /// Checks that sizes are possible and fit each other.
-    ///
-    /// # Errors
-    /// Argument error that names the field (as config.json calls it) and its value.
-    #[track_caller]
-    pub fn validate(&self) -> Result<()> {
-        self.check().map_err(Error::argument)
     }
 
     fn check(&self) -> Result<(), String> {

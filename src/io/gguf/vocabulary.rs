@@ -31,6 +31,8 @@ pub struct GgufTokenizer {
     pub add_bos: Option<bool>,
     /// Whether texts are to end with `eos`, where the file says.
     pub add_eos: Option<bool>,
+    /// Whether a space stands before every text (`llama`), where the file says.
+    pub add_space_prefix: Option<bool>,
     /// Template of a conversation, in Jinja.
     pub chat_template: Option<String>,
 }
@@ -89,6 +91,7 @@ impl GgufFile {
             unknown: id("unknown_token_id")?,
             add_bos: self.part("add_bos_token", "a truth value", GgufValue::as_bool)?,
             add_eos: self.part("add_eos_token", "a truth value", GgufValue::as_bool)?,
+            add_space_prefix: self.part("add_space_prefix", "a truth value", GgufValue::as_bool)?,
             chat_template: self.header.metadata.get("tokenizer.chat_template").and_then(GgufValue::as_str).map(str::to_owned),
         }))
     }

@@ -211,6 +211,25 @@ impl<'a> Generator<'a> {
         Ok(Stream { rows: Rows::new(self, std::slice::from_ref(&prompt.to_vec())), generator: self.clone() })
     }
 
+    /// [`Generator::stream`] with what an earlier stream of the same model computed: tokens that the prompt begins with as that text
+    /// did are not computed again. So a conversation, which is written anew for each turn, costs its new part alone.
+    ///
+    /// # Errors
+    /// As [`Generator::stream`].
+    #[track_caller]
+    pub fn stream_after(&self, past: Past, prompt: &[u32]) -> Result<Stream<'a>> {
+        let mut stream = self.stream(prompt)?;
+        let Past { tokens, mut cache } = past;
+        let common = tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        // The logits of the last token are wanted: it is computed in any case.
+        cache.truncate(common.min(prompt.len() - 1))?;
+        if !cache.is_empty() {
+            stream.rows.speed.prompt -= cache.len();
+            stream.rows.cache = cache;
+        }
+        Ok(stream)
+    }
+
     /// Continues one prompt to its end.
     ///
     /// # Errors
@@ -364,7 +383,10 @@ impl Rows {
         let row = |(i, p): (usize, &Vec<u32>)| Row {
             prompt: p.len(),
             tokens: p.clone(),
-            text: TextStream::new(&g.options.stop_texts),
+            text: match (g.tokenizer, p.last()) {
+                (Some(t), Some(&last)) => TextStream::new(&g.options.stop_texts).after(t, last),
+                _ => TextStream::new(&g.options.stop_texts),
+            },
             key: g.options.key.fold(i as u64),
             steps: Vec::new(),
             finish: None,
@@ -396,7 +418,8 @@ impl Rows {
                 next.push(row.tokens.last().copied().unwrap_or(0));
             } else {
                 next.resize(next.len() + pad, 0);
-                next.extend(&row.tokens);
+                // Of a single row, the past may have been computed before.
+                next.extend(row.tokens.iter().skip(self.cache.len()));
             }
         }
         let logits = self.logits(g, &next)?.to_f64_vec()?;
@@ -436,6 +459,20 @@ impl Rows {
     }
 }
 
+/// What a [`Stream`] has computed: its tokens with their keys and values, for [`Generator::stream_after`]. The default is nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Past {
+    tokens: Vec<u32>,
+    cache: Cache,
+}
+
+impl Past {
+    /// The tokens whose keys and values are kept.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+}
+
 /// The tokens of one text as they are drawn; made by [`Generator::stream`].
 pub struct Stream<'a> {
     rows: Rows,
@@ -456,6 +493,14 @@ impl Stream<'_> {
     /// Prompt and tokens so far.
     pub fn tokens(&self) -> &[u32] {
         self.rows.rows.first().map_or(&[], |r| &r.tokens)
+    }
+
+    /// Ends the text, and gives what was computed for it.
+    pub fn into_past(self) -> Past {
+        let Rows { rows, cache, .. } = self.rows;
+        // The last token that was drawn has not been through the model.
+        let tokens = rows.into_iter().next().map_or_else(Vec::new, |r| r.tokens.into_iter().take(cache.len()).collect());
+        Past { tokens, cache }
     }
 
     /// Bytes of the keys and values that are kept.

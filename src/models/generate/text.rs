@@ -38,6 +38,16 @@ impl TextStream {
         TextStream { stops, window: Vec::new(), new: 0, held: String::new(), stopped: false }
     }
 
+    /// The same, for a text that goes on after this token: at the beginning of a text some tokenizers leave out a space.
+    #[must_use]
+    pub fn after(mut self, tokenizer: &dyn Tokenizer, token: u32) -> Self {
+        // A part of a character has no text that could be cut off again.
+        if tokenizer.decode(&[token]).is_ok_and(|text| !text.contains('\u{fffd}')) {
+            self.window = vec![token];
+        }
+        self
+    }
+
     /// Whether a text that stops has come; it and what follows are not given out.
     pub fn stopped(&self) -> bool {
         self.stopped
@@ -53,10 +63,11 @@ impl TextStream {
         }
         self.window.push(token);
         self.new += 1;
-        let text = self.fresh(tokenizer)?;
-        if text.ends_with('\u{fffd}') && self.new < LONGEST_CHARACTER {
+        let whole = self.fresh(tokenizer)?.filter(|text| !text.ends_with('\u{fffd}'));
+        if whole.is_none() && self.new < LONGEST_CHARACTER {
             return Ok(String::new());
         }
+        let text = whole.map_or_else(|| self.remains(tokenizer), Ok)?;
         self.settle();
         Ok(self.give(&text, false))
     }
@@ -69,16 +80,25 @@ impl TextStream {
         if self.stopped {
             return Ok(String::new());
         }
-        let text = if self.new > 0 { self.fresh(tokenizer)? } else { String::new() };
+        let text = if self.new > 0 { self.remains(tokenizer)? } else { String::new() };
         self.settle();
         Ok(self.give(&text, true))
     }
 
-    /// The text of the new tokens. Decoded behind those before: some tokenizers treat the first token of a text in another way.
-    fn fresh(&self, tokenizer: &dyn Tokenizer) -> Result<String> {
+    /// The text of the new tokens. Decoded behind those before: some tokenizers treat the first token of a text in another way. `None`
+    /// when it changes the text before, as half a character behind whole ones of single bytes does.
+    fn fresh(&self, tokenizer: &dyn Tokenizer) -> Result<Option<String>> {
         let old = tokenizer.decode(&self.window[..self.window.len() - self.new])?;
         let all = tokenizer.decode(&self.window)?;
-        Ok(all.get(old.len()..).unwrap_or_default().to_owned())
+        Ok(all.strip_prefix(&old).map(str::to_owned))
+    }
+
+    /// The text of the new tokens when no more will come to make a whole of it.
+    fn remains(&self, tokenizer: &dyn Tokenizer) -> Result<String> {
+        match self.fresh(tokenizer)? {
+            Some(text) => Ok(text),
+            None => tokenizer.decode(&self.window[self.window.len() - self.new..]),
+        }
     }
 
     fn settle(&mut self) {

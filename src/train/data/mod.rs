@@ -1,6 +1,8 @@
 //! Data: tokenizers, token lists in memory or on disk, and batches as functions of their position.
 
 mod documents;
+#[cfg(feature = "tokenizers")]
+mod gguf_tokenizer;
 mod order;
 mod prefetch;
 mod rows;

@@ -115,10 +115,10 @@ pub use file::TokenizerFile;
 
 #[cfg(feature = "tokenizers")]
 mod file {
+    use super::super::gguf_tokenizer;
     use super::Tokenizer;
     use crate::error::{Error, Result, bail};
     use crate::io::GgufTokenizer;
-    use serde_json::{Value, json};
     use std::path::Path;
 
     /// A `tokenizer.json`, as models on the Hugging Face hub have it. Needs the feature `tokenizers`.
@@ -139,65 +139,22 @@ mod file {
             Ok(TokenizerFile(inner))
         }
 
-        /// The byte-level BPE that a GGUF file carries; `None` for another algorithm (SentencePiece has no merges to go by).
+        /// The tokenizer that a GGUF file carries: byte-level BPE, or SentencePiece's with its scores; `None` for another algorithm.
         ///
         /// # Errors
         /// Corrupt-file error when the tables make no tokenizer.
         #[track_caller]
         pub fn from_gguf(tables: &GgufTokenizer) -> Result<Option<Self>> {
             let at = std::panic::Location::caller();
-            if tables.model != "gpt2" {
-                return Ok(None);
-            }
-            let json = from_tables(tables).to_string();
-            let inner = tokenizers::Tokenizer::from_bytes(json)
+            let json = match tables.model.as_str() {
+                "gpt2" => gguf_tokenizer::byte_level(tables),
+                "llama" => gguf_tokenizer::sentence_piece(tables),
+                _ => return Ok(None),
+            };
+            let inner = tokenizers::Tokenizer::from_bytes(json.to_string())
                 .map_err(|e| Error::corrupt_file(format!("the tables make no tokenizer: {e}")).in_op("tokenizer", at))?;
             Ok(Some(TokenizerFile(inner)))
         }
-    }
-
-    /// The tables as a `tokenizer.json`.
-    fn from_tables(t: &GgufTokenizer) -> Value {
-        const QWEN2: &str =
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-        const LLAMA3: &str =
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-        let split = |pattern: &str| {
-            json!({"type": "Sequence", "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
-                {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false},
-            ]})
-        };
-        let (cut, normalizer) = match t.pre.as_deref() {
-            Some("qwen2" | "deepseek-r1-qwen") => (split(QWEN2), json!({"type": "NFC"})),
-            Some("llama-bpe" | "llama3" | "llama-v3") => (split(LLAMA3), Value::Null),
-            _ => (json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true}), Value::Null),
-        };
-        // 3 is a control token, 4 one that its users defined: both are found in texts as they are.
-        let added = |(id, text): (usize, &String)| {
-            let kind = t.types.get(id).copied().unwrap_or(1);
-            matches!(kind, 3 | 4).then(|| {
-                json!({"id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": kind == 3})
-            })
-        };
-        let vocabulary: serde_json::Map<String, Value> = t.tokens.iter().enumerate().map(|(id, text)| (text.clone(), id.into())).collect();
-        let merges: Vec<[&str; 2]> = t.merges.iter().map(|(a, b)| [a.as_str(), b.as_str()]).collect();
-        let bos = t.bos.filter(|_| t.add_bos == Some(true)).and_then(|id| Some((id, t.tokens.get(id as usize)?)));
-        let begin = bos.map_or(Value::Null, |(id, text)| {
-            json!({"type": "TemplateProcessing",
-                "single": [{"SpecialToken": {"id": text, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-                "special_tokens": {text: {"id": text, "ids": [id], "tokens": [text]}}})
-        });
-        json!({
-            "version": "1.0",
-            "added_tokens": t.tokens.iter().enumerate().filter_map(added).collect::<Vec<_>>(),
-            "normalizer": normalizer,
-            "pre_tokenizer": cut,
-            "post_processor": begin,
-            "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
-            "model": {"type": "BPE", "vocab": vocabulary, "merges": merges, "ignore_merges": false},
-        })
     }
 
     impl Tokenizer for TokenizerFile {
