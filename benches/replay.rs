@@ -60,10 +60,10 @@ fn generation(device: Device, name: &str, json: &str, dtype: DType, prompt: usiz
     let prompt: Vec<u32> = (0..prompt).map(|i| (i * 7 % model.vocabulary()) as u32).collect();
     let rate = |graph| -> Result<f64> {
         let options = GenerateOptions { max_tokens: count, graph, ..GenerateOptions::default() };
-        let mut stream = Generator::new(&model, options).stream(&prompt)?;
+        let stream = Generator::new(&model, options).stream(&prompt)?;
         let mut times = Vec::new();
         let mut last = Instant::now();
-        while let Some(step) = stream.next() {
+        for step in stream {
             step?;
             times.push(last.elapsed().as_secs_f64());
             last = Instant::now();
