@@ -39,7 +39,7 @@ const BLOCK: usize = 64 * LANES;
 
 /// Combines the lanes by halves: 32 → 16 → … → 1.
 #[inline(always)]
-fn fold_lanes<A: Copy>(mut acc: [A; LANES], op: impl Fn(A, A) -> A) -> A {
+pub(super) fn fold_lanes<A: Copy>(mut acc: [A; LANES], op: impl Fn(A, A) -> A) -> A {
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
