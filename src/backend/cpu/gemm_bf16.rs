@@ -122,7 +122,9 @@ fn tile(a: &[u32], b: &[u32], sums: &mut [[f32; COLS]; ROWS]) {
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     use super::{COLS, ROWS};
-    use std::arch::x86_64::{__m512bh, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps};
+    use std::arch::x86_64::{
+        __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
+    };
     use std::mem::transmute;
 
     #[target_feature(enable = "avx512f,avx512bf16")]
@@ -130,11 +132,15 @@ mod avx512 {
         let mut acc = [[_mm512_setzero_ps(); 2]; ROWS];
         for (a, b) in a.iter().zip(b) {
             // SAFETY: both loads lie in the 32 elements of b; the types are 64 bytes without a meaning of their own.
-            let b: [__m512bh; 2] =
-                unsafe { [transmute(_mm512_loadu_si512(b.as_ptr().cast())), transmute(_mm512_loadu_si512(b.as_ptr().add(16).cast()))] };
+            let b: [__m512bh; 2] = unsafe {
+                [
+                    transmute::<__m512i, __m512bh>(_mm512_loadu_si512(b.as_ptr().cast())),
+                    transmute::<__m512i, __m512bh>(_mm512_loadu_si512(b.as_ptr().add(16).cast())),
+                ]
+            };
             for r in 0..ROWS {
                 // SAFETY: as above.
-                let x: __m512bh = unsafe { transmute(_mm512_set1_epi32(a[r].cast_signed())) };
+                let x: __m512bh = unsafe { transmute::<__m512i, __m512bh>(_mm512_set1_epi32(a[r].cast_signed())) };
                 acc[r] = [_mm512_dpbf16_ps(acc[r][0], x, b[0]), _mm512_dpbf16_ps(acc[r][1], x, b[1])];
             }
         }

@@ -4,6 +4,7 @@ use super::gemm::{Batch, GemmFloat, Half, Mat, batched, batched_half, gemm, gemm
 use super::gemm_bf16;
 use super::map::Compute;
 use super::matvec;
+use super::quant::{self, Blocks};
 use super::simd::{self, dot_vectors};
 use super::view::In;
 use crate::error::Result;
@@ -16,12 +17,14 @@ pub(crate) trait Multiply: Compute<Acc: GemmFloat> {
     fn product(a: Mat<'_, Self>, b: Mat<'_, Self>, beta: Self::Acc, c: &mut [Self], rs: usize) -> Result<()>;
     /// A dot product in [`simd::dot_by`]'s order, inside [`simd::dispatch_with`].
     fn dot<S: pulp::Simd>(simd: S, w: &[Self], x: &[Self::Acc]) -> Self::Acc;
+    /// The same of a row in blocks.
+    fn dot_blocks<S: pulp::Simd>(simd: S, kind: Blocks, w: &[u8], x: &[Self::Acc]) -> Self::Acc;
     /// Cᵢ ← Aᵢ·Bᵢ + beta Cᵢ.
     fn products(a: Batch<'_, Self>, b: Batch<'_, Self>, beta: Self::Acc, c: &mut [Self], offsets: &[usize], rs: usize);
 }
 
 macro_rules! multiply {
-    ($($t:ty: $one:ident, $many:ident, $dot:ident;)*) => {$(
+    ($($t:ty: $one:ident, $many:ident, $dot:ident, $blocks:path;)*) => {$(
         impl Multiply for $t {
             fn product(a: Mat<'_, Self>, b: Mat<'_, Self>, beta: Self::Acc, c: &mut [Self], rs: usize) -> Result<()> {
                 $one(a, b, beta, c, rs)
@@ -29,6 +32,10 @@ macro_rules! multiply {
             #[inline(always)]
             fn dot<S: pulp::Simd>(simd: S, w: &[Self], x: &[Self::Acc]) -> Self::Acc {
                 $dot(simd, w, x)
+            }
+            #[inline(always)]
+            fn dot_blocks<S: pulp::Simd>(simd: S, kind: Blocks, w: &[u8], x: &[Self::Acc]) -> Self::Acc {
+                $blocks(simd, kind, w, x)
             }
             fn products(a: Batch<'_, Self>, b: Batch<'_, Self>, beta: Self::Acc, c: &mut [Self], offsets: &[usize], rs: usize) {
                 $many(1.0, a, b, beta, c, offsets, rs);
@@ -38,10 +45,10 @@ macro_rules! multiply {
 }
 
 multiply! {
-    f64: by_gemm, batched, dot_f64;
-    f32: by_gemm, batched, dot_vectors;
-    bf16: by_bf16, batched_half, dot_vectors;
-    f16: by_f32, batched_half, dot_vectors;
+    f64: by_gemm, batched, dot_f64, quant::dot_f64;
+    f32: by_gemm, batched, dot_vectors, quant::dot_f32;
+    bf16: by_bf16, batched_half, dot_vectors, quant::dot_f32;
+    f16: by_f32, batched_half, dot_vectors, quant::dot_f32;
 }
 
 #[inline(always)]

@@ -6,12 +6,14 @@ use super::map::Compute;
 use super::math::{Real, f16_to_f32};
 use super::matmul::Multiply;
 use super::par::*;
-use super::simd::dispatch;
+use super::simd::{dispatch, dispatch_with, fold_lanes};
 use crate::dtype::Element;
 use crate::error::Result;
 
 /// Elements of a block.
 pub(crate) const BLOCK: usize = 32;
+/// Blocks whose scales are converted at once.
+const GROUP: usize = 16;
 /// Rows of `x` from which on rows of the matrix are expanded, a panel at a time, for the matrix product; below, blocks are read as they are.
 const FEW: usize = 8;
 /// Rows of the matrix that are expanded at a time.
@@ -44,11 +46,9 @@ impl Blocks {
     }
 }
 
-/// The scale and the whole numbers of a block.
+/// The whole numbers of a block.
 #[inline(always)]
-fn unpack<A: Real>(kind: Blocks, block: &[u8], q: &mut [A; BLOCK]) -> A {
-    // Not `half`'s own conversion, which is a call.
-    let d = A::from_f64(f64::from(f16_to_f32(u16::from_le_bytes([block[0], block[1]]))));
+fn unpack<A: Real>(kind: Blocks, block: &[u8], q: &mut [A; BLOCK]) {
     match kind {
         Blocks::Q8_0 => {
             for (q, b) in q.iter_mut().zip(&block[2..34]) {
@@ -63,7 +63,21 @@ fn unpack<A: Real>(kind: Blocks, block: &[u8], q: &mut [A; BLOCK]) -> A {
             }
         }
     }
-    d
+}
+
+/// The scales of as many blocks as there are, at most [`GROUP`]: one by one their conversion would take as long as the products.
+#[inline(always)]
+fn scales<A: Real>(kind: Blocks, blocks: &[u8]) -> [A; GROUP] {
+    let mut bits = [0u16; GROUP];
+    for (bits, block) in bits.iter_mut().zip(blocks.chunks_exact(kind.bytes())) {
+        *bits = u16::from_le_bytes([block[0], block[1]]);
+    }
+    let mut scales = [A::ZERO; GROUP];
+    for (scale, &b) in scales.iter_mut().zip(&bits) {
+        // Not `half`'s own conversion, which is a call.
+        *scale = A::from_f64(f64::from(f16_to_f32(b)));
+    }
+    scales
 }
 
 /// Writes the elements of consecutive blocks, rounded to `T`.
@@ -73,10 +87,13 @@ pub(crate) fn expand<T: Compute>(kind: Blocks, blocks: &[u8], y: &mut [T]) {
             #[inline(always)]
             || {
                 let mut q = [T::Acc::ZERO; BLOCK];
-                for (y, x) in y.chunks_exact_mut(BLOCK).zip(x.chunks_exact(kind.bytes())) {
-                    let d = unpack(kind, x, &mut q);
-                    for (y, q) in y.iter_mut().zip(&q) {
-                        *y = T::store(d * *q);
+                for (y, x) in y.chunks_mut(GROUP * BLOCK).zip(x.chunks(GROUP * kind.bytes())) {
+                    let blocks = y.chunks_exact_mut(BLOCK).zip(x.chunks_exact(kind.bytes()));
+                    for ((y, x), d) in blocks.zip(scales::<T::Acc>(kind, x)) {
+                        unpack(kind, x, &mut q);
+                        for (y, q) in y.iter_mut().zip(&q) {
+                            *y = T::store(d * *q);
+                        }
                     }
                 }
             },
@@ -103,16 +120,9 @@ pub(crate) fn product<T: Multiply>(kind: Blocks, x: &[T], w: &[u8], k: usize, y:
     if rows < FEW {
         for (x, y) in wide.chunks_exact(k).zip(y.chunks_exact_mut(n)) {
             let least = (TASK / k).max(1);
-            y.par_chunks_mut(least).zip(w.par_chunks(least * row_bytes)).for_each(|(y, w)| {
-                dispatch(
-                    #[inline(always)]
-                    || {
-                        for (y, w) in y.iter_mut().zip(w.chunks_exact(row_bytes)) {
-                            *y = T::store(dot(kind, x, w));
-                        }
-                    },
-                );
-            });
+            y.par_chunks_mut(least)
+                .zip(w.par_chunks(least * row_bytes))
+                .for_each(|(y, w)| dispatch_with(Task { kind, x, w, row_bytes, y }));
         }
         return Ok(());
     }
@@ -132,22 +142,59 @@ pub(crate) fn product<T: Multiply>(kind: Blocks, x: &[T], w: &[u8], k: usize, y:
     Ok(())
 }
 
+/// Some rows of the matrix with one of `x`.
+struct Task<'a, T: Multiply> {
+    kind: Blocks,
+    x: &'a [T::Acc],
+    w: &'a [u8],
+    row_bytes: usize,
+    y: &'a mut [T],
+}
+
+impl<T: Multiply> pulp::WithSimd for Task<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, simd: S) {
+        for (y, w) in self.y.iter_mut().zip(self.w.chunks_exact(self.row_bytes)) {
+            *y = T::store(T::dot_blocks(simd, self.kind, w, self.x));
+        }
+    }
+}
+
 /// One row of the matrix with one of `x`: each of 32 lanes adds its elements of all blocks, then the lanes are added by halves.
 #[inline(always)]
-fn dot<A: Real>(kind: Blocks, x: &[A], w: &[u8]) -> A {
-    let (mut lanes, mut q) = ([A::ZERO; BLOCK], [A::ZERO; BLOCK]);
-    for (x, w) in x.chunks_exact(BLOCK).zip(w.chunks_exact(kind.bytes())) {
-        let d = unpack(kind, w, &mut q);
-        for ((lane, x), q) in lanes.iter_mut().zip(x).zip(&q) {
-            *lane = (d * *q).mul_add(*x, *lane);
+pub(super) fn dot_f64<S>(_: S, kind: Blocks, w: &[u8], x: &[f64]) -> f64 {
+    let (mut lanes, mut q) = ([0.0; BLOCK], [0.0; BLOCK]);
+    for (x, w) in x.chunks(GROUP * BLOCK).zip(w.chunks(GROUP * kind.bytes())) {
+        for ((x, w), d) in x.chunks_exact(BLOCK).zip(w.chunks_exact(kind.bytes())).zip(scales::<f64>(kind, w)) {
+            unpack(kind, w, &mut q);
+            for ((lane, x), q) in lanes.iter_mut().zip(x).zip(&q) {
+                *lane = Real::mul_add(d * *q, *x, *lane);
+            }
         }
     }
-    let mut width = BLOCK / 2;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] += lanes[i + width];
+    fold_lanes(lanes, |a, b| a + b)
+}
+
+/// The same in f32 by vectors that are named, see [`simd::dot_vectors`](super::simd::dot_vectors).
+#[inline(always)]
+pub(super) fn dot_f32<S: pulp::Simd>(simd: S, kind: Blocks, w: &[u8], x: &[f32]) -> f32 {
+    let mut acc = [simd.splat_f32s(0.0); BLOCK];
+    let mut q = [0f32; BLOCK];
+    for (x, w) in x.chunks(GROUP * BLOCK).zip(w.chunks(GROUP * kind.bytes())) {
+        let scales = scales::<f32>(kind, w);
+        for (i, (x, w)) in x.chunks_exact(BLOCK).zip(w.chunks_exact(kind.bytes())).enumerate() {
+            unpack(kind, w, &mut q);
+            let (x, q, d) = (S::as_simd_f32s(x).0, S::as_simd_f32s(&q).0, simd.splat_f32s(scales[i]));
+            for i in 0..BLOCK / S::F32_LANES {
+                acc[i] = simd.mul_add_f32s(simd.mul_f32s(d, q[i]), x[i], acc[i]);
+            }
         }
-        width /= 2;
     }
-    lanes[0]
+    let mut lanes = [0f32; BLOCK];
+    for (lanes, acc) in S::as_mut_simd_f32s(&mut lanes).0.iter_mut().zip(acc) {
+        *lanes = acc;
+    }
+    fold_lanes(lanes, |a, b| a + b)
 }

@@ -39,7 +39,7 @@ const BLOCK: usize = 64 * LANES;
 
 /// Combines the lanes by halves: 32 → 16 → … → 1.
 #[inline(always)]
-fn fold_lanes<A: Copy>(acc: [A; LANES], op: impl Fn(A, A) -> A) -> A {
+pub(super) fn fold_lanes<A: Copy>(acc: [A; LANES], op: impl Fn(A, A) -> A) -> A {
     // Opaque: a compiler that sees this tree and the loop before it as one pattern keeps the lanes in the tree's order, and pays
     // for it with shuffles in the loop (a plain sum took three times as long).
     let mut acc = std::hint::black_box(acc);
