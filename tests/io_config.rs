@@ -206,7 +206,7 @@ fn sizes_that_cannot_be_are_named() {
         (json!({"num_attention_heads": 3}), "`num_attention_heads` is 3, which does not divide"),
         (json!({"num_key_value_heads": 0}), "`num_key_value_heads` is 0"),
         (json!({"num_key_value_heads": 8}), "`num_key_value_heads` is 8, which does not divide `num_attention_heads`, 4"),
-        (json!({"head_dim": 15}), "does not divide `head_dim`, 15"),
+        (json!({"head_dim": 15}), "`head_dim` is 15, expected an even number"),
         (json!({"max_position_embeddings": u32::MAX}), "`max_position_embeddings` is 4294967295"),
         (json!({"rms_norm_eps": 0}), "`rms_norm_eps` is 0, expected a positive number"),
         (json!({"hidden_act": "mish"}), "`hidden_act` is `mish`"),

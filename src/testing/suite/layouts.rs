@@ -24,7 +24,7 @@ pub enum Arrangement {
     Expanded,
     /// Row-major, but one element past an aligned address.
     Misaligned,
-    /// One axis' neighbours so far apart that 32 bits do not hold an element's place. Host memory only: its pages cost nothing
+    /// C9: one axis' neighbours so far apart that 32 bits do not hold an element's place. Host memory only: its pages cost nothing
     /// until they are written.
     Far,
 }
