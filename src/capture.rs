@@ -360,5 +360,7 @@ impl Graph {
 
 /// The error of a step that an optimizer cannot take inside a capture.
 pub(crate) fn not_in_state(what: &str) -> Error {
-    Error::capture(format!("{what} is not part of the captured state: put it there beside the model, as in (model, adamw); of the optimizers AdamW alone can be captured"))
+    Error::capture(format!(
+        "{what} is not part of the captured state: put it there beside the model, as in (model, adamw); of the optimizers AdamW alone can be captured"
+    ))
 }

@@ -49,7 +49,8 @@ fn fields_that_change_the_numbers_are_refused() {
         let e = ModelConfig::parse(&with(llama(), field).to_string()).unwrap_err();
         assert!(e.is_argument() && e.to_string().contains(&format!("`{name}` is ")), "{e}");
     }
-    let idle = json!({"quantization_config": null, "logit_scale": 1.0, "add_cross_attention": false, "num_local_experts": 0, "pruned_heads": {}});
+    let idle =
+        json!({"quantization_config": null, "logit_scale": 1.0, "add_cross_attention": false, "num_local_experts": 0, "pruned_heads": {}});
     assert_eq!(decoder(&with(llama(), idle)), decoder(&llama()));
 }
 

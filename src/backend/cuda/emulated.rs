@@ -163,7 +163,9 @@ unsafe impl Driver for Emulated {
     fn alloc(&self, bytes: usize) -> Result<u64> {
         let fits = |used: usize| used.checked_add(bytes).filter(|&n| n <= MEMORY);
         if let Err(used) = self.used.fetch_update(Relaxed, Relaxed, fits) {
-            return Err(Error::out_of_memory(format!("the emulated device has {MEMORY} bytes, of which {used} are taken; {bytes} do not fit")));
+            return Err(Error::out_of_memory(format!(
+                "the emulated device has {MEMORY} bytes, of which {used} are taken; {bytes} do not fit"
+            )));
         }
         // SAFETY: a plain allocation.
         let p = unsafe { cuemu_alloc(bytes) };
