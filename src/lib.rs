@@ -10,6 +10,7 @@ mod functional;
 mod grad;
 pub mod io;
 mod layout;
+mod memory;
 pub mod models;
 mod module;
 pub mod nn;

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 /// Modules from the bottom up. A module may name those in earlier rows and those in its own row.
 ///
-/// Two rows hold modules that need each other: a tensor knows its node and a node saves tensors; the op contract asks for
+/// Three rows hold modules that need each other: lists give the backend's cache back when memory is short, and kernels need
+/// lists; a tensor knows its node and a node saves tensors; the op contract asks for
 /// samples, and samples are samples of ops.
 const LAYERS: &[&[&str]] = &[
     &["error"],
@@ -17,7 +18,7 @@ const LAYERS: &[&[&str]] = &[
     &["shape"],
     &["layout"],
     &["rng"],
-    &["backend"],
+    &["backend", "memory"],
     &["array"],
     &["tensor", "tape"],
     &["op", "testing"],

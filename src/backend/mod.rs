@@ -6,6 +6,7 @@
 pub(crate) mod attention;
 pub mod cpu;
 pub mod cuda;
+pub(crate) mod freed;
 
 use crate::dtype::DType;
 use crate::error::Result;

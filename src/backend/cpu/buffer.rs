@@ -2,12 +2,13 @@
 //!
 //! First touch of fresh pages costs several times the arithmetic done on them, so freed buffers wait in size classes
 //! and the next request of that class takes the most recently freed (warmest) one. A training loop allocates nothing
-//! after its first step.
+//! after its first steps. What waits is bounded ([`Freed`]), and given back before an allocation is refused.
 
+use crate::backend::freed::Freed;
 use crate::dtype::{DType, Element, with_dtype};
 use crate::error::{Error, Result};
+use crate::memory;
 use std::alloc::{Layout as AllocLayout, alloc_zeroed, dealloc};
-use std::collections::HashMap;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
@@ -25,9 +26,8 @@ const LARGE: usize = 2 * HUGE;
 static POISON: AtomicBool = AtomicBool::new(false);
 static IN_USE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
-static CACHED: AtomicUsize = AtomicUsize::new(0);
 static FRESH: AtomicUsize = AtomicUsize::new(0);
-static FREE: LazyLock<Mutex<HashMap<usize, Vec<Block>>>> = LazyLock::new(Mutex::default);
+static FREE: LazyLock<Mutex<Freed<Block>>> = LazyLock::new(Mutex::default);
 
 /// Host memory held by tensors, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,23 +38,25 @@ pub struct MemoryStats {
     pub peak: usize,
     /// Freed by tensors and kept for reuse.
     pub cached: usize,
+    /// What `in_use` and `cached` may reach together: a quarter above the peak (16 MiB at least), or up to twice the peak for
+    /// a program that keeps asking for what it freed.
+    pub limit: usize,
     /// How many blocks were ever requested from the system; constant in a steady training loop.
     pub fresh_blocks: usize,
 }
 
 /// Memory held by the CPU backend at this moment.
 pub fn memory_stats() -> MemoryStats {
-    MemoryStats { in_use: IN_USE.load(Relaxed), peak: PEAK.load(Relaxed), cached: CACHED.load(Relaxed), fresh_blocks: FRESH.load(Relaxed) }
+    let free = free_list();
+    let (in_use, peak) = (IN_USE.load(Relaxed), PEAK.load(Relaxed));
+    MemoryStats { in_use, peak, cached: free.bytes(), limit: free.limit(peak), fresh_blocks: FRESH.load(Relaxed) }
 }
 
 /// Returns every cached block to the system.
 pub fn release_cached_memory() {
     // Take the blocks out first: freeing happens without the lock.
-    let blocks = std::mem::take(&mut *free_list());
-    for b in blocks.into_values().flatten() {
-        CACHED.fetch_sub(b.bytes, Relaxed);
-        b.free();
-    }
+    let blocks = free_list().take_all();
+    blocks.into_iter().for_each(|(_, b)| b.free());
 }
 
 /// Tests switch this on: every new buffer is filled with NaN (floats) or the largest value (integers), so that a
@@ -68,8 +70,8 @@ pub(crate) fn is_poisoning() -> bool {
     POISON.load(Relaxed)
 }
 
-fn free_list() -> MutexGuard<'static, HashMap<usize, Vec<Block>>> {
-    // The map is valid after any panic: no operation on it is left half done.
+fn free_list() -> MutexGuard<'static, Freed<Block>> {
+    // The lists are valid after any panic: no operation on it is left half done.
     FREE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -98,25 +100,42 @@ impl Block {
     fn alloc(bytes: usize) -> Result<Self> {
         let oom = || Error::out_of_memory(format!("cannot allocate {bytes} bytes of host memory ({} in use)", IN_USE.load(Relaxed)));
         let class = size_class(bytes).filter(|&c| c <= isize::MAX as usize - HUGE).ok_or_else(oom)?;
-        if let Some(b) = free_list().get_mut(&class).and_then(Vec::pop) {
-            CACHED.fetch_sub(class, Relaxed);
+        let mut free = free_list();
+        if let Some(b) = free.take(class) {
             return Ok(b);
         }
-        let layout = Self::layout(class).ok_or_else(oom)?;
-        // SAFETY: `class` is at least ALIGN, so the layout is not zero-sized.
-        // Zeroed memory is initialised memory, and for large blocks the system provides it without touching pages: only at the
-        // allocator's own alignment, so the rest is done here.
-        let base = unsafe { alloc_zeroed(layout) };
+        let old = free.make_room(class, IN_USE.load(Relaxed), PEAK.load(Relaxed));
+        drop(free);
+        old.into_iter().for_each(|(_, b)| b.free());
+        let fresh = || Self::fresh(class).filter(|b| memory::leaves_margin(class) || b.give_back());
+        let Some(block) = fresh().or_else(|| {
+            // Blocks of other sizes may be in the way.
+            release_cached_memory();
+            fresh()
+        }) else {
+            return Err(oom());
+        };
         FRESH.fetch_add(1, Relaxed);
-        let base = NonNull::new(base).ok_or_else(oom)?;
+        if class >= LARGE {
+            // Not the whole class: a huge page that begins behind the last element would be touched with it.
+            on_huge_pages(block.ptr, bytes);
+        }
+        Ok(block)
+    }
+
+    /// From the system: zeroed memory is initialised memory, and for large blocks the system provides it without touching pages.
+    fn fresh(class: usize) -> Option<Self> {
+        let base = system_memory(Self::layout(class)?)?;
         let skip = base.as_ptr().align_offset(Self::alignment(class));
         // SAFETY: `skip` is below the alignment, by which the layout is larger than the class.
         let ptr = unsafe { base.add(skip) };
-        if class >= LARGE {
-            // Not the whole class: a huge page that begins behind the last element would be touched with it.
-            on_huge_pages(ptr, bytes);
-        }
-        Ok(Block { ptr, bytes: class, base })
+        Some(Block { ptr, bytes: class, base })
+    }
+
+    /// Frees a block that was never handed out; false, for a chain of conditions.
+    fn give_back(&self) -> bool {
+        Block { ..*self }.free();
+        false
     }
 
     fn alignment(class: usize) -> usize {
@@ -129,10 +148,41 @@ impl Block {
 
     fn free(self) {
         if let Some(layout) = Self::layout(self.bytes) {
-            // SAFETY: `base` came from `alloc_zeroed` with exactly this layout, and `self` is consumed.
-            unsafe { dealloc(self.base.as_ptr(), layout) }
+            // SAFETY: `base` came from `system_memory` with exactly this layout, and `self` is consumed.
+            unsafe { give_back(self.base, layout) }
         }
     }
+}
+
+/// Whether a block is a mapping of its own: what is freed then leaves the process, whatever lies beside it.
+fn is_mapped(layout: AllocLayout) -> bool {
+    cfg!(target_os = "linux") && layout.size() >= LARGE
+}
+
+/// Zeroed memory of a size that is not 0.
+fn system_memory(layout: AllocLayout) -> Option<NonNull<u8>> {
+    #[cfg(target_os = "linux")]
+    if is_mapped(layout) {
+        let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping at an address of the system's choice touches nothing that exists.
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), layout.size(), access, kind, -1, 0) };
+        return if base == libc::MAP_FAILED { None } else { NonNull::new(base.cast()) };
+    }
+    // SAFETY: the size is not 0: a class is at least ALIGN.
+    NonNull::new(unsafe { alloc_zeroed(layout) })
+}
+
+/// # Safety
+/// `base` came from [`system_memory`] with this layout, and nothing refers to it.
+unsafe fn give_back(base: NonNull<u8>, layout: AllocLayout) {
+    #[cfg(target_os = "linux")]
+    if is_mapped(layout) {
+        // SAFETY: exactly the mapping that was made, which nothing refers to.
+        unsafe { libc::munmap(base.as_ptr().cast(), layout.size()) };
+        return;
+    }
+    // SAFETY: by the caller's promise.
+    unsafe { dealloc(base.as_ptr(), layout) }
 }
 
 /// Asks for huge pages; where there are none, nothing changes.
@@ -218,9 +268,9 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if let Some(b) = self.block.take() {
+            let mut free = free_list();
             IN_USE.fetch_sub(b.bytes, Relaxed);
-            CACHED.fetch_add(b.bytes, Relaxed);
-            free_list().entry(b.bytes).or_default().push(b);
+            free.put(b.bytes, b);
         }
     }
 }

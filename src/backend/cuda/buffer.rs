@@ -6,6 +6,7 @@
 
 use super::capture::{self, Running};
 use super::context::Context;
+use crate::backend::freed::Freed;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use std::collections::{BTreeMap, HashMap};
@@ -19,7 +20,7 @@ pub struct DeviceMemory {
     pub allocated: usize,
     /// Highest `allocated` so far.
     pub peak: usize,
-    /// Taken from the device: held by tensors or waiting for reuse.
+    /// Taken from the device: held by tensors or waiting for reuse. Bounded by the peak as the host's memory is.
     pub reserved: usize,
     /// How many blocks were ever taken from the device; constant in a steady training loop.
     pub fresh_blocks: usize,
@@ -32,13 +33,13 @@ pub(super) struct Pool {
 
 #[derive(Debug, Default)]
 struct State {
-    free: Free,
+    free: Freed<u64>,
     stats: DeviceMemory,
     /// By name, while it is recorded.
     ops: Option<HashMap<&'static str, OpMemory>>,
 }
 
-/// Blocks that wait, by size.
+/// Blocks that wait within a captured step, by size.
 type Free = BTreeMap<usize, Vec<u64>>;
 
 /// What one op took of a device's memory since [`record_memory_by_op`](super::record_memory_by_op) was called.
@@ -89,8 +90,8 @@ impl Drop for Private {
     fn drop(&mut self) {
         let blocks = std::mem::take(&mut *self.free());
         let mut state = self.on.pool().lock();
-        for (bytes, mut addresses) in blocks {
-            state.free.entry(bytes).or_default().append(&mut addresses);
+        for (bytes, addresses) in blocks {
+            addresses.into_iter().for_each(|addr| state.free.put(bytes, addr));
         }
     }
 }
@@ -154,10 +155,18 @@ impl Buffer {
         // What waits for all was freed by work that is done or queued: a captured step may have it too.
         let cached = home.as_ref().and_then(|h| h.free().get_mut(&bytes).and_then(Vec::pop));
         let own = cached.is_some();
-        let cached = cached.or_else(|| pool.lock().free.get_mut(&bytes).and_then(Vec::pop));
+        let cached = cached.or_else(|| pool.lock().free.take(bytes));
         buffer.addr = match cached {
             Some(addr) => addr,
             None => {
+                if !capture::is_capturing(on) {
+                    let old = {
+                        let mut state = pool.lock();
+                        let DeviceMemory { allocated, peak, .. } = state.stats;
+                        state.free.make_room(bytes, allocated, peak)
+                    };
+                    free(on, old)?;
+                }
                 let addr = match on.driver().alloc(bytes) {
                     Ok(addr) => addr,
                     // Blocks of other sizes may be in the way: give them back and try once more.
@@ -285,7 +294,7 @@ impl Buffer {
     /// If there are fewer, or the type differs: a bug in the crate.
     pub(super) fn download_prefix<T: crate::dtype::Element>(&self, len: usize) -> Result<Vec<T>> {
         assert!(T::DTYPE == self.dtype && len <= self.len, "download of another type or length");
-        let mut data = vec![T::default(); len];
+        let mut data = crate::memory::vec_of(T::default(), len)?;
         if len == 0 {
             return Ok(data);
         }
@@ -312,7 +321,7 @@ impl Drop for Buffer {
                 of.held = of.held.saturating_sub(self.bytes);
             }
             match &self.home {
-                None => state.free.entry(self.bytes).or_default().push(self.addr),
+                None => state.free.put(self.bytes, self.addr),
                 Some(home) => {
                     drop(state);
                     home.free().entry(self.bytes).or_default().push(self.addr);
@@ -329,19 +338,26 @@ pub(super) fn release(on: &Context) -> Result<()> {
         // It would have to wait for the device.
         return Ok(());
     }
-    // Waiting for the device would break a capture of another thread.
-    let _turn = on.turn();
-    let blocks = std::mem::take(&mut on.pool().lock().free);
+    let blocks = on.pool().lock().free.take_all();
+    free(on, blocks)
+}
+
+/// Gives some blocks that waited back to the device.
+fn free(on: &Context, blocks: Vec<(usize, u64)>) -> Result<()> {
     if blocks.is_empty() {
         return Ok(());
     }
-    on.driver().synchronize()?;
-    for (bytes, addresses) in blocks {
-        for addr in addresses {
-            // SAFETY: the block was in the free list, so nothing refers to it, and the queue is empty.
-            unsafe { on.driver().free(addr, bytes) };
-            on.pool().lock().stats.reserved -= bytes;
-        }
+    // Waiting for the device would break a capture of another thread.
+    let _turn = on.turn();
+    if let Err(e) = on.driver().synchronize() {
+        let mut state = on.pool().lock();
+        blocks.into_iter().for_each(|(bytes, addr)| state.free.put(bytes, addr));
+        return Err(e);
+    }
+    for (bytes, addr) in blocks {
+        // SAFETY: the block was in the free list, so nothing refers to it, and the queue is empty.
+        unsafe { on.driver().free(addr, bytes) };
+        on.pool().lock().stats.reserved -= bytes;
     }
     Ok(())
 }
