@@ -153,7 +153,7 @@ fn layers_and_updates_add_up() -> Result<()> {
 fn the_history_undoes_clipping_and_refuses_another_model() -> Result<()> {
     let w = Tensor::randn([4, 4], F64, Key::new(1))?;
     let (_, mut g) = value_and_grad(&w, |w| w.mul_scalar(40.0)?.square()?.sum(..))?;
-    let norm = g.norm()?;
+    let norm = g.global_norm()?;
     let clipped = g.clip_global_norm(1.0)?;
     assert!(clipped.clipped);
     let mut history = HealthHistory::new();
@@ -252,7 +252,7 @@ fn a_trace_holds_what_modules_gave_and_their_cotangents() -> Result<()> {
     let loss_of = |m: &Gpt| m.forward(&tokens, None)?.cross_entropy(&targets);
     let (loss, grads, trace) = Trace::with_cotangents(&gpt, loss_of)?;
     let plain = value_and_grad(&gpt, loss_of)?;
-    assert_eq!((loss.item()?, grads.norm()?), (plain.0.item()?, plain.1.norm()?));
+    assert_eq!((loss.item()?, grads.global_norm()?), (plain.0.item()?, plain.1.global_norm()?));
     let names: Vec<&str> = trace.entries().iter().map(|(n, _)| n.as_str()).collect();
     for want in [
         "transformer.wte",
@@ -555,7 +555,7 @@ fn tools_survive_gradients_inside_gradients() -> Result<()> {
         Anomaly::new().attach(m)?;
         penalty(m)
     })?;
-    assert_eq!((value.item()?, grads.norm()?), (plain.item()?, same.norm()?));
+    assert_eq!((value.item()?, grads.global_norm()?), (plain.item()?, same.global_norm()?));
     assert!(tracer.finish().get("0").is_some() && profiler.finish().by_op().contains_key("tanh"));
     Ok(())
 }

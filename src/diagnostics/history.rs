@@ -97,7 +97,7 @@ impl HealthHistory {
     ) -> Result<&HealthReport> {
         let at = std::panic::Location::caller();
         let refuse = |e: Error| e.in_op("health_history", at);
-        let scale = if clip.clipped { clip.norm / grads.norm()?.max(f64::MIN_POSITIVE) } else { 1.0 };
+        let scale = if clip.clipped { clip.norm / grads.global_norm()?.max(f64::MIN_POSITIVE) } else { 1.0 };
         let report = HealthReport::survey(model, grads, &self.thresholds, scale).map_err(refuse)?;
         let layers = report.layers();
         let names: Vec<String> = layers.iter().map(|l| l.name.clone()).collect();

@@ -66,19 +66,25 @@ impl Tensor {
     /// Argument error unless the bounds are finite and in order; dtype error for integers; out of memory.
     #[track_caller]
     pub fn uniform(shape: impl Into<Shape>, range: Range<f64>, dtype: DType, key: Key) -> Result<Tensor> {
-        let at = Location::caller();
-        let Range { start, end } = range;
-        let check = || {
-            floats(dtype)?;
-            let width = end - start;
-            if !(start < end && start.is_finite() && end.is_finite() && width.is_finite()) {
-                bail!(argument, "the range {start}..{end} must be finite and not empty");
-            }
-            Ok(below(end, dtype).max(start))
-        };
-        let last = check().map_err(|e| e.in_op("uniform", at))?;
-        let scale = |u: f64| (start + (end - start) * u).min(last);
-        build!("uniform", at, shape.into(), dtype, |y| key.fill_uniform_as(0, y, |u| <T as Element>::from_f64(scale(u))))
+        // The shell converts; what is not generic is compiled here, and not by every user.
+        #[track_caller]
+        #[inline(never)]
+        fn run(shape: Shape, range: Range<f64>, dtype: DType, key: Key) -> Result<Tensor> {
+            let at = Location::caller();
+            let Range { start, end } = range;
+            let check = || {
+                floats(dtype)?;
+                let width = end - start;
+                if !(start < end && start.is_finite() && end.is_finite() && width.is_finite()) {
+                    bail!(argument, "the range {start}..{end} must be finite and not empty");
+                }
+                Ok(below(end, dtype).max(start))
+            };
+            let last = check().map_err(|e| e.in_op("uniform", at))?;
+            let scale = |u: f64| (start + (end - start) * u).min(last);
+            build!("uniform", at, shape, dtype, |y| key.fill_uniform_as(0, y, |u| <T as Element>::from_f64(scale(u))))
+        }
+        run(shape.into(), range, dtype, key)
     }
 
     /// Standard normal values: `Tensor::randn([2, 3], F32, key)`.
@@ -104,9 +110,14 @@ impl Tensor {
     /// Argument error for a negative or not finite parameter; dtype error for integers; out of memory.
     #[track_caller]
     pub fn normal(shape: impl Into<Shape>, mean: f64, std: f64, dtype: DType, key: Key) -> Result<Tensor> {
-        let at = Location::caller();
-        spread(mean, std).and_then(|()| floats(dtype)).map_err(|e| e.in_op("normal", at))?;
-        build!("normal", at, shape.into(), dtype, |y| key.fill_normal_as(0, y, |x| <T as Element>::from_f64(mean + std * x)))
+        #[track_caller]
+        #[inline(never)]
+        fn run(shape: Shape, mean: f64, std: f64, dtype: DType, key: Key) -> Result<Tensor> {
+            let at = Location::caller();
+            spread(mean, std).and_then(|()| floats(dtype)).map_err(|e| e.in_op("normal", at))?;
+            build!("normal", at, shape, dtype, |y| key.fill_normal_as(0, y, |x| <T as Element>::from_f64(mean + std * x)))
+        }
+        run(shape.into(), mean, std, dtype, key)
     }
 
     /// Normal values conditioned on lying between two bounds, as PyTorch's `trunc_normal_` (the bounds are absolute).
@@ -115,19 +126,24 @@ impl Tensor {
     /// Argument error for a negative or not finite parameter, or bounds out of order; dtype error for integers; out of memory.
     #[track_caller]
     pub fn truncated_normal(shape: impl Into<Shape>, mean: f64, std: f64, bounds: Range<f64>, dtype: DType, key: Key) -> Result<Tensor> {
-        let at = Location::caller();
-        let Range { start, end } = bounds;
-        let check = || {
-            spread(mean, std)?;
-            floats(dtype)?;
-            if !(start <= end) || std == 0.0 {
-                bail!(argument, "the bounds {start}..{end} must be in order, and the standard deviation {std} positive");
-            }
-            Ok(())
-        };
-        check().map_err(|e| e.in_op("truncated_normal", at))?;
-        let (lo, hi) = ((start - mean) / std, (end - mean) / std);
-        fill("truncated_normal", at, shape.into(), dtype, key, |i| (mean + std * key.truncated_normal(i, lo, hi)).clamp(start, end))
+        #[track_caller]
+        #[inline(never)]
+        fn run(shape: Shape, mean: f64, std: f64, bounds: Range<f64>, dtype: DType, key: Key) -> Result<Tensor> {
+            let at = Location::caller();
+            let Range { start, end } = bounds;
+            let check = || {
+                spread(mean, std)?;
+                floats(dtype)?;
+                if !(start <= end) || std == 0.0 {
+                    bail!(argument, "the bounds {start}..{end} must be in order, and the standard deviation {std} positive");
+                }
+                Ok(())
+            };
+            check().map_err(|e| e.in_op("truncated_normal", at))?;
+            let (lo, hi) = ((start - mean) / std, (end - mean) / std);
+            fill("truncated_normal", at, shape, dtype, key, |i| (mean + std * key.truncated_normal(i, lo, hi)).clamp(start, end))
+        }
+        run(shape.into(), mean, std, bounds, dtype, key)
     }
 
     /// A mask: 1 with probability `p`, else 0.
@@ -136,11 +152,16 @@ impl Tensor {
     /// Argument error when `p` is not in `[0, 1]`; out of memory.
     #[track_caller]
     pub fn bernoulli(shape: impl Into<Shape>, p: f64, dtype: DType, key: Key) -> Result<Tensor> {
-        let at = Location::caller();
-        if !(0.0..=1.0).contains(&p) {
-            return Err(crate::Error::argument(format!("the probability {p} is not in [0, 1]")).in_op("bernoulli", at));
+        #[track_caller]
+        #[inline(never)]
+        fn run(shape: Shape, p: f64, dtype: DType, key: Key) -> Result<Tensor> {
+            let at = Location::caller();
+            if !(0.0..=1.0).contains(&p) {
+                return Err(crate::Error::argument(format!("the probability {p} is not in [0, 1]")).in_op("bernoulli", at));
+            }
+            build!("bernoulli", at, shape, dtype, |y| key.fill_bernoulli_as(0, p, y, [0.0, 1.0].map(<T as Element>::from_f64)))
         }
-        build!("bernoulli", at, shape.into(), dtype, |y| key.fill_bernoulli_as(0, p, y, [0.0, 1.0].map(<T as Element>::from_f64)))
+        run(shape.into(), p, dtype, key)
     }
 
     /// Integers in `[start, end)`, without bias: `Tensor::randint([8], 0..10, I64, key)`.
@@ -149,21 +170,26 @@ impl Tensor {
     /// Argument error for an empty range; dtype error when the dtype cannot hold its values exactly; out of memory.
     #[track_caller]
     pub fn randint(shape: impl Into<Shape>, range: Range<i64>, dtype: DType, key: Key) -> Result<Tensor> {
-        let at = Location::caller();
-        let check = || {
-            if range.start >= range.end {
-                bail!(argument, "the range {}..{} is empty", range.start, range.end);
-            }
-            let exact = |v: i64| with_dtype!(dtype, T => Element::to_f64(<T as Element>::from_f64(v as f64)) == v as f64);
-            // Floats and f64 steps skip integers beyond 1/ε.
-            let limit = if dtype.is_float() { (2.0 / dtype.epsilon()) as u64 } else { 1 << 53 };
-            if !(exact(range.start) && exact(range.end - 1) && range.start.unsigned_abs().max(range.end.unsigned_abs()) <= limit) {
-                bail!(dtype, "{dtype} does not hold every integer of {}..{}", range.start, range.end);
-            }
-            Ok(range.end.abs_diff(range.start))
-        };
-        let n = check().map_err(|e: crate::Error| e.in_op("randint", at))?;
-        fill("randint", at, shape.into(), dtype, key, |i| range.start as f64 + key.below(i, n) as f64)
+        #[track_caller]
+        #[inline(never)]
+        fn run(shape: Shape, range: Range<i64>, dtype: DType, key: Key) -> Result<Tensor> {
+            let at = Location::caller();
+            let check = || {
+                if range.start >= range.end {
+                    bail!(argument, "the range {}..{} is empty", range.start, range.end);
+                }
+                let exact = |v: i64| with_dtype!(dtype, T => Element::to_f64(<T as Element>::from_f64(v as f64)) == v as f64);
+                // Floats and f64 steps skip integers beyond 1/ε.
+                let limit = if dtype.is_float() { (2.0 / dtype.epsilon()) as u64 } else { 1 << 53 };
+                if !(exact(range.start) && exact(range.end - 1) && range.start.unsigned_abs().max(range.end.unsigned_abs()) <= limit) {
+                    bail!(dtype, "{dtype} does not hold every integer of {}..{}", range.start, range.end);
+                }
+                Ok(range.end.abs_diff(range.start))
+            };
+            let n = check().map_err(|e: crate::Error| e.in_op("randint", at))?;
+            fill("randint", at, shape, dtype, key, |i| range.start as f64 + key.below(i, n) as f64)
+        }
+        run(shape.into(), range, dtype, key)
     }
 
     /// The integers `0..n` in random order.

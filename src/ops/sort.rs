@@ -2,7 +2,7 @@
 
 use super::argmax::{place, two};
 use crate::backend::cpu::{self, order};
-use crate::backend::cuda::{self, sort};
+use crate::backend::cuda::{self, sort as kernels};
 use crate::dtype::{I64, with_float};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply, expect};
@@ -115,7 +115,7 @@ impl<const TOP: bool> Op for Sort<TOP> {
         let axis = self.axis.resolve(x[0].shape().rank())?;
         let k = self.kept(x[0].shape()[axis]);
         let [values, indices] = y else { bail!(argument, "two outputs expected") };
-        sort::sort(&x[0], axis, k, self.descending, values, indices)
+        kernels::sort(&x[0], axis, k, self.descending, values, indices)
     }
 
     fn save(&self, _: &[&Tensor], y: &[Tensor], _: &[bool]) -> Saved {
@@ -126,6 +126,19 @@ impl<const TOP: bool> Op for Sort<TOP> {
         let axis = self.axis.resolve(self.of.rank())?;
         Ok(smallvec![Some(place(&self.of, axis, saved.get(0)?, y_bar.only()?)?)])
     }
+}
+
+// What is not generic is compiled here, and not by every user.
+#[track_caller]
+#[inline(never)]
+fn sort(x: &Tensor, axis: Axis, descending: bool) -> Result<(Tensor, Tensor)> {
+    two(apply(Sort::<false> { axis, descending, k: 0, of: x.shape().clone() }, &[x])?)
+}
+
+#[track_caller]
+#[inline(never)]
+fn topk(x: &Tensor, k: usize, axis: Axis, descending: bool) -> Result<(Tensor, Tensor)> {
+    two(apply(Sort::<true> { axis, descending, k, of: x.shape().clone() }, &[x])?)
 }
 
 impl Tensor {
@@ -141,7 +154,7 @@ impl Tensor {
     /// Shape error when the axis does not exist; dtype error for integers.
     #[track_caller]
     pub fn sort(&self, axis: impl Into<Axis>, descending: bool) -> Result<(Tensor, Tensor)> {
-        two(apply(Sort::<false> { axis: axis.into(), descending, k: 0, of: self.shape().clone() }, &[self])?)
+        sort(self, axis.into(), descending)
     }
 
     /// The `k` largest (or smallest) elements along an axis in order, and the indices (`i64`) they came from.
@@ -156,6 +169,6 @@ impl Tensor {
     /// Shape error when the axis does not exist; argument error when `k` exceeds its extent; dtype error for integers.
     #[track_caller]
     pub fn topk(&self, k: usize, axis: impl Into<Axis>, largest: bool) -> Result<(Tensor, Tensor)> {
-        two(apply(Sort::<true> { axis: axis.into(), descending: largest, k, of: self.shape().clone() }, &[self])?)
+        topk(self, k, axis.into(), largest)
     }
 }

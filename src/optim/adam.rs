@@ -1,13 +1,12 @@
 //! Adam, with decoupled weight decay or an L2 penalty.
 
 use super::groups::{self, Group, norms_and_biases};
-use super::memory::{Memory, Pending, Rule, Slots};
+use super::memory::{Memory, Named, Pending, Rule, Slots};
 use super::state::optimizer;
 use crate::backend::cpu::optim::{AdamStep, adam_update};
 use crate::backend::cpu::{Compute, Real};
 use crate::dtype::DType;
 use crate::error::{Result, bail};
-use crate::functional::Grads;
 use crate::module::{Module, Phase, Visitor};
 use crate::tensor::Tensor;
 
@@ -94,7 +93,7 @@ impl AdamW {
         Moments { betas: self.betas, eps: self.eps, amsgrad: self.amsgrad }
     }
 
-    fn run<M: Module + Clone>(&mut self, model: &mut M, grads: &Grads<M>) -> Result<()> {
+    fn run(&mut self, model: &mut dyn Module, grads: &Named) -> Result<()> {
         let adam = self.rule();
         let Self { groups, memory, lr, weight_decay, .. } = self;
         adam.check()?;
@@ -189,7 +188,7 @@ impl Default for Adam {
 impl Adam {
     const RULE: Rule = Rule { name: "adam", slots: AdamW::RULE.slots };
 
-    fn run<M: Module + Clone>(&mut self, model: &mut M, grads: &Grads<M>) -> Result<()> {
+    fn run(&mut self, model: &mut dyn Module, grads: &Named) -> Result<()> {
         let Self { groups, memory, lr, weight_decay, .. } = self;
         let adam = Moments { betas: self.betas, eps: self.eps, amsgrad: self.amsgrad };
         adam.check()?;

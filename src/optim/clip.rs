@@ -29,26 +29,8 @@ impl<M: Module + Clone> Grads<M> {
     ///
     /// # Errors
     /// Out of memory.
-    pub fn norm(&self) -> Result<f64> {
-        let named = self.named();
-        // Each device adds up its own gradients.
-        let mut devices: Vec<Device> = Vec::new();
-        for (_, g) in &named {
-            if !devices.contains(&g.device()) {
-                devices.push(g.device());
-            }
-        }
-        let mut total = 0f64;
-        for d in devices {
-            let norm = if d.is_cuda() {
-                let there = named.iter().filter(|(_, g)| g.device() == d).map(|(_, g)| g.array.cuda()).collect::<Result<Vec<_>>>()?;
-                cuda::optim::norm(&there)?
-            } else {
-                Self::host_norm(&named)?
-            };
-            total = if total == 0.0 { norm } else { total.hypot(norm) };
-        }
-        Ok(total)
+    pub fn global_norm(&self) -> Result<f64> {
+        norm(&self.named())
     }
 
     /// Whether every gradient element is finite. Costs a pass over the gradients, unless clipping has just looked.
@@ -56,40 +38,7 @@ impl<M: Module + Clone> Grads<M> {
     /// # Errors
     /// Out of memory.
     pub fn is_finite(&self) -> Result<bool> {
-        if self.finite {
-            return Ok(true);
-        }
-        let named = self.named();
-        if named.iter().any(|(_, g)| g.device().is_cuda()) {
-            return Ok(self.norm()?.is_finite());
-        }
-        for (_, g) in &named {
-            if !tensor_max_abs(g)?.is_finite() {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    /// The norm over the gradients in host memory.
-    fn host_norm(named: &[(String, Tensor)]) -> Result<f64> {
-        let named = || named.iter().filter(|(_, g)| g.device() == Device::Cpu);
-        let mut largest = 0f64;
-        for (_, g) in named() {
-            let m = tensor_max_abs(g)?;
-            if !m.is_finite() {
-                return Ok(m);
-            }
-            largest = largest.max(m);
-        }
-        if largest == 0.0 {
-            return Ok(0.0);
-        }
-        let mut sum = 0f64;
-        for (_, g) in named() {
-            sum += with_float!(g.dtype(), T => scaled_square_sum::<T>(&g.array.cpu()?, largest)?);
-        }
-        Ok(largest * sum.sqrt())
+        Ok(self.finite || all_finite(&self.named())?)
     }
 
     /// Scales all gradients so that their global norm is at most `max_norm`.
@@ -106,7 +55,7 @@ impl<M: Module + Clone> Grads<M> {
     /// let mut g = grad(&Tensor::from_slice(&[3f32, 4.0], [2])?, |x| x.square()?.sum(..))?; // [6, 8]
     /// let c = g.clip_global_norm(5.0)?;
     /// assert_eq!((c.norm, c.clipped), (10.0, true));
-    /// assert!((g.norm()? - 5.0).abs() < 1e-5);
+    /// assert!((g.global_norm()? - 5.0).abs() < 1e-5);
     /// # Ok::<(), cotangent::Error>(())
     /// ```
     #[track_caller]
@@ -119,7 +68,7 @@ impl<M: Module + Clone> Grads<M> {
         if max_norm.is_nan() || max_norm <= 0.0 {
             bail!(argument, "the largest norm must be positive, found {max_norm}");
         }
-        let norm = self.norm()?;
+        let norm = self.global_norm()?;
         let finite = norm.is_finite();
         // PyTorch's formula, its 1e-6 included, so that runs can be compared step by step.
         let factor = max_norm / (norm + 1e-6);
@@ -201,6 +150,61 @@ impl<M: Module + Clone> Grads<M> {
             Ok(())
         })
     }
+}
+
+fn norm(named: &[(String, Tensor)]) -> Result<f64> {
+    // Each device adds up its own gradients.
+    let mut devices: Vec<Device> = Vec::new();
+    for (_, g) in named {
+        if !devices.contains(&g.device()) {
+            devices.push(g.device());
+        }
+    }
+    let mut total = 0f64;
+    for d in devices {
+        let norm = if d.is_cuda() {
+            let there = named.iter().filter(|(_, g)| g.device() == d).map(|(_, g)| g.array.cuda()).collect::<Result<Vec<_>>>()?;
+            cuda::optim::norm(&there)?
+        } else {
+            host_norm(named)?
+        };
+        total = if total == 0.0 { norm } else { total.hypot(norm) };
+    }
+    Ok(total)
+}
+
+/// Whether every element is finite.
+pub(super) fn all_finite(named: &[(String, Tensor)]) -> Result<bool> {
+    if named.iter().any(|(_, g)| g.device().is_cuda()) {
+        return Ok(norm(named)?.is_finite());
+    }
+    for (_, g) in named {
+        if !tensor_max_abs(g)?.is_finite() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The norm over the gradients in host memory.
+fn host_norm(named: &[(String, Tensor)]) -> Result<f64> {
+    let named = || named.iter().filter(|(_, g)| g.device() == Device::Cpu);
+    let mut largest = 0f64;
+    for (_, g) in named() {
+        let m = tensor_max_abs(g)?;
+        if !m.is_finite() {
+            return Ok(m);
+        }
+        largest = largest.max(m);
+    }
+    if largest == 0.0 {
+        return Ok(0.0);
+    }
+    let mut sum = 0f64;
+    for (_, g) in named() {
+        sum += with_float!(g.dtype(), T => scaled_square_sum::<T>(&g.array.cpu()?, largest)?);
+    }
+    Ok(largest * sum.sqrt())
 }
 
 fn tensor_max_abs(g: &Tensor) -> Result<f64> {

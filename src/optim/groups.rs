@@ -1,7 +1,8 @@
 //! Parameter groups: other learning rates and weight decays for some parameters, chosen by a predicate.
 
+use super::memory::named;
 use crate::error::{Result, bail};
-use crate::module::{Module, ModuleExt};
+use crate::module::Module;
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
@@ -74,10 +75,10 @@ pub(super) fn check(groups: &[Group], lr: f64, weight_decay: f64) -> Result<()> 
 
 /// [`check`], and refuses a group that matches no parameter, frozen ones included: its predicate is mistaken. Asked at the
 /// first step, after a state was loaded, and when groups were added: `asked` is their number then.
-pub(super) fn check_for<M: Module + Clone>(groups: &[Group], asked: &mut usize, model: &M, lr: f64, weight_decay: f64) -> Result<()> {
+pub(super) fn check_for(groups: &[Group], asked: &mut usize, model: &mut dyn Module, lr: f64, weight_decay: f64) -> Result<()> {
     check(groups, lr, weight_decay)?;
     if *asked != groups.len() {
-        let named = model.named_tensors();
+        let named = named(model);
         if let Some(i) = groups.iter().position(|g| !named.iter().any(|(name, t)| (g.matches)(name, t))) {
             let some: Vec<&str> = named.iter().take(3).map(|(name, _)| name.as_str()).collect();
             bail!(argument, "groups[{i}] matches no parameter of the model, which has [{}, …]", some.join(", "));

@@ -8,7 +8,7 @@ use crate::capture::not_in_state;
 use crate::dtype::DType;
 use crate::error::{Result, bail};
 use crate::functional::Grads;
-use crate::module::{Module, ModuleExt, Visitor, try_walk};
+use crate::module::{Module, Visitor, try_walk, walk};
 use crate::tensor::Tensor;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -74,6 +74,30 @@ impl Module for Fields<'_> {
             }
         }
     }
+}
+
+/// Gradients without the type of their tree: a step is then compiled once, here, and not for every model by its user.
+pub(super) struct Named {
+    grads: Vec<(String, Tensor)>,
+    /// Known to hold no infinity and no NaN.
+    finite: bool,
+}
+
+impl Named {
+    pub(super) fn of<M: Module + Clone>(grads: &Grads<M>) -> Self {
+        Named { grads: grads.named(), finite: grads.finite }
+    }
+
+    fn is_finite(&self) -> Result<bool> {
+        Ok(self.finite || super::clip::all_finite(&self.grads)?)
+    }
+}
+
+/// Every tensor of a tree by name.
+pub(super) fn named(model: &mut dyn Module) -> Vec<(String, Tensor)> {
+    let mut out = Vec::new();
+    walk(model, |name, leaf| out.push((name.to_owned(), leaf.tensor.clone())));
+    out
 }
 
 /// What is remembered about one parameter.
@@ -184,11 +208,11 @@ impl Memory {
     /// Calls `f(name, slots, parameter, gradient)` for every trainable parameter, after everything that can be refused
     /// has been. Parameter and gradient are `f32` or `f64`: half precision goes through the master. What `f` leaves pending is
     /// queued at the end, in as few launches as possible.
-    pub(super) fn run<M: Module + Clone>(
+    pub(super) fn run(
         &mut self,
         rule: &Rule,
-        model: &mut M,
-        grads: &Grads<M>,
+        model: &mut dyn Module,
+        grads: &Named,
         skip_non_finite: bool,
         mut f: impl FnMut(&mut Pending, &str, &mut Slots, &mut Tensor, &Tensor) -> Result<()>,
     ) -> Result<()> {
@@ -203,7 +227,7 @@ impl Memory {
             }
         })?;
         if self.unverified {
-            let names: BTreeSet<String> = model.names().into_iter().collect();
+            let names: BTreeSet<String> = named(model).into_iter().map(|(name, _)| name).collect();
             if let Some(name) = self.params.keys().find(|n| !names.contains(*n)) {
                 bail!(argument, "the loaded state has `{name}`, the model does not: it belongs to another model");
             }
@@ -252,11 +276,11 @@ impl Memory {
     }
 
     /// [`run`](Memory::run) while a step is captured: what is launched now runs at every replay, which counts it.
-    fn capture<M: Module + Clone>(
+    fn capture(
         &mut self,
         rule: &Rule,
-        model: &mut M,
-        grads: &Grads<M>,
+        model: &mut dyn Module,
+        grads: &Named,
         skip_non_finite: bool,
         mut f: impl FnMut(&mut Pending, &str, &mut Slots, &mut Tensor, &Tensor) -> Result<()>,
     ) -> Result<()> {
@@ -445,13 +469,8 @@ fn foreign(rule: &Rule, key: &str) -> crate::Error {
 ///
 /// # Errors
 /// Shape, dtype or device error when a gradient does not fit its parameter; whatever `f` returns.
-fn for_each_param<M: Module + Clone>(
-    model: &mut M,
-    grads: &Grads<M>,
-    mut f: impl FnMut(&str, &mut Tensor, &Tensor) -> Result<()>,
-) -> Result<()> {
-    let named = grads.named();
-    let mut it = named.iter();
+fn for_each_param(model: &mut dyn Module, grads: &Named, mut f: impl FnMut(&str, &mut Tensor, &Tensor) -> Result<()>) -> Result<()> {
+    let mut it = grads.grads.iter();
     try_walk(model, |name, leaf| {
         if !leaf.is_trainable() {
             return Ok(());

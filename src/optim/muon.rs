@@ -2,11 +2,10 @@
 
 use super::adam::Moments;
 use super::groups::{self, Group};
-use super::memory::{Memory, Rule, Slots};
+use super::memory::{Memory, Named, Rule, Slots};
 use super::state::optimizer;
 use crate::backend::cuda::optim::{self, Momentum};
 use crate::error::{Result, bail};
-use crate::functional::Grads;
 use crate::module::Module;
 use crate::tensor::Tensor;
 
@@ -94,7 +93,7 @@ impl Muon {
     const RULE: Rule = Rule { name: "muon", slots: &["exp_avg", "exp_avg_sq", "momentum_buffer"] };
     const MOMENTUM: usize = 2;
 
-    fn run<M: Module + Clone>(&mut self, model: &mut M, grads: &Grads<M>) -> Result<()> {
+    fn run(&mut self, model: &mut dyn Module, grads: &Named) -> Result<()> {
         if !(0.0..1.0).contains(&self.momentum) {
             bail!(argument, "momentum must be in [0, 1), found {}", self.momentum);
         }

@@ -1,11 +1,10 @@
 //! Stochastic gradient descent.
 
 use super::groups::{self, Group};
-use super::memory::{Memory, Pending, Rule, Slots};
+use super::memory::{Memory, Named, Pending, Rule, Slots};
 use super::state::optimizer;
 use crate::backend::cuda::optim::Descent;
 use crate::error::{Result, bail};
-use crate::functional::Grads;
 use crate::module::Module;
 use crate::tensor::Tensor;
 
@@ -68,7 +67,7 @@ impl Sgd {
         self.memory.tensor(name, 0)
     }
 
-    fn run<M: Module + Clone>(&mut self, model: &mut M, grads: &Grads<M>) -> Result<()> {
+    fn run(&mut self, model: &mut dyn Module, grads: &Named) -> Result<()> {
         let (momentum, dampening, nesterov) = (self.momentum, self.dampening, self.nesterov);
         if !momentum.is_finite() || momentum < 0.0 || !dampening.is_finite() {
             bail!(argument, "momentum must be finite and not negative, dampening finite; found {momentum}, {dampening}");

@@ -79,7 +79,7 @@ impl<M: Module + Clone, O: Optimizer<M> + ?Sized> Optimizer<M> for Box<O> {
 }
 
 /// Writes the methods that all optimizers share, and the trait. The type has fields `lr` and `memory`, a function
-/// `run(&mut self, model, grads)` and a constant `RULE`.
+/// `run(&mut self, &mut dyn Module, &Named)` and a constant `RULE`.
 macro_rules! optimizer {
     ($type:ident) => {
         impl $type {
@@ -104,7 +104,7 @@ macro_rules! optimizer {
             pub fn step<M: $crate::Module + Clone>(&mut self, model: &mut M, grads: &$crate::Grads<M>) -> $crate::Result<()> {
                 let at = std::panic::Location::caller();
                 let _running = $crate::backend::cuda::capture::Running::new(Self::RULE.name, at);
-                self.run(model, grads).map_err(|e| e.in_op(Self::RULE.name, at))
+                self.run(model, &super::memory::Named::of(grads)).map_err(|e| e.in_op(Self::RULE.name, at))
             }
 
             /// The learning rate of the next step.

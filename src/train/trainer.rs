@@ -279,7 +279,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
         let clipped = match self.options.clip {
             Some(max) => grads.clip_global_norm(max)?,
             None => {
-                let norm = grads.norm()?;
+                let norm = grads.global_norm()?;
                 Clipped { norm, finite: norm.is_finite(), clipped: false }
             }
         };

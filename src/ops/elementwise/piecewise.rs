@@ -256,6 +256,12 @@ impl Tensor {
     /// Dtype error for integers; argument error when `min > max` or an end is NaN.
     #[track_caller]
     pub fn clamp(&self, min: impl Into<Option<f64>>, max: impl Into<Option<f64>>) -> Result<Tensor> {
-        apply1(Map(Clamp { min: min.into(), max: max.into() }), &[self])
+        // Not generic, so compiled here and not by every user.
+        #[track_caller]
+        #[inline(never)]
+        fn run(x: &Tensor, min: Option<f64>, max: Option<f64>) -> Result<Tensor> {
+            apply1(Map(Clamp { min, max }), &[x])
+        }
+        run(self, min.into(), max.into())
     }
 }

@@ -272,7 +272,13 @@ macro_rules! reduction_method {
             $(#[$doc])*
             #[track_caller]
             pub fn $name(&self, axes: impl Into<Axes> $(, $arg: $t)*) -> Result<Tensor> {
-                apply1(Reduce { of: $group, axes: axes.into(), keep: false }, &[self])
+                // Compiled here: a generic function's body is compiled by every user, kernels included.
+                #[track_caller]
+                #[inline(never)]
+                fn run(x: &Tensor, axes: Axes $(, $arg: $t)*) -> Result<Tensor> {
+                    apply1(Reduce { of: $group, axes, keep: false }, &[x])
+                }
+                run(self, axes.into() $(, $arg)*)
             }
 
             #[doc = concat!("[`Tensor::", stringify!($name), "`] that keeps the axes with extent 1.")]
@@ -281,7 +287,13 @@ macro_rules! reduction_method {
             #[doc = concat!("As [`Tensor::", stringify!($name), "`].")]
             #[track_caller]
             pub fn $keep(&self, axes: impl Into<Axes> $(, $arg: $t)*) -> Result<Tensor> {
-                apply1(Reduce { of: $group, axes: axes.into(), keep: true }, &[self])
+                // Compiled here: a generic function's body is compiled by every user, kernels included.
+                #[track_caller]
+                #[inline(never)]
+                fn run(x: &Tensor, axes: Axes $(, $arg: $t)*) -> Result<Tensor> {
+                    apply1(Reduce { of: $group, axes, keep: true }, &[x])
+                }
+                run(self, axes.into() $(, $arg)*)
             }
         }
     };
