@@ -33,7 +33,7 @@ pub use functional::{
     GradOptions, Grads, Pullback, grad, gradcheck_module, hvp, jacobian, jvp, value_and_grad, value_and_grad_with, value_aux_and_grad, vjp,
 };
 pub use layout::Layout;
-pub use module::{Leaf, LowRank, Module, ModuleExt, Param, Visitor, try_walk, walk};
+pub use module::{Buffer, Leaf, LowRank, Module, ModuleExt, Param, Role, Summary, SummaryRow, Visitor, try_walk, walk};
 pub use rng::{Key, Rng};
 pub use shape::{Axes, Axis, Extents, Shape};
 pub use tape::{Gradients, Observer, Pulled, Ran, Tape, checkpoint};

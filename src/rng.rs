@@ -114,6 +114,24 @@ impl Key {
         child
     }
 
+    /// As many keys as the pattern has places, each for one draw:
+    ///
+    /// ```
+    /// use cotangent::{F32, Key, Tensor};
+    /// let [weights, noise, masks] = Key::new(1).split();
+    /// assert_ne!(Tensor::randn([3], F32, weights)?.to_vec::<f32>()?, Tensor::randn([3], F32, noise)?.to_vec::<f32>()?);
+    /// # let _ = masks;
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    ///
+    /// They are none of the keys that [`fold`](Key::fold) gives for small numbers. The first of three is that of two.
+    #[must_use]
+    pub fn split<const N: usize>(self) -> [Key; N] {
+        // The bits of √3: a branch of its own, so that `fold(0)` and the first part differ.
+        let branch = self.fold(0xBB67_AE85_84CA_A73B);
+        std::array::from_fn(|i| branch.fold(i as u64))
+    }
+
     /// Block `counter` of the stream: 128 random bits.
     #[inline(always)]
     pub fn u32x4(self, counter: u64) -> [u32; 4] {
@@ -470,6 +488,27 @@ impl Rng {
     /// Continues from a saved [`state`](Rng::state).
     pub fn from_state([seed, stream, counter]: [u64; 3]) -> Self {
         Self { key: Key { seed, stream }, counter }
+    }
+}
+
+/// The next key of a sequence: constructors of layers take `&mut rng` where they take a key, and nobody counts.
+///
+/// ```
+/// use cotangent::{F32, Result, Rng, Tensor, nn::{Activation, Layer, Linear}};
+/// let mut rng = Rng::seed(1);
+/// let net = (Linear::new(4, 4, true, F32, &mut rng)?, Activation::Relu, Linear::new(4, 4, true, F32, &mut rng)?);
+/// assert_ne!(net.0.weight.to_vec::<f32>()?, net.2.weight.to_vec::<f32>()?);
+///
+/// /// In a function that is lent the sequence, ask it for the key.
+/// fn pair(rng: &mut Rng) -> Result<(Linear, Linear)> {
+///     Ok((Linear::new(4, 4, true, F32, rng.next_key())?, Linear::new(4, 4, true, F32, rng.next_key())?))
+/// }
+/// # pair(&mut rng)?;
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+impl From<&mut Rng> for Key {
+    fn from(rng: &mut Rng) -> Key {
+        rng.next_key()
     }
 }
 

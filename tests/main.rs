@@ -32,6 +32,7 @@ mod layers;
 mod lora;
 mod models;
 mod module_macro;
+mod modules;
 mod nesting;
 mod ops;
 mod optimizer_rules;

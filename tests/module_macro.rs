@@ -5,7 +5,7 @@ use std::process::Command;
 
 /// The macro alone, with the two names that it needs: a crate that compiles in no time.
 fn library(text: &str) -> String {
-    let from = text.find("#[macro_export]\nmacro_rules! module").expect("the macro is in src/module.rs");
+    let from = text.find("#[macro_export]\nmacro_rules! module").expect("the macro is in src/module/macros.rs");
     let length = text[from..].find("\n}\n").expect("and ends") + 3;
     let macro_rules = &text[from..from + length];
     format!(
@@ -35,7 +35,7 @@ fn rustc(folder: &Path, name: &str, source: &str) -> (bool, String) {
 fn a_forgotten_field_is_named_at_the_callers_line() {
     let folder = std::env::temp_dir().join(format!("cotangent-module-macro-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
-    let (built, said) = rustc(&folder, "cotangent", &library(include_str!("../src/module.rs")));
+    let (built, said) = rustc(&folder, "cotangent", &library(include_str!("../src/module/macros.rs")));
     assert!(built, "{said}");
     let user = |name: &str, list: &str| {
         let fields = "a: f32, b: f32, n: usize";
@@ -49,5 +49,39 @@ fn a_forgotten_field_is_named_at_the_callers_line() {
         assert!(!built && said.contains(&format!("missing field {missing}")), "{said}");
         assert!(said.contains(&format!("{name}.rs:3:")) && said.matches("error[").count() == 1, "{said}");
     }
+    // The same of generic structs, tuple structs and enums: what is forgotten is said, at the caller's line.
+    let types = "pub struct Wrap<M> { pub inner: M, pub n: usize }\npub struct Pair(pub f32, pub f32);\n\
+                 pub enum Mixer { A(f32), B { x: f32, y: f32 }, C }\n";
+    let user = |name: &str, line: &str| {
+        let traits = "impl cotangent::Module for f32 { fn visit(&mut self, _: &mut cotangent::Visitor<'_>) {} }\n";
+        let traits = if line.contains("Mixer") {
+            traits.replace("for f32", "for Own").replace("impl", "pub struct Own;\nimpl")
+        } else {
+            String::new()
+        };
+        let types = types.replace("f32", if line.contains("Mixer") { "Own" } else { "f32" });
+        rustc(&folder, name, &format!("extern crate cotangent;\n{traits}{types}cotangent::module!({line});\n"))
+    };
+    for (name, line) in
+        [("wrap", "Wrap<M> { inner } skip { n }"), ("pair", "Pair(a, b)"), ("mixer", "enum Mixer { A(m), B { x } skip { y }, C }")]
+    {
+        let (built, said) = user(name, line);
+        assert!(built, "{said}");
+    }
+    for (name, line, missing) in [
+        ("wrap_n", "Wrap<M> { inner }", "missing field `n`"),
+        ("pair_b", "Pair(a)", "2 fields"),
+        ("mixer_c", "enum Mixer { A(m), B { x, y } }", "`&mut Mixer::C` not covered"),
+        ("mixer_y", "enum Mixer { A(m), B { x }, C }", "does not mention field `y`"),
+    ] {
+        let (built, said) = user(name, line);
+        let at = source_line(&said, name);
+        assert!(!built && said.contains(missing) && at, "{said}");
+    }
     std::fs::remove_dir_all(&folder).unwrap();
+}
+
+/// Whether a message points into the user's file.
+fn source_line(said: &str, name: &str) -> bool {
+    said.contains(&format!("{name}.rs:"))
 }

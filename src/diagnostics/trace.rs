@@ -53,7 +53,7 @@ impl Trace {
         let tape = Tape::new();
         // Frozen parameters have no gradient, but they have a path.
         let mut all = model.clone();
-        let _ = all.freeze(|_| false);
+        let _ = all.thaw(|_| true);
         let watched = all.watch(&tape)?;
         let tracer = Tracer::new();
         tracer.attach(&watched)?;

@@ -195,7 +195,12 @@ impl MultiHeadAttention {
     /// # Errors
     /// Argument error when a size is zero or the heads do not divide; out of memory.
     #[track_caller]
-    pub fn new(config: &AttentionConfig, dtype: DType, key: Key) -> Result<Self> {
+    pub fn new(config: &AttentionConfig, dtype: DType, key: impl Into<Key>) -> Result<Self> {
+        Self::build(config, dtype, key.into())
+    }
+
+    #[track_caller]
+    fn build(config: &AttentionConfig, dtype: DType, key: Key) -> Result<Self> {
         let at = Location::caller();
         let c = config;
         let build = || {

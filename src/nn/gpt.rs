@@ -79,7 +79,8 @@ impl Gpt {
     /// # Errors
     /// Argument error for a size of zero or heads that do not divide the width; out of memory.
     #[track_caller]
-    pub fn new(config: &GptConfig, dtype: DType, key: Key) -> Result<Self> {
+    pub fn new(config: &GptConfig, dtype: DType, key: impl Into<Key>) -> Result<Self> {
+        let key = key.into();
         let at = Location::caller();
         // The line inside that refused would not help.
         Self::build(config, dtype, key).map_err(|e| e.in_op("gpt", at).called_at(at))

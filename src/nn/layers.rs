@@ -24,7 +24,8 @@ impl Linear {
     /// # Errors
     /// Out of memory.
     #[track_caller]
-    pub fn normal(inputs: usize, outputs: usize, bias: bool, std: f64, dtype: DType, key: Key) -> Result<Self> {
+    pub fn normal(inputs: usize, outputs: usize, bias: bool, std: f64, dtype: DType, key: impl Into<Key>) -> Result<Self> {
+        let key = key.into();
         Ok(Linear {
             weight: Tensor::randn([outputs, inputs], dtype, key)?.mul_scalar(std)?.into(),
             bias: if bias { Some(zeros(outputs, dtype)?) } else { None },
@@ -36,7 +37,8 @@ impl Linear {
     /// # Errors
     /// Argument error for a gain or deviation that is negative or not finite; dtype error for integers; out of memory.
     #[track_caller]
-    pub fn with(init: Init, inputs: usize, outputs: usize, bias: bool, dtype: DType, key: Key) -> Result<Self> {
+    pub fn with(init: Init, inputs: usize, outputs: usize, bias: bool, dtype: DType, key: impl Into<Key>) -> Result<Self> {
+        let key = key.into();
         Ok(Linear {
             weight: init.tensor([outputs, inputs], dtype, key)?.into(),
             bias: if bias { Some(zeros(outputs, dtype)?) } else { None },
@@ -48,7 +50,8 @@ impl Linear {
     /// # Errors
     /// Out of memory.
     #[track_caller]
-    pub fn new(inputs: usize, outputs: usize, bias: bool, dtype: DType, key: Key) -> Result<Self> {
+    pub fn new(inputs: usize, outputs: usize, bias: bool, dtype: DType, key: impl Into<Key>) -> Result<Self> {
+        let key = key.into();
         let bound = if inputs == 0 { 1.0 } else { 1.0 / (inputs as f64).sqrt() };
         Ok(Linear {
             weight: Tensor::uniform([outputs, inputs], -bound..bound, dtype, key.fold(0))?.into(),
@@ -80,7 +83,8 @@ impl Embedding {
     /// # Errors
     /// Out of memory.
     #[track_caller]
-    pub fn normal(vocabulary: usize, width: usize, std: f64, dtype: DType, key: Key) -> Result<Self> {
+    pub fn normal(vocabulary: usize, width: usize, std: f64, dtype: DType, key: impl Into<Key>) -> Result<Self> {
+        let key = key.into();
         Ok(Embedding { weight: Tensor::randn([vocabulary, width], dtype, key)?.mul_scalar(std)?.into() })
     }
 

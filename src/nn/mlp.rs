@@ -28,7 +28,8 @@ impl Mlp {
     /// # Errors
     /// Dtype error for integers; out of memory.
     #[track_caller]
-    pub fn new(width: usize, hidden: usize, bias: bool, activation: Activation, dtype: DType, key: Key) -> Result<Self> {
+    pub fn new(width: usize, hidden: usize, bias: bool, activation: Activation, dtype: DType, key: impl Into<Key>) -> Result<Self> {
+        let key = key.into();
         let linear = |i, o, k| Linear::with(Init::xavier(), i, o, bias, dtype, key.fold(k));
         Ok(Mlp { c_fc: linear(width, hidden, 0)?, c_proj: linear(hidden, width, 1)?, activation, dropout: 0.0 })
     }
@@ -88,7 +89,8 @@ impl GatedMlp {
     /// # Errors
     /// Dtype error for integers; out of memory.
     #[track_caller]
-    pub fn new(width: usize, hidden: usize, activation: Activation, dtype: DType, key: Key) -> Result<Self> {
+    pub fn new(width: usize, hidden: usize, activation: Activation, dtype: DType, key: impl Into<Key>) -> Result<Self> {
+        let key = key.into();
         let linear = |i, o, k| Linear::with(Init::xavier(), i, o, false, dtype, key.fold(k));
         Ok(GatedMlp {
             gate_proj: linear(width, hidden, 0)?,

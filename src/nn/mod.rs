@@ -24,4 +24,4 @@ pub use layers::{Activation, Embedding, LayerNorm, Linear, RmsNorm};
 pub use mlp::{GatedMlp, Mlp};
 pub use recurrent::{GruCell, LstmCell, RnnCell};
 pub use rotation::Rotation;
-pub use sequential::{AnyLayer, Dropout, Layer, Residual, Sequential};
+pub use sequential::{AnyLayer, Dropout, Func, Layer, Residual, Sequential};

@@ -37,7 +37,8 @@ impl RnnCell {
     /// # Errors
     /// Dtype error for integers; out of memory.
     #[track_caller]
-    pub fn new(inputs: usize, hidden: usize, dtype: DType, key: Key) -> Result<Self> {
+    pub fn new(inputs: usize, hidden: usize, dtype: DType, key: impl Into<Key>) -> Result<Self> {
+        let key = key.into();
         let [weight_ih, weight_hh, bias_ih, bias_hh] = weights(1, inputs, hidden, dtype, key)?;
         Ok(RnnCell { weight_ih, weight_hh, bias_ih, bias_hh })
     }
@@ -73,7 +74,8 @@ impl LstmCell {
     /// # Errors
     /// Dtype error for integers; out of memory.
     #[track_caller]
-    pub fn new(inputs: usize, hidden: usize, dtype: DType, key: Key) -> Result<Self> {
+    pub fn new(inputs: usize, hidden: usize, dtype: DType, key: impl Into<Key>) -> Result<Self> {
+        let key = key.into();
         let [weight_ih, weight_hh, bias_ih, bias_hh] = weights(4, inputs, hidden, dtype, key)?;
         Ok(LstmCell { weight_ih, weight_hh, bias_ih, bias_hh })
     }
@@ -112,7 +114,8 @@ impl GruCell {
     /// # Errors
     /// Dtype error for integers; out of memory.
     #[track_caller]
-    pub fn new(inputs: usize, hidden: usize, dtype: DType, key: Key) -> Result<Self> {
+    pub fn new(inputs: usize, hidden: usize, dtype: DType, key: impl Into<Key>) -> Result<Self> {
+        let key = key.into();
         let [weight_ih, weight_hh, bias_ih, bias_hh] = weights(3, inputs, hidden, dtype, key)?;
         Ok(GruCell { weight_ih, weight_hh, bias_ih, bias_hh })
     }

@@ -16,6 +16,12 @@ use crate::tensor::Tensor;
 /// assert_eq!(y.shape(), &[5, 2]);
 /// # Ok::<(), cotangent::Error>(())
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no layer",
+    label = "not a `Layer`",
+    note = "a function is one as `nn::Func(|x| x.relu())`; a struct of your own implements `Layer::call` beside `module!`",
+    note = "tuples of up to twelve layers, `Vec`, arrays, `Option`, `Box` and `Sequential` of layers are layers"
+)]
 pub trait Layer: Module {
     /// The layer's value. With a key, dropout is active.
     ///
@@ -74,6 +80,36 @@ impl Layer for Dropout {
     }
 }
 
+/// A function as a layer: it has no parameters, and the key is not passed on.
+///
+/// ```
+/// use cotangent::{F32, Key, Tensor, nn::{Func, Layer, Linear}};
+/// let net = (Linear::new(4, 8, true, F32, Key::new(1))?, Func(|x| x.relu()), Func(|x| x.reshape((2, 2, ()))), Func(Tensor::square));
+/// assert_eq!(net.call(&Tensor::ones([2, 4], F32)?, None)?.shape(), &[2, 2, 4]);
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+#[derive(Clone, Copy)]
+pub struct Func<F: Fn(&Tensor) -> Result<Tensor>>(
+    /// The function.
+    pub F,
+);
+
+impl<F: Fn(&Tensor) -> Result<Tensor>> std::fmt::Debug for Func<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(std::any::type_name::<F>())
+    }
+}
+
+impl<F: Fn(&Tensor) -> Result<Tensor>> Module for Func<F> {
+    fn visit(&mut self, _: &mut Visitor<'_>) {}
+}
+
+impl<F: Fn(&Tensor) -> Result<Tensor>> Layer for Func<F> {
+    fn call(&self, x: &Tensor, _: Option<Key>) -> Result<Tensor> {
+        (self.0)(x)
+    }
+}
+
 /// A layer around which its input is added: `x + inner(x)`. Its names are those of the inner layer.
 #[derive(Clone, Debug)]
 pub struct Residual<L> {
@@ -119,6 +155,16 @@ impl<L: Layer> Layer for Vec<L> {
     }
 }
 
+impl<L: Layer, const N: usize> Layer for [L; N] {
+    fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
+        let mut x = x.clone();
+        for (i, l) in self.iter().enumerate() {
+            x = l.call(&x, key.map(|k| k.fold(i as u64)))?;
+        }
+        Ok(x)
+    }
+}
+
 macro_rules! tuples {
     ($(($($L:ident $i:tt),+);)*) => {$(
         impl<$($L: Layer),+> Layer for ($($L,)+) {
@@ -137,6 +183,12 @@ tuples! {
     (A 0, B 1, C 2, D 3);
     (A 0, B 1, C 2, D 3, E 4);
     (A 0, B 1, C 2, D 3, E 4, F 5);
+    (A 0, B 1, C 2, D 3, E 4, F 5, G 6);
+    (A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7);
+    (A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7, I 8);
+    (A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7, I 8, J 9);
+    (A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7, I 8, J 9, K 10);
+    (A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7, I 8, J 9, K 10, L 11);
 }
 
 /// A layer of any type that can be cloned: what a [`Sequential`] holds. Implemented by every such layer.

@@ -5,12 +5,12 @@ use crate::dtype::DType;
 use crate::error::{Error, Result, bail};
 use crate::module::{Module, ModuleExt};
 use crate::tensor::Tensor;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// An average of a model's weights over its last steps, which often evaluates better than the weights themselves:
 /// `a ← d·a + (1−d)·p`.
 ///
-/// Frozen parameters are averaged too (to themselves); tensors of integers are copied. The average is kept in `f32` where
+/// Frozen parameters are averaged too (to themselves); buffers and tensors of integers are copied. The average is kept in `f32` where
 /// the model has half precision: one part in a thousand is below its resolution.
 ///
 /// ```
@@ -69,7 +69,12 @@ impl Ema {
         #[allow(clippy::cast_precision_loss)] // reason: step counts stay far below 2⁵³
         let n = self.steps as f64;
         let decay = if self.warm_up { self.decay.min((1.0 + n) / (10.0 + n)) } else { self.decay };
-        let new = self.matched(model, |average, p| {
+        let buffers: BTreeSet<String> = model.buffers().into_iter().map(|(name, _)| name).collect();
+        let new = self.matched(model, |name, average, p| {
+            if buffers.contains(name) {
+                // Statistics of the step, in the average's dtype; they are no weights.
+                return wide(&p.detach());
+            }
             if !p.dtype().is_float() {
                 return Ok(p.detach());
             }
@@ -91,7 +96,7 @@ impl Ema {
     pub fn model<M: Module + Clone>(&self, model: &M) -> Result<M> {
         let at = std::panic::Location::caller();
         let run = || {
-            let cast = self.matched(model, |average, p| average.to_device(p.device())?.cast(p.dtype()))?;
+            let cast = self.matched(model, |_, average, p| average.to_device(p.device())?.cast(p.dtype()))?;
             model.map(|name, _| cast.get(name).cloned().ok_or_else(|| Error::argument(format!("there is no average of `{name}`"))))
         };
         run().map_err(|e| e.in_op("ema", at))
@@ -139,7 +144,11 @@ impl Ema {
     }
 
     /// `f(average, parameter)` for every tensor of a model that is the one averaged.
-    fn matched<M: Module + Clone>(&self, model: &M, f: impl Fn(&Tensor, &Tensor) -> Result<Tensor>) -> Result<BTreeMap<String, Tensor>> {
+    fn matched<M: Module + Clone>(
+        &self,
+        model: &M,
+        f: impl Fn(&str, &Tensor, &Tensor) -> Result<Tensor>,
+    ) -> Result<BTreeMap<String, Tensor>> {
         let named = model.named_tensors();
         if let Some(name) = self.average.keys().find(|n| !named.iter().any(|(own, _)| own == *n)) {
             bail!(argument, "the average has `{name}`, the model does not: it is of another model");
@@ -151,7 +160,7 @@ impl Ema {
             if average.shape() != p.shape() || average.dtype() != dtype {
                 same(&name, "the average", average, "the model", &p)?;
             }
-            let new = f(average, &p)?;
+            let new = f(&name, average, &p)?;
             out.insert(name, new);
         }
         Ok(out)

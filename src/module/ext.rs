@@ -1,0 +1,207 @@
+//! What every module can do.
+
+use super::{Leaf, Module, Role, Summary, SummaryRow, try_walk, walk};
+use crate::dtype::DType;
+use crate::error::{Error, Result, bail};
+use crate::tensor::Tensor;
+use std::collections::{BTreeMap, BTreeSet};
+
+fn set_frozen<M: Module + ?Sized>(m: &mut M, frozen: bool, which: &dyn Fn(&str) -> bool) -> usize {
+    let mut n = 0;
+    walk(m, |name, mut leaf: Leaf<'_>| {
+        if which(name) && leaf.set_frozen(frozen) {
+            n += 1;
+        }
+    });
+    n
+}
+
+fn loaded<M: Module + Clone>(m: &M, tensors: &BTreeMap<String, Tensor>) -> Result<M> {
+    let own: BTreeSet<String> = m.names().into_iter().collect();
+    let missing: Vec<&str> = own.iter().filter(|n| !tensors.contains_key(*n)).map(String::as_str).collect();
+    let unexpected: Vec<&str> = tensors.keys().filter(|n| !own.contains(*n)).map(String::as_str).collect();
+    if !missing.is_empty() || !unexpected.is_empty() {
+        bail!(argument, "names do not match: missing [{}], unexpected [{}]", missing.join(", "), unexpected.join(", "));
+    }
+    m.map(|name, old| {
+        let new = &tensors[name];
+        if new.shape() != old.shape() {
+            bail!(shape, "`{name}` has shape {} in the file, {} in the model", new.shape(), old.shape());
+        }
+        new.cast(old.dtype())
+    })
+}
+
+/// What every [`Module`] can do.
+pub trait ModuleExt: Module + Clone {
+    /// Dotted names of all tensors, in visiting order.
+    fn names(&self) -> Vec<String> {
+        self.named_tensors().into_iter().map(|(n, _)| n).collect()
+    }
+
+    /// All tensors by name, in visiting order (cheap clones).
+    fn named_tensors(&self) -> Vec<(String, Tensor)> {
+        let mut out = Vec::new();
+        walk(&mut self.clone(), |name, leaf| out.push((name.to_owned(), leaf.tensor.clone())));
+        out
+    }
+
+    /// The trainable tensors by name.
+    fn trainable(&self) -> Vec<(String, Tensor)> {
+        let mut out = Vec::new();
+        walk(&mut self.clone(), |name, leaf| {
+            if leaf.is_trainable() {
+                out.push((name.to_owned(), leaf.tensor.clone()));
+            }
+        });
+        out
+    }
+
+    /// The buffers by name.
+    fn buffers(&self) -> Vec<(String, Tensor)> {
+        let mut out = Vec::new();
+        walk(&mut self.clone(), |name, leaf| {
+            if leaf.role() == Role::Buffer {
+                out.push((name.to_owned(), leaf.tensor.clone()));
+            }
+        });
+        out
+    }
+
+    /// Number of elements of all float parameters; frozen ones included, buffers not.
+    fn num_params(&self) -> usize {
+        let mut n = 0;
+        walk(&mut self.clone(), |_, leaf| {
+            if leaf.tensor.dtype().is_float() && leaf.role() != Role::Buffer {
+                n += leaf.tensor.numel();
+            }
+        });
+        n
+    }
+
+    /// Every tensor with its name, shape, dtype, size and what training does with it: prints as a table.
+    ///
+    /// ```
+    /// use cotangent::{F32, Key, ModuleExt, nn::Linear};
+    /// let mut layer = Linear::new(3, 2, true, F32, Key::new(1))?;
+    /// let _ = layer.freeze(|name| name == "bias");
+    /// let summary = layer.summary();
+    /// assert_eq!((summary.trainable(), summary.frozen(), summary.bytes()), (6, 2, 32));
+    /// println!("{summary}");
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    fn summary(&self) -> Summary {
+        let mut rows = Vec::new();
+        walk(&mut self.clone(), |name, leaf| rows.push(SummaryRow::new(name, &leaf)));
+        Summary { rows }
+    }
+
+    /// Freezes the parameters whose name satisfies `which`, beside those that are frozen already. Returns how many names matched.
+    ///
+    /// Frozen parameters are not watched, get no gradient and cost no gradient memory; [`thaw`](Self::thaw) is the way back. A count
+    /// of 0 where some were meant is a name that matches nothing: compare it, `let _ =` where none is fine.
+    ///
+    /// ```compile_fail
+    /// #![deny(unused_must_use)]
+    /// use cotangent::{nn::Linear, Key, ModuleExt, F32};
+    /// let mut layer = Linear::new(3, 2, true, F32, Key::new(1)).unwrap();
+    /// layer.freeze(|name| name == "weigth"); // does not compile: nobody looks at the count, which is 0
+    /// ```
+    #[must_use = "0 means that no name matched"]
+    fn freeze(&mut self, which: impl Fn(&str) -> bool) -> usize {
+        set_frozen(self, true, &which)
+    }
+
+    /// Makes the parameters whose name satisfies `which` trainable again, and leaves all others as they are. Buffers are no parameters:
+    /// they never thaw. Returns how many names matched.
+    ///
+    /// ```
+    /// use cotangent::{nn::Linear, Key, ModuleExt, F32};
+    /// let mut layer = Linear::new(3, 2, true, F32, Key::new(1))?;
+    /// assert_eq!(layer.freeze(|_| true), 2);
+    /// assert_eq!(layer.thaw(|name| name == "bias"), 1);
+    /// assert_eq!(layer.trainable()[0].0, "bias");
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    #[must_use = "0 means that no name matched"]
+    fn thaw(&mut self, which: impl Fn(&str) -> bool) -> usize {
+        set_frozen(self, false, &which)
+    }
+
+    /// The same tree with every tensor replaced.
+    ///
+    /// # Errors
+    /// The first error of `f`.
+    fn map(&self, mut f: impl FnMut(&str, &Tensor) -> Result<Tensor>) -> Result<Self> {
+        let mut out = self.clone();
+        try_walk(&mut out, |name, leaf| {
+            *leaf.tensor = f(name, leaf.tensor)?;
+            Ok(())
+        })?;
+        Ok(out)
+    }
+
+    /// The same tree with every float tensor cast. A recorded op when the tensors are tracked: inside a gradient
+    /// function this is mixed precision, and the gradients arrive in the original dtype.
+    ///
+    /// # Errors
+    /// Out of memory.
+    #[track_caller]
+    fn cast(&self, dtype: DType) -> Result<Self> {
+        let at = std::panic::Location::caller();
+        self.map(|_, t| if t.dtype().is_float() { t.cast(dtype) } else { Ok(t.clone()) }).map_err(|e| e.called_at(at))
+    }
+
+    /// The same tree with every tensor on a device.
+    ///
+    /// # Errors
+    /// Device error when it is not available; out of memory.
+    #[track_caller]
+    fn to_device(&self, device: crate::Device) -> Result<Self> {
+        let at = std::panic::Location::caller();
+        self.map(|_, t| t.to_device(device)).map_err(|e| e.called_at(at))
+    }
+
+    /// The same tree with its trainable tensors watched by a tape, under their names.
+    ///
+    /// # Errors
+    /// Tape error when one is already tracked.
+    #[track_caller]
+    fn watch(&self, tape: &crate::Tape) -> Result<Self> {
+        let at = std::panic::Location::caller();
+        let mut out = self.clone();
+        try_walk(&mut out, |name, leaf| {
+            if leaf.is_trainable() {
+                *leaf.tensor = tape.watch_named(name, leaf.tensor).map_err(|e| e.called_at(at))?;
+            }
+            Ok(())
+        })?;
+        Ok(out)
+    }
+
+    /// Replaces every tensor by the one of the same name, cast to the dtype it has now.
+    ///
+    /// # Errors
+    /// Shape error when a shape differs; argument error that lists all missing and all unexpected names. Nothing is
+    /// changed on error.
+    #[track_caller]
+    fn load_named(&mut self, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+        let at = std::panic::Location::caller();
+        let loaded = loaded(self, tensors).map_err(|e| e.in_op("load_named", at).called_at(at))?;
+        *self = loaded;
+        Ok(())
+    }
+
+    /// The tensor of that name.
+    ///
+    /// # Errors
+    /// Argument error when there is none.
+    fn get(&self, name: &str) -> Result<Tensor> {
+        let found = self.named_tensors().into_iter().find(|(n, _)| n == name);
+        found
+            .map(|(_, t)| t)
+            .ok_or_else(|| Error::argument(format!("no tensor is called `{name}`; there are: {}", self.names().join(", "))))
+    }
+}
+
+impl<M: Module + Clone> ModuleExt for M {}
