@@ -72,7 +72,7 @@ fn a_forgotten_field_is_named_at_the_callers_line() {
         ("wrap_n", "Wrap<M> { inner }", "missing field `n`"),
         ("pair_b", "Pair(a)", "2 fields"),
         ("mixer_c", "enum Mixer { A(m), B { x, y } }", "`&mut Mixer::C` not covered"),
-        ("mixer_y", "enum Mixer { A(m), B { x }, C }", "does not mention field `y`"),
+        ("mixer_y", "enum Mixer { A(m), B { x }, C }", "missing field `y`"),
     ] {
         let (built, said) = user(name, line);
         let at = source_line(&said, name);

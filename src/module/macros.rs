@@ -130,7 +130,11 @@ macro_rules! module {
     ) => {
         $crate::module!(@variants $self $v [
             $($done)*
-            Self::$variant { $($field,)* $($($skip: _,)*)? } => { $($v.field($crate::module!(@label $field $($label)?), $field);)* }
+            Self::$variant { $($field,)* .. } => {
+                #[allow(unreachable_code, clippy::diverging_sub_expression, clippy::panic)]
+                let _ = || -> Self { Self::$variant { $($field: ::core::panic!(),)* $($($skip: ::core::panic!(),)*)? } };
+                $($v.field($crate::module!(@label $field $($label)?), $field);)*
+            }
         ] $($($rest)*)?);
     };
     (@variants $self:ident $v:ident [$($done:tt)*] $variant:ident $(, $($rest:tt)*)?) => {
