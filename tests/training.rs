@@ -434,15 +434,20 @@ fn metrics_continue_where_the_snapshot_was() {
     let mut table = Csv::open(&csv, &["loss", "validation_loss"], 2).unwrap();
     table.write(2, &[("validation_loss", 7.0)]).unwrap();
     assert_eq!(read(&csv), "step,loss,validation_loss\n0,-0.5,\n1,-1,\n2,,7\n");
-    drop(Jsonl::open(&jsonl, 2).unwrap());
-    assert_eq!(read(&jsonl).lines().count(), 2);
+    // Nothing goes before something comes.
+    let mut lines = Jsonl::open(&jsonl, 2).unwrap();
+    assert!(read(&jsonl).ends_with("\n{\"loss\":0."));
+    lines.write(2, &[("loss", 7.0)]).unwrap();
+    assert_eq!(read(&jsonl).lines().count(), 3);
     assert!(Csv::open(&csv, &["other"], 2).unwrap_err().is_corrupt_file());
-    // From step 0 on all is new; half a title is what a killed process left.
-    drop(Csv::open(&csv, &["loss", "validation_loss"], 0).unwrap());
-    assert_eq!(read(&csv), "step,loss,validation_loss\n");
+    // From step 0 on all is new, and what was there is kept; half a title is what a killed process left.
+    let (old, begin) = (read(&csv), |csv| Csv::open(csv, &["loss", "validation_loss"], 0).unwrap().write(0, &[("loss", 2.0)]).unwrap());
+    begin(&csv);
+    assert_eq!(read(&csv), "step,loss,validation_loss\n0,2,\n");
+    assert_eq!(read(&folder.join("metrics.csv.old")), old);
     std::fs::write(&csv, "step,lo").unwrap();
-    drop(Csv::open(&csv, &["loss", "validation_loss"], 0).unwrap());
-    assert_eq!(read(&csv), "step,loss,validation_loss\n");
+    begin(&csv);
+    assert_eq!(read(&csv), "step,loss,validation_loss\n0,2,\n");
 }
 
 /// A file that is no table of this kind is somebody else's: it is refused, at step 0 too, and stays.

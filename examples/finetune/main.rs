@@ -2,18 +2,21 @@
 //!
 //! `cargo run --release --features tokenizers --example finetune -- --model FOLDER --data FILE --out FOLDER`
 
+#[path = "../shared/run.rs"]
+mod run;
 #[path = "../shared/mod.rs"]
 mod shared;
 
 use clap::Parser;
-use cotangent::io::ModuleFile;
+use cotangent::io::{ModuleFile, read_file, write_atomically};
 use cotangent::models::{LanguageModel, Lora, add_lora, merge_lora};
 use cotangent::optim::{AdamW, Schedule, WarmupCosine};
 use cotangent::train::{Batches, Order, Tokens, Windows};
 use cotangent::{BF16, DType, Error, F32, Key, ModuleExt, Result, Tensor, value_and_grad};
-use std::io::Write;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 /// Fine-tunes a model on a text.
@@ -65,18 +68,26 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "a whole number from 1 on is needed".to_owned())
 }
 
+const NAME: &str = "finetune";
+
 fn main() -> ExitCode {
-    shared::exit("finetune", run(&Args::parse()))
+    run::exit(NAME, finetune(&Args::parse()))
 }
 
-fn run(args: &Args) -> Result<()> {
+/// `println!` that does not mind when nobody reads.
+fn say(line: impl Display) {
+    run::say(NAME, line);
+}
+
+fn finetune(args: &Args) -> Result<()> {
     if args.out.exists() {
         return Err(Error::argument(format!("{} exists already: take a new folder", args.out.display())));
     }
     if !args.model.is_dir() {
         return Err(Error::argument(format!("{} is no folder: quantised files cannot be trained", args.model.display())));
     }
-    let text = std::fs::read_to_string(&args.data).map_err(|e| Error::io(format!("cannot read {}", args.data.display())).with_source(e))?;
+    let text = String::from_utf8(read_file(&args.data, u64::MAX)?)
+        .map_err(|e| Error::corrupt_file(format!("{} is not UTF-8 text", args.data.display())).with_source(e))?;
     // Every parameter is trained in f32: steps are too small for half types.
     let dtype = if args.rank == 0 { Some(F32) } else { args.dtype };
     let loaded = shared::open(&args.model, dtype, cotangent::Device::Cpu, false)?;
@@ -93,12 +104,13 @@ fn run(args: &Args) -> Result<()> {
         let targets: Vec<&str> = args.targets.split(',').map(str::trim).filter(|t| !t.is_empty()).collect();
         let lora = Lora { rank: args.rank, alpha: args.alpha, key: Key::new(args.seed).fold(1), ..Lora::default() };
         let n = add_lora(&mut model, lora, |name, t| t.rank() == 2 && targets.iter().any(|x| name.contains(x)))?;
-        println!("changes of rank {} beside {n} matrices", args.rank);
+        say(format_args!("changes of rank {} beside {n} matrices", args.rank));
     }
     let trained: usize = model.trainable().iter().map(|(_, t)| t.numel()).sum();
-    println!("{trained} of {} parameters are trained; {} tokens, windows of {context}", model.num_params(), ids.len());
-    // Before the first step: a folder that cannot be written would cost the whole run.
-    std::fs::create_dir_all(&args.out).map_err(|e| unwritable(&args.out, e))?;
+    say(format_args!("{trained} of {} parameters are trained; {} tokens, windows of {context}", model.num_params(), ids.len()));
+    // Before the first step: a folder that cannot be written would cost the whole run. It must be new: another process may have made it.
+    let parent = args.out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(parent).and_then(|()| std::fs::create_dir(&args.out)).map_err(|e| unwritable(&args.out, e))?;
     train(args, &mut model, &batches, trained)?;
     save(args, &merge_lora(&model)?, &loaded)
 }
@@ -108,8 +120,13 @@ fn train(args: &Args, model: &mut LanguageModel, batches: &impl Batches<Batch = 
     let schedule = WarmupCosine { peak, floor: peak / 10.0, warmup: (args.steps / 10).max(1), end: args.steps.max(2) };
     schedule.check()?;
     let mut adam = AdamW { weight_decay: 0.01, ..AdamW::default() };
-    let (began, mut first, mut last) = (Instant::now(), 0.0, 0.0);
+    let (began, mut first, mut last, mut made) = (Instant::now(), 0.0, 0.0, 0);
+    let stop = run::stop_on_signals(NAME);
     for step in 0..args.steps {
+        if stop.load(Relaxed) {
+            say(format_args!("stopped by a signal after {step} steps: the model is saved as it is"));
+            break;
+        }
         let (x, y) = batches.batch(step as u64)?;
         adam.set_learning_rate(schedule.at(step))?;
         let (loss, mut grads) = value_and_grad(&*model, |m| m.forward(&x)?.cast(F32)?.cross_entropy(&y))?;
@@ -119,18 +136,18 @@ fn train(args: &Args, model: &mut LanguageModel, batches: &impl Batches<Batch = 
         if step == 0 {
             first = last;
             let bytes: usize = grads.named().iter().map(|(_, g)| g.numel() * g.dtype().size()).sum();
-            println!("gradients take {:.1} MiB for {trained} parameters", bytes as f64 / (1 << 20) as f64);
+            say(format_args!("gradients take {:.1} MiB for {trained} parameters", bytes as f64 / (1 << 20) as f64));
         }
         if step % 10 == 0 || step + 1 == args.steps {
-            println!("step {step:>5}  loss {last:.4}  gradient norm {norm:.3}");
-            std::io::stdout().flush()?;
+            say(format_args!("step {step:>5}  loss {last:.4}  gradient norm {norm:.3}"));
         }
+        made += 1;
     }
-    let rate = args.steps as f64 * args.batch as f64 / began.elapsed().as_secs_f64();
-    println!(
+    let rate = made as f64 * args.batch as f64 / began.elapsed().as_secs_f64();
+    say(format_args!(
         "loss {first:.4} -> {last:.4}; {rate:.1} windows/s; memory {} at most",
         shared::peak_memory().unwrap_or_else(|| "?".to_owned())
-    );
+    ));
     Ok(())
 }
 
@@ -143,13 +160,14 @@ fn save(args: &Args, model: &LanguageModel, loaded: &cotangent::models::Loaded) 
     for name in ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
         let (from, to) = (args.model.join(name), args.out.join(name));
         if from.exists() {
-            std::fs::copy(&from, &to).map_err(|e| unwritable(&to, e))?;
+            let bytes = read_file(&from, 1 << 30)?;
+            write_atomically(&to, |out| out.write_all(&bytes).map_err(|e| unwritable(&to, e)))?;
         }
     }
     // As the old weights were stored.
     let stored = loaded.report.converted.first().map(|(_, from, _)| *from).filter(|d| *d == BF16);
     let model = stored.map_or(Ok(model.clone()), |d| model.cast(d))?;
     model.save(args.out.join("model.safetensors"))?;
-    println!("saved {}", args.out.display());
+    say(format_args!("saved {}", args.out.display()));
     Ok(())
 }

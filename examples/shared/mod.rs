@@ -98,7 +98,7 @@ pub fn need_tokenizer<'a>(loaded: &'a Loaded, path: &Path) -> Result<&'a (dyn co
 
 /// The largest resident memory so far, where the system tells.
 pub fn peak_memory() -> Option<String> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let status = String::from_utf8(cotangent::io::read_file("/proc/self/status", 1 << 20).ok()?).ok()?;
     let kib: f64 = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?.trim().trim_end_matches(" kB").parse().ok()?;
     Some(format!("{:.0} MiB", kib / 1024.0))
 }

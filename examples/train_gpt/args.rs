@@ -215,7 +215,7 @@ impl Args {
 
 /// Bytes of memory this process may use, where the system says so (Linux); else what can be addressed.
 fn memory() -> f64 {
-    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let read = |path: &str| String::from_utf8(cotangent::io::read_file(path, 1 << 20).ok()?).ok();
     let installed = read("/proc/meminfo").and_then(|text| {
         let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
         Some(line.split_whitespace().next()?.parse::<f64>().ok()? * 1024.0)

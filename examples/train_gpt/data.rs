@@ -1,5 +1,6 @@
 //! The text: characters as tokens, the first nine tenths for training, the rest for validation.
 
+use cotangent::io::read_file;
 use cotangent::train::{Characters, Tokenizer, Tokens};
 use cotangent::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -54,7 +55,7 @@ impl Corpus {
 }
 
 fn read(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io(format!("cannot read {}", path.display())).with_source(e))?;
+    let bytes = read_file(path, u64::MAX)?;
     String::from_utf8(bytes).map_err(|e| {
         Error::corrupt_file(format!("{} is not UTF-8 text (first bad byte at {})", path.display(), e.utf8_error().valid_up_to()))
     })

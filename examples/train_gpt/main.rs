@@ -6,6 +6,8 @@
 
 mod args;
 mod data;
+#[path = "../shared/run.rs"]
+mod run;
 
 use args::Args;
 use clap::Parser;
@@ -22,36 +24,20 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
-/// How a shell reports a process that Ctrl-C ended.
-const INTERRUPTED: i32 = 130;
+const NAME: &str = "train_gpt";
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        // Whoever read the output has seen enough (`| head`).
-        Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
-        Err(e) => {
-            // Not `eprintln!`: it panics when nobody reads.
-            let _ = writeln!(io::stderr(), "train_gpt: {e}");
-            ExitCode::from(2)
-        }
-    }
+    run::exit(NAME, train(&Args::parse()))
 }
 
-fn is_broken_pipe(e: &Error) -> bool {
-    let source = std::error::Error::source(e).and_then(|s| s.downcast_ref::<io::Error>());
-    source.is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+/// `println!` that does not mind when nobody reads.
+fn say(line: impl Display) {
+    run::say(NAME, line);
 }
 
-/// `println!` that gives back what fails, instead of panicking.
-fn say(line: impl Display) -> Result<()> {
-    let mut out = io::stdout().lock();
-    Ok(writeln!(out, "{line}").and_then(|()| out.flush())?)
-}
-
-fn run(args: &Args) -> Result<()> {
+fn train(args: &Args) -> Result<()> {
     args.check()?;
     let threads = rayon::ThreadPoolBuilder::new().num_threads(args.threads).build_global();
     threads.map_err(|e| Error::argument(format!("cannot start {} threads: {e}", args.threads)))?;
@@ -61,18 +47,18 @@ fn run(args: &Args) -> Result<()> {
     let config = GptConfig { vocabulary, context, layers, heads, width, bias, dropout, activation: Activation::Gelu };
     let mut rng = Rng::seed(args.seed);
     let gpt = Gpt::new(&config, args.master(), rng.next_key())?.to_device(args.device)?;
-    say(corpus.describe())?;
+    say(corpus.describe());
     let (n, cores) = (gpt.num_params(), rayon::current_num_threads());
     say(format_args!(
         "GPT with {n} parameters: {layers} layers, {heads} heads, width {width}, context {context}; {} on {}, {cores} threads",
         args.dtype, args.device
-    ))?;
+    ));
 
     let (data_key, drop_key, eval_key) = (rng.next_key(), rng.next_key(), rng.next_key());
     let validation = Windows::new(corpus.validation.clone(), args.batch, context, Order::Random, eval_key)?;
     let train = Prefetch::new(Windows::new(corpus.train.clone(), args.batch, context, Order::Random, data_key)?, 2);
     let there = |t: &Tensor| t.to_device(args.device);
-    let (stop, bar) = (stop_on_ctrl_c(), Progress::new(args.batch * context, "tok"));
+    let (stop, bar) = (run::stop_on_signals(NAME), Progress::new(args.batch * context, "tok"));
     let adam = AdamW { betas: (0.9, args.beta2), weight_decay: args.weight_decay, ..AdamW::default() };
     let mut trainer = Trainer::new(gpt, adam);
     trainer.options = Options {
@@ -92,15 +78,17 @@ fn run(args: &Args) -> Result<()> {
     let health = HealthWatch::new(args.health_every);
     trainer.on(health.callback());
     trainer.on(bar.callback());
-    trainer.on(|event| match event {
-        Event::Evaluated { step, loss } => bar.suspend(|| say(format_args!("step {step:>5}  validation loss {loss:.4}"))),
-        // On the other stream: also seen where the output goes to a file.
-        Event::Skipped { step, loss, norm, .. } => bar.suspend(|| {
-            let _ = writeln!(io::stderr(), "train_gpt: step {step} is left out: loss {loss}, gradient norm {norm}");
-            Ok(())
-        }),
-        Event::Stopped { step } => bar.suspend(|| say(format_args!("stopped by Ctrl-C after {step} steps"))),
-        _ => Ok(()),
+    trainer.on(|event| {
+        match event {
+            Event::Evaluated { step, loss } => bar.suspend(|| say(format_args!("step {step:>5}  validation loss {loss:.4}"))),
+            // On the other stream: also seen where the output goes to a file.
+            Event::Skipped { step, loss, norm, .. } => bar.suspend(|| {
+                let _ = writeln!(io::stderr(), "{NAME}: step {step} is left out: loss {loss}, gradient norm {norm}");
+            }),
+            Event::Stopped { step } => bar.suspend(|| say(format_args!("stopped by a signal after {step} steps"))),
+            _ => {}
+        }
+        Ok(())
     });
     trainer.evaluate_with(|gpt| {
         let model = compute(gpt, args.dtype)?;
@@ -110,34 +98,19 @@ fn run(args: &Args) -> Result<()> {
         trainer.run(&train, |m, (x, y), key| compute(m, args.dtype)?.loss(&there(x)?, &there(y)?, (dropout > 0.0).then_some(key)))?;
     bar.finish();
     report(args, &outcome, &health)?;
-    // After Ctrl-C nothing is begun any more; during the sampling it shows what there is.
-    if stop.load(Relaxed) {
+    // After a signal nothing is begun any more; during the sampling it shows what there is. Nor is a sample drawn for nobody.
+    if stop.load(Relaxed) || !run::is_heard() {
         return Ok(());
     }
     let model = compute(&trainer.model, args.dtype)?;
     let sampling = Sampling { temperature: args.temperature, ..Sampling::default() };
     let sample =
         generate(&[corpus.first_token()], args.sample, context, sampling, rng.next_key(), &stop, |x| model.forward(&there(x)?, None))?;
-    say(format_args!("Sample:\n{}", corpus.characters.decode(&sample)?))
+    say(format_args!("Sample:\n{}", corpus.characters.decode(&sample)?));
+    Ok(())
 }
 
-/// The first Ctrl-C ends what is going on at the next step, batch or character; the second does not wait for that.
-fn stop_on_ctrl_c() -> Arc<AtomicBool> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&stop);
-    let handler = move || {
-        if flag.swap(true, Relaxed) {
-            std::process::exit(INTERRUPTED);
-        }
-    };
-    // Without the handler Ctrl-C still ends the program, only less politely.
-    if let Err(e) = ctrlc::set_handler(handler) {
-        let _ = writeln!(io::stderr(), "train_gpt: Ctrl-C will not stop cleanly: {e}");
-    }
-    stop
-}
-
-/// Snapshots and metrics, continued where the newest snapshot is.
+/// Snapshots and metrics, continued where the newest snapshot is. The snapshots first: they take the folder for this process.
 fn open_folder(args: &Args, folder: &Path, trainer: &mut Trainer<'_, Gpt, AdamW>) -> Result<()> {
     let snapshots = Snapshots::open(folder, args.save_every)?;
     if !args.resume && snapshots.files()?.pop().is_some() {
@@ -148,9 +121,9 @@ fn open_folder(args: &Args, folder: &Path, trainer: &mut Trainer<'_, Gpt, AdamW>
         && let Some(resumed) = trainer.resume()?
     {
         for (path, e) in &resumed.damaged {
-            let _ = writeln!(io::stderr(), "train_gpt: passed over {}: {e}", path.display());
+            let _ = writeln!(io::stderr(), "{NAME}: passed over {}, which is kept as .damaged: {e}", path.display());
         }
-        say(format_args!("continues after {} steps", trainer.step()))?;
+        say(format_args!("continues after {} steps", trainer.step()));
     }
     let step = trainer.step();
     trainer.on(record(Csv::open(folder.join("metrics.csv"), &Csv::COLUMNS, step)?));
@@ -166,18 +139,18 @@ fn compute(gpt: &Gpt, dtype: DType) -> Result<Gpt> {
 
 /// Speed, clipping, and the gradients' health over the run, by layer.
 fn report(args: &Args, outcome: &Outcome<Gpt>, health: &HealthWatch) -> Result<()> {
-    say(args.speed(outcome.made, outcome.seconds))?;
+    say(args.speed(outcome.made, outcome.seconds));
     let clipped = 100.0 * outcome.clipped as f64 / outcome.steps.max(1) as f64;
-    say(format_args!("clipped {clipped:.1} % of the steps, skipped {} with non-finite gradients", outcome.skipped))?;
+    say(format_args!("clipped {clipped:.1} % of the steps, skipped {} with non-finite gradients", outcome.skipped));
     let history = health.history();
     let Some(first) = history.steps.first() else { return Ok(()) };
-    say(format_args!("\nGradients over the run:\n{history}"))?;
+    say(format_args!("\nGradients over the run:\n{history}"));
     if let Some(folder) = &args.out {
         // A continued run has a page of its own.
         let name = if first.step == 0 { "health.html".to_owned() } else { format!("health-from-{}.html", first.step) };
         let page = folder.join(name);
         history.write_html(&page)?;
-        say(format_args!("report: {}", page.display()))?;
+        say(format_args!("report: {}", page.display()));
     }
     Ok(())
 }

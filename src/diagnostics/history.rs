@@ -186,10 +186,11 @@ impl HealthHistory {
     /// Writes [`HealthHistory::html`] to a file.
     ///
     /// # Errors
-    /// As there; io error when the file cannot be written.
+    /// As there; I/O error when the file cannot be written. An old file stays then.
+    #[track_caller]
     pub fn write_html(&self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
-        std::fs::write(path, self.html()?).map_err(|e| Error::io(format!("cannot write {}", path.display())).with_source(e))
+        let at = std::panic::Location::caller();
+        self.html().and_then(|text| crate::io::write_text(path.as_ref(), &text)).map_err(|e| e.in_op("write_html", at))
     }
 }
 

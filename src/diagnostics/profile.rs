@@ -1,7 +1,7 @@
 //! Where time and memory go: by op and by module, forward and backward.
 
 use super::modules;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::module::Module;
 use crate::tape::{Observer, Pulled, Ran};
 use crate::tensor::Tensor;
@@ -263,10 +263,11 @@ impl Profile {
     /// Writes [`Profile::chrome_trace`] to a file.
     ///
     /// # Errors
-    /// Io error.
+    /// I/O error; an old file stays then.
+    #[track_caller]
     pub fn write_chrome_trace(&self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
-        std::fs::write(path, self.chrome_trace()).map_err(|e| Error::io(format!("cannot write {}", path.display())).with_source(e))
+        let at = std::panic::Location::caller();
+        crate::io::write_text(path.as_ref(), &self.chrome_trace()).map_err(|e| e.in_op("write_chrome_trace", at))
     }
 }
 

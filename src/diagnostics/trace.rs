@@ -1,16 +1,19 @@
 //! Recording every module's output by path, to find the first one that differs from a reference.
 
 use super::modules;
-use crate::dtype::{DType, with_float};
-use crate::error::{Error, Result, bail};
+use crate::error::{Error, Result};
 use crate::functional::{Grads, value_and_grad};
+use crate::io::{TensorFile, at_callers_line, write_tensors};
 use crate::module::{Module, ModuleExt};
 use crate::tape::{Observer, Pulled, Ran, Tape};
 use crate::tensor::Tensor;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::HashMap;
+use std::panic::Location;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// The text of a file that holds the names in the order of computation.
+const ORDER: &str = "order";
 
 /// Values of a run by the path of the module that gave them, in the order in which they were computed.
 ///
@@ -94,81 +97,42 @@ impl Trace {
         self.entries.iter().find(|(n, _)| n == name).map(|(_, t)| t)
     }
 
-    /// Writes a safetensors file. The order of computation goes into its metadata.
+    /// Writes a safetensors file, whole or not at all. The order of computation goes into its metadata.
     ///
     /// # Errors
-    /// Io error.
+    /// Argument error when two values have one name; I/O error.
+    #[track_caller]
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
-        let mut bytes = Vec::new();
-        for (name, t) in &self.entries {
-            bytes.push((name, t.shape().to_vec(), stored(t.dtype())?, little_endian(t)?));
-        }
-        let mut views = Vec::new();
-        for (name, shape, dtype, data) in &bytes {
-            let view = TensorView::new(*dtype, shape.clone(), data);
-            views.push((name.as_str(), view.map_err(|e| Error::io(format!("`{name}` cannot be stored")).with_source(e))?));
-        }
-        let order: Vec<&str> = self.entries.iter().map(|(n, _)| n.as_str()).collect();
+        let at = Location::caller();
+        self.write(path.as_ref()).map_err(|e| at_callers_line(e, "trace", at))
+    }
+
+    fn write(&self, path: &Path) -> Result<()> {
+        let tensors: Vec<(&str, &Tensor)> = self.entries.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        let order: Vec<&str> = tensors.iter().map(|(n, _)| *n).collect();
         let order = serde_json::to_string(&order).map_err(|e| Error::io("the names cannot be stored").with_source(e))?;
-        let metadata = HashMap::from([("order".to_owned(), order)]);
-        let written = safetensors::serialize_to_file(views, Some(metadata), path);
-        written.map_err(|e| Error::io(format!("cannot write {}", path.display())).with_source(e))
+        write_tensors(path, &tensors, &[(ORDER, &order)])
     }
 
     /// Reads a safetensors file: of [`Trace::save`], or of any other program that used the same names.
     ///
     /// # Errors
-    /// Io error; corrupt-file error for another format or a dtype that tensors do not have.
+    /// I/O error; corrupt-file error for another format; dtype error for a dtype that tensors do not have.
+    #[track_caller]
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let bytes = std::fs::read(path).map_err(|e| Error::io(format!("cannot read {}", path.display())).with_source(e))?;
-        let corrupt = |e| Error::corrupt_file(format!("{} is no safetensors file", path.display())).with_source(e);
-        let file = SafeTensors::deserialize(&bytes).map_err(corrupt)?;
-        let (_, head) = SafeTensors::read_metadata(&bytes).map_err(corrupt)?;
-        let order: Option<Vec<String>> =
-            head.metadata().as_ref().and_then(|m| m.get("order")).and_then(|text| serde_json::from_str(text).ok());
-        let mut entries = Vec::new();
-        for (name, view) in file.iter() {
-            entries.push((name.to_owned(), read(name, &view)?));
-        }
-        match order {
-            Some(order) => {
-                let place: HashMap<&str, usize> = order.iter().enumerate().map(|(i, n)| (n.as_str(), i)).collect();
-                entries.sort_by_key(|(n, _)| place.get(n.as_str()).copied().unwrap_or(usize::MAX));
-            }
-            None => entries.sort_by(|a, b| a.0.cmp(&b.0)),
+        let at = Location::caller();
+        Self::read(path.as_ref()).map_err(|e| at_callers_line(e, "trace", at))
+    }
+
+    fn read(path: &Path) -> Result<Self> {
+        let file = TensorFile::open(path)?;
+        let order: Option<Vec<String>> = file.metadata().get(ORDER).and_then(|text| serde_json::from_str(text).ok());
+        let mut entries: Vec<(String, Tensor)> = file.tensors()?.into_iter().collect();
+        if let Some(order) = order {
+            let place: HashMap<&str, usize> = order.iter().enumerate().map(|(i, n)| (n.as_str(), i)).collect();
+            entries.sort_by_key(|(n, _)| place.get(n.as_str()).copied().unwrap_or(usize::MAX));
         }
         Ok(Trace { entries })
-    }
-}
-
-fn stored(dtype: DType) -> Result<Dtype> {
-    Ok(match dtype {
-        DType::F64 => Dtype::F64,
-        DType::F32 => Dtype::F32,
-        DType::BF16 => Dtype::BF16,
-        DType::F16 => Dtype::F16,
-        other => bail!(dtype, "a trace holds floats, found {other}"),
-    })
-}
-
-fn little_endian(t: &Tensor) -> Result<Vec<u8>> {
-    Ok(with_float!(t.dtype(), T => t.to_vec::<T>()?.iter().flat_map(|v| v.to_le_bytes()).collect()))
-}
-
-fn read(name: &str, view: &TensorView<'_>) -> Result<Tensor> {
-    fn chunks<const N: usize, T>(bytes: &[u8], f: impl Fn([u8; N]) -> T) -> Vec<T> {
-        bytes.as_chunks::<N>().0.iter().map(|&b| f(b)).collect()
-    }
-    let (d, shape) = (view.data(), view.shape().to_vec());
-    match view.dtype() {
-        Dtype::F64 => Tensor::from_slice(&chunks(d, f64::from_le_bytes), shape),
-        Dtype::F32 => Tensor::from_slice(&chunks(d, f32::from_le_bytes), shape),
-        Dtype::BF16 => Tensor::from_slice(&chunks(d, crate::bf16::from_le_bytes), shape),
-        Dtype::F16 => Tensor::from_slice(&chunks(d, crate::f16::from_le_bytes), shape),
-        Dtype::I64 => Tensor::from_slice(&chunks(d, i64::from_le_bytes), shape),
-        other => bail!(corrupt_file, "`{name}` has dtype {other:?}, which a trace does not hold"),
     }
 }
 

@@ -1,6 +1,5 @@
 //! A model's weights in safetensors: one file, or shards with an index, as folders of Hugging Face have them.
 
-use super::failed;
 use super::safetensors::TensorFile;
 use crate::dtype::DType;
 use crate::error::{Error, Result, bail};
@@ -8,8 +7,6 @@ use crate::shape::Shape;
 use crate::tensor::Tensor;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::panic::Location;
 use std::path::{Component, Path, PathBuf};
 
@@ -162,13 +159,7 @@ impl WeightFiles {
 
 /// Tensor names and the names of their files, which lie in the folder itself.
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
-    let mut text = Vec::new();
-    let file = File::open(path).map_err(|e| failed("read", path, e))?;
-    file.take(LONGEST_INDEX + 1).read_to_end(&mut text).map_err(|e| failed("read", path, e))?;
-    let shown = path.display();
-    if text.len() as u64 > LONGEST_INDEX {
-        bail!(corrupt_file, "{shown} has more than {LONGEST_INDEX} bytes");
-    }
+    let (text, shown) = (super::read(path, LONGEST_INDEX)?, path.display());
     let value: Value = serde_json::from_slice(&text).map_err(|e| Error::corrupt_file(format!("{shown} is not JSON")).with_source(e))?;
     let Some(map) = value.get("weight_map").and_then(Value::as_object) else {
         bail!(corrupt_file, "{shown}: `weight_map` is missing, or no object");

@@ -1,25 +1,31 @@
 //! Tensors and models in files. Layer L7; it knows no training.
 //!
 //! [`TensorFile`] reads safetensors, [`WeightFiles`] those of a folder, [`save_safetensors`] writes them, [`ModuleFile`] does both for a model. [`GgufFile`] reads GGUF,
-//! [`ModelConfig`] and [`GenerationConfig`] the configurations of Hugging Face.
+//! [`ModelConfig`] and [`GenerationConfig`] the configurations of Hugging Face. [`write_atomically`], [`open_file`] and [`read_file`] are the
+//! doors through which every file goes.
 
 mod atomic;
 mod config;
 mod folder;
 mod gguf;
+mod lock;
 mod module_file;
+mod open;
 mod safetensors;
 
 pub use atomic::write_atomically;
-pub(crate) use atomic::{lock, sweep_partial};
+pub(crate) use atomic::{folder_of, replace, set_aside, sweep_partial, sync_folder, write_text};
 pub use config::{
     Activation, BertConfig, DecoderConfig, DecoderFamily, GenerationConfig, Gpt2Config, ModelConfig, RopeConfig, RopeScaling, Special,
 };
 pub use folder::WeightFiles;
 pub use gguf::{GgufArray, GgufFile, GgufTokenizer, GgufType, GgufValue};
+pub(crate) use lock::{Busy, Lock, lock, lock_around, lock_run};
 pub use module_file::{LoadReport, Misshaped, ModuleFile};
+pub(crate) use open::{create_new, open, open_to_append, read};
+pub use open::{open_file, read_file};
+pub(crate) use safetensors::{Seal, write_sealed, write_tensors};
 pub use safetensors::{TensorFile, save_safetensors};
-pub(crate) use safetensors::{checksum, write_tensors};
 
 use crate::error::Error;
 use std::panic::Location;
@@ -36,5 +42,7 @@ pub(crate) fn at_callers_line(e: Error, op: &'static str, at: &'static Location<
 
 /// `cannot read FILE: why`.
 pub(crate) fn failed(what: &str, path: &Path, e: std::io::Error) -> Error {
-    Error::io(format!("cannot {what} {}", path.display())).with_source(e)
+    let message = format!("cannot {what} {}", path.display());
+    let out_of_memory = e.kind() == std::io::ErrorKind::OutOfMemory;
+    if out_of_memory { Error::out_of_memory(message) } else { Error::io(message) }.with_source(e)
 }

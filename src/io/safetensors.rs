@@ -7,11 +7,12 @@
 //! bytes have to be copied into aligned memory in any case (the format does not align them), so a map would save nothing, and it turns
 //! a file that is cut short or lost with the network into a signal that ends the process instead of an error.
 
-use super::{failed, write_atomically};
+use super::open::zeros;
+use super::{failed, open, replace};
 use crate::array::Array;
 use crate::backend::Device;
-use crate::backend::cpu::bytes_mut;
 use crate::backend::cpu::par::*;
+use crate::backend::cpu::{bytes, bytes_mut};
 use crate::dtype::{DType, Element, with_dtype};
 use crate::error::{Error, Result, bail};
 use crate::shape::Shape;
@@ -20,15 +21,22 @@ use ::safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// Longest header, as in the reference implementation.
 const LONGEST_HEADER: u64 = 100_000_000;
 /// Bytes read or written at a time.
 const PIECE: usize = 1 << 20;
+/// Bytes of a tensor that are copied at a time where they do not lie in order.
+const LARGEST_COPY: usize = 1 << 24;
 /// The key of the header that is no tensor.
 const METADATA: &str = "__metadata__";
+/// The text that holds the CRC-32C of the whole file, in which its own digits count as zeros.
+const SEAL: &str = "cotangent.crc32c";
+/// What stands before the digits in a header; a text in it would have its quotes escaped.
+const BEFORE_SEAL: &str = "\"cotangent.crc32c\":\"";
+const NO_SEAL: &str = "00000000";
 
 /// A safetensors file: the header is read and checked at once, tensors when they are asked for.
 ///
@@ -72,13 +80,9 @@ impl TensorFile {
     }
 
     fn read_header(path: &Path) -> Result<Self> {
-        let mut file = File::open(path).map_err(|e| failed("read", path, e))?;
-        let about = file.metadata().map_err(|e| failed("read", path, e))?;
+        let mut file = open(path)?;
+        let length = file.metadata().map_err(|e| failed("read", path, e))?.len();
         let shown = path.display();
-        if !about.is_file() {
-            bail!(io, "cannot read {shown}: it is not a file");
-        }
-        let length = about.len();
         let mut first = [0; 8];
         if length < 8 {
             bail!(corrupt_file, "{shown} has {length} bytes; a safetensors file has at least 8");
@@ -90,7 +94,7 @@ impl TensorFile {
                 if n > LONGEST_HEADER { format!("the limit of {LONGEST_HEADER}") } else { format!("the {length} bytes of the file") };
             bail!(corrupt_file, "{shown}: the header's length at byte 0 is {n}, beyond {found}{}", looks_like(first));
         }
-        let mut bytes = vec![0; n as usize];
+        let mut bytes = zeros(n)?;
         file.read_exact(&mut bytes).map_err(|e| failed("read", path, e))?;
         let header = parse(&bytes).map_err(|why| Error::corrupt_file(format!("{shown}: {why}")))?;
         let (have, want) = (length - 8 - n, header.data_len() as u64);
@@ -239,6 +243,29 @@ impl TensorFile {
         file.read_exact(bytes)
     }
 
+    /// Whether the file is, byte for byte, what [`write_sealed`] wrote.
+    ///
+    /// # Errors
+    /// I/O error; out of memory.
+    pub(crate) fn seal(&self) -> Result<Seal> {
+        let fail = |e| failed("read", &self.path, e);
+        let mut header = zeros(self.start)?;
+        self.read_at(0, &mut header).map_err(fail)?;
+        let Some(at) = seal_place(&header) else { return Ok(Seal::None) };
+        let digits = header[at..at + NO_SEAL.len()].to_vec();
+        header[at..at + NO_SEAL.len()].copy_from_slice(NO_SEAL.as_bytes());
+        let mut sum = crc32c::crc32c(&header);
+        let (mut from, end) = (self.start, self.start + self.header.data_len() as u64);
+        let mut piece = zeros((end - from).min(PIECE as u64))?;
+        while from < end {
+            let n = piece.len().min((end - from) as usize);
+            self.read_at(from, &mut piece[..n]).map_err(fail)?;
+            sum = crc32c::crc32c_append(sum, &piece[..n]);
+            from += n as u64;
+        }
+        Ok(if format!("{sum:08x}").as_bytes() == digits { Seal::Whole } else { Seal::Broken })
+    }
+
     /// Reads all tensors.
     ///
     /// # Errors
@@ -249,6 +276,23 @@ impl TensorFile {
         let read = |name: String| Ok((name.clone(), self.read(&name)?));
         self.names().into_iter().map(read).collect::<Result<_>>().map_err(|e: Error| e.in_op("tensors", at))
     }
+}
+
+/// What [`TensorFile::seal`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seal {
+    /// The file has no checksum of itself.
+    None,
+    /// It is not what was written.
+    Broken,
+    /// It is what was written.
+    Whole,
+}
+
+/// Where the digits of the seal stand.
+fn seal_place(header: &[u8]) -> Option<usize> {
+    let at = header.windows(BEFORE_SEAL.len()).position(|w| w == BEFORE_SEAL.as_bytes())? + BEFORE_SEAL.len();
+    (at + NO_SEAL.len() <= header.len()).then_some(at)
 }
 
 /// What a file that begins like this may be.
@@ -317,12 +361,31 @@ pub fn save_safetensors<'a>(
 }
 
 pub(crate) fn write_tensors(path: &Path, tensors: &[(&str, &Tensor)], metadata: &[(&str, &str)]) -> Result<()> {
-    let header = header(tensors, metadata)?;
-    write_atomically(path, |out| {
-        let mut put = |bytes: &[u8]| out.write_all(bytes).map_err(|e| failed("write", path, e));
+    write(path, tensors, &header(tensors, metadata)?, None)
+}
+
+/// [`write_tensors`] with a checksum of the whole file among the texts; [`TensorFile::seal`] compares it.
+pub(crate) fn write_sealed(path: &Path, tensors: &[(&str, &Tensor)], metadata: &[(&str, &str)]) -> Result<()> {
+    let header = header(tensors, &[metadata, &[(SEAL, NO_SEAL)]].concat())?;
+    let Some(place) = seal_place(&header) else { bail!(argument, "the header has no place for its checksum") };
+    write(path, tensors, &header, Some(8 + place))
+}
+
+fn write(path: &Path, tensors: &[(&str, &Tensor)], header: &[u8], seal: Option<usize>) -> Result<()> {
+    replace(path, |out| {
+        let mut sum = 0;
+        let mut put = |bytes: &[u8]| {
+            sum = crc32c::crc32c_append(sum, bytes);
+            out.write_all(bytes).map_err(|e| failed("write", path, e))
+        };
         put(&(header.len() as u64).to_le_bytes())?;
-        put(&header)?;
-        tensors.iter().try_for_each(|(_, t)| pieces(t, &mut put))
+        put(header)?;
+        tensors.iter().try_for_each(|(_, t)| pieces(&t.array, &mut put))?;
+        if let Some(at) = seal {
+            let written = out.seek(SeekFrom::Start(at as u64)).and_then(|_| write!(out, "{sum:08x}"));
+            written.map_err(|e| failed("write", path, e))?;
+        }
+        Ok(())
     })
 }
 
@@ -330,7 +393,7 @@ fn header(tensors: &[(&str, &Tensor)], metadata: &[(&str, &str)]) -> Result<Vec<
     let damaged = |e: serde_json::Error| Error::argument("the header cannot be written").with_source(e);
     // Sorted by name, so that equal content gives equal bytes.
     let mut header = serde_json::Map::new();
-    let mut end = 0;
+    let mut end = 0usize;
     for (name, t) in tensors {
         if *name == METADATA {
             bail!(argument, "a tensor cannot be called `{METADATA}`: the format reserves the name");
@@ -345,7 +408,8 @@ fn header(tensors: &[(&str, &Tensor)], metadata: &[(&str, &str)]) -> Result<Vec<
             DType::U8 => Dtype::U8,
         };
         let start = end;
-        end += t.numel() * t.dtype().size();
+        let bytes = t.numel().checked_mul(t.dtype().size()).and_then(|n| end.checked_add(n));
+        end = bytes.ok_or_else(|| Error::out_of_memory(format!("the tensors up to `{name}` have more bytes than can be counted")))?;
         let info = TensorInfo { dtype, shape: t.shape().dims().to_vec(), data_offsets: (start, end) };
         if header.insert((*name).to_owned(), serde_json::to_value(info).map_err(damaged)?).is_some() {
             bail!(argument, "two tensors are called `{name}`");
@@ -364,28 +428,38 @@ fn header(tensors: &[(&str, &Tensor)], metadata: &[(&str, &str)]) -> Result<Vec<
     Ok(bytes)
 }
 
-/// Hands the little-endian bytes of a tensor's elements, in row-major order, to `put`.
-fn pieces(t: &Tensor, put: &mut impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
-    with_dtype!(t.dtype(), T => {
-        let values = t.to_vec::<T>()?;
-        let mut bytes = Vec::with_capacity(PIECE.min(values.len() * size_of::<T>()));
-        for piece in values.chunks(PIECE / size_of::<T>()) {
-            bytes.clear();
-            piece.iter().for_each(|x| bytes.extend_from_slice(&x.to_le_bytes()));
-            put(&bytes)?;
+/// Hands the little-endian bytes of the elements, in row-major order, to `put`: from where they lie, where they lie in order; else
+/// copied a piece at a time.
+fn pieces(x: &Array, put: &mut impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let in_order = x.device() == Device::Cpu && x.layout().is_contiguous();
+    if !in_order
+        && x.numel().saturating_mul(x.dtype().size()) > LARGEST_COPY
+        && let Some(axis) = x.shape().iter().position(|&d| d > 1)
+    {
+        // The axes before it have one element: halves of it are halves of the row-major order.
+        let (all, half) = (x.shape()[axis], x.shape()[axis] / 2);
+        for (start, length) in [(0, half), (half, all - half)] {
+            pieces(&x.with_layout(x.layout().slice(axis, start, length, 1)?)?, put)?;
         }
-        Ok(())
+        return Ok(());
+    }
+    with_dtype!(x.dtype(), T => {
+        if x.device() == Device::Cpu {
+            little_endian(&x.cpu()?.contiguous::<T>()?, put)
+        } else {
+            little_endian(&x.to_vec::<T>()?, put)
+        }
     })
 }
 
-/// CRC-32C of the bytes that these tensors have in a file.
-pub(crate) fn checksum<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<u32> {
-    let mut sum = 0;
-    for t in tensors {
-        pieces(t, &mut |bytes| {
-            sum = crc32c::crc32c_append(sum, bytes);
-            Ok(())
-        })?;
+fn little_endian<T: Element>(values: &[T], put: &mut impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    if cfg!(target_endian = "little") {
+        return bytes(values).chunks(PIECE).try_for_each(put);
     }
-    Ok(sum)
+    let mut turned = Vec::new();
+    values.chunks(PIECE / size_of::<T>()).try_for_each(|piece| {
+        turned.clear();
+        piece.iter().for_each(|x| turned.extend(bytes(&[*x]).iter().rev()));
+        put(&turned)
+    })
 }

@@ -8,8 +8,6 @@ use crate::error::{Error, Result, bail};
 use crate::io::{self, GenerationConfig, GgufFile, LoadReport, ModelConfig, WeightFiles};
 use crate::train::Tokenizer;
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
 use std::panic::Location;
 use std::path::Path;
 use std::sync::Arc;
@@ -209,10 +207,7 @@ fn tokenizer_config(folder: &Path) -> Result<(Option<String>, Vec<(String, Strin
         if !path.exists() {
             return Ok(None);
         }
-        let mut bytes = Vec::new();
-        let file = File::open(&path).map_err(|e| io::failed("read", &path, e))?;
-        file.take(LONGEST).read_to_end(&mut bytes).map_err(|e| io::failed("read", &path, e))?;
-        Ok(Some(bytes))
+        io::read(&path, LONGEST).map(Some)
     };
     let mut template = read("chat_template.jinja")?.and_then(|b| String::from_utf8(b).ok());
     let mut texts = Vec::new();

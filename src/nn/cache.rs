@@ -89,7 +89,8 @@ impl KvCache {
     #[track_caller]
     pub fn append(&mut self, k: Tensor, v: Tensor) -> Result<(Tensor, Tensor)> {
         let at = std::panic::Location::caller();
-        self.appended(k, v).map_err(|e: crate::Error| e.in_op("kv_cache", at))
+        // The parts inside would name themselves, and lines of this file.
+        self.appended(k, v).map_err(|e: crate::Error| e.rename_op("kv_cache").called_at(at))
     }
 
     fn appended(&mut self, k: Tensor, v: Tensor) -> Result<(Tensor, Tensor)> {

@@ -2,11 +2,16 @@
 
 use super::event::Event;
 use crate::error::{Error, Result, bail};
-use crate::io::failed;
+use crate::io::{Lock, failed, lock, lock_around, open_to_append, replace, set_aside};
 use serde_json::{Map, Value};
-use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::fs::File;
+use std::io::{BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
+use std::panic::Location;
 use std::path::{Path, PathBuf};
+
+/// Bytes of a line that is read back, at most.
+const LONGEST_LINE: u64 = 1 << 20;
 
 /// Something that takes named numbers at steps.
 pub trait MetricSink {
@@ -15,6 +20,14 @@ pub trait MetricSink {
     /// # Errors
     /// I/O error; argument error for a name that it has no place for.
     fn write(&mut self, step: usize, values: &[(&str, f64)]) -> Result<()>;
+
+    /// Brings what was written to the disk: called at every snapshot, so that a power cut costs no row of a step before it.
+    ///
+    /// # Errors
+    /// I/O error.
+    fn sync(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// A callback for [`Trainer::on`](super::Trainer::on) that hands what every step and evaluation gives to a sink, under the names
@@ -34,6 +47,7 @@ pub fn record<M>(mut sink: impl MetricSink) -> impl FnMut(&Event<'_, M>) -> Resu
             ],
         ),
         Event::Evaluated { step, loss } => sink.write(*step, &[("validation_loss", *loss)]),
+        Event::Saved { .. } => sink.sync(),
         _ => Ok(()),
     }
 }
@@ -42,6 +56,7 @@ pub fn record<M>(mut sink: impl MetricSink) -> impl FnMut(&Event<'_, M>) -> Resu
 #[derive(Debug)]
 pub struct Csv {
     file: Lines,
+    title: String,
     columns: Vec<String>,
 }
 
@@ -49,35 +64,40 @@ impl Csv {
     /// What [`record`] writes.
     pub const COLUMNS: [&'static str; 7] = ["loss", "learning_rate", "gradient_norm", "clipped", "skipped", "seconds", "validation_loss"];
 
-    /// Opens the table; rows from `step` on, which a run that was killed wrote after its last snapshot, are taken away: from step
-    /// 0 on all of them.
+    /// Opens the table for a run that continues at `step`. Rows from there on, which a run that was killed wrote after its last snapshot,
+    /// are taken away when the first new one is written, so a run that is refused costs none. A run that begins at step 0 finds the
+    /// rows of another: their file is renamed to `NAME.old` then.
     ///
     /// # Errors
-    /// I/O error; corrupt-file error when the file is something else: has other columns, or a row without a step. It stays as it is
-    /// then.
+    /// Argument error while a run of another process has the folder, or another process writes the file; I/O error, also for what is no
+    /// regular file; corrupt-file error when the file is something else: has other columns, a row without a step or a line of more
+    /// than a mebibyte. It stays as it is then.
     #[track_caller]
     pub fn open(path: impl AsRef<Path>, columns: &[&str], step: usize) -> Result<Self> {
-        let path = path.as_ref();
+        let at = Location::caller();
+        Self::open_at(path.as_ref(), columns, step).map_err(|e| e.in_op("csv", at))
+    }
+
+    fn open_at(path: &Path, columns: &[&str], step: usize) -> Result<Self> {
         let title = format!("step,{}", columns.join(","));
         let (mut first, mut titled) = (true, false);
-        let mut file = Lines::open(path, |line, whole| {
+        let mut file = Lines::open(path, step, |line, whole| {
             if std::mem::take(&mut first) {
                 titled = whole;
                 if line != title && (whole || !title.starts_with(line)) {
                     bail!(corrupt_file, "{} has the columns `{line}` instead of `{title}`", path.display());
                 }
-                return Ok(true);
+                return Ok(Place::Title);
             }
             match line.split(',').next().and_then(|s| s.parse::<usize>().ok()) {
-                Some(s) => Ok(s < step),
+                Some(s) => Ok(Place::Row(s)),
                 None if whole => bail!(corrupt_file, "{} has the row `{line}`, without a step", path.display()),
-                None => Ok(false),
+                None => Ok(Place::Torn),
             }
         })?;
-        if !titled {
-            file.put(&title)?;
-        }
-        Ok(Csv { file, columns: columns.iter().map(|c| (*c).to_owned()).collect() })
+        // A title that is not whole goes with all that follows.
+        file.titled = titled;
+        Ok(Csv { file, title, columns: columns.iter().map(|c| (*c).to_owned()).collect() })
     }
 }
 
@@ -93,7 +113,11 @@ impl MetricSink for Csv {
                 line.push_str(&x.to_string());
             }
         }
-        self.file.put(&line)
+        self.file.put(Some(&self.title), &line)
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        self.file.sync()
     }
 }
 
@@ -102,16 +126,20 @@ impl MetricSink for Csv {
 pub struct Jsonl(Lines);
 
 impl Jsonl {
-    /// Opens the file; lines of `step` and later are taken away, as in [`Csv::open`].
+    /// Opens the file; lines of `step` and later are taken away by the first new one, as in [`Csv::open`].
     ///
     /// # Errors
-    /// I/O error; corrupt-file error when a line is something else than an object with a step. The file stays as it is then.
+    /// As [`Csv::open`]; corrupt-file error when a line is something else than an object with a step.
     #[track_caller]
     pub fn open(path: impl AsRef<Path>, step: usize) -> Result<Self> {
-        let path = path.as_ref();
-        let lines = Lines::open(path, |line, whole| match serde_json::from_str::<Value>(line) {
-            Ok(v) if v["step"].is_u64() => Ok(v["step"].as_u64() < Some(step as u64)),
-            Err(_) if !whole && line.starts_with('{') => Ok(false),
+        let at = Location::caller();
+        Self::open_at(path.as_ref(), step).map_err(|e| e.in_op("jsonl", at))
+    }
+
+    fn open_at(path: &Path, step: usize) -> Result<Self> {
+        let lines = Lines::open(path, step, |line, whole| match serde_json::from_str::<Value>(line).map(|v| v["step"].as_u64()) {
+            Ok(Some(s)) => Ok(Place::Row(usize::try_from(s).unwrap_or(usize::MAX))),
+            Err(_) if !whole && line.starts_with('{') => Ok(Place::Torn),
             _ => bail!(corrupt_file, "{} has the line `{line}`, which is no object with a step", path.display()),
         });
         Ok(Jsonl(lines?))
@@ -123,45 +151,156 @@ impl MetricSink for Jsonl {
         let number = |x: f64| if x.is_finite() { Value::from(x) } else { Value::from(x.to_string()) };
         let mut line: Map<String, Value> = values.iter().map(|(n, x)| ((*n).to_owned(), number(*x))).collect();
         line.insert("step".to_owned(), step.into());
-        self.0.put(&Value::from(line).to_string())
+        self.0.put(None, &Value::from(line).to_string())
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        self.0.sync()
     }
 }
 
-/// A text file that grows by lines.
+/// What a line is.
+enum Place {
+    Title,
+    /// Of that step.
+    Row(usize),
+    /// The beginning of one, as a killed process leaves it.
+    Torn,
+}
+
+/// A text file that grows by lines. Nothing in it changes before the first new line comes.
 #[derive(Debug)]
 struct Lines {
     path: PathBuf,
     out: BufWriter<File>,
+    /// Whether the title stands there already.
+    titled: bool,
+    /// What the first new line does before.
+    cut: Cut,
+    // The files' before the folder's.
+    _mine: Lock,
+    _run: Option<Lock>,
+}
+
+/// What is to be done with old lines.
+#[derive(Debug)]
+enum Cut {
+    Nothing,
+    /// The file ends here.
+    At(u64),
+    /// The file has lines to keep behind others: those at these places.
+    Keep(Vec<Range<u64>>),
+    /// All lines are of another run.
+    Aside,
 }
 
 impl Lines {
-    /// Opens a file and keeps the lines that `keep` wants, which is told whether the line is whole: a last one without its end is
-    /// what a killed process left, and goes unless `keep` refuses it.
-    fn open(path: &Path, mut keep: impl FnMut(&str, bool) -> Result<bool>) -> Result<Self> {
-        let mut kept = String::new();
-        match File::open(path) {
-            Ok(file) => {
-                let mut reader = BufReader::new(file);
-                let mut line = String::new();
-                while reader.read_line(&mut line).map_err(|e| failed("read", path, e))? > 0 {
-                    let (text, whole) = line.strip_suffix('\n').map_or((&line[..], false), |l| (l, true));
-                    if keep(text, whole)? && whole {
-                        kept.push_str(&line);
-                    }
-                    line.clear();
+    /// Opens a file for lines of `step` and later. `of` is told a line and whether it is whole, and says what it is or refuses it: a last
+    /// one without its end is what a killed process left, and goes.
+    fn open(path: &Path, step: usize, mut of: impl FnMut(&str, bool) -> Result<Place>) -> Result<Self> {
+        let run = lock_around(path)?;
+        let file = open_to_append(path)?;
+        let mine = own(&file, path)?;
+        let (mut reader, mut line) = (BufReader::new(&file), Vec::new());
+        let (mut kept, mut at, mut rows) = (Vec::<Range<u64>>::new(), 0, false);
+        loop {
+            line.clear();
+            let n = (&mut reader).take(LONGEST_LINE).read_until(b'\n', &mut line).map_err(|e| failed("read", path, e))? as u64;
+            if n == 0 {
+                break;
+            }
+            let (bytes, whole) = line.strip_suffix(b"\n").map_or((&line[..], false), |l| (l, true));
+            if n == LONGEST_LINE && !whole {
+                bail!(corrupt_file, "{} has a line of more than {LONGEST_LINE} bytes", path.display());
+            }
+            let text = match std::str::from_utf8(bytes) {
+                Ok(text) => text,
+                // Half of a character, from a killed process.
+                Err(e) if !whole && e.error_len().is_none() => str::from_utf8(&bytes[..e.valid_up_to()]).unwrap_or_default(),
+                Err(e) => return Err(Error::corrupt_file(format!("{} is not UTF-8 text", path.display())).with_source(e)),
+            };
+            let keeps = match of(text, whole)? {
+                Place::Title => whole,
+                Place::Row(s) => {
+                    rows |= whole;
+                    whole && s < step
+                }
+                Place::Torn => false,
+            };
+            if keeps {
+                match kept.last_mut() {
+                    Some(last) if last.end == at => last.end += n,
+                    _ => kept.push(at..at + n),
                 }
             }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(e) => return Err(failed("read", path, e)),
+            at += n;
         }
-        crate::io::write_atomically(path, |out| Ok(out.write_all(kept.as_bytes())?))?;
-        let file = OpenOptions::new().append(true).open(path).map_err(|e| failed("open", path, e))?;
-        Ok(Lines { path: path.to_owned(), out: BufWriter::new(file) })
+        let cut = match &kept[..] {
+            _ if step == 0 && rows => Cut::Aside,
+            [] if at == 0 => Cut::Nothing,
+            [] => Cut::At(0),
+            [all] if *all == (0..at) => Cut::Nothing,
+            [first] if first.start == 0 => Cut::At(first.end),
+            _ => Cut::Keep(kept),
+        };
+        Ok(Lines { path: path.to_owned(), out: BufWriter::new(file), titled: false, cut, _mine: mine, _run: run })
     }
 
-    /// Appends a line, visible to readers at once.
-    fn put(&mut self, line: &str) -> Result<()> {
-        let written = writeln!(self.out, "{line}").and_then(|()| self.out.flush());
-        written.map_err(|e| Error::io(format!("cannot write {}", self.path.display())).with_source(e))
+    /// Appends a line, visible to readers at once; before the first, the title if it is not there.
+    fn put(&mut self, title: Option<&str>, line: &str) -> Result<()> {
+        self.begin()?;
+        let fail = |e| failed("write", &self.path, e);
+        if let Some(title) = title
+            && !self.titled
+        {
+            writeln!(self.out, "{title}").map_err(fail)?;
+            self.titled = true;
+        }
+        writeln!(self.out, "{line}").and_then(|()| self.out.flush()).map_err(fail)
+    }
+
+    /// Takes old lines away.
+    fn begin(&mut self) -> Result<()> {
+        let path = &self.path;
+        match &self.cut {
+            Cut::Nothing => return Ok(()),
+            Cut::At(end) => self.out.get_ref().set_len(*end).map_err(|e| failed("write", path, e))?,
+            Cut::Keep(kept) => {
+                let mut old = self.out.get_ref();
+                replace(path, |out| {
+                    kept.iter().try_for_each(|part| {
+                        old.seek(SeekFrom::Start(part.start)).map_err(|e| failed("read", path, e))?;
+                        std::io::copy(&mut old.take(part.end - part.start), out).map(drop).map_err(|e| failed("write", path, e))
+                    })
+                })?;
+                self.reopen()?;
+            }
+            Cut::Aside => {
+                let old = set_aside(path, "old")?;
+                tracing::info!(path = %old.display(), "the rows of another run were kept");
+                self.reopen()?;
+                self.titled = false;
+            }
+        }
+        self.cut = Cut::Nothing;
+        Ok(())
+    }
+
+    fn reopen(&mut self) -> Result<()> {
+        let file = open_to_append(&self.path)?;
+        self._mine = own(&file, &self.path)?;
+        self.out = BufWriter::new(file);
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        self.out.get_ref().sync_data().map_err(|e| failed("flush", &self.path, e))
+    }
+}
+
+fn own(file: &File, path: &Path) -> Result<Lock> {
+    match lock(file.try_clone().map_err(|e| failed("lock", path, e))?, path)? {
+        Some(mine) => Ok(mine),
+        None => bail!(argument, "another process writes {} at this moment: take another file", path.display()),
     }
 }

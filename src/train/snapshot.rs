@@ -1,20 +1,21 @@
 //! Snapshots: all that a run needs to continue bit for bit, in one safetensors file.
 
 use crate::error::{Error, Result, bail};
-use crate::io::{TensorFile, checksum, failed, lock, sweep_partial, write_tensors};
+use crate::io::{Busy, Lock, Seal, TensorFile, failed, folder_of, lock_run, set_aside, sweep_partial, sync_folder, write_sealed};
 use crate::optim::State;
 use crate::rng::Key;
 use crate::tensor::Tensor;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
+use std::io::ErrorKind;
 use std::panic::Location;
 use std::path::{Path, PathBuf};
 
 /// The header's entry with everything that is not a tensor.
 const ENTRY: &str = "cotangent.snapshot";
-/// Version of that entry.
-const VERSION: u64 = 1;
+/// Version of that entry, and of the file's checksum.
+const VERSION: u64 = 2;
 /// Prefix of the model's tensors: with it taken off, the file is a checkpoint like any other.
 const MODEL: &str = "model.";
 /// Prefix of the optimizer's tensors.
@@ -43,7 +44,8 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Writes the file: whole or not at all, and on the disk when this returns.
+    /// Writes the file: whole or not at all, and on the disk when this returns. A checksum covers every byte of it. Tensors on the
+    /// CPU are written from where they lie, without a copy.
     ///
     /// # Errors
     /// I/O error; out of memory.
@@ -67,18 +69,17 @@ impl Snapshot {
             "optimizer": exact(&self.optimizer.numbers),
             "numbers": exact(&self.numbers),
             "settings": self.settings,
-            // The format checks the header only: this finds a changed byte among the weights.
-            "crc32c": checksum(tensors.iter().map(|(_, t)| t))?,
         });
         let tensors: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (n.as_str(), t)).collect();
-        write_tensors(path, &tensors, &[(ENTRY, &entry.to_string())])
+        // The format alone notices no changed number or name.
+        write_sealed(path, &tensors, &[(ENTRY, &entry.to_string())])
     }
 
     /// Reads and checks a file.
     ///
     /// # Errors
-    /// Corrupt-file error when the file is damaged, its tensors do not have their checksum, or it is no snapshot; I/O error;
-    /// out of memory.
+    /// Corrupt-file error when the file is damaged (any byte of it is not what was written) or no snapshot; argument error that names
+    /// the version when it has another format than this release reads; I/O error; out of memory.
     #[track_caller]
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let at = Location::caller();
@@ -95,8 +96,15 @@ impl Snapshot {
         let entry: Value = serde_json::from_str(text).map_err(|e| damaged("no JSON").with_source(e))?;
         let number = |v: &Value, what: &str| v.as_u64().ok_or_else(|| damaged(what));
         let version = number(&entry["version"], "no version")?;
-        if version != VERSION {
-            bail!(corrupt_file, "{shown} is a snapshot of version {version}; this program reads version {VERSION}");
+        // Before the checksum, which another version may compute in another way.
+        if version != VERSION && version != 0 {
+            let hint = if version > VERSION { "take the release that wrote it, or a later one" } else { "take the release that wrote it" };
+            bail!(argument, "{shown} is a snapshot of version {version}; this release reads version {VERSION}: {hint}");
+        }
+        match file.seal()? {
+            Seal::Whole => {}
+            Seal::None => bail!(corrupt_file, "{shown} is damaged: its checksum is missing"),
+            Seal::Broken => bail!(corrupt_file, "{shown} is damaged: it does not have the checksum that it was written with"),
         }
         let mut out = Snapshot {
             step: number(&entry["step"], "no step")?,
@@ -109,10 +117,8 @@ impl Snapshot {
         for (k, v) in entry["settings"].as_object().ok_or_else(|| damaged("no settings"))? {
             out.settings.insert(k.clone(), v.as_str().ok_or_else(|| damaged("a setting is no text"))?.to_owned());
         }
-        let mut all = Vec::new();
         for name in file.names() {
             let t = file.tensor(&name)?;
-            all.push(t.clone());
             if let Some(n) = name.strip_prefix(MODEL) {
                 out.model.insert(n.to_owned(), t);
             } else if let Some(n) = name.strip_prefix(OPTIMIZER) {
@@ -120,10 +126,6 @@ impl Snapshot {
             } else {
                 bail!(corrupt_file, "{shown} has a tensor `{name}` that belongs to neither model nor optimizer");
             }
-        }
-        let (want, have) = (number(&entry["crc32c"], "no checksum")?, u64::from(checksum(&all)?));
-        if want != have {
-            bail!(corrupt_file, "{shown} is damaged: its tensors have the checksum {have:08x}, when written it was {want:08x}");
         }
         Ok(out)
     }
@@ -161,9 +163,6 @@ fn inexact(v: &Value) -> Option<BTreeMap<String, f64>> {
     v.as_object()?.iter().map(|(k, v)| Some((k.clone(), v.as_str()?.parse().ok()?))).collect()
 }
 
-/// A run holds the lock of this file, which stays in the folder.
-const LOCK: &str = "run.lock";
-
 /// What [`Snapshots::newest`] found.
 #[derive(Debug)]
 pub struct Found {
@@ -171,105 +170,170 @@ pub struct Found {
     pub path: PathBuf,
     /// What it holds.
     pub snapshot: Snapshot,
-    /// Newer files that cannot be read, and why; newest first.
+    /// Newer files that are damaged, and what is wrong with them; newest first. Where the folder was opened for a run, each lies beside
+    /// the others as `NAME.damaged` now.
     pub damaged: Vec<(PathBuf, Error)>,
 }
 
 /// A folder of snapshots: the newest and the one before it.
 ///
 /// Each is written beside the others and renamed when it lies on the disk, and an old one goes only after that: a process
-/// killed at any moment leaves the last whole snapshot. One run has one folder.
+/// killed at any moment leaves the last whole snapshot. A folder belongs to one process: the first that opens it has it until all that
+/// it opened there (snapshots, metrics, trainers with them) is dropped, or it ends, however it ends.
 #[derive(Clone, Debug)]
 pub struct Snapshots {
     folder: PathBuf,
     /// Steps between snapshots; 0 writes only at the end and when the run is stopped.
     pub every: usize,
+    /// Nothing where the folder is only looked at.
+    lock: Option<Lock>,
 }
 
 impl Snapshots {
     /// Snapshots that are kept.
     const KEPT: usize = 2;
 
-    /// Makes the folder if there is none, clears away the snapshots that a killed process left half-written (and no other file),
-    /// and finds out whether the folder can be written: not only the first save says so. While another process trains there,
-    /// nothing is cleared away.
+    /// Makes the folder if there is none, takes it for this process, clears away the snapshots that a killed process left half-written
+    /// (and no other file), and finds out whether the folder can be written: not only the first save says so.
+    ///
+    /// Open the folder before anything else in it: until then another process may be writing there.
     ///
     /// # Errors
-    /// I/O error.
+    /// Argument error while a run of another process has the folder: nothing in it is touched then. I/O error.
     #[track_caller]
     pub fn open(folder: impl AsRef<Path>, every: usize) -> Result<Self> {
-        let (folder, at) = (folder.as_ref().to_owned(), Location::caller());
-        let out = Snapshots { folder, every };
-        let clear = || {
-            fs::create_dir_all(&out.folder).map_err(|e| failed("create", &out.folder, e))?;
-            let free = lock(&out.folder.join(LOCK))?;
-            if free.is_some() { sweep_partial(&out.folder, |name| step_of_name(name).is_some()) } else { Ok(()) }
-        };
-        clear().map_err(|e| e.in_op("snapshots", at))?;
-        Ok(out)
+        let at = Location::caller();
+        Self::open_at(folder.as_ref(), every).map_err(|e| e.in_op("snapshots", at))
     }
 
-    /// Keeps other runs out of the folder while the result lives.
-    pub(super) fn keep_others_out(&self) -> Result<File> {
-        let Some(mine) = lock(&self.folder.join(LOCK))? else {
+    fn open_at(folder: &Path, every: usize) -> Result<Self> {
+        if !folder.is_dir() {
+            fs::create_dir_all(folder).map_err(|e| failed("create", folder, e))?;
+            sync_folder(folder_of(folder))?;
+        }
+        let lock = lock_run(folder)?;
+        if !lock.shared {
+            sweep_partial(folder, |name| name.to_str().and_then(step_of_name).is_some())?;
+        }
+        Ok(Snapshots { folder: folder.to_owned(), every, lock: Some(lock) })
+    }
+
+    /// Looks at a folder, in which another process may train: [`Snapshots::files`] and [`Snapshots::newest`], which change nothing then.
+    pub fn view(folder: impl AsRef<Path>) -> Self {
+        Snapshots { folder: folder.as_ref().to_owned(), every: 0, lock: None }
+    }
+
+    /// Keeps other trainers of this process out of the folder while the result lives; other processes are out already.
+    pub(super) fn begin(&self) -> Result<Busy> {
+        let Some(busy) = self.own()?.begin() else {
             bail!(argument, "another run trains in {} at this moment: take another folder", self.folder.display());
         };
-        Ok(mine)
+        Ok(busy)
+    }
+
+    fn own(&self) -> Result<&Lock> {
+        self.lock.as_ref().ok_or_else(|| {
+            Error::argument(format!("{} is only looked at: `Snapshots::open` takes a folder for a run", self.folder.display()))
+        })
     }
 
     /// The files, oldest first.
     ///
     /// # Errors
     /// I/O error.
+    #[track_caller]
     pub fn files(&self) -> Result<Vec<PathBuf>> {
+        let at = Location::caller();
+        self.list().map_err(|e| e.in_op("snapshots", at))
+    }
+
+    fn list(&self) -> Result<Vec<PathBuf>> {
         let mut out = Vec::new();
         for entry in fs::read_dir(&self.folder).map_err(|e| failed("list", &self.folder, e))? {
             let path = entry.map_err(|e| failed("list", &self.folder, e))?.path();
-            if step_of(&path).is_some() && path.is_file() {
-                out.push(path);
+            if step_of(&path).is_none() {
+                continue;
+            }
+            match fs::metadata(&path) {
+                Ok(about) if about.is_file() => out.push(path),
+                // Removed by the run meanwhile; or a link that leads nowhere.
+                Err(e) if e.kind() != ErrorKind::NotFound => return Err(failed("read", &path, e)),
+                _ => {}
             }
         }
         out.sort_by_key(|p| step_of(p));
         Ok(out)
     }
 
-    /// Writes a snapshot, then removes all but the newest two.
+    /// Writes a snapshot, then removes those before the newest two. Later ones, which a run that was set back to an earlier snapshot
+    /// left, are renamed to `NAME.superseded`.
     ///
     /// # Errors
-    /// I/O error.
+    /// Argument error when the folder is only looked at; I/O error; out of memory.
     #[track_caller]
     pub fn save(&self, snapshot: &Snapshot) -> Result<PathBuf> {
+        let at = Location::caller();
+        self.keep(snapshot).map_err(|e| e.in_op("snapshots", at))
+    }
+
+    fn keep(&self, snapshot: &Snapshot) -> Result<PathBuf> {
+        self.own()?;
         let path = self.folder.join(format!("step-{:09}.safetensors", snapshot.step));
-        snapshot.save(&path)?;
-        // Newer ones are damaged: the run continued from one before them.
-        let files = self.files()?;
-        let (older, newer): (Vec<PathBuf>, Vec<PathBuf>) = files.into_iter().partition(|p| step_of(p) <= Some(snapshot.step));
+        snapshot.write(&path)?;
+        let (older, newer): (Vec<PathBuf>, Vec<PathBuf>) = self.list()?.into_iter().partition(|p| step_of(p) <= Some(snapshot.step));
+        for path in &newer {
+            let new = set_aside(path, "superseded")?;
+            tracing::warn!(path = %new.display(), step = snapshot.step, "a later snapshot than that of this run was renamed");
+        }
         let outdated = older.len().saturating_sub(Self::KEPT);
-        for path in newer.iter().chain(&older[..outdated]) {
-            fs::remove_file(path).map_err(|e| failed("remove", path, e))?;
+        for path in &older[..outdated] {
+            match fs::remove_file(path) {
+                Err(e) if e.kind() != ErrorKind::NotFound => return Err(failed("remove", path, e)),
+                _ => {}
+            }
         }
         Ok(path)
     }
 
-    /// The newest snapshot that can be read; `None` in a folder without any. A damaged one is passed over with a warning
-    /// (`tracing`) when the one before it is whole, and named in [`Found::damaged`].
+    /// The newest snapshot that is whole; `None` in a folder without any. Damaged ones are passed over with a warning
+    /// (`tracing`) when one before them is whole, named in [`Found::damaged`] and, where the folder was opened for a run, renamed to
+    /// `NAME.damaged`; none is ever removed.
     ///
     /// # Errors
-    /// What was wrong with the newest, when none can be read; I/O error.
+    /// Whatever keeps a snapshot from being read that is not damage: I/O error, out of memory, argument error for another version of the
+    /// format. What was wrong with the newest, when all are damaged: they stay as they are.
     #[track_caller]
     pub fn newest(&self) -> Result<Option<Found>> {
-        let mut damaged = Vec::new();
-        for path in self.files()?.into_iter().rev() {
-            match Snapshot::load(&path) {
-                Ok(snapshot) => return Ok(Some(Found { path, snapshot, damaged })),
-                Err(e) => {
-                    tracing::warn!(path = %path.display(), "snapshot cannot be used: {e}");
-                    damaged.push((path, e));
+        let at = Location::caller();
+        self.find().map_err(|e| e.in_op("snapshots", at))
+    }
+
+    fn find(&self) -> Result<Option<Found>> {
+        let mut damaged: Vec<(PathBuf, Error)> = Vec::new();
+        for path in self.list()?.into_iter().rev() {
+            match read_named(&path) {
+                Ok(snapshot) => {
+                    for (path, e) in &damaged {
+                        let kept = if self.lock.is_some() { set_aside(path, "damaged")? } else { path.clone() };
+                        tracing::warn!(path = %kept.display(), "snapshot is passed over: {e}");
+                    }
+                    return Ok(Some(Found { path, snapshot, damaged }));
                 }
+                Err(e) if e.is_corrupt_file() => damaged.push((path, e)),
+                Err(e) => return Err(e),
             }
         }
         damaged.into_iter().next().map_or(Ok(None), |(_, e)| Err(e))
     }
+}
+
+/// The snapshot in a file that is named by its step.
+fn read_named(path: &Path) -> Result<Snapshot> {
+    let snapshot = Snapshot::read(path)?;
+    if step_of(path) != Some(snapshot.step) {
+        bail!(corrupt_file, "{} holds the snapshot of step {}, which is not what its name says", path.display(), snapshot.step);
+    }
+    Ok(snapshot)
 }
 
 fn step_of(path: &Path) -> Option<u64> {

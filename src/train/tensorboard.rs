@@ -1,10 +1,11 @@
 //! Event files for TensorBoard: length-prefixed records of protocol-buffer messages, of which four fields are needed.
 
 use super::metrics::MetricSink;
-use crate::error::{Error, Result};
-use crate::io::failed;
+use crate::error::Result;
+use crate::io::{Lock, create_new, failed, lock_around};
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::panic::Location;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -23,6 +24,8 @@ use std::time::SystemTime;
 pub struct TensorBoard {
     path: PathBuf,
     out: BufWriter<File>,
+    /// Of the folder, and of the one around it.
+    _runs: [Option<Lock>; 2],
 }
 
 impl TensorBoard {
@@ -30,17 +33,22 @@ impl TensorBoard {
     /// continues from a snapshot replaces what came after it.
     ///
     /// # Errors
-    /// I/O error.
+    /// Argument error while a run of another process has the folder, or the one that it is in; I/O error.
     #[track_caller]
     pub fn create(folder: impl AsRef<Path>, step: usize) -> Result<Self> {
-        let folder = folder.as_ref();
+        let at = Location::caller();
+        Self::create_at(folder.as_ref(), step).map_err(|e| e.in_op("tensorboard", at))
+    }
+
+    fn create_at(folder: &Path, step: usize) -> Result<Self> {
+        let runs = [lock_around(&folder.join("events"))?, lock_around(folder)?];
         std::fs::create_dir_all(folder).map_err(|e| failed("create", folder, e))?;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         // TensorBoard reads files of one folder in the order of their names.
         let name = format!("events.out.tfevents.{:010}.{:09}.{}", now.as_secs(), now.subsec_nanos(), std::process::id());
         let path = folder.join(name);
-        let file = File::create_new(&path).map_err(|e| failed("create", &path, e))?;
-        let mut board = TensorBoard { path, out: BufWriter::new(file) };
+        let file = create_new(&path)?;
+        let mut board = TensorBoard { path, out: BufWriter::new(file), _runs: runs };
         board.put(0, |event| bytes(event, 3, b"brain.Event:2"))?;
         if step > 0 {
             // SessionLog { status: START }.
@@ -61,7 +69,7 @@ impl TensorBoard {
         let record = [&length[..], &masked_crc(&length), &event, &masked_crc(&event)].concat();
         // Flushed, so that what is shown is current.
         let written = self.out.write_all(&record).and_then(|()| self.out.flush());
-        written.map_err(|e| Error::io(format!("cannot write {}", self.path.display())).with_source(e))
+        written.map_err(|e| failed("write", &self.path, e))
     }
 }
 
@@ -78,6 +86,10 @@ impl MetricSink for TensorBoard {
                 }
             });
         })
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        self.out.get_ref().sync_data().map_err(|e| failed("flush", &self.path, e))
     }
 }
 

@@ -86,7 +86,7 @@ pub struct Outcome<M> {
 pub struct Resumed {
     /// The snapshot's file.
     pub path: PathBuf,
-    /// Newer snapshots that were passed over, and why; newest first.
+    /// Newer snapshots that were passed over, and why; newest first. Each lies beside the others as `NAME.damaged` now.
     pub damaged: Vec<(PathBuf, Error)>,
 }
 
@@ -138,7 +138,8 @@ pub struct Trainer<'a, M, O> {
     pub snapshots: Option<Snapshots>,
     /// What snapshots of this run say about it; a snapshot with other settings is refused.
     pub settings: BTreeMap<String, String>,
-    /// Ends the run before the next step when set, e.g. by Ctrl-C; the state is saved first.
+    /// Ends the run before the next step when set; the state is saved first. Let the signals that ask a process to end (SIGINT, SIGTERM,
+    /// SIGHUP) set it, and none of them costs a step: the book's page "What survives what" has the lines.
     pub stop: Arc<AtomicBool>,
     callbacks: Vec<Callback<'a, M>>,
     evaluate: Option<Evaluate<'a, M>>,
@@ -206,7 +207,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
         if accumulate == 0 {
             bail!(argument, "accumulate must be at least 1");
         }
-        let _mine = self.snapshots.as_ref().map(Snapshots::keep_others_out).transpose()?;
+        let _mine = self.snapshots.as_ref().map(Snapshots::begin).transpose()?;
         self.refuse_another_runs_folder()?;
         let mut out =
             Outcome { steps: 0, clipped: 0, skipped: 0, made: 0, seconds: 0.0, loss: None, evaluation: None, grads: None, stopped: false };
@@ -458,10 +459,12 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
 
     /// Continues from the newest snapshot of [`Trainer::snapshots`] that can be read; `None` when there is none yet.
     ///
-    /// A damaged one is passed over when the one before it is whole: look at [`Resumed::damaged`], steps are made again then.
+    /// A damaged one is passed over when the one before it is whole, and renamed to `NAME.damaged`: look at [`Resumed::damaged`], steps
+    /// are made again then. Whatever else keeps the newest from being read is an error, after which the folder is as it was.
     ///
     /// # Errors
-    /// As [`Trainer::restore`]; corrupt-file and I/O errors; argument error when the trainer has no folder of snapshots.
+    /// As [`Trainer::restore`] and [`Snapshots::newest`]; argument error when the trainer has no folder of snapshots, or another trainer
+    /// runs there.
     #[track_caller]
     pub fn resume(&mut self) -> Result<Option<Resumed>> {
         let at = Location::caller();
@@ -470,6 +473,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
 
     fn continue_newest(&mut self) -> Result<Option<Resumed>> {
         let Some(snapshots) = &self.snapshots else { bail!(argument, "there is no folder of snapshots to resume from") };
+        let _mine = snapshots.begin()?;
         let Some(Found { path, snapshot, damaged }) = snapshots.newest()? else { return Ok(None) };
         self.continue_from(&snapshot).map_err(|e| refused(&path, e))?;
         tracing::info!(step = self.done.step, path = %path.display(), "resumed");

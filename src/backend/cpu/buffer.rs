@@ -196,6 +196,12 @@ fn on_huge_pages(ptr: NonNull<u8>, bytes: usize) {
     let _ = (ptr, bytes);
 }
 
+/// What some elements are stored as.
+pub(crate) fn bytes<T: Element>(x: &[T]) -> &[u8] {
+    // SAFETY: the seven element types are plain numbers without padding, so each of their bytes is initialised.
+    unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), size_of_val(x)) }
+}
+
 /// The memory of some elements, to be filled with what they are stored as.
 pub(crate) fn bytes_mut<T: Element>(x: &mut [T]) -> &mut [u8] {
     // SAFETY: the slice is initialised and held exclusively, and every bit pattern is valid for the seven element types.

@@ -31,5 +31,5 @@ pub use map::Compute;
 pub use math::Real;
 pub use view::{Contiguous, In, Out};
 
-pub(crate) use buffer::{Buffer, bytes_mut, is_poisoning};
+pub(crate) use buffer::{Buffer, bytes, bytes_mut, is_poisoning};
 pub(crate) use view::{SERIAL, copy_strided};

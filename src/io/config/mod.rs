@@ -14,12 +14,9 @@ pub use generation::GenerationConfig;
 pub(crate) use rope::attention_factor;
 pub use rope::{RopeConfig, RopeScaling};
 
-use super::failed;
 use crate::error::{Error, Result, bail};
 use fields::{Fields, divides, positive, within};
 use serde_json::Value;
-use std::fs::File;
-use std::io::Read;
 use std::panic::Location;
 use std::path::Path;
 
@@ -126,10 +123,7 @@ impl From<String> for Refusal {
 fn open<T>(path: &Path, name: &str, of: impl FnOnce(Fields<'_>) -> Result<T, Refusal>) -> Result<T> {
     let inside = path.join(name);
     let path = if path.is_dir() { &inside } else { path };
-    let file = File::open(path).map_err(|e| failed("read", path, e))?;
-    let mut bytes = Vec::new();
-    file.take(LONGEST_FILE + 1).read_to_end(&mut bytes).map_err(|e| failed("read", path, e))?;
-    parse(&bytes, &path.display().to_string(), of)
+    parse(&super::read(path, LONGEST_FILE)?, &path.display().to_string(), of)
 }
 
 fn parse<T>(bytes: &[u8], shown: &str, of: impl FnOnce(Fields<'_>) -> Result<T, Refusal>) -> Result<T> {

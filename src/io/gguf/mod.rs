@@ -22,7 +22,7 @@ use crate::backend::cpu::par::*;
 use crate::backend::cpu::simd::dispatch;
 use crate::backend::{Device, cpu::Compute, cpu::Real};
 use crate::dtype::{DType, with_float};
-use crate::error::{Error, Result, bail};
+use crate::error::{Error, Result};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 use blocks::PIECE;
@@ -90,11 +90,8 @@ impl GgufFile {
     }
 
     fn open_at(path: &Path) -> Result<Self> {
-        let mut file = File::open(path).map_err(|e| failed("read", path, e))?;
+        let mut file = super::open(path)?;
         let about = file.metadata().map_err(|e| failed("read", path, e))?;
-        if !about.is_file() {
-            bail!(io, "cannot read {}: it is not a file", path.display());
-        }
         let header = header::parse(BufReader::with_capacity(1 << 20, &mut file), about.len());
         Self::with(path, header, Source::File(Mutex::new(file)))
     }

@@ -121,6 +121,9 @@ mod file {
     use crate::io::GgufTokenizer;
     use std::path::Path;
 
+    /// Bytes of a file, at most; the largest vocabularies take 40 MiB.
+    const LONGEST: u64 = 1 << 30;
+
     /// A `tokenizer.json`, as models on the Hugging Face hub have it. Needs the feature `tokenizers`.
     #[derive(Clone, Debug)]
     pub struct TokenizerFile(tokenizers::Tokenizer);
@@ -133,7 +136,7 @@ mod file {
         #[track_caller]
         pub fn open(path: impl AsRef<Path>) -> Result<Self> {
             let (path, at) = (path.as_ref(), std::panic::Location::caller());
-            let bytes = std::fs::read(path).map_err(|e| crate::io::failed("read", path, e).in_op("tokenizer", at))?;
+            let bytes = crate::io::read(path, LONGEST).map_err(|e| e.in_op("tokenizer", at))?;
             let inner = tokenizers::Tokenizer::from_bytes(bytes)
                 .map_err(|e| Error::corrupt_file(format!("{} is no tokenizer: {e}", path.display())).in_op("tokenizer", at))?;
             Ok(TokenizerFile(inner))

@@ -1,10 +1,10 @@
 //! Long lists of token ids, in memory or in a file.
 
 use crate::error::{Result, bail};
-use crate::io::{failed, write_atomically};
+use crate::io::{failed, open, replace};
 use std::fmt;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -78,12 +78,8 @@ impl Tokens {
     }
 
     fn of_file(path: &Path, width: Width) -> Result<Self> {
-        let file = File::open(path).map_err(|e| failed("read", path, e))?;
-        let about = file.metadata().map_err(|e| failed("read", path, e))?;
-        if !about.is_file() {
-            bail!(io, "cannot read {}: it is not a file", path.display());
-        }
-        let bytes = about.len();
+        let file = open(path)?;
+        let bytes = file.metadata().map_err(|e| failed("read", path, e))?.len();
         if bytes % width.bytes() as u64 != 0 {
             bail!(corrupt_file, "{} has {bytes} bytes, which is no multiple of {}", path.display(), width.bytes());
         }
@@ -98,7 +94,8 @@ impl Tokens {
     #[track_caller]
     pub fn save(&self, path: impl AsRef<Path>, width: Width) -> Result<()> {
         let at = std::panic::Location::caller();
-        let write = |out: &mut dyn std::io::Write| {
+        let path = path.as_ref();
+        let write = |out: &mut std::io::BufWriter<File>| {
             let mut bytes = Vec::new();
             for start in (0..self.len()).step_by(1 << 18) {
                 bytes.clear();
@@ -109,11 +106,11 @@ impl Tokens {
                         (Width::U32, _) => bytes.extend(id.to_le_bytes()),
                     }
                 }
-                out.write_all(&bytes)?;
+                out.write_all(&bytes).map_err(|e| failed("write", path, e))?;
             }
             Ok(())
         };
-        write_atomically(path, write).map_err(|e| e.in_op("tokens", at))
+        replace(path, write).map_err(|e| e.in_op("tokens", at))
     }
 
     /// Number of ids.
