@@ -63,6 +63,8 @@ mod pages {
     struct Numerics;
     #[doc = include_str!("../docs/book/testing.md")]
     struct Testing;
+    #[doc = include_str!("../docs/book/survives.md")]
+    struct Survives;
     #[doc = include_str!("../docs/book/training.md")]
     struct Training;
     #[doc = include_str!("../docs/book/kernels.md")]

@@ -42,8 +42,10 @@ mod parity;
 mod planted;
 mod postmortems;
 mod refused;
+mod reliability_files;
 mod replay;
 mod resume;
+mod survives;
 mod tidy;
 #[cfg(feature = "tokenizers")]
 mod tokenizer;

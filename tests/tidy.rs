@@ -278,6 +278,37 @@ fn unsafe_stays_in_the_backend() {
     assert_none(&problems);
 }
 
+/// Files outside of `io` that open files themselves, with the reason.
+const OPENERS: &[(&str, &str)] = &[("src/backend/cuda/load.rs", "stands below `io`; compiled kernels in a cache folder of its own")];
+
+/// Every file goes through the doors of `io`, which refuse what is no file, lock, and replace old files whole.
+#[test]
+fn files_are_opened_in_io_only() {
+    let doors = ["src/io/atomic.rs", "src/io/open.rs", "src/io/lock.rs"];
+    let functions = ["read", "read_to_string", "write", "copy", "rename", "hard_link", "set_permissions"];
+    let (mut problems, mut needed) = (Vec::new(), BTreeSet::new());
+    for file in rust(&["src", "examples"]).into_iter().filter(|f| !doors.contains(&f.as_str())) {
+        let code = product_code(&read(&file));
+        let words: Vec<&str> = words(&code).map(|(_, w)| w).collect();
+        let opens = words.windows(2).any(|w| match w {
+            ["File", f] => ["open", "create", "create_new", "options"].contains(f),
+            ["fs", f] => functions.contains(f),
+            [f, _] => *f == "OpenOptions",
+            _ => false,
+        });
+        match (opens, OPENERS.iter().position(|(f, _)| *f == file)) {
+            (true, Some(i)) => drop(needed.insert(i)),
+            (true, None) => {
+                problems.push(format!("{file}: opens, reads or writes a file itself: take `io::open`, `io::read`, `io::replace`"))
+            }
+            (false, _) => {}
+        }
+    }
+    let idle = OPENERS.iter().enumerate().filter(|(i, _)| !needed.contains(i));
+    problems.extend(idle.map(|(_, (file, _))| format!("OPENERS allows {file} to open files, but it does not any more")));
+    assert_none(&problems);
+}
+
 #[test]
 fn files_stay_short() {
     let mut problems = Vec::new();

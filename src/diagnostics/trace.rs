@@ -3,7 +3,7 @@
 use super::modules;
 use crate::error::{Error, Result};
 use crate::functional::{Grads, value_and_grad};
-use crate::io::{TensorFile, at_callers_line, write_tensors};
+use crate::io::{TensorFile, write_tensors};
 use crate::module::{Module, ModuleExt};
 use crate::tape::{Observer, Pulled, Ran, Tape};
 use crate::tensor::Tensor;
@@ -104,7 +104,7 @@ impl Trace {
     #[track_caller]
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let at = Location::caller();
-        self.write(path.as_ref()).map_err(|e| at_callers_line(e, "trace", at))
+        self.write(path.as_ref()).map_err(|e| e.rename_op("trace").called_at(at))
     }
 
     fn write(&self, path: &Path) -> Result<()> {
@@ -121,7 +121,7 @@ impl Trace {
     #[track_caller]
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let at = Location::caller();
-        Self::read(path.as_ref()).map_err(|e| at_callers_line(e, "trace", at))
+        Self::read(path.as_ref()).map_err(|e| e.rename_op("trace").called_at(at))
     }
 
     fn read(path: &Path) -> Result<Self> {

@@ -276,9 +276,13 @@ impl Lines {
                 self.reopen()?;
             }
             Cut::Aside => {
-                let old = set_aside(path, "old")?;
+                // Where the path is a link, its file.
+                let real = path.canonicalize().map_err(|e| failed("write", path, e))?;
+                let allowed = self.out.get_ref().metadata().map_err(|e| failed("write", path, e))?.permissions();
+                let old = set_aside(&real, "old")?;
                 tracing::info!(path = %old.display(), "the rows of another run were kept");
                 self.reopen()?;
+                self.out.get_ref().set_permissions(allowed).map_err(|e| failed("write", &self.path, e))?;
                 self.titled = false;
             }
         }

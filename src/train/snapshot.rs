@@ -52,7 +52,7 @@ impl Snapshot {
     #[track_caller]
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let at = Location::caller();
-        self.write(path.as_ref()).map_err(|e| e.in_op("snapshot", at))
+        self.write(path.as_ref()).map_err(|e| e.rename_op("snapshot").called_at(at))
     }
 
     fn write(&self, path: &Path) -> Result<()> {
@@ -83,7 +83,7 @@ impl Snapshot {
     #[track_caller]
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let at = Location::caller();
-        Self::read(path.as_ref()).map_err(|e| e.in_op("snapshot", at))
+        Self::read(path.as_ref()).map_err(|e| e.rename_op("snapshot").called_at(at))
     }
 
     fn read(path: &Path) -> Result<Self> {
@@ -203,7 +203,7 @@ impl Snapshots {
     #[track_caller]
     pub fn open(folder: impl AsRef<Path>, every: usize) -> Result<Self> {
         let at = Location::caller();
-        Self::open_at(folder.as_ref(), every).map_err(|e| e.in_op("snapshots", at))
+        Self::open_at(folder.as_ref(), every).map_err(|e| e.rename_op("snapshots").called_at(at))
     }
 
     fn open_at(folder: &Path, every: usize) -> Result<Self> {
@@ -244,7 +244,7 @@ impl Snapshots {
     #[track_caller]
     pub fn files(&self) -> Result<Vec<PathBuf>> {
         let at = Location::caller();
-        self.list().map_err(|e| e.in_op("snapshots", at))
+        self.list().map_err(|e| e.rename_op("snapshots").called_at(at))
     }
 
     fn list(&self) -> Result<Vec<PathBuf>> {
@@ -273,7 +273,7 @@ impl Snapshots {
     #[track_caller]
     pub fn save(&self, snapshot: &Snapshot) -> Result<PathBuf> {
         let at = Location::caller();
-        self.keep(snapshot).map_err(|e| e.in_op("snapshots", at))
+        self.keep(snapshot).map_err(|e| e.rename_op("snapshots").called_at(at))
     }
 
     fn keep(&self, snapshot: &Snapshot) -> Result<PathBuf> {
@@ -305,7 +305,7 @@ impl Snapshots {
     #[track_caller]
     pub fn newest(&self) -> Result<Option<Found>> {
         let at = Location::caller();
-        self.find().map_err(|e| e.in_op("snapshots", at))
+        self.find().map_err(|e| e.rename_op("snapshots").called_at(at))
     }
 
     fn find(&self) -> Result<Option<Found>> {
