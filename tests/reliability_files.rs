@@ -9,7 +9,7 @@ use cotangent::io::{
 use cotangent::nn::{KvCache, Linear};
 use cotangent::optim::{Clipped, State};
 use cotangent::train::{Csv, Event, Jsonl, MetricSink, Snapshot, Snapshots, TensorBoard, Tokens, Width};
-use cotangent::{Error, F32, Key, ModuleExt, Result, Tensor, grad};
+use cotangent::{Error, F32, Key, Result, Tensor, grad};
 use std::io::{BufRead, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

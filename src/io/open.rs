@@ -2,6 +2,7 @@
 
 use super::failed;
 use crate::error::{Error, Result, bail};
+use crate::memory::{room, vec_of};
 use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io::{ErrorKind, Read};
 use std::panic::Location;
@@ -54,9 +55,8 @@ pub(crate) fn read(path: &Path, longest: u64) -> Result<Vec<u8>> {
     if length > longest {
         return Err(too_long());
     }
-    let mut bytes = Vec::new();
     // Files of the kernel say 0: they grow as they are read.
-    reserve(&mut bytes, length)?;
+    let mut bytes = room(usize::try_from(length).unwrap_or(usize::MAX))?;
     file.take(longest.saturating_add(1)).read_to_end(&mut bytes).map_err(|e| failed("read", path, e))?;
     if bytes.len() as u64 > longest {
         return Err(too_long());
@@ -66,15 +66,7 @@ pub(crate) fn read(path: &Path, longest: u64) -> Result<Vec<u8>> {
 
 /// So many zeros.
 pub(super) fn zeros(length: u64) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    reserve(&mut bytes, length)?;
-    bytes.resize(length as usize, 0);
-    Ok(bytes)
-}
-
-fn reserve(bytes: &mut Vec<u8>, length: u64) -> Result<()> {
-    let fits = usize::try_from(length).is_ok_and(|n| bytes.try_reserve_exact(n).is_ok());
-    if fits { Ok(()) } else { Err(Error::out_of_memory(format!("cannot allocate {length} bytes"))) }
+    vec_of(0, usize::try_from(length).unwrap_or(usize::MAX))
 }
 
 /// A regular file that grows at its end, made if there is none.
