@@ -24,7 +24,7 @@ template <class R, class T> DEVICE void group_merge(const T*, T* y, u8* merged, 
 
 template <class R, class T>
 DEVICE void group_vjp(T* y, const T* x, const T* g, const u8* parts, i64 n, i64 reduced, i64 inner, f64 p) {
-    spread_lines<R>(y, x, g, parts, n, reduced, inner, [&](acc<T> x, const typename R::Part& part, acc<T> g) { return R::pull(x, part, g, p); });
+    spread_lines<R>(y, x, g, parts, n, reduced, inner, [&](typename R::X x, const typename R::Part& part, acc<T> g) { return R::pull(x, part, g, p); });
 }
 
 KERNEL(prod_reduce, (maybe<T*> y, maybe<u8*> parts, const T* x, i64 outer, i64 reduced, i64 inner, i64 pieces, i32 lanes, f64 p),

@@ -53,7 +53,8 @@ struct Recip {
 UNARY(square, Square)
 struct Square {
     template <class A> static DEVICE A f(A x, const Params&) { return x * x; }
-    template <class A> static DEVICE A pull(A x, A g, const Params&) { return g * (x + x); }
+    // 2 (g x), not g (2 x): the double may overflow where the product does not.
+    template <class A> static DEVICE A pull(A x, A g, const Params&) { return g * x + g * x; }
 };
 
 // p[0] is the exponent, a whole number.
@@ -192,7 +193,11 @@ UNARY(gelu_tanh, GeluTanh)
 UNARY(relu_squared, ReluSquared)
 struct ReluSquared {
     template <class A> static DEVICE A f(A x, const Params&) { return x <= A(0) ? A(0) : x * x; }
-    template <class A> static DEVICE A pull(A x, A g, const Params&) { return x <= A(0) ? A(0) : g * (x + x); }
+    template <class A> static DEVICE A pull(A x, A g, const Params&) { 
+        // 2 (g x), not g (2 x): the double may overflow where the product does not.
+        A half = g * x;
+        return x <= A(0) ? A(0) : half + half;
+    }
 };
 
 // ---- piecewise linear functions
@@ -233,14 +238,14 @@ struct Round {
     template <class A> static DEVICE A pull(A, A, const Params&) { return A(0); }
 };
 
-// p[0] and p[1] are the ends; an absent one is infinite. NaN stays, and the interval is closed.
+// p[0] and p[1] are the ends; an absent one is NaN. NaN stays; the slope is 0 at the ends and at NaN.
 UNARY(clamp, Clamp)
 struct Clamp {
     template <class A> static DEVICE A f(A x, const Params& p) {
         A lo = A(p.p[0]), hi = A(p.p[1]), y = x < lo ? lo : x;
         return y > hi ? hi : y;
     }
-    template <class A> static DEVICE A pull(A x, A g, const Params& p) { return x < A(p.p[0]) || x > A(p.p[1]) ? A(0) : g; }
+    template <class A> static DEVICE A pull(A x, A g, const Params& p) { return x <= A(p.p[0]) || x >= A(p.p[1]) || is_nan(x) ? A(0) : g; }
 };
 
 // ---- a tensor and the number p[0]

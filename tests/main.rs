@@ -50,6 +50,7 @@ mod tidy;
 #[cfg(feature = "tokenizers")]
 mod tokenizer;
 mod training;
+mod user_numbers;
 
 /// Shown even when the test passes: the runner keeps what `println!` writes to itself.
 pub fn say(text: &str) {

@@ -30,28 +30,44 @@ template <class A> struct Sums : Plain<A> {
     template <int M> static DEVICE A of(const A (&x)[M], i64, i64) { return sum_of(x); }
 };
 
-// The product of the elements that are not zero, in double, and the number of zeros.
+// The product of the elements that are neither zero nor infinite nor NaN, in double, and how many there are of each of those: so
+// the product of all but one can be told for any of them. An infinity leaves its sign in the product.
 template <class A> struct Factors : Plain<A> {
     struct Part {
-        f64 product, zeros;
+        f64 product, zeros, infinities, nans;
     };
-    template <class P> static DEVICE Part start() { return Part{1, 0}; }
-    static DEVICE Part join(Part a, Part b) { return Part{a.product * b.product, a.zeros + b.zeros}; }
+    template <class P> static DEVICE Part start() { return Part{1, 0, 0, 0}; }
+    static DEVICE Part join(Part a, Part b) {
+        return Part{a.product * b.product, a.zeros + b.zeros, a.infinities + b.infinities, a.nans + b.nans};
+    }
+    // What one element is in the product.
+    static DEVICE f64 factor(f64 v) { return v == 0 || is_nan(v) ? 1 : is_finite(v) ? v : v > 0 ? 1 : -1; }
     template <int M> static DEVICE Part of(const A (&x)[M], i64, i64) {
         Part p = start<Part>();
 #pragma unroll
         for (int i = 0; i < M; i++) {
-            p.product *= x[i] == A(0) ? 1 : f64(x[i]);
-            p.zeros += x[i] == A(0) ? 1 : 0;
+            f64 v = f64(x[i]);
+            p.product *= factor(v);
+            p.zeros += v == 0 ? 1 : 0;
+            p.nans += is_nan(v) ? 1 : 0;
+            p.infinities += is_finite(v) || is_nan(v) ? 0 : 1;
         }
         return p;
     }
-    // Times 0, not 0: infinity times 0 is NaN.
-    static DEVICE A finish(Part p, f64) { return A(p.zeros > 0 ? p.product * 0 : p.product); }
+    static DEVICE f64 value(Part p) {
+        if (p.nans > 0 || (p.infinities > 0 && p.zeros > 0)) return Limits<f64>::infinity() * 0;
+        if (p.infinities > 0) return copysign(Limits<f64>::infinity(), p.product);
+        return p.zeros > 0 ? copysign(0.0, p.product) : p.product;
+    }
+    static DEVICE A finish(Part p, f64) { return A(value(p)); }
     // In double: dividing one factor out again costs no accuracy that a float could show.
     static DEVICE A pull(A x, Part p, A g, f64) {
-        f64 others = x == A(0) ? p.product : p.product / f64(x), own = x == A(0) ? 1 : 0;
-        return g * A(p.zeros > own ? 0 : others);
+        f64 v = f64(x);
+        p.product /= factor(v);
+        p.zeros -= v == 0 ? 1 : 0;
+        p.nans -= is_nan(v) ? 1 : 0;
+        p.infinities -= is_finite(v) || is_nan(v) ? 0 : 1;
+        return g * A(value(p));
     }
 };
 
@@ -105,10 +121,10 @@ template <class A> struct LogSum : Plain<A> {
         return Part{max, sum_of(e)};
     }
     static DEVICE A finish(Part p, f64) { return is_finite(p.max) ? p.max + m_log(p.sum) : p.max; }
-    // Nothing flows where there is no finite maximum: the limit of infinities' differences must not become NaN.
+    // Nothing flows in a group of minus infinities: the limit of their differences must not become NaN. At plus infinity it is NaN.
     static DEVICE A pull(A x, Part p, A g, f64) {
         if (is_finite(p.max)) return m_exp(x - p.max) * (g / p.sum);
-        return is_nan(p.max) ? p.max : A(0);
+        return is_nan(p.max) ? p.max : p.max > A(0) && x == p.max ? x - p.max : A(0);
     }
 };
 
@@ -136,18 +152,41 @@ template <class A> struct Moments {
     }
 };
 
-template <class A> struct Variance : Moments<A> {
-    typedef typename Moments<A>::Part Part;
-    static DEVICE A finish(Part p, f64 degrees) { return p.squares / A(degrees); }
-    static DEVICE A pull(A x, Part p, A g, f64 degrees) { return g * ((x - p.mean) * A(2 / degrees)); }
+// The same in double, where no square of a float overflows or vanishes.
+template <class A> struct WideMoments {
+    typedef f64 X;
+    struct Part {
+        f64 n, mean, squares;
+    };
+    template <class T> static DEVICE f64 origin(T v) { return f64(load(v)); }
+    template <class T> static DEVICE f64 take(T v, f64 pivot) { return f64(load(v)) - pivot; }
+    template <class P> static DEVICE Part start() { return Part{0, 0, 0}; }
+    static DEVICE Part join(Part a, Part b) {
+        if (a.n == 0) return b;
+        if (b.n == 0) return a;
+        f64 n = a.n + b.n, share = b.n / n, d = b.mean - a.mean;
+        return Part{n, m_fma(d, share, a.mean), a.squares + b.squares + d * d * (a.n * share)};
+    }
+    template <int M> static DEVICE Part of(const f64 (&x)[M], i64, i64) {
+        f64 mean = sum_of(x) * (1.0 / M), d[M];
+#pragma unroll
+        for (int i = 0; i < M; i++) d[i] = (x[i] - mean) * (x[i] - mean);
+        return Part{f64(M), mean, sum_of(d)};
+    }
 };
 
-template <class A> struct Deviation : Moments<A> {
-    typedef typename Moments<A>::Part Part;
-    static DEVICE A finish(Part p, f64 degrees) { return m_sqrt(p.squares / A(degrees)); }
-    static DEVICE A pull(A x, Part p, A g, f64 degrees) {
-        A n = A(degrees), slope = (x - p.mean) / (n * m_sqrt(p.squares / n));
-        return p.squares == A(0) && n > A(0) ? A(0) : g * slope;
+template <class A> struct Variance : WideMoments<A> {
+    typedef typename WideMoments<A>::Part Part;
+    static DEVICE A finish(Part p, f64 degrees) { return A(p.squares / degrees); }
+    static DEVICE A pull(f64 x, Part p, A g, f64 degrees) { return g * A((x - p.mean) * (2 / degrees)); }
+};
+
+template <class A> struct Deviation : WideMoments<A> {
+    typedef typename WideMoments<A>::Part Part;
+    static DEVICE A finish(Part p, f64 degrees) { return A(m_sqrt(p.squares / degrees)); }
+    static DEVICE A pull(f64 x, Part p, A g, f64 degrees) {
+        f64 slope = (x - p.mean) / (degrees * m_sqrt(p.squares / degrees));
+        return p.squares == 0 && degrees > 0 ? A(0) : g * A(slope);
     }
 };
 

@@ -120,7 +120,8 @@ impl Plan {
                 if term.dots && !terms.iter().any(|t| t.dots) {
                     bail!(argument, "the output has `...`, but no operand has in equation \"{equation}\"");
                 }
-                term.indices(widest)
+                // Without `...` in the output its axes are summed like any index that is not named there.
+                term.indices(if term.dots { widest } else { 0 })
             }
             None => {
                 let count = |index: Index| terms.iter().flat_map(Term::letters).filter(|&i| i == index).count();
@@ -262,21 +263,46 @@ impl Describe for Einsum {
         references: "numpy.einsum; torch.einsum",
     };
 
+    // A reading of the equation of its own, shared with nothing: axes are characters, those of `...` are digits counted
+    // from the last, and one loop runs over the values of all of them.
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let Ok(plan) = Plan::new(&self.0, &x.iter().map(|x| &x.shape).collect::<Vec<_>>()) else { return Vec::new() };
-        let summed: Vec<Index> = plan.extents.keys().copied().filter(|i| !plan.output.contains(i)).collect();
-        let inner = plan.shape(&summed);
-        vec![Nd::from_fn(plan.shape(&plan.output), |out| {
-            let mut value: BTreeMap<Index, usize> = plan.output.iter().copied().zip(out.iter().copied()).collect();
-            let terms = Nd::from_fn(&inner, |at| {
-                value.extend(summed.iter().copied().zip(at.iter().copied()));
-                let element = |x: &Nd<S>, of: &Vec<Index>| {
-                    let at: Vec<usize> = of.iter().zip(x.shape.iter()).map(|(i, &d)| if d == 1 { 0 } else { value[i] }).collect();
+        let text = self.0.replace(' ', "");
+        let (left, right) = text.split_once("->").map_or((text.as_str(), None), |(l, r)| (l, Some(r)));
+        let digits = |n: usize| "9876543210".get(10usize.saturating_sub(n)..).unwrap_or("");
+        let spelt = |term: &str, dots: usize| term.replace("...", digits(dots));
+        let dots = |term: &str, rank: usize| if term.contains("...") { rank + 3 - term.len() } else { 0 };
+        let terms: Vec<&str> = left.split(',').collect();
+        let operands: Vec<String> = terms.iter().zip(x).map(|(t, x)| spelt(t, dots(t, x.shape.rank()))).collect();
+        let widest = terms.iter().zip(x).map(|(t, x)| dots(t, x.shape.rank())).max().unwrap_or(0);
+        let output = right.map_or_else(
+            || {
+                let all = operands.concat();
+                let mut once: Vec<char> = all.chars().filter(|&c| c.is_alphabetic() && all.matches(c).count() == 1).collect();
+                once.sort_unstable();
+                digits(widest).chars().chain(once).collect()
+            },
+            |r| spelt(r, widest),
+        );
+        // Every index once with its extent: the output's first, then those that are summed.
+        let mut loops: Vec<(char, usize)> = Vec::new();
+        for c in output.chars().chain(operands.concat().chars()) {
+            if loops.iter().all(|&(known, _)| known != c) {
+                let found = operands.iter().zip(x).flat_map(|(o, x)| o.chars().zip(x.shape.iter().copied()));
+                // An axis of `...` may be 1 where the index has another extent, which may be 0.
+                let extents: Vec<usize> = found.filter(|&(name, _)| name == c).map(|(_, d)| d).collect();
+                loops.push((c, extents.iter().copied().find(|&d| d != 1).unwrap_or(1)));
+            }
+        }
+        let (outer, inner) = loops.split_at(output.chars().count());
+        let extents = |of: &[(char, usize)]| of.iter().map(|&(_, d)| d).collect::<Shape>();
+        vec![Nd::from_fn(extents(outer), |o| {
+            let terms = Nd::from_fn(extents(inner), |i| {
+                let value = |c: char| loops.iter().zip(o.iter().chain(i)).find(|((name, _), _)| *name == c).map_or(0, |(_, &v)| v);
+                let factors = operands.iter().zip(x).map(|(names, x)| {
+                    let at: Vec<usize> = names.chars().zip(x.shape.iter()).map(|(c, &d)| if d == 1 { 0 } else { value(c) }).collect();
                     x.at(&at)
-                };
-                let mut factors = x.iter().zip(&plan.operands).map(|(x, of)| element(x, of));
-                let first = factors.next().unwrap_or(S::one());
-                factors.fold(first, |product, f| product * f)
+                });
+                factors.reduce(|product, f| product * f).unwrap_or(S::one())
             });
             S::sum(&terms.data)
         })]
@@ -285,7 +311,7 @@ impl Describe for Einsum {
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let of = |equation: &str| Einsum(equation.into());
         let (m, k, n) = (g.extent().min(6), g.extent().min(6), g.extent().min(6));
-        let cases: [(&str, &[&[usize]], &'static str); 54] = [
+        let cases: [(&str, &[&[usize]], &'static str); 66] = [
             ("ij,jk->ik", &[&[m, k], &[k, n]], "matrix product"),
             ("ij,jk", &[&[m, k], &[k, n]], "the same, output implied"),
             ("ij,kj->ik", &[&[m, k], &[n, k]], "right side transposed"),
@@ -339,19 +365,32 @@ impl Describe for Einsum {
             ("i...,i...", &[&[m, 2], &[m, 1]], "implied output begins with the ellipsis"),
             ("i...j->j", &[&[m, 2, n]], "ellipsis summed"),
             ("...,...->", &[&[2, 1], &[1, 3]], "broadcast axes summed"),
+            ("i...->i", &[&[m, 2, 3]], "an ellipsis that the output leaves out is summed"),
+            ("...->", &[&[2, m, n]], "all of it"),
+            ("...ij->ij", &[&[2, m, n]], "in front"),
+            ("...ij->ji", &[&[2, 1, m, n]], "two axes, one of extent 1"),
+            ("...k,...k->", &[&[2, m, k], &[2, m, k]], "of both operands"),
+            ("...k,...k->k", &[&[2, m, k], &[1, k]], "broadcast, then summed"),
+            ("ij,...->ij", &[&[4, 2], &[1]], "an extent of 1 alone"),
+            ("ij,...->ij", &[&[m, n], &[3, 2]], "of one operand alone: its total scales the other"),
+            ("...i,...j->ij", &[&[2, 3, m], &[3, n]], "of different ranks"),
+            ("...ii->i", &[&[2, n, n]], "beside a diagonal"),
+            ("b...,b...,b...->b", &[&[2, 3], &[2, 1], &[2, 3]], "of three operands"),
+            ("...a,...b,...->ba", &[&[2, m], &[2, n], &[3, 2]], "of one that has nothing else"),
             ("a ... , ... b -> b ... a", &[&[m], &[2, n]], "spaces; no axes for one ellipsis"),
         ];
         let mut out = Vec::new();
         for (equation, shapes, note) in cases {
             out.push(Sample::check(of(equation), shapes.iter().map(|&s| g.normal(s)).collect::<Vec<Input>>()).note(note));
         }
-        let empty: [(&str, &[&[usize]], &'static str); 8] = [
+        let empty: [(&str, &[&[usize]], &'static str); 9] = [
             ("ij,jk->ik", &[&[2, 0], &[0, 3]], "empty sum: zeros"),
             ("ij,jk->ik", &[&[0, 2], &[2, 3]], "no rows"),
             ("bij,bjk->bik", &[&[0, 2, 2], &[0, 2, 2]], "no batches"),
             ("ii->", &[&[0, 0]], "empty trace: zero"),
             ("i,j->ij", &[&[0], &[3]], "empty outer"),
             ("ij->j", &[&[0, 3]], "empty sum"),
+            ("...i->i", &[&[0, 3]], "empty ellipsis summed"),
             ("i,i,j->j", &[&[0], &[0], &[2]], "zero scales the rest"),
             ("...i,...i->...", &[&[0, 2], &[1, 2]], "ellipsis of extent 1 meets 0"),
         ];
@@ -421,7 +460,7 @@ impl Tensor {
     /// Each operand's axes are named by letters, the operands separated by commas. An index that is not behind `->` is
     /// summed; one that stands twice in an operand takes its diagonal: `"ii->"` is the trace. Without `->` the output has
     /// the indices that stand only once, in alphabetical order. `...` stands for any further axes, which broadcast; without
-    /// `->` they come first. Spaces do not count.
+    /// `->` they come first, and behind `->` they are summed unless `...` stands there too. Spaces do not count.
     ///
     /// Operands are combined from left to right: with three or more, put first what makes the product small.
     ///
@@ -481,7 +520,7 @@ mod tests {
         assert_eq!(p.shape(&p.output), [4, 5, 8, 2, 7]);
     }
 
-    // The definition shares the parser with the composition: here are numbers worked out by hand.
+    // Numbers worked out by hand; those of PyTorch stand in tests/user_numbers.rs.
     #[test]
     fn known_values() {
         let a = Tensor::from_slice(&[1f64, 2.0, 3.0, 4.0], [2, 2]).unwrap();

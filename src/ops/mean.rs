@@ -76,7 +76,8 @@ impl Op for Mean {
 
     fn vjp(&self, _: &Saved, y_bar: &Cotangents, _: &[bool]) -> Result<InputCotangents> {
         // Divided while it is small, then repeated as a view.
-        let g = y_bar.only()?.div_scalar(count(&self.of, &self.axes)?)?;
+        // Nothing is divided by 0 where there is nothing to repeat it over: 0/0 would come back in the second derivative.
+        let g = y_bar.only()?.div_scalar(count(&self.of, &self.axes)?.max(1.0))?;
         Ok(smallvec![Some(spread(&g, &self.axes, &self.of)?)])
     }
 }

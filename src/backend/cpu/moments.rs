@@ -8,20 +8,50 @@ use std::marker::PhantomData;
 
 /// Count, mean and sum of squared deviations: within a part by two passes with a mean that is refined once, so that equal
 /// elements have deviations of exactly 0 (the part is in cache, further passes are cheap); between parts by the pairwise update
-/// (Chan, Golub & LeVeque, *Algorithms for Computing the Sample Variance*, 1983).
+/// (Chan, Golub & LeVeque, *Algorithms for Computing the Sample Variance*, 1983). Parts are f64, and where squares or sums leave
+/// the range of an f32 they are taken again in f64, where those of an f32 neither overflow nor vanish.
 pub(crate) struct Moments<T>(pub(crate) PhantomData<T>);
 
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct MomentsPart<A> {
+pub(crate) struct MomentsPart {
     pub(crate) n: f64,
-    pub(crate) mean: A,
-    pub(crate) squares: A,
+    pub(crate) mean: f64,
+    pub(crate) squares: f64,
+}
+
+impl MomentsPart {
+    /// Whether a sum of squares in an accumulator of type `A` lost nothing: no square overflowed, and none that counts was
+    /// subnormal.
+    #[inline(always)]
+    fn is_safe<A>(squares: f64) -> bool {
+        size_of::<A>() == size_of::<f64>() || (squares > 1e-30 && squares < 1e38)
+    }
+
+    /// From squares about a mean that was rounded, and that mean in f64: `Σ(x − r)² = Σ(x − m)² + n(m − r)²`.
+    #[inline(always)]
+    fn about(n: f64, rounded: f64, mean: f64, squares: f64) -> Self {
+        let lost = n * (mean - rounded) * (mean - rounded);
+        MomentsPart { n, mean, squares: if lost < squares { squares - lost } else { squares } }
+    }
+
+    /// All in f64.
+    fn wide(x: impl Iterator<Item = f64> + Clone, n: f64) -> Self {
+        // A constant group, whose squares are 0, comes here as well.
+        if let Some(first) = x.clone().next()
+            && x.clone().all(|v| v == first)
+        {
+            return MomentsPart { n, mean: first, squares: 0.0 * first };
+        }
+        let rough = x.clone().sum::<f64>() / n;
+        let mean = rough + x.clone().map(|v| v - rough).sum::<f64>() / n;
+        MomentsPart { n, mean, squares: x.map(|v| (v - mean) * (v - mean)).sum() }
+    }
 }
 
 impl<T: Compute> Reduction<T> for Moments<T> {
-    type Part = MomentsPart<T::Acc>;
+    type Part = MomentsPart;
     #[inline(always)]
-    fn row(&self, x: &[T]) -> Self::Part {
+    fn row(&self, x: &[T]) -> MomentsPart {
         let n = x.len() as f64;
         let count = T::Acc::from_f64(n);
         let rough = simd::sum_by(
@@ -29,12 +59,12 @@ impl<T: Compute> Reduction<T> for Moments<T> {
             #[inline(always)]
             |acc: T::Acc, v: T| acc + v.load(),
         ) / count;
-        let mean = rough
-            + simd::sum_by(
-                x,
-                #[inline(always)]
-                |acc: T::Acc, v: T| acc + (v.load() - rough),
-            ) / count;
+        let rest = simd::sum_by(
+            x,
+            #[inline(always)]
+            |acc: T::Acc, v: T| acc + (v.load() - rough),
+        );
+        let mean = rough + rest / count;
         let squares = simd::sum_by(
             x,
             #[inline(always)]
@@ -42,11 +72,15 @@ impl<T: Compute> Reduction<T> for Moments<T> {
                 let d = v.load() - mean;
                 d.mul_add(d, acc)
             },
-        );
-        MomentsPart { n, mean, squares }
+        )
+        .to_f64();
+        if MomentsPart::is_safe::<T::Acc>(squares) {
+            return MomentsPart::about(n, mean.to_f64(), rough.to_f64() + rest.to_f64() / n, squares);
+        }
+        MomentsPart::wide(x.iter().map(|v| v.load().to_f64()), n)
     }
     #[inline(always)]
-    fn columns<'a>(&self, rows: impl Iterator<Item = &'a [T]> + Clone, parts: &mut [Self::Part]) {
+    fn columns<'a>(&self, rows: impl Iterator<Item = &'a [T]> + Clone, parts: &mut [MomentsPart]) {
         let (mut mean, mut squares) = ([T::Acc::ZERO; STRIP], [T::Acc::ZERO; STRIP]);
         let w = parts.len();
         let mut n = 0.0;
@@ -64,28 +98,31 @@ impl<T: Compute> Reduction<T> for Moments<T> {
                 *r += v.load() - m;
             }
         }
+        let rough = mean;
         for (m, &r) in mean[..w].iter_mut().zip(&rest[..w]) {
             *m += r / count;
         }
-        for row in rows {
+        for row in rows.clone() {
             for ((s, &m), &v) in squares[..w].iter_mut().zip(&mean[..w]).zip(row) {
                 let d = v.load() - m;
                 *s = d.mul_add(d, *s);
             }
         }
-        for ((p, &mean), &squares) in parts.iter_mut().zip(&mean).zip(&squares) {
-            *p = MomentsPart { n, mean, squares };
+        for (i, p) in parts.iter_mut().enumerate() {
+            *p = MomentsPart::about(n, mean[i].to_f64(), rough[i].to_f64() + rest[i].to_f64() / n, squares[i].to_f64());
+            if !MomentsPart::is_safe::<T::Acc>(p.squares) {
+                *p = MomentsPart::wide(rows.clone().map(|row| row[i].load().to_f64()), n);
+            }
         }
     }
     #[inline(always)]
-    fn merge(&self, a: Self::Part, b: Self::Part) -> Self::Part {
+    fn merge(&self, a: MomentsPart, b: MomentsPart) -> MomentsPart {
         let n = a.n + b.n;
         let d = b.mean - a.mean;
-        let mean = d.mul_add(T::Acc::from_f64(b.n / n), a.mean);
-        MomentsPart { n, mean, squares: a.squares + b.squares + d * d * T::Acc::from_f64(a.n * b.n / n) }
+        MomentsPart { n, mean: d.mul_add(b.n / n, a.mean), squares: a.squares + b.squares + d * d * (a.n * b.n / n) }
     }
-    fn blank(&self) -> Self::Part {
-        MomentsPart { n: 0.0, mean: T::Acc::ZERO, squares: T::Acc::ZERO }
+    fn blank(&self) -> MomentsPart {
+        MomentsPart { n: 0.0, mean: 0.0, squares: 0.0 }
     }
 }
 
@@ -302,19 +339,76 @@ impl<T: Compute> Reduction<T> for Ties<T> {
     }
 }
 
-/// The product of the elements that are not zero, in f64, and the number of zeros.
+/// The product of the elements that are neither zero nor infinite nor NaN, in f64, and how many there are of each of those: so the
+/// product of all but one can be told for any of them. An infinity leaves its sign in the product.
 pub(crate) struct Factors<T>(pub(crate) PhantomData<T>);
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FactorsPart {
-    pub(crate) product: f64,
-    pub(crate) zeros: f64,
+    product: f64,
+    zeros: f64,
+    infinities: f64,
+    nans: f64,
 }
 
 impl FactorsPart {
+    const ONE: Self = FactorsPart { product: 1.0, zeros: 0.0, infinities: 0.0, nans: 0.0 };
+
+    /// Times a factor that is a number, or any whose product comes out as one.
     #[inline(always)]
     fn times(self, v: f64) -> Self {
-        FactorsPart { product: self.product * if v == 0.0 { 1.0 } else { v }, zeros: self.zeros + if v == 0.0 { 1.0 } else { 0.0 } }
+        let zero = v == 0.0;
+        FactorsPart { product: self.product * if zero { 1.0 } else { v }, zeros: self.zeros + if zero { 1.0 } else { 0.0 }, ..self }
+    }
+
+    /// Times any factor.
+    fn times_any(self, v: f64) -> Self {
+        if v.is_nan() {
+            FactorsPart { nans: self.nans + 1.0, ..self }
+        } else if v.is_infinite() {
+            FactorsPart { infinities: self.infinities + 1.0, product: self.product * v.signum(), ..self }
+        } else {
+            self.times(v)
+        }
+    }
+
+    #[inline(always)]
+    fn join(self, b: Self) -> Self {
+        FactorsPart {
+            product: self.product * b.product,
+            zeros: self.zeros + b.zeros,
+            infinities: self.infinities + b.infinities,
+            nans: self.nans + b.nans,
+        }
+    }
+
+    /// The product of all. `∞ · 0` is NaN.
+    #[inline(always)]
+    pub(crate) fn value(self) -> f64 {
+        if self.nans > 0.0 || (self.infinities > 0.0 && self.zeros > 0.0) {
+            f64::NAN
+        } else if self.infinities > 0.0 {
+            f64::INFINITY.copysign(self.product)
+        } else if self.zeros > 0.0 {
+            0f64.copysign(self.product)
+        } else {
+            self.product
+        }
+    }
+
+    /// The product of all but one, which is `v`. In f64: dividing one factor out again costs no accuracy that an f32 could show.
+    #[inline(always)]
+    pub(crate) fn without(self, v: f64) -> f64 {
+        let rest = if v == 0.0 {
+            FactorsPart { zeros: self.zeros - 1.0, ..self }
+        } else if v.is_nan() {
+            FactorsPart { nans: self.nans - 1.0, ..self }
+        } else if v.is_infinite() {
+            FactorsPart { infinities: self.infinities - 1.0, product: self.product * v.signum(), ..self }
+        } else {
+            FactorsPart { product: self.product / v, ..self }
+        };
+        rest.value()
     }
 }
 
@@ -322,29 +416,36 @@ impl<T: Compute> Reduction<T> for Factors<T> {
     type Part = FactorsPart;
     #[inline(always)]
     fn row(&self, x: &[T]) -> FactorsPart {
-        let mut acc = [FactorsPart { product: 1.0, zeros: 0.0 }; 8];
+        let mut acc = [FactorsPart::ONE; 8];
         for chunk in x.chunks(8) {
             for (a, &v) in acc.iter_mut().zip(chunk) {
                 *a = a.times(v.load().to_f64());
             }
         }
-        acc.into_iter().fold(Reduction::<T>::blank(self), |a, b| Reduction::<T>::merge(self, a, b))
+        let all = acc.into_iter().fold(FactorsPart::ONE, FactorsPart::join);
+        // Infinities and NaN are looked for only where one shows.
+        if all.product.is_finite() { all } else { x.iter().fold(FactorsPart::ONE, |p, v| p.times_any(v.load().to_f64())) }
     }
     #[inline(always)]
     fn columns<'a>(&self, rows: impl Iterator<Item = &'a [T]> + Clone, parts: &mut [FactorsPart]) {
-        parts.fill(Reduction::<T>::blank(self));
-        for row in rows {
+        parts.fill(FactorsPart::ONE);
+        for row in rows.clone() {
             for (p, &v) in parts.iter_mut().zip(row) {
                 *p = p.times(v.load().to_f64());
+            }
+        }
+        for (i, p) in parts.iter_mut().enumerate() {
+            if !p.product.is_finite() {
+                *p = rows.clone().fold(FactorsPart::ONE, |p, row| p.times_any(row[i].load().to_f64()));
             }
         }
     }
     #[inline(always)]
     fn merge(&self, a: FactorsPart, b: FactorsPart) -> FactorsPart {
-        FactorsPart { product: a.product * b.product, zeros: a.zeros + b.zeros }
+        a.join(b)
     }
     #[inline(always)]
     fn blank(&self) -> FactorsPart {
-        FactorsPart { product: 1.0, zeros: 0.0 }
+        FactorsPart::ONE
     }
 }

@@ -79,7 +79,11 @@ unary! {
     math: "y = max(x, 0)²", "x̄ = ȳ · 2x where x > 0, else 0", "slope 0 at 0, where the second derivative jumps from 0 to 2", "So et al. 2021, arXiv:2109.08668";
     domain: Domain::OffKinks;
     f(self, x) => if x <= T::ZERO { T::ZERO } else { x * x };
-    pull(self, x, g) => if x <= T::ZERO { T::ZERO } else { g * (x + x) };
+    pull(self, x, g) => {
+        // 2 (g x), not g (2 x): the double may overflow where the product does not.
+        let half = g * x;
+        if x <= T::ZERO { T::ZERO } else { half + half }
+    };
     define(self, x) => if x.re() <= 0.0 { S::zero() } else { x * x };
     cuda(self) => relu_squared_fwd, relu_squared_vjp, [];
     derivative(self, x) => {
@@ -134,10 +138,9 @@ unary! {
     define(self, x) => if x.re() > 0.0 { x } else { x.expm1() * S::lit(self.alpha) };
     cuda(self) => elu_fwd, elu_vjp, [self.alpha];
     derivative(self, x) => {
-        // The gate has no history; below 0 the slope is α eˣ, and the clamp keeps eˣ finite above.
-        let below = constant_slope(&super::Clamp { min: Some(0.0), max: None }, &x.neg()?.detach())?;
-        let lower = scaled(&x.clamp(None, 0.0)?.exp()?, self.alpha)?.mul(&below)?;
-        lower.add(&shifted(&below.neg()?, 1.0)?)
+        // α eˣ up to 0, of an operand that is 0 above, where eˣ could overflow.
+        let above = x.gt_scalar(0.0)?;
+        scaled(&x.masked_fill(&above, 0.0)?.exp()?, self.alpha)?.masked_fill(&above, 1.0)
     };
     samples => {
         let mut out: Vec<_> = [1.0, 0.5, 0.0, -1.5].map(|alpha| Sample::check(Elu { alpha }, at(&[-17.0, -2.5, -0.0625, -1e-1, 0.0625, 3.0]))).into();

@@ -119,30 +119,31 @@ unary! {
         /// Upper end.
         max: Option<f64>,
     }, "clamp", saves Input;
-    math: "y = min(max(x, lo), hi)", "x̄ = ȳ where lo ≤ x ≤ hi, else 0", "slope 1 at both ends; NaN stays NaN", "torch.clamp";
+    math: "y = min(max(x, lo), hi)", "x̄ = ȳ where lo < x < hi, else 0", "slope 0 at both ends and at NaN, which stays NaN", "torch.clamp";
     domain: Domain::OffKinks;
     f(self, x) => {
-        // An absent end is infinite: no comparison holds, and the loop has no branch.
-        let (lo, hi) = (T::from_f64(self.min.unwrap_or(-INF)), T::from_f64(self.max.unwrap_or(INF)));
+        // An absent end is NaN: no comparison holds, and the loop has no branch.
+        let (lo, hi) = (T::from_f64(self.min.unwrap_or(NAN)), T::from_f64(self.max.unwrap_or(NAN)));
         let y = if x < lo { lo } else { x };
         if y > hi { hi } else { y }
     };
     pull(self, x, g) => {
-        let (lo, hi) = (T::from_f64(self.min.unwrap_or(-INF)), T::from_f64(self.max.unwrap_or(INF)));
-        if (x < lo) | (x > hi) { T::ZERO } else { g }
+        let (lo, hi) = (T::from_f64(self.min.unwrap_or(NAN)), T::from_f64(self.max.unwrap_or(NAN)));
+        if (x <= lo) | (x >= hi) | x.is_nan() { T::ZERO } else { g }
     };
     define(self, x) => match (self.min, self.max) {
-        (Some(lo), _) if x.re() < lo => S::lit(lo),
-        (_, Some(hi)) if x.re() > hi => S::lit(hi),
+        _ if x.re().is_nan() => S::lit(NAN),
+        (Some(lo), _) if x.re() <= lo => S::lit(lo),
+        (_, Some(hi)) if x.re() >= hi => S::lit(hi),
         _ => x,
     };
-    cuda(self) => clamp_fwd, clamp_vjp, [self.min.unwrap_or(-INF), self.max.unwrap_or(INF)];
+    cuda(self) => clamp_fwd, clamp_vjp, [self.min.unwrap_or(NAN), self.max.unwrap_or(NAN)];
     derivative(self, x) => constant_slope(self, x);
     samples => {
         let ends = [(Some(-1.0), Some(1.5)), (Some(0.25), None), (None, Some(-0.5)), (None, None), (Some(1.0), Some(1.0)), (Some(-INF), Some(INF))];
         let mut out: Vec<_> = ends.map(|(min, max)| Sample::check(Clamp { min, max }, at(&[-2.0625, -0.6875, 0.0625, 0.8125, 1.4375, 1.5625]))).into();
         out.extend(ends.map(|(min, max)| {
-            Sample::check(Clamp { min, max }, at(&[-1.0, -0.5, 0.25, 1.0, 1.5])).at_kink().note("the interval is closed: slope 1 at its ends")
+            Sample::check(Clamp { min, max }, at(&[-1.0, -0.5, 0.25, 1.0, 1.5])).at_kink().note("slope 0 at the ends")
         }));
         out.extend(ends.map(|(min, max)| Sample::value(Clamp { min, max }, at(&[INF, -INF, NAN, 1e30, -1e30]))));
         for (lo, hi) in [(1.0, 0.0), (NAN, 1.0), (0.0, NAN)] {
@@ -242,12 +243,12 @@ impl Tensor {
     /// let y = x.clamp(0.0, 1.0)?;
     /// assert_eq!(y.to_vec::<f32>()?, [0.0, 0.0, 0.5, 1.0, 1.0]);
     /// let grads = tape.backward(&y.sum(..)?)?;
-    /// assert_eq!(grads.get(&x)?.to_vec::<f32>()?, [0.0, 1.0, 1.0, 1.0, 0.0]);
+    /// assert_eq!(grads.get(&x)?.to_vec::<f32>()?, [0.0, 0.0, 1.0, 0.0, 0.0]);
     /// # Ok::<(), cotangent::Error>(())
     /// ```
     ///
     /// # Gradient
-    /// `ȳ` inside the closed interval (so also at its ends), 0 outside; saves the operand.
+    /// `ȳ` between the ends, 0 outside, at the ends themselves and at NaN (as PyTorch since 2.15); saves the operand.
     ///
     /// # Numerics
     /// NaN stays NaN. The ends are rounded to f32 for f32 and the half types.

@@ -67,7 +67,11 @@ unary! {
     math: "y = x²", "x̄ = ȳ · 2x", "smooth", "elementary";
     domain: Domain::Uniform(-4.0, 4.0);
     f(self, x) => x * x;
-    pull(self, x, g) => g * (x + x);
+    pull(self, x, g) => {
+        // 2 (g x), not g (2 x): the double may overflow where the product does not.
+        let half = g * x;
+        half + half
+    };
     define(self, x) => x * x;
     cuda(self) => square_fwd, square_vjp, [];
     derivative(self, x) => x.add(x);

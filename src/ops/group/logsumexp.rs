@@ -22,7 +22,7 @@ impl Group for LogSumExp {
     const MATH: Math = Math {
         forward: "y = m + ln Σ exp(x − m), m = max x, over the given axes",
         vjp: "x̄ = ȳ · exp(x − m) / Σ exp(x − m)",
-        kinks: "smooth; a group that is −∞ everywhere (or empty) gives −∞ and gradient 0; +∞ gives +∞",
+        kinks: "smooth; a group that is −∞ everywhere (or empty) gives −∞ and gradient 0; +∞ gives +∞, with gradient NaN there and 0 beside it",
         cost: "reads x, writes y; saves x",
         references: "Blanchard, Higham & Higham, Accurately computing the log-sum-exp and softmax functions, 2021",
     };
@@ -48,11 +48,12 @@ impl Group for LogSumExp {
             #[inline(always)]
             |x, p, g| {
                 let share = (x - p.max).exp() * (g / p.sum);
-                // Nothing flows where there is no finite maximum: the limit of −∞ − −∞ must not become NaN.
+                // Nothing flows in a group of −∞: the limit of −∞ − −∞ must not become NaN. That of ∞ − ∞ is NaN, as the formula
+                // says: a unit that diverged must not look like one at rest.
                 if p.max.is_finite() {
                     share
-                } else if p.max.is_nan() {
-                    p.max
+                } else if p.max.is_nan() | (p.max == T::Acc::INFINITY) & (x == p.max) {
+                    T::Acc::NAN
                 } else {
                     T::Acc::ZERO
                 }
@@ -101,7 +102,7 @@ reduction_method!(
     ///
     /// # Gradient
     /// `ȳ·softmax(x)`; saves the operand. A group that is −∞ everywhere gives −∞ and gradient 0 (NaN in PyTorch), so that
-    /// fully masked rows do no harm; where the result is +∞ the gradient is 0 too.
+    /// fully masked rows do no harm. At an element of +∞ it is NaN, as the formula and PyTorch have it, and 0 beside it.
     ///
     /// # Numerics
     /// The maximum is subtracted first. NaN propagates.

@@ -5,9 +5,10 @@ use crate::backend::cpu::moments::Factors;
 use crate::backend::cpu::{self, Compute, Real, reduce};
 use crate::backend::cuda;
 use crate::backend::cuda::kernels::group as kernels;
+use crate::dtype::F64;
 use crate::error::Result;
 use crate::op::{Math, Outputs, apply1};
-use crate::ops::differentiate;
+use crate::ops::differentiate_vjp;
 use crate::shape::{Axes, Shape};
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Input, Sample, Scalar};
@@ -24,7 +25,7 @@ impl Group for Prod {
         forward: "y = Π x over the given axes; 1 over an empty group",
         vjp: "x̄ᵢ = ȳ · Π of the others",
         kinks: "smooth; with one zero only its own gradient is not 0, with two all are 0",
-        cost: "reads x, writes y; saves x; the second derivative takes memory for the square of a group",
+        cost: "reads x, writes y; saves x; the second derivative multiplies by pairs in f64, in memory for a few copies of x",
         references: "torch.prod",
     };
 
@@ -32,10 +33,7 @@ impl Group for Prod {
         x.iter().fold(S::one(), |p, &v| p * v)
     }
     fn forward<T: Compute>(&self, x: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
-        reduce::reduce(x, axes, y, T::store(T::Acc::ONE), &Factors::<T>(PhantomData), |p| {
-            // Times 0, not 0: ∞ · 0 is NaN.
-            T::store(T::Acc::from_f64(if p.zeros > 0.0 { p.product * 0.0 } else { p.product }))
-        })
+        reduce::reduce(x, axes, y, T::store(T::Acc::ONE), &Factors::<T>(PhantomData), |p| T::store(T::Acc::from_f64(p.value())))
     }
     fn backward<T: Compute>(&self, x: &cpu::In<'_>, g: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
         reduce::spread(
@@ -45,35 +43,20 @@ impl Group for Prod {
             y,
             &Factors::<T>(PhantomData),
             #[inline(always)]
-            |x, p, g| {
-                let v = x.to_f64();
-                // In f64: dividing one factor out again costs no accuracy that an f32 could show.
-                let others = if v == 0.0 { p.product } else { p.product / v };
-                let own = if v == 0.0 { 1.0 } else { 0.0 };
-                g * T::Acc::from_f64(if p.zeros > own { 0.0 } else { others })
-            },
+            |x, p, g| g * T::Acc::from_f64(p.without(x.to_f64())),
         )
     }
     fn cuda(&self, _: usize) -> cuda::GroupKernels {
         cuda::GroupKernels::new(kernels::prod_reduce, kernels::prod_merge, kernels::prod_vjp, 0.0)
     }
     fn curve(&self, at: &Curve<'_, Self>) -> Result<Option<Tensor>> {
-        // The first derivative as a composition: for every element the product of a copy of its group with a 1 in its place.
+        if at.x.numel() == 0 {
+            return Ok(Some(at.x.zeros_like()?));
+        }
         let axes = at.axes().resolve(at.x.rank())?;
-        let shape = at.x.shape();
-        let n: usize = axes.iter().map(|&i| shape[i]).product();
-        let (g, mask) = (at.g.clone(), own_place(shape, &axes, n)?.to_device(at.x.device())?);
-        let inputs = [at.x.clone(), g];
-        let all: Shape = std::iter::once(n).chain(shape.iter().copied()).collect();
-        let shifted: Vec<usize> = axes.iter().map(|i| i + 1).collect();
-        let composition = |v: &[Tensor]| {
-            let one = v[0].ones_like()?;
-            let others = mask.where_select(&one, &v[0].expand(&all)?)?.prod_keep(&shifted[..])?;
-            let zero = Tensor::full_on((), 0.0, v[0].dtype(), v[0].device())?;
-            let placed = mask.where_select(&others, &zero)?.sum(0)?;
-            Ok(Outputs::from_iter([placed.mul(&v[1])?]))
-        };
-        Ok(differentiate(&inputs, &[true, false], std::slice::from_ref(at.z), composition)?.swap_remove(0))
+        let (x, g, z) = (at.x.clone(), at.g.clone(), Some(at.z.clone()));
+        let mut found = differentiate_vjp(&[x], &[g], &[z], &[true, false], move |x| Ok(Outputs::from_iter([by_pairs(&x[0], &axes)?])))?;
+        Ok(found.swap_remove(0))
     }
     fn validate(&self, _: usize) -> Result<()> {
         Ok(())
@@ -99,14 +82,23 @@ impl Group for Prod {
     }
 }
 
-/// 1 where the `k`-th element of a group meets copy `k` of it: shape `[n, …]` with the kept axes at extent 1.
-fn own_place(shape: &Shape, axes: &[usize], n: usize) -> Result<Tensor> {
-    let mut mask = vec![0u8; n * n];
-    for k in 0..n {
-        mask[k * n + k] = 1;
+/// The product over the axes (kept with extent 1) by halves, level by level: its derivatives are exact whatever factor is 0, and all
+/// levels together have no more than twice the elements of x.
+fn by_pairs(x: &Tensor, axes: &[usize]) -> Result<Tensor> {
+    let dtype = x.dtype();
+    let order: Vec<usize> = (0..x.rank()).filter(|i| !axes.contains(i)).chain(axes.iter().copied()).collect();
+    let kept: Shape = x.shape().reduced(axes, true);
+    let groups = kept.numel();
+    let mut n = x.numel() / groups.max(1);
+    let mut x = x.cast(F64)?.permute(&order[..])?.reshape([groups, n])?;
+    while n > 1 {
+        if n % 2 == 1 {
+            (x, n) = (x.pad(&[(0, 0), (0, 1)], 1.0)?, n + 1);
+        }
+        let halves = x.chunk(2, 1)?;
+        (x, n) = (halves[0].mul(&halves[1])?, n / 2);
     }
-    let extents: Shape = std::iter::once(n).chain((0..shape.rank()).map(|i| if axes.contains(&i) { shape[i] } else { 1 })).collect();
-    Tensor::from_slice(&mask, extents)
+    x.reshape(kept)?.cast(dtype)
 }
 
 reduction_method!(
@@ -114,10 +106,10 @@ reduction_method!(
     ///
     /// # Gradient
     /// `ȳ` times the product of the other elements, also when some are zero: with one zero in a group only that element has a
-    /// gradient, with two none has. Saves the operand. The second derivative takes memory for the square of a group's size.
+    /// gradient, with two none has. Saves the operand. Where others are infinite or NaN, so is their product.
     ///
     /// # Numerics
-    /// The product is taken in f64 and rounded once. Next to an infinite factor the gradient is NaN.
+    /// The product is taken in f64 and rounded once, in the gradient too. The second derivative multiplies by pairs, also in f64.
     ///
     /// # Errors
     /// Shape error when an axis does not exist; dtype error for integers.

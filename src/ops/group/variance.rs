@@ -55,7 +55,7 @@ impl Group for Var {
     fn forward<T: Compute>(&self, x: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
         let correction = self.correction;
         reduce::reduce(x, axes, y, T::store(T::Acc::NAN), &Moments::<T>(PhantomData), |p| {
-            T::store(p.squares / T::Acc::from_f64(degrees(p.n, correction)))
+            T::store(T::Acc::from_f64(p.squares / degrees(p.n, correction)))
         })
     }
     fn backward<T: Compute>(&self, x: &cpu::In<'_>, g: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
@@ -67,7 +67,7 @@ impl Group for Var {
             y,
             &Moments::<T>(PhantomData),
             #[inline(always)]
-            |x, p, g| g * ((x - p.mean) * T::Acc::from_f64(2.0 / degrees(p.n, correction))),
+            |x, p, g| g * T::Acc::from_f64((x.to_f64() - p.mean) * (2.0 / degrees(p.n, correction))),
         )
     }
     fn cuda(&self, n: usize) -> cuda::GroupKernels {
@@ -125,7 +125,7 @@ impl Group for Std {
     fn forward<T: Compute>(&self, x: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
         let correction = self.correction;
         reduce::reduce(x, axes, y, T::store(T::Acc::NAN), &Moments::<T>(PhantomData), |p| {
-            T::store((p.squares / T::Acc::from_f64(degrees(p.n, correction))).sqrt())
+            T::store(T::Acc::from_f64((p.squares / degrees(p.n, correction)).sqrt()))
         })
     }
     fn backward<T: Compute>(&self, x: &cpu::In<'_>, g: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
@@ -138,10 +138,10 @@ impl Group for Std {
             &Moments::<T>(PhantomData),
             #[inline(always)]
             |x, p, g| {
-                let n = T::Acc::from_f64(degrees(p.n, correction));
-                let std = (p.squares / n).sqrt();
-                let slope = (x - p.mean) / (n * std);
-                if p.squares == T::Acc::ZERO && n > T::Acc::ZERO { T::Acc::ZERO } else { g * slope }
+                // In f64, where neither the deviation nor its reciprocal leaves the range of an f32.
+                let n = degrees(p.n, correction);
+                let slope = (x.to_f64() - p.mean) / (n * (p.squares / n).sqrt());
+                if p.squares == 0.0 && n > 0.0 { T::Acc::ZERO } else { g * T::Acc::from_f64(slope) }
             },
         )
     }
@@ -187,7 +187,8 @@ reduction_method!(
     /// `ȳ·2(x − mean)/(n − correction)`; saves the operand.
     ///
     /// # Numerics
-    /// Two passes (mean, then squared deviations), never `E[x²] − E[x]²`: exact to rounding however large the mean. A
+    /// Two passes (mean, then squared deviations), never `E[x²] − E[x]²`: exact to rounding however large the mean.
+    /// Squares that leave the range of an f32 are summed in f64, so no representable result of f32 or half types is lost. A
     /// group with no more elements than the correction divides by zero, as in PyTorch: ∞, or NaN when it is constant (one
     /// element is) or empty.
     ///
