@@ -65,7 +65,19 @@ struct Inner {
     message: String,
     at: Option<&'static Location<'static>>,
     names: Vec<String>,
+    involved: Involved,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// The parameters that an op took, and where it is in a list of layers.
+#[derive(Default)]
+struct Involved {
+    /// Name, dtype and shape.
+    parameters: Vec<(String, String)>,
+    /// The names are those in the whole model.
+    whole: bool,
+    /// Positions in lists of layers, from the outermost.
+    path: String,
 }
 
 macro_rules! kinds {
@@ -119,7 +131,15 @@ kinds! {
 impl Error {
     /// An error of the given kind.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self(Box::new(Inner { kind, op: None, message: message.into(), at: None, names: Vec::new(), source: None }))
+        Self(Box::new(Inner {
+            kind,
+            op: None,
+            message: message.into(),
+            at: None,
+            names: Vec::new(),
+            involved: Involved::default(),
+            source: None,
+        }))
     }
 
     /// The coarse kind.
@@ -137,7 +157,7 @@ impl Error {
         self.0.at
     }
 
-    /// Names the error is about (parameters that received no gradient).
+    /// Names the error is about: parameters that received no gradient, or those that an op took which refused.
     pub fn names(&self) -> &[String] {
         &self.0.names
     }
@@ -146,6 +166,43 @@ impl Error {
     #[must_use]
     pub fn with_names(mut self, names: Vec<String>) -> Self {
         self.0.names = names;
+        self
+    }
+
+    /// The parameters that the op took, by their names in the whole model; an inner op that named some stays the one.
+    #[must_use]
+    pub(crate) fn with_parameters(self, parameters: impl FnOnce() -> Vec<(String, String)>) -> Self {
+        self.involve(parameters, true)
+    }
+
+    /// The same by names within a layer, for models that no tape watches: [`Error::in_layer`] puts the layer's own before them.
+    #[must_use]
+    pub(crate) fn with_own_parameters(self, parameters: impl FnOnce() -> Vec<(String, String)>) -> Self {
+        self.involve(parameters, false)
+    }
+
+    fn involve(mut self, parameters: impl FnOnce() -> Vec<(String, String)>, whole: bool) -> Self {
+        if self.0.involved.parameters.is_empty() && self.0.names.is_empty() {
+            let parameters = parameters();
+            self.0.names = parameters.iter().map(|(name, _)| name.clone()).collect();
+            self.0.involved.whole = whole && !parameters.is_empty();
+            self.0.involved.parameters = parameters;
+        }
+        self
+    }
+
+    /// It happened in the part of this name: a position in a list of layers, a field of a layer.
+    #[must_use]
+    pub(crate) fn in_layer(mut self, part: impl fmt::Display) -> Self {
+        let involved = &mut self.0.involved;
+        if !involved.whole {
+            let prefix = |name: &str| if name.is_empty() { part.to_string() } else { format!("{part}.{name}") };
+            involved.path = prefix(&involved.path);
+            if !involved.parameters.is_empty() {
+                involved.parameters.iter_mut().for_each(|(name, _)| *name = prefix(name));
+                self.0.names = involved.parameters.iter().map(|(name, _)| name.clone()).collect();
+            }
+        }
         self
     }
 
@@ -189,6 +246,16 @@ impl fmt::Display for Error {
             write!(f, "{op}: ")?;
         }
         f.write_str(&self.0.message)?;
+        let involved = &self.0.involved;
+        match involved.parameters.as_slice() {
+            [] if involved.path.is_empty() => {}
+            [] => write!(f, "; in layer {}", involved.path)?,
+            [(name, what)] => write!(f, "; with the parameter `{name}` {what}")?,
+            all => {
+                let list: Vec<String> = all.iter().map(|(name, what)| format!("`{name}` {what}")).collect();
+                write!(f, "; with the parameters {}", list.join(", "))?;
+            }
+        }
         if let Some(at) = self.0.at {
             write!(f, " (at {}:{})", at.file(), at.line())?;
         }

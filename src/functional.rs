@@ -6,7 +6,7 @@
 use crate::error::{Error, Result, bail};
 use crate::module::{Module, ModuleExt, try_walk, unique_names, walk};
 use crate::ops::ACCUMULATE;
-use crate::tape::{Inner, Isolated, Sweep, Tape, common_tape, sweep};
+use crate::tape::{Inner, Isolated, Sweep, Tape, common_tape, lost_message, sweep};
 use crate::tensor::Tensor;
 use crate::testing::{GradCheck, GradCheckReport};
 use std::ops::Deref;
@@ -312,7 +312,7 @@ where
         }
         let ones = y.ones_like()?;
         let x_bar = scope.cotangents(std::slice::from_ref(&y), &[ones], true)?;
-        scope.require_connected(&x_bar, GradOptions::default())?;
+        scope.require_connected(&x_bar, GradOptions::default(), std::slice::from_ref(&y))?;
         let directions = trainable_like(&scope.tree, v)?;
         let along = inner_product(&x_bar, &directions)?;
         let h = match along.filter(Tensor::is_tracked) {
@@ -490,14 +490,14 @@ impl<M: Module + Clone> Scope<M> {
     fn pull(&self, y: &[&Tensor], y_bar: &[Tensor], options: GradOptions, last: bool) -> Result<Grads<M>> {
         let y: Vec<Tensor> = y.iter().map(|&t| t.clone()).collect();
         let found = self.run(&y, y_bar, self.records(), last && !self.records())?;
-        let disconnected = self.require_connected(&found, options)?;
+        let disconnected = self.require_connected(&found, options, &y)?;
         let mut grads = self.grads(found)?;
         grads.disconnected = disconnected;
         Ok(grads)
     }
 
     /// The names without a cotangent; an error unless that is allowed.
-    fn require_connected(&self, found: &[Option<Tensor>], options: GradOptions) -> Result<Vec<String>> {
+    fn require_connected(&self, found: &[Option<Tensor>], options: GradOptions, ends: &[Tensor]) -> Result<Vec<String>> {
         let missing: Vec<String> = self.names.iter().zip(found).filter(|(_, g)| g.is_none()).map(|(n, _)| n.clone()).collect();
         if options.allow_disconnected {
             return Ok(missing);
@@ -508,15 +508,11 @@ impl<M: Module + Clone> Scope<M> {
         if missing.is_empty() {
             return Ok(missing);
         }
-        let what = if missing.len() == found.len() {
-            "the result does not depend on any parameter".to_owned()
-        } else if missing == [""] {
-            "the result does not depend on the input".to_owned()
-        } else {
-            format!("the result does not depend on {}", missing.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", "))
-        };
-        let hint = "freeze what is meant to be constant, or allow it by GradOptions { allow_disconnected: true }";
-        Err(Error::disconnected(format!("{what}: its gradient would be lost; {hint}")).with_names(missing))
+        let tape = self.place()?.0;
+        let ids = |tensors: &[Tensor]| tensors.iter().filter_map(|t| tape.id_of(t).ok()).collect::<Vec<_>>();
+        let lost: Vec<Tensor> = self.leaves.iter().zip(found).filter(|(_, g)| g.is_none()).map(|(t, _)| t.clone()).collect();
+        let lost: Vec<(String, usize)> = missing.iter().map(|n| quoted(n)).zip(ids(&lost)).collect();
+        Err(Error::disconnected(lost_message(&tape.inner, &lost, found.len(), &ids(ends))).with_names(missing))
     }
 
     /// Gradients in the tree's own shape: zeros where there are none.

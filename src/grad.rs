@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::ops::ACCUMULATE;
-use crate::tape::{Gradients, Sweep, Tape, sweep};
+use crate::tape::{Gradients, Sweep, Tape, explain, sweep};
 use crate::tensor::Tensor;
 use std::panic::Location;
 
@@ -34,7 +34,11 @@ impl Tape {
             let seeds = self.seeds(y)?;
             let names = wanted.iter().map(|&id| (id, self.inner.name_of(id))).collect();
             let by_id = sweep(&self.inner, Sweep { seeds, wanted: &wanted, floor: 0, consume: true, record: false }, ACCUMULATE)?;
-            Ok(Gradients { tape: std::sync::Arc::as_ptr(&self.inner).addr(), by_id, names })
+            let starts: Vec<usize> = y.iter().filter_map(|(y, _)| self.id_of(y).ok()).collect();
+            // The tape goes; a few reasons are kept, for a tape whose owner asks for the others is unlikely.
+            let missing = wanted.iter().filter(|id| !by_id.contains_key(id)).take(8);
+            let lost = missing.map(|&id| (id, explain(&self.inner, id, &starts).of("it", false))).collect();
+            Ok(Gradients { tape: std::sync::Arc::as_ptr(&self.inner).addr(), by_id, names, lost })
         };
         run().map_err(|e: Error| e.in_op("backward", at))
     }

@@ -8,7 +8,7 @@
 use crate::array::Array;
 use crate::backend::{Device, Storage, cpu, cuda};
 use crate::dtype::DType;
-use crate::error::{Result, bail};
+use crate::error::{Error, Result, bail};
 use crate::layout::Layout;
 use crate::shape::Shape;
 use crate::tape::{self, Pull, PullContext};
@@ -145,7 +145,7 @@ pub trait Composite: Describe {
 #[track_caller]
 pub fn apply<O: Op>(op: O, x: &[&Tensor]) -> Result<Outputs> {
     let at = Location::caller();
-    apply_at(op, x, at).map_err(|e| e.in_op(O::NAME, at))
+    apply_at(op, x, at).map_err(|e| refused(e, O::NAME, x, at))
 }
 
 /// [`apply`] for an op with one output.
@@ -155,8 +155,14 @@ pub fn apply<O: Op>(op: O, x: &[&Tensor]) -> Result<Outputs> {
 #[track_caller]
 pub fn apply1<O: Op>(op: O, x: &[&Tensor]) -> Result<Tensor> {
     let at = Location::caller();
-    let mut y = apply_at(op, x, at).map_err(|e| e.in_op(O::NAME, at))?;
+    let mut y = apply_at(op, x, at).map_err(|e| refused(e, O::NAME, x, at))?;
     Ok(y.swap_remove(0))
+}
+
+/// A refusal with the op's name, the caller's line and the parameters among the operands.
+#[cold]
+fn refused(e: Error, name: &'static str, x: &[&Tensor], at: &'static Location<'static>) -> Error {
+    e.with_parameters(|| tape::parameters(x)).in_op(name, at)
 }
 
 /// [`Op`] without its type: `apply` is then compiled once, not once per op.
@@ -239,6 +245,10 @@ fn apply_any(op: Arc<dyn AnyOp>, x: &[&Tensor], at: &'static Location<'static>) 
             let (name, bytes) = (op.name(), started.bytes(&saved));
             tape::fulfil(&tape, id, saved, op);
             tape::ran(&tape, id, started, name, at, x, &y[..visible], bytes)?;
+        } else {
+            // Only a cast's name leaves open what it gives.
+            let to = y.first().map(Tensor::dtype).filter(|_| op.name() == "cast");
+            tape::stops(op.name(), at, x, to);
         }
     }
     y.truncate(visible);
@@ -272,7 +282,7 @@ pub fn apply_view<V: View>(view: V, x: &Tensor) -> Result<Tensor> {
         }
         Ok(y)
     };
-    run().map_err(|e: crate::Error| e.in_op(V::NAME, at))
+    run().map_err(|e: Error| refused(e, V::NAME, &[x], at))
 }
 
 struct RecordedView<V>(V, Spec, &'static Location<'static>);
@@ -328,7 +338,8 @@ pub fn compose<C: Composite>(op: C, x: &[&Tensor]) -> Result<Outputs> {
 
 fn compose_at<C: Composite>(op: C, x: &[&Tensor], at: &'static Location<'static>) -> Result<Outputs> {
     // The parts' nodes name the line that called the composition: reports about them point there.
-    tape::relocate(x, at, || op.compose(x)).map_err(|e| e.rename_op(C::NAME).called_at(at))
+    let e = |e: Error| e.with_parameters(|| tape::parameters(x)).rename_op(C::NAME).called_at(at);
+    tape::relocate(x, at, || op.compose(x)).map_err(e)
 }
 
 /// [`compose`] for an op with one output.

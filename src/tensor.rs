@@ -6,7 +6,7 @@ use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::shape::Shape;
-use crate::tape::NodeRef;
+use crate::tape::{NodeRef, stops};
 use std::fmt;
 
 /// An immutable n-dimensional value on a device, perhaps tracked by a [`Tape`](crate::Tape).
@@ -104,12 +104,20 @@ impl Tensor {
 
     /// The same value without history: no gradient flows through it. Costs nothing.
     #[must_use]
+    #[track_caller]
     pub fn detach(&self) -> Self {
+        stops("detach", std::panic::Location::caller(), &[self], None);
+        self.untracked()
+    }
+
+    /// [`Tensor::detach`] for the crate's own use: where a gradient is lost, it is not the place that the user looks for.
+    pub(crate) fn untracked(&self) -> Self {
         Self::from_array(self.array.clone())
     }
 
     /// JAX's name for [`Tensor::detach`].
     #[must_use]
+    #[track_caller]
     pub fn stop_gradient(&self) -> Self {
         self.detach()
     }
@@ -126,6 +134,7 @@ impl Tensor {
     #[track_caller]
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
         let at = std::panic::Location::caller();
+        stops("to_vec", at, &[self], None);
         self.array.to_vec().map_err(|e| e.in_op("to_vec", at))
     }
 
@@ -136,6 +145,7 @@ impl Tensor {
     #[track_caller]
     pub fn to_f64_vec(&self) -> Result<Vec<f64>> {
         let at = std::panic::Location::caller();
+        stops("to_f64_vec", at, &[self], None);
         self.array.to_f64().map_err(|e| e.in_op("to_f64_vec", at))
     }
 
@@ -146,6 +156,7 @@ impl Tensor {
     #[track_caller]
     pub fn item(&self) -> Result<f64> {
         let at = std::panic::Location::caller();
+        stops("item", at, &[self], None);
         if self.numel() != 1 {
             return Err(Error::shape(format!("expected one element, found shape {}", self.shape())).in_op("item", at));
         }

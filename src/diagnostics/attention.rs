@@ -85,7 +85,7 @@ impl AttentionCheck {
         let mut scores: Vec<usize> = lead.to_vec();
         scores.extend([hq, tq, tk]);
         let mask = match mask {
-            Some(m) => Some((m.dtype().is_float(), m.detach().expand(scores)?.to_f64_vec()?)),
+            Some(m) => Some((m.dtype().is_float(), m.untracked().expand(scores)?.to_f64_vec()?)),
             None => None,
         };
         let (qs, ks) = (q.to_f64_vec()?, k.to_f64_vec()?);

@@ -201,7 +201,7 @@ impl State {
         if let Some(node) = node {
             self.nodes.entry(node).or_default().push(name.clone());
         }
-        self.entries.push((name, value.detach()));
+        self.entries.push((name, value.untracked()));
     }
 }
 
@@ -214,7 +214,7 @@ impl Observer for Tracer {
             && op.inputs.iter().any(|x| x.place() == Some(node))
         {
             let name = s.entries[entry].0.clone();
-            s.entries[entry].1 = y.detach();
+            s.entries[entry].1 = y.untracked();
             if let Some(names) = s.nodes.get_mut(&node) {
                 names.retain(|n| *n != name);
             }
@@ -236,7 +236,7 @@ impl Observer for Tracer {
         let mut s = self.state();
         for (i, bar) in (0..).map_while(|i| op.y_bar.slot(i)).enumerate() {
             if let (Some(names), Some(bar)) = (s.nodes.remove(&(op.node + i)), bar) {
-                s.entries.extend(names.into_iter().map(|n| (format!("{n}:grad"), bar.detach())));
+                s.entries.extend(names.into_iter().map(|n| (format!("{n}:grad"), bar.untracked())));
             }
         }
         Ok(())

@@ -65,7 +65,7 @@ impl Linear {
     /// Shape error when the last axis is not `in`.
     #[track_caller]
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        affine(x, &self.weight, self.bias.as_deref())
+        affine(x, &self.weight, self.bias.as_deref()).map_err(|e| own(e, &self.weight, self.bias.as_ref()))
     }
 }
 
@@ -94,7 +94,7 @@ impl Embedding {
     /// Index error for an id outside the vocabulary.
     #[track_caller]
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        let y = self.weight.embedding(ids, None)?;
+        let y = self.weight.embedding(ids, None).map_err(|e| own(e, &self.weight, None))?;
         let Some(change) = self.weight.low_rank() else { return Ok(y) };
         let b = change.b.cast(y.dtype())?.embedding(ids, None)?;
         y.add(&b.matmul(&change.a.cast(y.dtype())?)?.mul_scalar(change.scale)?)
@@ -107,7 +107,7 @@ impl Embedding {
     /// Shape error when the last axis is not the width.
     #[track_caller]
     pub fn unembed(&self, x: &Tensor) -> Result<Tensor> {
-        affine(x, &self.weight, None)
+        affine(x, &self.weight, None).map_err(|e| own(e, &self.weight, None))
     }
 
     /// Mean cross-entropy of [`unembed`](Embedding::unembed) with the targets, whose logits never exist as a whole.
@@ -175,7 +175,7 @@ impl LayerNorm {
     /// Shape error when the last axis is not `width`.
     #[track_caller]
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        x.layer_norm(1, Some(&self.weight), self.bias.as_deref(), self.eps)
+        x.layer_norm(1, Some(&self.weight), self.bias.as_deref(), self.eps).map_err(|e| own(e, &self.weight, self.bias.as_ref()))
     }
 
     /// `s = x + branch` and its norm in one pass: `(norm of s, s)`, with the bits of the sum and [`forward`](Self::forward).
@@ -184,7 +184,8 @@ impl LayerNorm {
     /// Shape error when the shapes differ or the last axis is not `width`.
     #[track_caller]
     pub fn forward_sum(&self, x: &Tensor, branch: &Tensor) -> Result<(Tensor, Tensor)> {
-        x.add_layer_norm(branch, 1, Some(&self.weight), self.bias.as_deref(), self.eps)
+        let y = x.add_layer_norm(branch, 1, Some(&self.weight), self.bias.as_deref(), self.eps);
+        y.map_err(|e| own(e, &self.weight, self.bias.as_ref()))
     }
 }
 
@@ -214,7 +215,7 @@ impl RmsNorm {
     /// Shape error when the last axis is not `width`.
     #[track_caller]
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        x.rms_norm(Some(&self.weight), self.eps)
+        x.rms_norm(Some(&self.weight), self.eps).map_err(|e| own(e, &self.weight, None))
     }
 
     /// `s = x + branch` and its norm in one pass: `(norm of s, s)`, with the bits of the sum and [`forward`](Self::forward).
@@ -223,8 +224,17 @@ impl RmsNorm {
     /// Shape error when the shapes differ or the last axis is not `width`.
     #[track_caller]
     pub fn forward_sum(&self, x: &Tensor, branch: &Tensor) -> Result<(Tensor, Tensor)> {
-        x.add_rms_norm(branch, Some(&self.weight), self.eps)
+        x.add_rms_norm(branch, Some(&self.weight), self.eps).map_err(|e| own(e, &self.weight, None))
     }
+}
+
+/// A refusal with the layer's own parameters, unless the tape knows their names in the model.
+#[cold]
+fn own(e: Error, weight: &Param, bias: Option<&Param>) -> Error {
+    e.with_own_parameters(|| {
+        let both = [("weight", Some(weight)), ("bias", bias)];
+        both.iter().filter_map(|&(name, p)| p.map(|p| (name.to_owned(), format!("{}{}", p.dtype(), p.shape())))).collect()
+    })
 }
 
 #[track_caller]

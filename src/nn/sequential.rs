@@ -145,23 +145,29 @@ impl<L: Layer> Layer for Option<L> {
     }
 }
 
+/// Calls layers one after the other. A refusal says which of them it was.
+#[track_caller]
+fn in_turn<'a, L: Layer + ?Sized + 'a>(layers: impl Iterator<Item = &'a L>, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
+    let mut x = x.clone();
+    for (i, l) in layers.enumerate() {
+        x = place(l.call(&x, key.map(|k| k.fold(i as u64))), i)?;
+    }
+    Ok(x)
+}
+
+fn place(y: Result<Tensor>, i: usize) -> Result<Tensor> {
+    y.map_err(|e| e.in_layer(i))
+}
+
 impl<L: Layer> Layer for Vec<L> {
     fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
-        let mut x = x.clone();
-        for (i, l) in self.iter().enumerate() {
-            x = l.call(&x, key.map(|k| k.fold(i as u64)))?;
-        }
-        Ok(x)
+        in_turn(self.iter(), x, key)
     }
 }
 
 impl<L: Layer, const N: usize> Layer for [L; N] {
     fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
-        let mut x = x.clone();
-        for (i, l) in self.iter().enumerate() {
-            x = l.call(&x, key.map(|k| k.fold(i as u64)))?;
-        }
-        Ok(x)
+        in_turn(self.iter(), x, key)
     }
 }
 
@@ -170,7 +176,7 @@ macro_rules! tuples {
         impl<$($L: Layer),+> Layer for ($($L,)+) {
             fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
                 let x = x.clone();
-                $(let x = self.$i.call(&x, key.map(|k| k.fold($i)))?;)+
+                $(let x = place(self.$i.call(&x, key.map(|k| k.fold($i))), $i)?;)+
                 Ok(x)
             }
         }
@@ -267,10 +273,6 @@ impl Module for Sequential {
 
 impl Layer for Sequential {
     fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
-        let mut x = x.clone();
-        for (i, l) in self.layers.iter().enumerate() {
-            x = (**l).call(&x, key.map(|k| k.fold(i as u64)))?;
-        }
-        Ok(x)
+        in_turn(self.layers.iter().map(|l| &**l), x, key)
     }
 }

@@ -475,7 +475,7 @@ impl Op for CrossEntropyVjp {
         refuse_weights(self.of.weighted && want[2])?;
         let (x, targets, g) = (saved.get(0)?, saved.get(1)?, saved.get(self.g())?);
         // The targets enter as a constant distribution, in the type of the composition (f32 for half types).
-        let like = if x.dtype().is_half() { x.detach().cast(DType::F32)? } else { x.detach() };
+        let like = if x.dtype().is_half() { x.untracked().cast(DType::F32)? } else { x.untracked() };
         let weights = if self.of.weighted { Some(saved.get(2)?.cast(like.dtype())?) } else { None };
         let q = self.of.distribution(&like, targets, weights.as_ref())?;
         let each = self.of.reduction == Reduction::None;

@@ -334,7 +334,7 @@ impl SdpaOp {
         // What is forbidden, as a constant.
         let (mask, offsets) = self.parts(x);
         if let Some((of_q, of_k)) = offsets {
-            let list = |x: &Tensor| x.detach().cast(I64)?.to_vec::<i64>();
+            let list = |x: &Tensor| x.untracked().cast(I64)?.to_vec::<i64>();
             let (of_q, of_k) = (check_offsets("queries", &list(of_q)?, tq)?, check_offsets("keys", &list(of_k)?, tk)?);
             let seen = seen_packed(options.band, &of_q, &of_k);
             let hidden: Vec<f32> =
@@ -350,7 +350,7 @@ impl SdpaOp {
         match mask {
             Some(m) if self.boolean => {
                 let open = full(m.shape(), 0.0)?;
-                s = s.add(&open.masked_fill(&m.detach().logical_not()?, f64::NEG_INFINITY)?)?;
+                s = s.add(&open.masked_fill(&m.untracked().logical_not()?, f64::NEG_INFINITY)?)?;
             }
             Some(m) => s = s.add(m)?,
             None => {}

@@ -43,7 +43,7 @@ where
         let x: Vec<Tensor> = inputs.iter().map(|&t| t.clone()).collect();
         return f(&x);
     };
-    let detached: Vec<Tensor> = inputs.iter().map(|t| t.detach()).collect();
+    let detached: Vec<Tensor> = inputs.iter().map(|t| t.untracked()).collect();
     let recording = tape.is_recording()?;
     let started = start(inputs);
     let mut outputs = {

@@ -5,11 +5,13 @@
 //! graph. Nothing here is global or thread-local: a tensor that is not tracked costs nothing.
 
 mod checkpoint;
+mod explain;
 mod observe;
 mod sweep;
 
 pub(crate) use checkpoint::Isolated;
 pub use checkpoint::checkpoint;
+pub(crate) use explain::{explain, lost_message, parameters, stops};
 pub use observe::{Observer, Pulled, Ran};
 pub(crate) use observe::{Started, ran, relocate, start};
 pub(crate) use sweep::{Accumulate, Sweep, sweep};
@@ -84,7 +86,7 @@ impl Saved {
     }
 
     fn detached(self) -> Self {
-        Saved(self.0.into_iter().map(|t| t.map(|t| t.detach())).collect())
+        Saved(self.0.into_iter().map(|t| t.map(|t| t.untracked())).collect())
     }
 }
 
@@ -132,7 +134,7 @@ pub(crate) struct PullContext<'a> {
 #[derive(Clone)]
 pub(crate) struct OpNode {
     pub(crate) name: &'static str,
-    /// `None` only while the op is being recorded.
+    /// `None` while the op is being recorded, and once a sweep has consumed it.
     pub(crate) pull: Option<Arc<dyn Pull>>,
     pub(crate) saved: Saved,
     pub(crate) parents: SmallVec<[Option<usize>; 3]>,
@@ -145,8 +147,6 @@ pub(crate) enum Kind {
     Op(Box<OpNode>),
     /// A further output of the op this many nodes back.
     Sibling(usize),
-    /// Swept; its memory has been returned.
-    Freed,
 }
 
 pub(crate) struct Node {
@@ -163,6 +163,7 @@ pub(crate) struct Inner {
     nodes: Mutex<Vec<Node>>,
     hooks: Mutex<HashMap<usize, Vec<Hook>>>,
     watchers: observe::Watchers,
+    stops: explain::Stops,
     paused: AtomicUsize,
     /// A checkpointed function is running: whatever it captured instead of taking as input would lose its gradient.
     sealed: AtomicUsize,
@@ -192,6 +193,7 @@ impl Inner {
             nodes: Mutex::default(),
             hooks: Mutex::default(),
             watchers: observe::Watchers::default(),
+            stops: explain::Stops::default(),
             paused: AtomicUsize::new(0),
             sealed: AtomicUsize::new(0),
             nested,
@@ -230,6 +232,7 @@ impl Inner {
         let hooks = std::mem::take(&mut *younger.hooks.lock().unwrap_or_else(PoisonError::into_inner));
         older.hooks.lock().unwrap_or_else(PoisonError::into_inner).extend(hooks.into_iter().map(|(id, h)| (id + offset, h)));
         older.watchers.extend(&younger.watchers);
+        older.stops.take_over(&younger.stops, offset);
         younger.successor.set((Arc::downgrade(older), offset)).ok()?;
         older.absorbed.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(younger));
         Some(Arc::clone(older))
@@ -468,6 +471,8 @@ pub struct Gradients {
     pub(crate) tape: usize,
     pub(crate) by_id: HashMap<usize, Tensor>,
     pub(crate) names: HashMap<usize, String>,
+    /// Why some have no gradient.
+    pub(crate) lost: HashMap<usize, String>,
 }
 
 impl std::fmt::Debug for Gradients {
@@ -492,9 +497,14 @@ impl Gradients {
                     let hint = "gradients are kept for watched tensors; `Tape::cotangents` gives those of values computed from them";
                     return Error::tape(format!("the tensor was not watched, but computed: {hint}")).in_op("backward", at);
                 };
-                Error::disconnected(format!("the result does not depend on {name}")).with_names(vec![name]).in_op("backward", at)
+                let why = self.lost.get(&n.id).map(|why| format!(": {why}")).unwrap_or_default();
+                Error::disconnected(format!("the result does not depend on {name}{why}")).with_names(vec![name]).in_op("backward", at)
             }),
-            _ => Err(Error::tape("the swept tape does not watch this tensor").in_op("backward", at)),
+            Some(_) => Err(Error::tape("another tape than the swept one tracks this tensor").in_op("backward", at)),
+            None => {
+                let hint = "gradients belong to watched tensors: ask with the tensor that `watch` returned, not with the one it was given";
+                Err(Error::tape(format!("this tensor is not tracked; {hint}")).in_op("backward", at))
+            }
         }
     }
 

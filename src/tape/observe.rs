@@ -199,7 +199,7 @@ pub(crate) fn relocate<R>(x: &[&Tensor], at: &'static Location<'static>, f: impl
 }
 
 /// The leaf's name that a tensor is, or a cast or permuted form of.
-fn parameter(tape: &Arc<Inner>, t: &Tensor) -> Option<String> {
+pub(super) fn parameter(tape: &Arc<Inner>, t: &Tensor) -> Option<String> {
     let (own, mut id) = t.node.as_ref()?.resolve().ok()?;
     if !Arc::ptr_eq(&own, tape) {
         return None;

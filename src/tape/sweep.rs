@@ -1,6 +1,6 @@
 //! The reverse sweep: walks the tape backwards, turns output cotangents into input cotangents, and adds them up.
 
-use super::{Cotangents, Inner, Kind, PullContext, observe};
+use super::{Cotangents, Inner, Kind, OpNode, PullContext, observe};
 use crate::error::{Error, Result};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -41,7 +41,7 @@ pub(crate) fn sweep(tape: &Arc<Inner>, s: Sweep<'_>, ops: Accumulate) -> Result<
     let mut found: HashMap<usize, Tensor> = HashMap::new();
     let mut bars: Vec<Option<Tensor>> = vec![None; (top + 1).saturating_sub(s.floor)];
     for (id, seed) in s.seeds {
-        let seed = if s.record { seed } else { seed.detach() };
+        let seed = if s.record { seed } else { seed.untracked() };
         deposit(tape, &mut bars, &mut found, s.floor, id, seed, ops)?;
     }
     for id in (s.floor..=top).rev() {
@@ -50,13 +50,14 @@ pub(crate) fn sweep(tape: &Arc<Inner>, s: Sweep<'_>, ops: Accumulate) -> Result<
             let node = &mut nodes[id];
             let at = node.at;
             match &mut node.kind {
-                Kind::Op(_) if s.consume => match std::mem::replace(&mut node.kind, Kind::Freed) {
-                    Kind::Op(op) => (*op, at),
-                    _ => continue,
-                },
+                // What it saved goes; where it came from stays, for whoever asks why a gradient was lost.
+                Kind::Op(op) if s.consume => {
+                    let (pull, saved) = (op.pull.take(), std::mem::take(&mut op.saved));
+                    (OpNode { name: op.name, pull, saved, parents: op.parents.clone(), outputs: op.outputs }, at)
+                }
                 Kind::Op(op) => (op.as_ref().clone(), at),
                 Kind::Sibling(_) => continue,
-                Kind::Leaf(_) | Kind::Freed => {
+                Kind::Leaf(_) => {
                     drop(nodes);
                     if let Some(bar) = bars[id - s.floor].take() {
                         run_hooks(tape, id, &bar);
@@ -117,7 +118,7 @@ fn reaches_wanted(tape: &Inner, floor: usize, top: usize, wanted: &HashSet<usize
                     below || (id..id + op.outputs).any(|j| wanted.contains(&j))
                 }
                 Kind::Sibling(back) => id - back >= floor && out[id - back - floor],
-                Kind::Leaf(_) | Kind::Freed => false,
+                Kind::Leaf(_) => false,
             };
     }
     out

@@ -255,7 +255,7 @@ fn samples<U: Unary>(g: &mut Gen) -> Vec<Sample<U>> {
 
 /// The derivative of a piecewise linear op: constant wherever it exists, hence without history.
 fn constant_slope<U: Unary>(op: &U, saved: &Tensor) -> Result<Tensor> {
-    let s = saved.detach();
+    let s = saved.untracked();
     apply1(MapVjp(op.clone()), &[&s, &s.ones_like()?])
 }
 
@@ -356,7 +356,7 @@ impl<U: Unary> Op for Map<U> {
         if U::SAVES == Saves::Nothing && self.0.pull(0f64, 1.0) == 1.0 {
             return Ok(smallvec![Some(g.clone())]);
         }
-        let s = if U::SAVES == Saves::Nothing { g.detach() } else { saved.get(0)?.clone() };
+        let s = if U::SAVES == Saves::Nothing { g.untracked() } else { saved.get(0)?.clone() };
         Ok(smallvec![Some(apply1(MapVjp(self.0.clone()), &[&s, g])?)])
     }
 }

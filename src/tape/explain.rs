@@ -1,0 +1,181 @@
+//! What a tape can say about a gradient that was lost, and about an op that refused: names, ops, lines.
+
+use super::{Inner, Kind, NodeRef, observe};
+use crate::dtype::DType;
+use crate::tensor::Tensor;
+use std::collections::VecDeque;
+use std::panic::Location;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Places where values left the tape: by ops whose results have no gradient, by `detach`, by reading back. Only the last are kept.
+#[derive(Default)]
+pub(super) struct Stops(Mutex<VecDeque<Stop>>);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Stop {
+    node: usize,
+    op: &'static str,
+    /// What the op's result holds, where its name does not say it.
+    to: Option<DType>,
+    at: &'static Location<'static>,
+}
+
+const KEPT: usize = 1024;
+
+impl Stops {
+    fn push(&self, stop: Stop) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() == KEPT {
+            all.pop_front();
+        }
+        all.push_back(stop);
+    }
+
+    /// Those of a tape whose nodes now begin at `offset` of this one.
+    pub(super) fn take_over(&self, other: &Stops, offset: usize) {
+        let moved = std::mem::take(&mut *other.0.lock().unwrap_or_else(PoisonError::into_inner));
+        moved.into_iter().for_each(|s| self.push(Stop { node: s.node + offset, ..s }));
+    }
+
+    fn list(&self) -> Vec<Stop> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+    }
+}
+
+/// Notes that what follows from these values has no gradient; costs nothing for untracked ones.
+pub(crate) fn stops(op: &'static str, at: &'static Location<'static>, x: &[&Tensor], to: Option<DType>) {
+    for node in x.iter().filter_map(|t| t.node.as_ref()) {
+        if let Some((tape, id)) = place(node) {
+            tape.stops.push(Stop { node: id, op, to, at });
+        }
+    }
+}
+
+fn place(node: &NodeRef) -> Option<(Arc<Inner>, usize)> {
+    node.resolve().ok()
+}
+
+/// Why a result does not depend on a watched value.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) enum Loss {
+    /// No op took it, and nobody read it.
+    Unused,
+    /// What is computed from it ends here.
+    Stopped(String),
+    /// It was used, but the result is not computed from that.
+    Aside {
+        /// The op that took it first, and its line.
+        first: String,
+    },
+    /// The result is computed from it, and every derivative on the way is zero.
+    Flat,
+}
+
+impl Loss {
+    /// A clause about what was lost: `it`, or names.
+    pub(crate) fn of(&self, subject: &str, several: bool) -> String {
+        match self {
+            Loss::Unused if several => format!("{} were never used", if subject == "it" { "they" } else { subject }),
+            Loss::Unused => format!("{subject} was never used"),
+            _ => {
+                let subject = if several && subject == "it" { "them" } else { subject };
+                match self {
+                    Loss::Stopped(places) => format!("what is computed from {subject} ends in {places}"),
+                    Loss::Aside { first } => format!("{first} took {subject}, but the result is not computed from that"),
+                    _ => format!("the result follows from {subject} only by ops whose derivative is zero everywhere"),
+                }
+            }
+        }
+    }
+}
+
+/// What is said when the values at `ends` do not depend on these leaves (name, place) of `total` that were watched.
+pub(crate) fn lost_message(tape: &Inner, lost: &[(String, usize)], total: usize, ends: &[usize]) -> String {
+    let all = lost.len() == total;
+    let names: Vec<&str> = lost.iter().map(|(name, _)| name.as_str()).collect();
+    let what = if all && names.len() > 1 { "any parameter".to_owned() } else { list(&names) };
+    // Of parameters that share a fate it is said once.
+    let mut fates: Vec<(Loss, Vec<&str>)> = Vec::new();
+    for (i, (name, id)) in lost.iter().enumerate() {
+        let fate = if i < EXPLAINED { explain(tape, *id, ends) } else { continue };
+        match fates.iter_mut().find(|(f, _)| *f == fate) {
+            Some((_, names)) => names.push(name),
+            None => fates.push((fate, vec![name])),
+        }
+    }
+    if let (true, [(Loss::Unused, _)]) = (all, fates.as_slice()) {
+        return format!(
+            "the result does not depend on {what}: none was used. Does the function compute with its argument, or with a model or tensor that it \
+             captured? Write `|m| m.forward(&x)`, not `|_| model.forward(&x)`"
+        );
+    }
+    let one = fates.len() == 1;
+    let said = fates.iter().map(|(fate, names)| fate.of(&if one { "it".to_owned() } else { list(names) }, names.len() > 1));
+    let said = said.collect::<Vec<_>>().join("; ");
+    let hint = "; freeze what is meant to be constant, or allow it by GradOptions { allow_disconnected: true }";
+    format!("the result does not depend on {what}: its gradient would be lost; {said}{}", if all { "" } else { hint })
+}
+
+/// Lost parameters that are looked into: each takes a walk over the tape.
+const EXPLAINED: usize = 64;
+
+/// Names one after the other; after a dozen, how many more.
+fn list(names: &[&str]) -> String {
+    let shown = names.iter().take(12).copied().collect::<Vec<_>>().join(", ");
+    if names.len() > 12 { format!("{shown} and {} more", names.len() - 12) } else { shown }
+}
+
+/// Why the values at `ends` do not depend on the leaf. Also of a tape that was swept: its nodes keep where they came from.
+pub(crate) fn explain(tape: &Inner, leaf: usize, ends: &[usize]) -> Loss {
+    let stops = tape.stops.list();
+    let nodes = tape.nodes();
+    let mut below = vec![false; nodes.len()];
+    let mut first = None;
+    below[leaf] = true;
+    for id in leaf + 1..nodes.len() {
+        below[id] = match &nodes[id].kind {
+            Kind::Op(op) => op.parents.iter().flatten().any(|&p| below[p]),
+            Kind::Sibling(back) => below[id - back],
+            Kind::Leaf(_) => false,
+        };
+        if let (true, None, Kind::Op(op)) = (below[id], &first, &nodes[id].kind) {
+            first = Some(at(op.name, None, nodes[id].at));
+        }
+    }
+    if ends.iter().any(|&e| below[e]) {
+        return Loss::Flat;
+    }
+    // The last places, each once.
+    let mut places: Vec<String> = Vec::new();
+    for s in stops.iter().rev().filter(|s| below.get(s.node) == Some(&true)) {
+        let text = at(s.op, s.to, s.at);
+        if !places.contains(&text) && places.len() < 3 {
+            places.push(text);
+        }
+    }
+    places.reverse();
+    match (places.is_empty(), first) {
+        (false, _) => Loss::Stopped(places.join(", ")),
+        (true, None) => Loss::Unused,
+        (true, Some(first)) => Loss::Aside { first },
+    }
+}
+
+fn at(op: &str, to: Option<DType>, at: &Location<'_>) -> String {
+    let to = to.map(|d| format!(" to {d}")).unwrap_or_default();
+    format!("`{op}`{to} ({}:{})", at.file(), at.line())
+}
+
+/// The watched parameters among operands, directly or through casts and permutations: name, and what is there.
+pub(crate) fn parameters(x: &[&Tensor]) -> Vec<(String, String)> {
+    let mut out: Vec<(String, String)> = Vec::new();
+    for t in x {
+        let Some((tape, _)) = t.node.as_ref().and_then(place) else { continue };
+        if let Some(name) = observe::parameter(&tape, t)
+            && !out.iter().any(|(n, _)| *n == name)
+        {
+            out.push((name, format!("{}{}", t.dtype(), t.shape())));
+        }
+    }
+    out
+}
