@@ -3,102 +3,25 @@
 //! Nothing tracked outlives a call, so parameters can be updated in place afterwards. All functions take any tree of
 //! tensors ([`Module`]): a tensor, a tuple, a model. Inside one another they give higher derivatives.
 
+mod grads;
+
+pub use grads::Grads;
+pub(crate) use grads::Losses;
+
 use crate::error::{Error, Result, bail};
 use crate::module::{Module, ModuleExt, try_walk, unique_names, walk};
 use crate::ops::ACCUMULATE;
 use crate::tape::{Inner, Isolated, Sweep, Tape, common_tape, lost_message, sweep};
 use crate::tensor::Tensor;
 use crate::testing::{GradCheck, GradCheckReport};
-use std::ops::Deref;
 use std::panic::Location;
 use std::sync::Arc;
-
-/// Gradients in the shape of what was differentiated: reads like the model, with gradients in place of parameters.
-#[derive(Clone)]
-pub struct Grads<M> {
-    tree: M,
-    disconnected: Vec<String>,
-    /// Known to hold no infinity and no NaN: whoever looked last says so, and any change forgets it.
-    pub(crate) finite: bool,
-}
-
-impl<M: Module + Clone> std::fmt::Debug for Grads<M> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_map().entries(self.named().iter().map(|(name, g)| (name, g))).finish()
-    }
-}
-
-impl<M> Deref for Grads<M> {
-    type Target = M;
-    fn deref(&self) -> &M {
-        &self.tree
-    }
-}
-
-impl<M: Module + Clone> Grads<M> {
-    /// The tree of gradients itself.
-    pub fn into_inner(self) -> M {
-        self.tree
-    }
-
-    /// Parameters that the result did not depend on; their gradient is zero. Empty unless allowed by [`GradOptions`].
-    pub fn disconnected(&self) -> &[String] {
-        &self.disconnected
-    }
-
-    /// The gradients by parameter name; frozen parameters have none.
-    pub fn named(&self) -> Vec<(String, Tensor)> {
-        self.tree.trainable()
-    }
-
-    /// Replaces every gradient.
-    ///
-    /// # Errors
-    /// The first error of `f`.
-    pub fn update(&mut self, mut f: impl FnMut(&str, &mut Tensor) -> Result<()>) -> Result<()> {
-        self.finite = false;
-        try_walk(&mut self.tree, |name, leaf| if leaf.is_trainable() { f(name, leaf.tensor) } else { Ok(()) })
-    }
-
-    /// Adds other gradients of the same model: accumulation over micro-batches.
-    ///
-    /// # Errors
-    /// Shape error when the trees differ; nothing is changed then.
-    #[track_caller]
-    pub fn accumulate(&mut self, other: &Grads<M>) -> Result<()> {
-        let at = Location::caller();
-        self.add(other).map_err(|e| e.in_op("accumulate", at))
-    }
-
-    fn add(&mut self, other: &Grads<M>) -> Result<()> {
-        let (own, others) = (self.named(), other.named());
-        // All is compared before anything changes.
-        if own.len() != others.len() {
-            bail!(shape, "the other gradients have {} tensors, these {}", others.len(), own.len());
-        }
-        for ((name, g), (theirs, o)) in own.iter().zip(&others) {
-            if name != theirs {
-                bail!(shape, "the other gradients have `{theirs}` in the place of `{name}`");
-            }
-            if g.shape() != o.shape() || g.dtype() != o.dtype() {
-                bail!(shape, "{} is {}{} in the other gradients, {}{} here", quoted(name), o.dtype(), o.shape(), g.dtype(), g.shape());
-            }
-        }
-        drop(own);
-        let mut it = others.iter();
-        self.update(|_, g| {
-            let Some((_, o)) = it.next() else { return Ok(()) };
-            let own = std::mem::replace(g, o.clone());
-            *g = (ACCUMULATE.add)(own, o)?;
-            Ok(())
-        })
-    }
-}
 
 /// How to take a gradient.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GradOptions {
-    /// Give zeros for parameters that the result does not depend on, instead of an error that names them.
+    /// Give zeros for parameters that the result does not depend on, instead of an error that names them. Optimizers leave such
+    /// parameters alone; see [`Grads::disconnected`].
     pub allow_disconnected: bool,
 }
 
@@ -157,7 +80,10 @@ where
         if y.numel() != 1 {
             bail!(shape, "the function's value has shape {}; a gradient needs a scalar (reduce it, or use vjp)", y.shape());
         }
-        let grads = scope.pull(&[&y], &[y.ones_like()?], options, true)?;
+        let mut grads = scope.pull(&[&y], &[y.ones_like()?], options, true)?;
+        if !scope.records() {
+            grads.of_loss(&y)?;
+        }
         let (y, aux) = if scope.records() { (y, aux) } else { (y.detach(), aux.map(|_, t| Ok(t.detach()))?) };
         Ok((y, aux, grads))
     };
@@ -492,7 +418,7 @@ impl<M: Module + Clone> Scope<M> {
         let found = self.run(&y, y_bar, self.records(), last && !self.records())?;
         let disconnected = self.require_connected(&found, options, &y)?;
         let mut grads = self.grads(found)?;
-        grads.disconnected = disconnected;
+        grads.set_disconnected(disconnected);
         Ok(grads)
     }
 
@@ -527,7 +453,7 @@ impl<M: Module + Clone> Scope<M> {
             };
             Ok(())
         })?;
-        Ok(Grads { tree, disconnected: Vec::new(), finite: false })
+        Ok(Grads::new(tree))
     }
 }
 

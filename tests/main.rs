@@ -1,6 +1,7 @@
 //! All integration tests in one binary: it links once.
 #![allow(clippy::unwrap_used)] // a failed unwrap is a failed test
 
+mod absent;
 mod attention;
 mod callers;
 #[cfg(feature = "emulator")]
@@ -36,6 +37,7 @@ mod module_macro;
 mod modules;
 mod named_errors;
 mod nesting;
+mod not_finite;
 mod ops;
 mod optimizer_rules;
 mod optimizer_state;
@@ -47,6 +49,7 @@ mod refused;
 mod reliability_files;
 mod replay;
 mod resume;
+mod schedules;
 mod survives;
 mod tidy;
 #[cfg(feature = "tokenizers")]

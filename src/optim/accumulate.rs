@@ -67,7 +67,7 @@ impl<M: Module + Clone> Accumulator<M> {
             if weight == 0.0 {
                 return Ok(());
             }
-            grads.update(|_, g| {
+            grads.change(|_, g| {
                 *g = if g.dtype().is_half() { g.cast(DType::F32)? } else { g.clone() }.mul_scalar(weight)?;
                 Ok(())
             })?;
@@ -93,7 +93,7 @@ impl<M: Module + Clone> Accumulator<M> {
         let Some(mut grads) = grads else {
             return Err(Error::argument("nothing was added, or only parts of weight zero").in_op("accumulator", at));
         };
-        grads.update(|_, g| {
+        grads.change(|_, g| {
             *g = g.div_scalar(weight)?;
             Ok(())
         })?;

@@ -54,7 +54,7 @@ pub struct AdamW {
     pub amsgrad: bool,
     /// Exceptions for some parameters.
     pub groups: Vec<Group>,
-    /// Skip, and count, a step whose gradients hold an infinity or NaN.
+    /// Skip, and count, a step whose loss is not finite or whose gradients hold an infinity or NaN, or a number whose square is infinite.
     pub skip_non_finite: bool,
     /// Moments and step count; start with the default.
     pub memory: Memory,
@@ -77,7 +77,7 @@ impl Default for AdamW {
 }
 
 impl AdamW {
-    pub(super) const RULE: Rule = Rule { name: "adamw", slots: &["exp_avg", "exp_avg_sq", "max_exp_avg_sq"] };
+    pub(super) const RULE: Rule = Rule { name: "adamw", slots: &["exp_avg", "exp_avg_sq", "max_exp_avg_sq"], squares: true };
 
     /// First and second moment of a parameter, once it has been stepped.
     pub fn moments(&self, name: &str) -> Option<(&Tensor, &Tensor)> {
@@ -172,7 +172,7 @@ pub struct Adam {
     pub amsgrad: bool,
     /// Exceptions for some parameters; none.
     pub groups: Vec<Group>,
-    /// Skip, and count, a step whose gradients hold an infinity or NaN; true.
+    /// Skip, and count, a step whose loss is not finite or whose gradients hold an infinity or NaN, or a number whose square is infinite; true.
     pub skip_non_finite: bool,
     /// Moments and step count; start with the default.
     pub memory: Memory,
@@ -186,7 +186,7 @@ impl Default for Adam {
 }
 
 impl Adam {
-    const RULE: Rule = Rule { name: "adam", slots: AdamW::RULE.slots };
+    const RULE: Rule = Rule { name: "adam", slots: AdamW::RULE.slots, squares: true };
 
     fn run(&mut self, model: &mut dyn Module, grads: &Named) -> Result<()> {
         let Self { groups, memory, lr, weight_decay, .. } = self;

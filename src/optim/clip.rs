@@ -3,7 +3,7 @@
 use crate::array::Array;
 use crate::backend::cpu::reduce::{max_abs, scaled_square_sum};
 use crate::backend::{Device, cuda};
-use crate::dtype::with_float;
+use crate::dtype::{DType, with_float};
 use crate::error::{Result, bail};
 use crate::functional::Grads;
 use crate::module::Module;
@@ -38,7 +38,7 @@ impl<M: Module + Clone> Grads<M> {
     /// # Errors
     /// Out of memory.
     pub fn is_finite(&self) -> Result<bool> {
-        Ok(self.finite || all_finite(&self.named())?)
+        Ok(self.largest.is_some() || all_finite(&self.named())?)
     }
 
     /// Scales all gradients so that their global norm is at most `max_norm`.
@@ -76,7 +76,8 @@ impl<M: Module + Clone> Grads<M> {
         if clipped {
             self.scale(factor)?;
         }
-        self.finite = finite;
+        // No element is larger than the norm, nor than the limit after scaling, but for roundings.
+        self.largest = finite.then_some(if clipped { 2.0 * max_norm } else { norm });
         Ok(Clipped { norm, finite, clipped })
     }
 
@@ -118,7 +119,7 @@ impl<M: Module + Clone> Grads<M> {
         let mut scaled = cuda::optim::scale(on, &there, &found.cuda()?)?.into_iter();
         drop(there);
         drop(named);
-        self.update(|_, g| {
+        self.change(|_, g| {
             let Some(y) = scaled.next() else { bail!(argument, "internal: a gradient was not scaled") };
             *g = Tensor::from_array(Array::of_cuda(y)).reshape(g.shape().clone())?;
             Ok(())
@@ -134,7 +135,7 @@ impl<M: Module + Clone> Grads<M> {
         if limit.is_nan() || limit <= 0.0 {
             bail!(argument, "clip_value: the limit must be positive, found {limit}");
         }
-        self.update(|_, g| {
+        self.change(|_, g| {
             *g = g.clamp(Some(-limit), Some(limit))?;
             Ok(())
         })
@@ -145,7 +146,7 @@ impl<M: Module + Clone> Grads<M> {
     /// # Errors
     /// Out of memory.
     pub fn scale(&mut self, factor: f64) -> Result<()> {
-        self.update(|_, g| {
+        self.change(|_, g| {
             *g = g.mul_scalar(factor)?;
             Ok(())
         })
@@ -180,6 +181,30 @@ pub(super) fn all_finite(named: &[(String, Tensor)]) -> Result<bool> {
     }
     for (_, g) in named {
         if !tensor_max_abs(g)?.is_finite() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Whether every element is finite and so is its square, in the type that an optimizer computes in: a second moment that is
+/// infinite once stays so, and its parameter never moves again. `largest` is no smaller than any element, where that is known.
+pub(super) fn finite_squares(named: &[(String, Tensor)], largest: Option<f64>) -> Result<bool> {
+    let narrow = f64::from(f32::MAX).sqrt();
+    if largest.is_some_and(|m| m < narrow) {
+        return Ok(true);
+    }
+    if named.iter().any(|(_, g)| g.device().is_cuda()) {
+        let norm = norm(named)?;
+        if !norm.is_finite() || norm < narrow {
+            return Ok(norm.is_finite());
+        }
+    }
+    for (_, g) in named {
+        let limit = if g.dtype() == DType::F64 { f64::MAX.sqrt() } else { narrow };
+        // On a device only now that something is huge.
+        let largest = tensor_max_abs(&g.detach().to_device(Device::Cpu)?)?;
+        if largest.is_nan() || largest >= limit {
             return Ok(false);
         }
     }

@@ -1,13 +1,13 @@
 //! What optimizers remember about each parameter, and the walk that all of them share: refusals first, steps with
 //! gradients that are not finite skipped, parameters of half precision stepped through a master in `f32`.
 
-use super::State;
+use super::{State, clip};
 use crate::backend::cuda::capture;
 use crate::backend::cuda::optim::{Adams, Descents};
 use crate::capture::not_in_state;
 use crate::dtype::DType;
 use crate::error::{Result, bail};
-use crate::functional::Grads;
+use crate::functional::{Grads, Losses};
 use crate::module::{Module, Visitor, try_walk, walk};
 use crate::tensor::Tensor;
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +20,8 @@ const SLOTS: usize = 3;
 pub(super) struct Rule {
     pub(super) name: &'static str,
     pub(super) slots: &'static [&'static str],
+    /// Whether it keeps squares of gradients, which overflow long before the gradients do.
+    pub(super) squares: bool,
 }
 
 /// What an optimizer remembers between steps; starts empty.
@@ -79,17 +81,32 @@ impl Module for Fields<'_> {
 /// Gradients without the type of their tree: a step is then compiled once, here, and not for every model by its user.
 pub(super) struct Named {
     grads: Vec<(String, Tensor)>,
-    /// Known to hold no infinity and no NaN.
-    finite: bool,
+    /// Parameters without a gradient, in visiting order.
+    absent: Vec<String>,
+    /// No element is larger, where that is known.
+    largest: Option<f64>,
+    losses: Losses,
 }
 
 impl Named {
     pub(super) fn of<M: Module + Clone>(grads: &Grads<M>) -> Self {
-        Named { grads: grads.named(), finite: grads.finite }
+        Named { grads: grads.named(), absent: grads.disconnected().to_vec(), largest: grads.largest, losses: grads.losses.clone() }
     }
 
-    fn is_finite(&self) -> Result<bool> {
-        Ok(self.finite || super::clip::all_finite(&self.grads)?)
+    fn absent(&self) -> BTreeSet<&str> {
+        self.absent.iter().map(String::as_str).collect()
+    }
+
+    /// What of a step is not finite.
+    fn not_finite(&self, rule: &Rule) -> Result<Option<&'static str>> {
+        if !self.losses.are_finite()? {
+            return Ok(Some("the loss is not finite"));
+        }
+        Ok(match rule.squares {
+            true if !clip::finite_squares(&self.grads, self.largest)? => Some("a gradient is not finite, or its square is not"),
+            false if self.largest.is_none() && !clip::all_finite(&self.grads)? => Some("a gradient is not finite"),
+            _ => None,
+        })
     }
 }
 
@@ -160,10 +177,26 @@ impl Slots {
         for (t, slot) in kept.chain(self.master.as_ref().map(|t| (t, "master"))) {
             let dtype = if p.dtype().is_half() { DType::F32 } else { p.dtype() };
             if t.shape() != p.shape() {
-                bail!(shape, "`{name}` is {} {}, its {slot} {} {}", p.dtype(), p.shape(), t.dtype(), t.shape());
+                bail!(
+                    shape,
+                    "{} is {} {}, its {slot} {} {}: this optimizer has stepped another model",
+                    called(name),
+                    p.dtype(),
+                    p.shape(),
+                    t.dtype(),
+                    t.shape()
+                );
             }
             if t.dtype() != dtype || (slot == "master" && !p.dtype().is_half()) {
-                bail!(dtype, "`{name}` is {} {}, its {slot} {} {}", p.dtype(), p.shape(), t.dtype(), t.shape());
+                bail!(
+                    dtype,
+                    "{} is {} {}, its {slot} {} {}: this optimizer has stepped another model",
+                    called(name),
+                    p.dtype(),
+                    p.shape(),
+                    t.dtype(),
+                    t.shape()
+                );
             }
         }
         Ok(())
@@ -171,6 +204,10 @@ impl Slots {
 
     /// Refuses slots that are not those of the same parameter in another optimizer of this kind.
     fn same_as(&self, rule: &Rule, name: &str, other: &Slots) -> Result<()> {
+        // One that no loss has reached yet has no slots.
+        if self.steps == 0 || other.steps == 0 {
+            return Ok(());
+        }
         for (i, slot) in rule.slots.iter().enumerate() {
             match (&self.tensors[i], &other.tensors[i]) {
                 (Some(a), Some(b)) if a.shape() != b.shape() => {
@@ -218,11 +255,11 @@ impl Memory {
     ) -> Result<()> {
         for_each_param(model, grads, |name, p, _| {
             if p.is_tracked() {
-                bail!(tape, "`{name}` is tracked: step the model that was watched, after the sweep");
+                bail!(tape, "{} is tracked: step the model that was watched, after the sweep", called(name));
             }
             match self.params.get(name) {
                 Some(slots) => slots.fits(rule, name, p),
-                None if self.unverified => bail!(argument, "the loaded state has no `{name}`: it belongs to another model"),
+                None if self.unverified => bail!(argument, "the loaded state has no {}: it belongs to another model", called(name)),
                 None => Ok(()),
             }
         })?;
@@ -236,11 +273,17 @@ impl Memory {
         if capture::active() {
             return self.capture(rule, model, grads, skip_non_finite, f);
         }
-        if skip_non_finite && !grads.is_finite()? {
+        if skip_non_finite && let Some(what) = grads.not_finite(rule)? {
             self.skipped += 1;
+            tracing::warn!(
+                optimizer = rule.name,
+                skipped = self.skipped,
+                "{what}: the step is skipped; `detect_anomaly` finds where it began"
+            );
             return Ok(());
         }
         self.steps += 1;
+        let absent = grads.absent();
         let mut pending = Pending::default();
         let mut rounded = false;
         for_each_param(model, grads, |name, p, g| {
@@ -248,6 +291,10 @@ impl Memory {
                 self.params.insert(name.to_owned(), Slots::default());
             }
             let Some(slots) = self.params.get_mut(name) else { bail!(argument, "the state of `{name}` is gone") };
+            // Known by name from now on, and left alone.
+            if absent.contains(name) {
+                return Ok(());
+            }
             slots.follow(p)?;
             slots.steps += 1;
             if !p.dtype().is_half() {
@@ -264,7 +311,7 @@ impl Memory {
             return Ok(());
         }
         for_each_param(model, grads, |name, p, _| {
-            if let Some(slots) = self.params.get_mut(name)
+            if let Some(slots) = self.params.get_mut(name).filter(|_| !absent.contains(name))
                 && p.dtype().is_half()
                 && let Some(master) = &slots.master
             {
@@ -294,7 +341,11 @@ impl Memory {
                 "skip_non_finite reads the gradients back: set it to false, and look at the norm that clip_by_global_norm returns"
             );
         }
+        let absent = grads.absent();
         for_each_param(model, grads, |name, p, g| {
+            if absent.contains(name) {
+                return Ok(());
+            }
             let Some(slots) = self.params.get_mut(name).filter(|s| rule.slots.is_empty() || s.any().is_some()) else {
                 bail!(capture, "`{name}` has no state yet: take one step before the capture");
             };
@@ -350,7 +401,7 @@ impl Memory {
 
     #[allow(clippy::cast_precision_loss)] // reason: step counts stay far below 2⁵³
     pub(super) fn state(&self, rule: &Rule) -> State {
-        let Rule { name: own, slots } = rule;
+        let Rule { name: own, slots, .. } = rule;
         let mut s = State::default();
         s.numbers.insert(format!("{own}.steps"), self.steps as f64);
         s.numbers.insert(format!("{own}.skipped"), self.skipped as f64);
@@ -465,6 +516,11 @@ fn foreign(rule: &Rule, key: &str) -> crate::Error {
     ))
 }
 
+/// A parameter for messages: one that was given alone has no name.
+fn called(name: &str) -> String {
+    if name.is_empty() { "the parameter".to_owned() } else { format!("`{name}`") }
+}
+
 /// Calls `f(name, parameter, gradient)` for every trainable parameter.
 ///
 /// # Errors
@@ -477,15 +533,15 @@ fn for_each_param(model: &mut dyn Module, grads: &Named, mut f: impl FnMut(&str,
         }
         let p = leaf.tensor;
         let Some((_, g)) = it.next().filter(|(n, _)| n == name) else {
-            bail!(argument, "the gradients have no `{name}`: they belong to another model, or its frozen parameters changed");
+            bail!(argument, "the gradients have no {}: they belong to another model, or its frozen parameters changed", called(name));
         };
         // Gradients of half parameters may have been accumulated in f32.
         let wide = p.dtype().is_half() && g.dtype() == DType::F32;
         if g.shape() != p.shape() || (g.dtype() != p.dtype() && !wide) {
-            bail!(shape, "the gradient of `{name}` is {} {}, the parameter {} {}", g.dtype(), g.shape(), p.dtype(), p.shape());
+            bail!(shape, "the gradient of {} is {} {}, the parameter {} {}", called(name), g.dtype(), g.shape(), p.dtype(), p.shape());
         }
         if g.device() != p.device() {
-            bail!(device, "the gradient of `{name}` is on {}, the parameter on {}", g.device(), p.device());
+            bail!(device, "the gradient of {} is on {}, the parameter on {}", called(name), g.device(), p.device());
         }
         f(name, p, g)
     })?;

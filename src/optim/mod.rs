@@ -9,6 +9,7 @@ mod memory;
 mod muon;
 mod scaler;
 mod schedule;
+mod schedules;
 mod sgd;
 mod state;
 
@@ -21,5 +22,8 @@ pub use memory::Memory;
 pub use muon::{Muon, MuonScale};
 pub use scaler::LossScaler;
 pub use schedule::{Decay, Schedule, Warmup, WarmupCosine};
+pub use schedules::{
+    CosineAnnealingWarmRestarts, ExponentialLr, MultiStepLr, OneCycleLr, Plateau, PolynomialLr, ReduceLrOnPlateau, StepLr,
+};
 pub use sgd::Sgd;
 pub use state::{Optimizer, State};

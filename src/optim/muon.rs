@@ -63,7 +63,7 @@ pub struct Muon {
     pub eps: f64,
     /// Exceptions for some parameters; `lr` also sets AdamW's rate for those it steps.
     pub groups: Vec<Group>,
-    /// Skip, and count, a step whose gradients hold an infinity or NaN; true.
+    /// Skip, and count, a step whose loss is not finite or whose gradients hold an infinity or NaN, or a number whose square is infinite; true.
     pub skip_non_finite: bool,
     /// Momentum, moments and step count; start with the default.
     pub memory: Memory,
@@ -90,7 +90,7 @@ impl Default for Muon {
 }
 
 impl Muon {
-    const RULE: Rule = Rule { name: "muon", slots: &["exp_avg", "exp_avg_sq", "momentum_buffer"] };
+    const RULE: Rule = Rule { name: "muon", slots: &["exp_avg", "exp_avg_sq", "momentum_buffer"], squares: true };
     const MOMENTUM: usize = 2;
 
     fn run(&mut self, model: &mut dyn Module, grads: &Named) -> Result<()> {

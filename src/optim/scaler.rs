@@ -69,7 +69,7 @@ impl LossScaler {
     }
 
     /// Divides the gradients by the scale, and adapts it: once for each step, after accumulation and before clipping.
-    /// Says whether to take the step: false when a gradient overflowed.
+    /// Says whether to take the step: false when a gradient or the scaled loss overflowed.
     ///
     /// Gradients of half precision become `f32`, which optimizers accept: divided in `f16` they would vanish after all.
     ///
@@ -80,9 +80,9 @@ impl LossScaler {
         let at = std::panic::Location::caller();
         let mut run = || {
             self.check()?;
-            let finite = grads.is_finite()?;
+            let finite = grads.is_loss_finite()? && grads.is_finite()?;
             if finite {
-                grads.update(|_, g| {
+                grads.change(|_, g| {
                     *g = if g.dtype().is_half() { g.cast(DType::F32)? } else { g.clone() }.div_scalar(self.scale)?;
                     Ok(())
                 })?;

@@ -1,13 +1,75 @@
-//! Learning-rate schedules: pure functions of the step.
+//! Learning-rate schedules: what they are, warm-ups and what follows them.
 
+use super::state::State;
 use crate::error::{Error, Result, bail};
 use std::f64::consts::PI;
 use std::panic::Location;
 
-/// The learning rate at a step (counted from 0).
+/// The learning rate at a step (counted from 0): a number, a closure, or one of the schedules here.
+///
+/// ```
+/// use cotangent::optim::{Schedule, WarmupCosine};
+/// let warm = WarmupCosine { peak: 1e-3, floor: 1e-4, warmup: 10, end: 100 };
+/// let twice = move |step: usize| if step < 100 { warm.at(step) } else { 0.5 * warm.at(step - 100) };
+/// assert_eq!([1e-3.at(7), twice.at(10), twice.at(110)], [1e-3, 1e-3, 5e-4]);
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no learning-rate schedule",
+    note = "a schedule is a number, a closure `|step: usize| -> f64`, a schedule of `cotangent::optim`, or what implements `Schedule`"
+)]
 pub trait Schedule {
     /// The rate to use for this step.
     fn at(&self, step: usize) -> f64;
+
+    /// Refuses numbers that make no schedule; the trainer asks before its first step.
+    ///
+    /// # Errors
+    /// Argument error that names the number.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Tells it what an evaluation gave. Most schedules are functions of the step and do nothing with it.
+    ///
+    /// # Errors
+    /// What the schedule says about the metric.
+    fn observe(&mut self, _metric: f64) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether it depends on [`Schedule::observe`].
+    fn observes(&self) -> bool {
+        false
+    }
+
+    /// What it remembers, under names that begin with `schedule.`; nothing for a function of the step.
+    fn state(&self) -> State {
+        State::default()
+    }
+
+    /// Continues from what [`Schedule::state`] gave.
+    ///
+    /// # Errors
+    /// Argument error for a state that is not this schedule's.
+    fn load_state(&mut self, _state: &State) -> Result<()> {
+        Ok(())
+    }
+
+    /// What says, beside the state, how a run of so many steps was scheduled: its rates, at 1000 steps at most. Snapshots keep it,
+    /// so that a run does not continue by another schedule unnoticed.
+    fn fingerprint(&self, steps: usize) -> String {
+        let every = steps.div_ceil(1000).max(1);
+        let bits = (0..steps).step_by(every).map(|i| self.at(i).to_bits());
+        // FNV-1a over the rates' bits.
+        let hash = bits.flat_map(u64::to_le_bytes).fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+        format!("{hash:016x}")
+    }
+}
+
+impl<F: Fn(usize) -> f64> Schedule for F {
+    fn at(&self, step: usize) -> f64 {
+        self(step)
+    }
 }
 
 /// Linear warm-up, then half a cosine down to a floor: nanoGPT's schedule.
@@ -35,12 +97,21 @@ impl WarmupCosine {
     /// As [`Warmup::check`].
     #[track_caller]
     pub fn check(&self) -> Result<()> {
+        let at = Location::caller();
+        self.refuse().map_err(|e: Error| e.in_op("schedule", at))
+    }
+
+    fn refuse(&self) -> Result<()> {
         let Self { peak, floor, warmup, end } = *self;
-        Warmup { peak, warmup, decay: Decay::Cosine { end, floor } }.check()
+        Warmup { peak, warmup, decay: Decay::Cosine { end, floor } }.refuse()
     }
 }
 
 impl Schedule for WarmupCosine {
+    fn check(&self) -> Result<()> {
+        self.refuse()
+    }
+
     fn at(&self, step: usize) -> f64 {
         if step < self.warmup {
             return self.peak * (step + 1) as f64 / (self.warmup + 1) as f64;
@@ -132,6 +203,10 @@ impl Warmup {
 }
 
 impl Schedule for Warmup {
+    fn check(&self) -> Result<()> {
+        self.refuse()
+    }
+
     fn at(&self, step: usize) -> f64 {
         let Warmup { peak, warmup, decay } = *self;
         if let Decay::Cosine { end, floor } = decay {

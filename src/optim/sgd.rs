@@ -21,7 +21,7 @@ use crate::tensor::Tensor;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Sgd {
-    /// Learning rate; 0 by default.
+    /// Learning rate; 1e-3, as PyTorch's.
     pub lr: f64,
     /// Momentum μ; 0, the default, keeps no state.
     pub momentum: f64,
@@ -33,7 +33,7 @@ pub struct Sgd {
     pub nesterov: bool,
     /// Exceptions for some parameters; none.
     pub groups: Vec<Group>,
-    /// Skip, and count, a step whose gradients hold an infinity or NaN; true.
+    /// Skip, and count, a step whose loss is not finite or whose gradients hold an infinity or NaN; true.
     pub skip_non_finite: bool,
     /// Momentum buffers and step count; start with the default.
     pub memory: Memory,
@@ -42,7 +42,7 @@ pub struct Sgd {
 impl Default for Sgd {
     fn default() -> Self {
         Sgd {
-            lr: 0.0,
+            lr: 1e-3,
             momentum: 0.0,
             dampening: 0.0,
             weight_decay: 0.0,
@@ -55,7 +55,7 @@ impl Default for Sgd {
 }
 
 impl Sgd {
-    const RULE: Rule = Rule { name: "sgd", slots: &["momentum_buffer"] };
+    const RULE: Rule = Rule { name: "sgd", slots: &["momentum_buffer"], squares: false };
 
     /// Plain descent with a learning rate.
     pub fn new(lr: f64) -> Self {

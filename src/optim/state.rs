@@ -23,13 +23,19 @@ pub struct State {
 /// The optimizers here have all but `step` as methods of their own too, so that the trait is only needed where the
 /// optimizer is chosen at run time: `Box<dyn Optimizer<Model>>`.
 pub trait Optimizer<M: Module + Clone> {
-    /// One step on every trainable parameter.
+    /// One step on every trainable parameter but those that the loss did not reach
+    /// ([`Grads::disconnected`](crate::Grads::disconnected)).
     ///
     /// # Errors
     /// Argument error for hyperparameters out of range, for gradients or state of another model; shape and dtype errors.
     /// The model is unchanged when the arguments are refused.
     #[track_caller]
     fn step(&mut self, model: &mut M, grads: &Grads<M>) -> Result<()>;
+
+    /// Number of steps that were skipped because something was not finite; 0 for an optimizer that skips none.
+    fn skipped(&self) -> u64 {
+        0
+    }
 
     /// The learning rate of the next step.
     fn learning_rate(&self) -> f64;
@@ -61,6 +67,10 @@ impl<M: Module + Clone, O: Optimizer<M> + ?Sized> Optimizer<M> for Box<O> {
         (**self).step(model, grads)
     }
 
+    fn skipped(&self) -> u64 {
+        (**self).skipped()
+    }
+
     fn learning_rate(&self) -> f64 {
         (**self).learning_rate()
     }
@@ -88,12 +98,13 @@ macro_rules! optimizer {
                 self.memory.steps()
             }
 
-            /// Number of steps that were skipped because a gradient was not finite.
+            /// Number of steps that were skipped because the loss or a gradient was not finite.
             pub fn skipped(&self) -> u64 {
                 self.memory.skipped()
             }
 
-            /// One step on every trainable parameter of the model.
+            /// One step on every trainable parameter of the model. Those that the loss did not reach
+            /// ([`Grads::disconnected`](crate::Grads::disconnected)) are left alone: no decay, no momentum, no step counted for them.
             ///
             /// Parameters of half precision are stepped through a master in `f32`, of which they hold the rounded value.
             ///
@@ -146,6 +157,10 @@ macro_rules! optimizer {
         impl<M: $crate::Module + Clone> super::Optimizer<M> for $type {
             fn step(&mut self, model: &mut M, grads: &$crate::Grads<M>) -> $crate::Result<()> {
                 self.step(model, grads)
+            }
+
+            fn skipped(&self) -> u64 {
+                self.skipped()
             }
 
             fn learning_rate(&self) -> f64 {
