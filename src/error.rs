@@ -213,6 +213,13 @@ impl Error {
         self
     }
 
+    /// Says what the message is about: `FILE: message`.
+    #[must_use]
+    pub(crate) fn about(mut self, what: impl fmt::Display) -> Self {
+        self.0.message = format!("{what}: {}", self.0.message);
+        self
+    }
+
     /// Names the op and the caller's line, unless an inner op has already done so.
     #[must_use]
     pub fn in_op(mut self, op: &'static str, at: &'static Location<'static>) -> Self {

@@ -49,6 +49,8 @@ mod pages {
     struct Readme;
     #[doc = include_str!("../docs/book/README.md")]
     struct Book;
+    #[doc = include_str!("../docs/book/data.md")]
+    mod data {}
     #[doc = include_str!("../docs/book/models.md")]
     struct Models;
     #[doc = include_str!("../docs/book/optimizers.md")]

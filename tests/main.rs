@@ -45,6 +45,8 @@ mod optimizers;
 mod parity;
 mod planted;
 mod postmortems;
+#[cfg(feature = "readers")]
+mod readers;
 mod refused;
 mod reliability_files;
 mod replay;

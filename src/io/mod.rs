@@ -11,6 +11,7 @@ mod gguf;
 mod lock;
 mod module_file;
 mod open;
+mod readers;
 mod safetensors;
 
 pub use atomic::write_atomically;
@@ -24,6 +25,11 @@ pub(crate) use lock::{Busy, Lock, lock, lock_around, lock_run};
 pub use module_file::{LoadReport, Misshaped, ModuleFile};
 pub(crate) use open::{create_new, open, open_to_append, read};
 pub use open::{open_file, read_file};
+#[cfg(feature = "readers")]
+pub use readers::{CsvFile, CsvOptions, NpzFile, TorchFile};
+#[cfg(feature = "images")]
+pub use readers::{ImageMode, ImageOptions, decode_image, read_image, read_image_with, save_image};
+pub use readers::{read_npy, save_npy};
 pub(crate) use safetensors::{Seal, write_sealed, write_tensors};
 pub use safetensors::{TensorFile, save_safetensors};
 
