@@ -50,7 +50,7 @@ mod pages {
     #[doc = include_str!("../docs/book/README.md")]
     struct Book;
     #[doc = include_str!("../docs/book/data.md")]
-    mod data {}
+    struct Data;
     #[doc = include_str!("../docs/book/models.md")]
     struct Models;
     #[doc = include_str!("../docs/book/optimizers.md")]
