@@ -73,8 +73,9 @@ fn run(args: &Args) -> Result<()> {
     generator.options = GenerateOptions {
         sampling,
         key: Key::new(args.seed),
-        stop_texts: args.stop.clone(),
+        stop_texts: own.stop_texts.iter().chain(&args.stop).cloned().collect(),
         max_tokens: args.max_tokens.unwrap_or(own.max_tokens),
+        max_length: own.max_length.filter(|_| args.max_tokens.is_none()),
         ..generator.options
     };
     let prompt = tokenizer.encode_prompt(&args.prompt)?;

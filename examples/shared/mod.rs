@@ -83,16 +83,17 @@ pub fn open(path: &Path, dtype: Option<DType>, device: Device, packed: bool) -> 
     for (name, from, to) in loaded.report.converted.iter().take(1) {
         writeln!(io::stderr(), "converted {} tensors, {name} from {from} to {to}", loaded.report.converted.len())?;
     }
+    for note in &loaded.report.notes {
+        writeln!(io::stderr(), "{note}")?;
+    }
     Ok(loaded)
 }
 
 /// The tokenizer of a model, or an error that says where it was looked for.
 pub fn need_tokenizer<'a>(loaded: &'a Loaded, path: &Path) -> Result<&'a (dyn cotangent::train::Tokenizer + Send + Sync)> {
     loaded.tokenizer.as_deref().ok_or_else(|| {
-        Error::argument(format!(
-            "{} has no tokenizer that is known here: a tokenizer.json in the folder, or BPE in a GGUF file",
-            path.display()
-        ))
+        let why = loaded.tokenizer_refused.as_deref().unwrap_or("a tokenizer.json in the folder, or BPE in a GGUF file");
+        Error::argument(format!("{} has no tokenizer that is known here: {why}", path.display()))
     })
 }
 
@@ -105,12 +106,12 @@ pub fn peak_memory() -> Option<String> {
 
 /// Speed and memory on the error stream.
 pub fn summary(speed: Speed, cache_bytes: usize) -> Result<()> {
+    // Nothing was computed, so nothing was fast.
+    let part = |tokens: usize, rate: f64| if rate > 0.0 { format!("{tokens} tokens, {rate:.1} tokens/s") } else { "nothing".to_owned() };
     let mut line = format!(
-        "prefill {} tokens, {:.1} tokens/s; decode {} tokens, {:.1} tokens/s; cache {:.1} MiB",
-        speed.prompt,
-        speed.prefill_rate(),
-        speed.tokens,
-        speed.decode_rate(),
+        "prefill {}; decode {}; cache {:.1} MiB",
+        part(speed.prompt, speed.prefill_rate()),
+        part(speed.tokens, speed.decode_rate()),
         cache_bytes as f64 / (1 << 20) as f64
     );
     if let Some(peak) = peak_memory() {

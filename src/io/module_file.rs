@@ -39,8 +39,11 @@ pub struct LoadReport {
     pub mistyped: Vec<(String, DType, DType)>,
     /// Loaded tensors that were cast to the model's dtype: name, dtype of the file, dtype of the model.
     pub converted: Vec<(String, DType, DType)>,
-    /// Tensors of the file that the model has no use for by design: masks that old files carry, the output matrix of a model that is tied.
+    /// Tensors of the file that the model has no use for by design: masks that old files carry, heads of other tasks, the output matrix of a
+    /// model that is tied.
     pub ignored: Vec<String>,
+    /// What the files beside the weights say and is passed over, or could not be read: one line each.
+    pub notes: Vec<String>,
 }
 
 impl LoadReport {
@@ -67,7 +70,13 @@ impl fmt::Display for LoadReport {
             let lead = if i == 0 { "; dtypes differ:" } else { "," };
             write!(f, "{lead} `{name}` is {file} in the file, {model} in the model")?;
         }
-        Ok(())
+        const SHOWN: usize = 6;
+        if !self.ignored.is_empty() {
+            let more = self.ignored.len().saturating_sub(SHOWN);
+            let shown = self.ignored[..self.ignored.len() - more].join(", ");
+            write!(f, "; ignored: {shown}{}", if more > 0 { format!(" and {more} more") } else { String::new() })?;
+        }
+        self.notes.iter().try_for_each(|note| write!(f, "; {note}"))
     }
 }
 

@@ -1,5 +1,6 @@
 //! BERT and its small relatives (MiniLM): an encoder of whole texts.
 
+use super::sentence::{self, Pooling, Sentence, SentenceDense};
 use super::skeleton::{Skeleton, fresh};
 use crate::dtype::DType;
 use crate::error::{Result, bail};
@@ -8,6 +9,7 @@ use crate::nn::{self, Activation, Attend, Embedding, LayerNorm, Linear};
 use crate::ops::Sdpa;
 use crate::rng::Key;
 use crate::tensor::Tensor;
+use crate::train::Tokenizer;
 use std::panic::Location;
 
 /// Sum of the three tables, and its norm.
@@ -113,9 +115,14 @@ pub struct Bert {
     pub embeddings: BertEmbeddings,
     /// Blocks.
     pub encoder: BertEncoder,
+    /// Matrices behind the pooling, of models of sentences that have them; mostly none.
+    pub dense: Vec<SentenceDense>,
     config: BertConfig,
+    pooling: Pooling,
+    /// Why the folder's pooling is not done.
+    refused: Option<String>,
 }
-crate::module!(Bert { embeddings, encoder } skip { config });
+crate::module!(Bert { embeddings, encoder, dense } skip { config, pooling, refused });
 
 impl Bert {
     /// A fresh model with BERT's initialisation.
@@ -156,7 +163,10 @@ impl Bert {
                 layer_norm: s.layer_norm(c.width, c.norm_eps)?,
             },
             encoder: BertEncoder { layer: (0..c.layers).map(layer).collect::<Result<_>>()? },
+            dense: Vec::new(),
             config: c.clone(),
+            pooling: Pooling::default(),
+            refused: None,
         })
     }
 
@@ -205,26 +215,87 @@ impl Bert {
         Ok(x)
     }
 
-    /// One vector for each text, `[batch, width]`: the mean over its tokens, of length one, as sentence-transformers computes it.
+    /// How [`Bert::embed`] makes one vector of a text: as the folder's `modules.json` says, or the mean over its tokens, of length one.
+    pub fn pooling(&self) -> &Pooling {
+        &self.pooling
+    }
+
+    /// With another pooling.
+    #[must_use]
+    pub fn with_pooling(self, pooling: Pooling) -> Self {
+        Bert { pooling, refused: None, ..self }
+    }
+
+    /// As a folder says.
+    pub(super) fn with_sentence(self, of: Sentence) -> Self {
+        Bert { pooling: of.pooling, dense: of.dense, refused: of.refused, ..self }
+    }
+
+    /// One vector for each text, `[batch, width]`, as sentence-transformers computes it by [`Bert::pooling`]. Sums are in `f32` at least; a
+    /// text without tokens is zero.
     ///
     /// # Errors
-    /// As [`Bert::forward`].
+    /// As [`Bert::forward`]; argument error when the folder asks for a pooling that is not known here ([`Bert::with_pooling`] sets
+    /// another).
     #[track_caller]
     pub fn embed(&self, tokens: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
         let at = Location::caller();
-        let run = || {
-            let x = self.run(tokens, mask, None)?;
-            let mean = match mask {
-                None => x.mean(1)?,
-                Some(m) => {
-                    let weight = m.cast(x.dtype())?.reshape([m.shape()[0], m.shape()[1], 1])?;
-                    // A text without tokens is zero, not 0/0.
-                    x.mul(&weight)?.sum(1)?.div(&weight.sum(1)?.clamp(1e-9, f64::INFINITY)?)?
-                }
-            };
-            let length = mean.square()?.sum_keep(-1)?.sqrt()?.clamp(1e-12, f64::INFINITY)?;
-            mean.div(&length)
+        self.embed_masked(tokens, mask, mask).map_err(|e| io::at_callers_line(e, "bert", at))
+    }
+
+    /// `counts` is the mask of those tokens that the pooling sees.
+    fn embed_masked(&self, tokens: &Tensor, mask: Option<&Tensor>, counts: Option<&Tensor>) -> Result<Tensor> {
+        if let Some(why) = &self.refused {
+            bail!(argument, "the pooling that the model's files ask for is not done: {why}; `with_pooling` sets another");
+        }
+        sentence::pool(&self.run(tokens, mask, None)?, counts, &self.pooling, &self.dense)
+    }
+
+    /// [`Bert::embed`] of texts: each behind [`Pooling::prompt`], cut to [`Pooling::max_tokens`] and the model's context before the tokens
+    /// that the tokenizer sets at its ends, and filled up to the longest.
+    ///
+    /// # Errors
+    /// As [`Bert::embed`], and what the tokenizer returns; argument error for no text.
+    #[track_caller]
+    pub fn embed_texts<S: AsRef<str>>(&self, tokenizer: &dyn Tokenizer, texts: &[S]) -> Result<Tensor> {
+        let at = Location::caller();
+        let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
+        self.embed_all(tokenizer, &texts).map_err(|e| io::at_callers_line(e, "bert", at))
+    }
+
+    fn embed_all(&self, tokenizer: &dyn Tokenizer, texts: &[&str]) -> Result<Tensor> {
+        let p = &self.pooling;
+        let most = p.max_tokens.unwrap_or(usize::MAX).min(self.config.context);
+        let ids = |text: &str| -> Result<Vec<u32>> {
+            let text = format!("{}{text}", p.prompt);
+            let text = if p.lowercase { text.to_lowercase() } else { text };
+            let mut all = tokenizer.encode_prompt(&text)?;
+            if all.len() > most {
+                // What stands at the ends stays.
+                let plain = tokenizer.encode(&text)?;
+                let begins = all.windows(plain.len().max(1)).position(|w| w == plain).unwrap_or(0);
+                let over = (all.len() - most).min(plain.len());
+                all.drain(begins + plain.len() - over..begins + plain.len());
+            }
+            Ok(all)
         };
-        run().map_err(|e| io::at_callers_line(e, "bert", at))
+        let rows = texts.iter().map(|t| ids(t)).collect::<Result<Vec<_>>>()?;
+        let longest = rows.iter().map(Vec::len).max().unwrap_or(0);
+        if longest == 0 {
+            bail!(argument, "there is no text with a token");
+        }
+        // Tokens of the prompt with what stands before it, as sentence-transformers counts them: without the token that ends a text.
+        let prompt = if p.include_prompt || p.prompt.is_empty() { 0 } else { ids("")?.len().saturating_sub(1) };
+        let shape = [rows.len(), longest];
+        let places = |of: &dyn Fn(&[u32], usize) -> i64| {
+            rows.iter().flat_map(|row| (0..longest).map(|t| of(row, t)).collect::<Vec<_>>()).collect::<Vec<i64>>()
+        };
+        let device = self.embeddings.word_embeddings.weight.device();
+        let mask = |from: usize| {
+            let seen = places(&|row, t| i64::from(t >= from && t < row.len())).into_iter().map(|m| m as u8).collect::<Vec<_>>();
+            Tensor::from_vec(seen, shape)?.to_device(device)
+        };
+        let tokens = Tensor::from_vec(places(&|row, t| row.get(t).map_or(0, |&id| i64::from(id))), shape)?.to_device(device)?;
+        self.embed_masked(&tokens, Some(&mask(0)?), Some(&mask(prompt)?))
     }
 }

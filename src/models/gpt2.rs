@@ -198,8 +198,8 @@ impl Gpt2 {
 
     fn run(&self, input: &mut Input<'_>) -> Result<Tensor> {
         let (t, place) = (&self.transformer, Place::of(input, self.transformer.h.len())?);
-        if place.end() > self.config.context {
-            return Err(Error::shape(format!("{} tokens exceed the context of {}", place.end(), self.config.context)));
+        if place.longest() > self.config.context {
+            return Err(Error::shape(format!("{} tokens exceed the context of {}", place.longest(), self.config.context)));
         }
         let device = t.wpe.weight.device();
         let positions = match place.position_ids(device)? {

@@ -178,6 +178,11 @@ impl Place {
         self.start + self.time
     }
 
+    /// Tokens of the longest row up to the end of these, without its filling; 0 where only the device knows.
+    pub fn longest(&self) -> usize {
+        if self.slot.is_some() { 0 } else { self.end().saturating_sub(self.pads.iter().min().copied().unwrap_or(0)) }
+    }
+
     pub fn padded(&self) -> bool {
         !self.pads.is_empty()
     }

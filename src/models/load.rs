@@ -1,11 +1,13 @@
 //! Opening models that others saved.
 
-use super::source::{Source, fill};
+use super::sentence::Sentence;
+use super::source::{Source, fill, usual_dtype};
 use super::{Bert, LanguageModel};
 use crate::backend::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result, bail};
-use crate::io::{self, GenerationConfig, GgufFile, LoadReport, ModelConfig, WeightFiles};
+use crate::io::{self, GenerationConfig, GgufFile, LoadReport, ModelConfig, Special, WeightFiles};
+use crate::module::ModuleExt;
 use crate::train::Tokenizer;
 use std::fmt;
 use std::panic::Location;
@@ -45,8 +47,10 @@ pub struct Loaded {
     pub model: LanguageModel,
     /// How its authors sample; empty where they do not say. Special tokens are the model's where these are.
     pub generation: GenerationConfig,
-    /// Its tokenizer, with the feature `tokenizers`, if there is one.
+    /// Its tokenizer, with the feature `tokenizers`, if there is one that is known here.
     pub tokenizer: Option<Arc<dyn Tokenizer + Send + Sync>>,
+    /// Why there is no tokenizer, where the folder or file has one.
+    pub tokenizer_refused: Option<String>,
     /// Template of conversations, in Jinja.
     pub chat_template: Option<String>,
     /// Texts of the special tokens that templates use: `bos_token` and `eos_token`.
@@ -86,11 +90,39 @@ fn open(path: &Path, options: LoadOptions<'_>) -> Result<Loaded> {
 fn folder(path: &Path, mut options: LoadOptions<'_>) -> Result<Loaded> {
     let config = ModelConfig::open(path)?;
     let source = Source::Folder(WeightFiles::open(path)?);
-    let (model, report) = build(&config, &source, &mut options)?;
-    let generation = if path.join("generation_config.json").exists() { GenerationConfig::open(path)? } else { GenerationConfig::default() };
-    let (chat_template, special_texts) = tokenizer_config(path)?;
-    let generation = with_special(generation, &model);
-    Ok(Loaded { model, generation, tokenizer: tokenizer(path)?, chat_template, special_texts, report })
+    let (model, mut report) = build(&config, &source, &mut options)?;
+    // Files beside the model do not make it worse: what is wrong with them is said where they are used, and in the report.
+    let notes = &mut report.notes;
+    let generation = with_special(generation(path, notes), &model);
+    let (chat_template, special_texts) = tokenizer_config(path).unwrap_or_else(|e| {
+        notes.push(format!("there is no chat template: {e}"));
+        (None, Vec::new())
+    });
+    let (tokenizer, tokenizer_refused) = known(tokenizer(path), notes);
+    Ok(Loaded { model, generation, tokenizer, tokenizer_refused, chat_template, special_texts, report })
+}
+
+fn generation(folder: &Path, notes: &mut Vec<String>) -> GenerationConfig {
+    const NAME: &str = "generation_config.json";
+    if !folder.join(NAME).exists() {
+        return GenerationConfig::default();
+    }
+    let out =
+        GenerationConfig::open(folder).unwrap_or_else(|e| GenerationConfig { wrong: vec![e.to_string()], ..GenerationConfig::default() });
+    notes.extend(out.wrong.iter().map(|why| format!("{NAME}: {why}: generating by it is an error")));
+    notes.extend(out.passed_over.iter().map(|what| format!("{NAME}: {what}: passed over")));
+    out
+}
+
+/// A tokenizer, or why there is none.
+fn known(tokenizer: Result<Option<AnyTokenizer>>, notes: &mut Vec<String>) -> (Option<AnyTokenizer>, Option<String>) {
+    match tokenizer {
+        Ok(tokenizer) => (tokenizer, None),
+        Err(e) => {
+            notes.push(format!("there is no tokenizer: {e}"));
+            (None, Some(e.to_string()))
+        }
+    }
 }
 
 fn gguf(path: &Path, mut options: LoadOptions<'_>) -> Result<Loaded> {
@@ -101,20 +133,36 @@ fn gguf(path: &Path, mut options: LoadOptions<'_>) -> Result<Loaded> {
         bail!(argument, "{} holds weights alone: give the folder, where config.json says what they are", path.display());
     }
     let file = GgufFile::open(path)?;
-    let config = file.config()?;
+    let mut config = file.config()?;
     let tables = file.tokenizer()?;
+    if let (Some(t), Some(special)) = (&tables, special(&mut config)) {
+        special.eos = t.end_tokens();
+    }
     let source = Source::gguf(file)?;
-    let (model, report) = build(&config, &source, &mut options)?;
-    let generation = with_special(GenerationConfig::default(), &model);
+    let (model, mut report) = build(&config, &source, &mut options)?;
+    let mut generation = with_special(GenerationConfig::default(), &model);
+    let (rows, notes) = (model.vocabulary(), &mut report.notes);
+    generation.special.eos.retain(|&id| (id as usize) < rows);
     let mut special_texts = Vec::new();
     let mut chat_template = None;
     if let Some(t) = &tables {
         chat_template = t.chat_template.clone();
+        generation.suppress_tokens = t.suppress.iter().copied().filter(|&id| (id as usize) < rows).collect();
+        if t.model == "gpt2" && t.pre.is_none() {
+            notes.push(
+                "`tokenizer.ggml.pre` is missing: texts are cut as llama.cpp does then, which may not be how the model was trained"
+                    .to_owned(),
+            );
+        }
+        if !matches!(t.model.as_str(), "gpt2" | "llama") {
+            notes.push(format!("there is no tokenizer: `tokenizer.ggml.model` is `{}`; gpt2 and llama are known here", t.model));
+        }
         for (name, id) in [("bos_token", t.bos), ("eos_token", t.eos)] {
             special_texts.extend(id.and_then(|id| t.tokens.get(id as usize)).map(|text| (name.to_owned(), text.clone())));
         }
     }
-    Ok(Loaded { model, generation, tokenizer: from_tables(tables)?, chat_template, special_texts, report })
+    let (tokenizer, tokenizer_refused) = known(from_tables(tables), notes);
+    Ok(Loaded { model, generation, tokenizer, tokenizer_refused, chat_template, special_texts, report })
 }
 
 fn build(config: &ModelConfig, source: &Source, options: &mut LoadOptions<'_>) -> Result<(LanguageModel, LoadReport)> {
@@ -123,13 +171,13 @@ fn build(config: &ModelConfig, source: &Source, options: &mut LoadOptions<'_>) -
         Some(d) => d,
         None => source.usual_dtype()?,
     };
-    let tied = match config {
-        ModelConfig::Gpt2(c) => c.tied,
-        ModelConfig::Decoder(c) => c.tied,
-        ModelConfig::Bert(_) => false,
+    let (tied, family) = match config {
+        ModelConfig::Gpt2(c) => (c.tied, "gpt2"),
+        ModelConfig::Decoder(c) => (c.tied, "decoder"),
+        ModelConfig::Bert(_) => (false, "bert"),
     };
     let mut model = LanguageModel::skeleton(config, dtype)?;
-    let report = fill(&mut model, source, tied, false, options)?;
+    let report = fill(&mut model, source, tied, family, options)?;
     Ok((model, report))
 }
 
@@ -149,7 +197,9 @@ fn with_special(mut generation: GenerationConfig, model: &LanguageModel) -> Gene
     generation
 }
 
-/// Opens a BERT in a folder of Hugging Face. Heads of other tasks are ignored.
+/// Opens a BERT in a folder of Hugging Face, or of sentence-transformers: how [`Bert::embed`] makes a vector of a text is what
+/// `modules.json` and the folders that it names say, and stands in the report's notes. Heads of other tasks are ignored, and named in the
+/// report.
 ///
 /// # Errors
 /// As [`load`]; argument error for another family.
@@ -160,14 +210,32 @@ pub fn load_encoder(path: impl AsRef<Path>, options: LoadOptions<'_>) -> Result<
 }
 
 fn open_encoder(path: &Path, mut options: LoadOptions<'_>) -> Result<(Bert, LoadReport)> {
-    let ModelConfig::Bert(config) = ModelConfig::open(path)? else {
+    let dtype = options.dtype;
+    if let Some(d) = dtype.filter(|d| !d.is_float()) {
+        bail!(dtype, "weights cannot be {d}");
+    }
+    let mut sentence = Sentence::open(path, |files| dtype.map_or_else(|| usual_dtype(files), Ok))?;
+    // Older folders of sentence-transformers have the encoder in one of its own.
+    let path = if path.join("config.json").exists() { path.to_owned() } else { sentence.encoder.clone() };
+    let ModelConfig::Bert(config) = ModelConfig::open(&path)? else {
         bail!(argument, "{} is no encoder: `models::load` opens language models", path.display());
     };
-    let source = Source::Folder(WeightFiles::open(path)?);
-    let dtype = options.dtype.map_or_else(|| source.usual_dtype(), Ok)?;
+    let source = Source::Folder(WeightFiles::open(&path)?);
+    let dtype = dtype.map_or_else(|| source.usual_dtype(), Ok)?;
     let mut model = Bert::skeleton(&config, dtype)?;
-    let report = fill(&mut model, &source, false, true, &mut options)?;
-    Ok((model, report))
+    let mut report = fill(&mut model, &source, false, "bert", &mut options)?;
+    report.notes.append(&mut sentence.notes);
+    sentence.dense = sentence.dense.into_iter().map(|d| d.to_device(options.device)).collect::<Result<_>>()?;
+    Ok((model.with_sentence(sentence), report))
+}
+
+/// The special tokens of a language model's configuration.
+fn special(config: &mut ModelConfig) -> Option<&mut Special> {
+    match config {
+        ModelConfig::Gpt2(c) => Some(&mut c.special),
+        ModelConfig::Decoder(c) => Some(&mut c.special),
+        ModelConfig::Bert(_) => None,
+    }
 }
 
 type AnyTokenizer = Arc<dyn Tokenizer + Send + Sync>;
@@ -209,7 +277,9 @@ fn tokenizer_config(folder: &Path) -> Result<(Option<String>, Vec<(String, Strin
         }
         io::read(&path, LONGEST).map(Some)
     };
-    let mut template = read("chat_template.jinja")?.and_then(|b| String::from_utf8(b).ok());
+    let text =
+        |b| String::from_utf8(b).map_err(|_| Error::corrupt_file(format!("{} is no UTF-8", folder.join("chat_template.jinja").display())));
+    let mut template = read("chat_template.jinja")?.map(text).transpose()?;
     let mut texts = Vec::new();
     if let Some(bytes) = read("tokenizer_config.json")? {
         let damaged = |e| Error::corrupt_file(format!("{} is not JSON", folder.join("tokenizer_config.json").display())).with_source(e);

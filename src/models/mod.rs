@@ -11,6 +11,7 @@ mod gpt2;
 mod input;
 mod load;
 mod lora;
+mod sentence;
 mod skeleton;
 mod source;
 mod verify;
@@ -22,6 +23,7 @@ pub use gpt2::{Conv1d, Gpt2, Gpt2Attention, Gpt2Block, Gpt2Mlp, Gpt2Transformer}
 pub use input::{Cache, Input};
 pub use load::{LoadOptions, Loaded, load, load_encoder};
 pub use lora::{Lora, add_lora, merge_lora};
+pub use sentence::{Pooling, PoolingMode, PoolingStage, SentenceDense};
 pub use verify::{Check, Verification, verify, verify_model};
 
 use crate::dtype::DType;
@@ -122,11 +124,20 @@ impl LanguageModel {
         }
     }
 
-    /// Longest sequence.
+    /// Length of the sequences that the model was made for. Of rotary models it is no limit: [`LanguageModel::limit`].
     pub fn context(&self) -> usize {
         match self {
             LanguageModel::Gpt2(m) => m.config().context,
             LanguageModel::Decoder(m) => m.config().context,
+        }
+    }
+
+    /// Longest sequence that can be computed, where there is one: positions of GPT-2 are learned, one by one. Rotary positions go on, and
+    /// with `dynamic` scaling they only change beyond the context; what a model makes of more than it was trained for is another matter.
+    pub fn limit(&self) -> Option<usize> {
+        match self {
+            LanguageModel::Gpt2(m) => Some(m.config().context),
+            LanguageModel::Decoder(_) => None,
         }
     }
 

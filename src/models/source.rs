@@ -82,6 +82,12 @@ impl Source {
     }
 }
 
+/// The dtype of the first tensor of floats.
+pub(super) fn usual_dtype(files: &WeightFiles) -> Result<DType> {
+    let floats = files.names().into_iter().map(|n| files.dtype(&n)).find(|d| d.as_ref().map_or(true, |d| d.is_float()));
+    floats.unwrap_or_else(|| bail!(corrupt_file, "{} has no floats", files.path().display()))
+}
+
 /// Names that a model's tensor may have in files, the usual one first.
 fn aliases(name: &str) -> Vec<String> {
     let mut out = vec![name.to_owned()];
@@ -100,10 +106,33 @@ fn aliases(name: &str) -> Vec<String> {
     out
 }
 
-/// Tensors without a use here: masks and tables that old files carry, heads of other tasks.
-fn is_ignored(name: &str, bert: bool) -> bool {
-    let ends = [".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq", "embeddings.position_ids"];
-    ends.iter().any(|e| name.ends_with(e)) || (bert && ["cls.", "pooler.", "bert.pooler."].iter().any(|p| name.starts_with(p)))
+/// Tensors without a use here: masks and tables that old files carry.
+fn is_buffer(name: &str) -> bool {
+    let ends = [
+        "attn.bias",
+        "attn.masked_bias",
+        "rotary_emb.inv_freq",
+        "rotary_emb.cos_cached",
+        "rotary_emb.sin_cached",
+        "embeddings.position_ids",
+        "embeddings.token_type_ids",
+    ];
+    ends.iter().any(|e| name.strip_suffix(e).is_some_and(|before| before.is_empty() || before.ends_with('.')))
+}
+
+/// Whether a tensor stands beside the model that all tasks share: a head for another task, as transformers loads the model without it.
+/// What stands in the model and is not known is no head.
+fn is_head(name: &str, model: &str) -> bool {
+    let (base, parts): (&str, &[&str]) = match model {
+        "bert" => ("bert", &["embeddings", "encoder"]),
+        "gpt2" => ("transformer", &["wte", "wpe", "h", "ln_f", "lm_head"]),
+        _ => ("model", &["embed_tokens", "layers", "norm", "lm_head"]),
+    };
+    let first = name.split('.').next().unwrap_or_default();
+    if model == "bert" && name.starts_with("bert.pooler.") {
+        return true;
+    }
+    first != base && !parts.contains(&first)
 }
 
 /// What differs, a few names of each kind: a wrong number in a configuration is wrong in every layer.
@@ -138,7 +167,7 @@ pub(super) fn fill<M: Module + Clone>(
     model: &mut M,
     source: &Source,
     tied: bool,
-    bert: bool,
+    family: &str,
     options: &mut LoadOptions<'_>,
 ) -> Result<LoadReport> {
     let in_file = source.names();
@@ -161,7 +190,7 @@ pub(super) fn fill<M: Module + Clone>(
     }
     for name in in_file.difference(&used) {
         // A redundant copy of the tied matrix is what some exporters write.
-        let known = is_ignored(name, bert) || (tied && name == "lm_head.weight");
+        let known = is_buffer(name) || is_head(name, family) || (tied && name == "lm_head.weight");
         if known { report.ignored.push(name.clone()) } else { report.unexpected.push(name.clone()) }
     }
     if let Source::Folder(files) = source {
@@ -181,6 +210,9 @@ pub(super) fn fill<M: Module + Clone>(
         if let Some(blocks) = packed {
             *leaf.tensor = blocks.to_device(options.device)?;
             report.loaded.push(name.to_owned());
+            if let Some(progress) = &mut options.progress {
+                progress(report.loaded.len(), total);
+            }
             return Ok(());
         }
         let (from, to) = (source.dtype(theirs)?, leaf.tensor.dtype());

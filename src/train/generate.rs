@@ -1,5 +1,6 @@
 //! Tokens from logits.
 
+use super::rules::{Sampler, TokenRules};
 use crate::error::{Result, bail};
 use crate::rng::Key;
 use crate::tensor::Tensor;
@@ -20,7 +21,7 @@ pub struct Sampling {
     pub temperature: f64,
     /// Only the so many most probable tokens.
     pub top_k: Option<usize>,
-    /// Only the fewest most probable tokens whose probabilities reach this sum (Holtzman et al. 2020).
+    /// Only the fewest most probable tokens whose probabilities reach this sum (Holtzman et al. 2020); 0 leaves the most probable alone.
     pub top_p: f64,
     /// Only tokens at least so probable, as a part of the most probable one's (Nguyen et al. 2024).
     pub min_p: f64,
@@ -43,10 +44,10 @@ impl Sampling {
     /// # Errors
     /// That one.
     pub fn check(&self) -> Result<()> {
-        if !(self.temperature >= 0.0) || self.top_k == Some(0) || !(self.top_p > 0.0) {
+        if !(self.temperature >= 0.0) || self.top_k == Some(0) || !(0.0..=1.0).contains(&self.top_p) {
             bail!(
                 argument,
-                "temperature must not be negative, top-k at least 1 and top-p positive; found {}, {:?}, {}",
+                "temperature must not be negative, top-k at least 1 and top-p 0 to 1; found {}, {:?}, {}",
                 self.temperature,
                 self.top_k,
                 self.top_p
@@ -73,7 +74,7 @@ impl Sampling {
     pub fn draw_after(&self, logits: &[f64], occurred: &[u32], uniform: f64) -> Result<usize> {
         self.check()?;
         if self.repetition_penalty == 1.0 {
-            return self.draw(logits, uniform);
+            return self.pick(logits, uniform);
         }
         let mut penalised = logits.to_vec();
         for &token in occurred {
@@ -82,7 +83,7 @@ impl Sampling {
                 *to = if *l > 0.0 { l / self.repetition_penalty } else { l * self.repetition_penalty };
             }
         }
-        self.draw(&penalised, uniform)
+        self.pick(&penalised, uniform)
     }
 
     /// The token that a uniform number in `[0, 1)` stands for.
@@ -97,9 +98,17 @@ impl Sampling {
     /// ```
     ///
     /// # Errors
-    /// Argument error for options out of range, for no logits, and for logits of which one is NaN or +∞ or all are −∞.
+    /// Argument error for options out of range, for no logits, and for logits of which one is NaN or +∞ or all are −∞; for a repetition
+    /// penalty, which needs the tokens that occurred: [`Sampling::draw_after`].
     pub fn draw(&self, logits: &[f64], uniform: f64) -> Result<usize> {
         self.check()?;
+        if self.repetition_penalty != 1.0 {
+            bail!(argument, "a repetition penalty of {} needs the tokens that occurred: `draw_after`", self.repetition_penalty);
+        }
+        self.pick(logits, uniform)
+    }
+
+    fn pick(&self, logits: &[f64], uniform: f64) -> Result<usize> {
         // The first of equals, as in PyTorch.
         let best = (0..logits.len()).reduce(|best, i| if logits[i] > logits[best] { i } else { best });
         let Some(best) = best else { bail!(argument, "there are no logits") };
@@ -153,7 +162,8 @@ impl Sampling {
 }
 
 /// Continues a prompt by `count` tokens, and returns these. `logits` maps tokens `[1, time]`, the last `context` so far, to logits
-/// `[1, time, vocabulary]`; token `i` is drawn with number `i` of the key. Ends early, with what there is, when `stop` is set.
+/// `[1, time, vocabulary]`; token `i` is drawn with number `i` of the key. Ends early, with what there is, when `stop` is set. The
+/// repetition penalty is for all tokens before, the prompt's and those beyond the context among them.
 ///
 /// ```
 /// use cotangent::{F32, Key, nn::{Gpt, GptConfig}, train::{Sampling, generate}};
@@ -166,7 +176,7 @@ impl Sampling {
 /// ```
 ///
 /// # Errors
-/// Argument error for an empty prompt or a context of 0; what `logits` and [`Sampling::draw`] return.
+/// Argument error for an empty prompt, a context of 0 and options out of range; what `logits` and [`Sampling::draw`] return.
 #[track_caller]
 pub fn generate(
     prompt: &[u32],
@@ -180,18 +190,15 @@ pub fn generate(
     if prompt.is_empty() || context == 0 {
         bail!(argument, "generate: a prompt of at least one token and a context of at least 1 are needed");
     }
-    let mut tokens: Vec<i64> = prompt.iter().map(|&t| i64::from(t)).collect();
-    let mut out = Vec::new();
-    for i in 0..count {
-        if stop.load(Relaxed) {
-            break;
-        }
-        let window = &tokens[tokens.len().saturating_sub(context)..];
-        let x = Tensor::from_slice(window, [1, window.len()])?;
+    sampling.check()?;
+    let mut tokens = prompt.to_vec();
+    let most = prompt.len().saturating_add(count);
+    let sampler = Sampler { sampling, rules: &TokenRules::default(), ends: &[], key, prompt: prompt.len(), most };
+    while tokens.len() < most && !stop.load(Relaxed) {
+        let window: Vec<i64> = tokens[tokens.len().saturating_sub(context)..].iter().map(|&t| i64::from(t)).collect();
+        let x = Tensor::from_slice(&window, [1, window.len()])?;
         let last = logits(&x)?.select(1, -1)?.to_f64_vec()?;
-        let next = sampling.draw(&last, key.uniform_f64(i as u64))?;
-        out.push(next as u32);
-        tokens.push(next as i64);
+        tokens.push(sampler.next(&last, &tokens)?);
     }
-    Ok(out)
+    Ok(tokens.split_off(prompt.len()))
 }

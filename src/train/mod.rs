@@ -9,6 +9,7 @@ mod generate;
 mod metrics;
 #[cfg(feature = "progress")]
 mod progress;
+mod rules;
 mod snapshot;
 mod tensorboard;
 mod trainer;
@@ -22,6 +23,8 @@ pub use generate::{Sampling, generate};
 pub use metrics::{Csv, Jsonl, MetricSink, record};
 #[cfg(feature = "progress")]
 pub use progress::Progress;
+pub(crate) use rules::Sampler;
+pub use rules::TokenRules;
 pub use snapshot::{Found, Snapshot, Snapshots};
 pub use tensorboard::TensorBoard;
 pub use trainer::{Options, Outcome, Resumed, Trainer, mean_loss};

@@ -135,7 +135,10 @@ fn windows(family: DecoderFamily, config: Fields<'_>, layers: usize) -> Result<V
         DecoderFamily::Llama => false,
         _ => config.flag("use_sliding_window", !qwen)?,
     };
-    let window = config.optional_size("sliding_window")?.filter(|_| may);
+    // Where a file does not have the field, transformers' classes have a number; `null` is none.
+    let window =
+        if family == DecoderFamily::Llama || config.has("sliding_window") { config.optional_size("sliding_window")? } else { Some(4096) };
+    let window = window.filter(|_| may);
     let types = config.list("layer_types")?;
     if let Some(types) = types
         && types.len() != layers

@@ -23,6 +23,11 @@ impl<'a> Fields<'a> {
         self.object.get(name).filter(|v| !v.is_null())
     }
 
+    /// Whether the field is there, be it `null`.
+    pub fn has(&self, name: &str) -> bool {
+        self.object.contains_key(name)
+    }
+
     pub fn names(&self) -> impl Iterator<Item = &'a str> {
         self.object.iter().filter(|(_, v)| !v.is_null()).map(|(k, _)| k.as_str())
     }

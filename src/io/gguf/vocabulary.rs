@@ -23,6 +23,14 @@ pub struct GgufTokenizer {
     pub bos: Option<u32>,
     /// Ends a text.
     pub eos: Option<u32>,
+    /// Ends a turn of a conversation.
+    pub eot: Option<u32>,
+    /// Ends a message that goes on after a tool was called.
+    pub eom: Option<u32>,
+    /// What fills in, of a model of code: its filling, name of a repository, and border of a file. None of them stands in an answer.
+    pub fill_in: [Option<u32>; 3],
+    /// Never to be drawn.
+    pub suppress: Vec<u32>,
     /// Fills batches.
     pub pad: Option<u32>,
     /// Stands for what has no token.
@@ -35,6 +43,66 @@ pub struct GgufTokenizer {
     pub add_space_prefix: Option<bool>,
     /// Template of a conversation, in Jinja.
     pub chat_template: Option<String>,
+}
+
+/// Texts of tokens that end an answer, whatever the metadata say: llama.cpp's list.
+const ENDS: [&str; 21] = [
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "</s>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<eos>",
+    "<turn|>",
+    "<|tool_response>",
+    "<｜end▁of▁sentence｜>",
+];
+/// Texts of what [`GgufTokenizer::fill_in`] has, where the metadata do not name it.
+const FILL_IN: [&[&str]; 3] = [
+    &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"],
+    &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"],
+    &["<|file_sep|>"],
+];
+
+impl GgufTokenizer {
+    /// Every token that ends an answer: those that the file names as the end of a text, a turn or a message, and those whose text says
+    /// so, by llama.cpp's rules. The end of a text comes first, the others by number.
+    ///
+    /// ```
+    /// use cotangent::io::GgufTokenizer;
+    /// let tokens = ["a", "<|im_end|>", "<|endoftext|>"].map(str::to_owned).to_vec();
+    /// let t = GgufTokenizer { model: "gpt2".to_owned(), tokens, eos: Some(2), ..GgufTokenizer::default() };
+    /// assert_eq!(t.end_tokens(), [2, 1]);
+    /// ```
+    pub fn end_tokens(&self) -> Vec<u32> {
+        let text = |id: u32| self.tokens.get(id as usize).map_or("", String::as_str);
+        let named = |texts: &[&str]| self.tokens.iter().position(|t| texts.contains(&t.as_str())).map(|id| id as u32);
+        let fill_in = self.fill_in.iter().zip(FILL_IN).filter_map(|(id, texts)| id.or_else(|| named(texts)));
+        let by_text = (0..).zip(&self.tokens).filter(|(_, t)| ENDS.contains(&t.as_str())).map(|(id, _)| id);
+        // SentencePiece's own number, where the file does not say.
+        let eos = self.eos.or(if self.model == "llama" { Some(2) } else { None }).filter(|id| (*id as usize) < self.tokens.len());
+        let mut all: Vec<u32> = [self.eot, self.eom].into_iter().flatten().chain(fill_in).chain(by_text).collect();
+        all.sort_unstable();
+        all.dedup();
+        let has = |t: &str| all.iter().any(|&id| text(id) == t);
+        // Where an answer has parts, the end of a part is no end; where tools answer, `</s>` is a word of theirs.
+        let parts = (has("<|call|>") || has("<|calls|>")) && has("<|return|>") || (has("<|call|>") || has("<|calls|>")) && has("<|flush|>");
+        let tools = has("<|tool_response>");
+        all.retain(|&id| Some(id) != eos && !(parts && text(id) == "<|end|>") && !(tools && text(id) == "</s>"));
+        eos.into_iter().chain(all).collect()
+    }
 }
 
 impl GgufFile {
@@ -87,6 +155,10 @@ impl GgufFile {
             merges,
             bos: id("bos_token_id")?,
             eos: id("eos_token_id")?,
+            eot: id("eot_token_id")?,
+            eom: id("eom_token_id")?,
+            fill_in: [id("fim_pad_token_id")?, id("fim_rep_token_id")?, id("fim_sep_token_id")?],
+            suppress: self.part("suppress_tokens", "a list of token ids", tokens_of)?.unwrap_or_default(),
             pad: id("padding_token_id")?,
             unknown: id("unknown_token_id")?,
             add_bos: self.part("add_bos_token", "a truth value", GgufValue::as_bool)?,
@@ -108,6 +180,11 @@ impl GgufFile {
             ),
         }
     }
+}
+
+/// Token ids of either sign's type.
+fn tokens_of(value: &GgufValue) -> Option<Vec<u32>> {
+    integers(value)?.into_iter().map(|id| u32::try_from(id).ok()).collect()
 }
 
 /// Converters have written both signs.

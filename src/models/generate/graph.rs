@@ -16,6 +16,8 @@ pub(super) struct Decode {
     /// Keys and values in turn, layer by layer: `[batch, kv_heads, capacity, head]`.
     memory: Vec<Tensor>,
     pads: Vec<usize>,
+    /// Positions that there are, where they are learned.
+    limit: usize,
     /// Places that are taken.
     len: usize,
     capacity: usize,
@@ -57,14 +59,15 @@ impl Decode {
             Ok(vec![logits?])
         };
         let tokens = vec![0; pads.len()];
-        let first = inputs(&tokens, pads, len)?;
+        let limit = model.limit().unwrap_or(usize::MAX);
+        let first = inputs(&tokens, pads, len, limit)?;
         let there = first.iter().map(|x| x.to_device(device)).collect::<Result<Vec<_>>>()?;
         // Loads the kernels. What it writes is written over by the first real step.
         step(&mut memory, &there, Key::new(0))?;
         drop(there);
         let given: Vec<&Tensor> = first.iter().collect();
         let graph = device.capture(&mut memory, &given, Key::new(0), step)?;
-        Ok(Decode { graph, memory, pads: pads.to_vec(), len, capacity })
+        Ok(Decode { graph, memory, pads: pads.to_vec(), limit, len, capacity })
     }
 
     /// Logits `[batch, 1, vocabulary]` after one more token of each row.
@@ -72,7 +75,7 @@ impl Decode {
         if self.len == self.capacity {
             bail!(argument, "the memory of {} positions is full", self.capacity);
         }
-        let x = inputs(tokens, &self.pads, self.len)?;
+        let x = inputs(tokens, &self.pads, self.len, self.limit)?;
         let given: Vec<&Tensor> = x.iter().collect();
         let mut out = self.graph.replay(&mut self.memory, &given, Key::new(0))?;
         self.len += 1;
@@ -85,13 +88,14 @@ impl Decode {
     }
 }
 
-/// Tokens `[batch, 1]`, the place `[1]`, and the rows' positions `[1]`, or `[batch, 1]` where rows are padded.
-fn inputs(tokens: &[u32], pads: &[usize], place: usize) -> Result<[Tensor; 3]> {
+/// Tokens `[batch, 1]`, the place `[1]`, and the rows' positions `[1]`, or `[batch, 1]` where rows are padded. A row that is over may stand
+/// beyond the last position that there is: nobody reads what comes of it.
+fn inputs(tokens: &[u32], pads: &[usize], place: usize, limit: usize) -> Result<[Tensor; 3]> {
     let at = Tensor::from_slice(&[place as i64], [1])?;
     let positions = if pads.iter().all(|&p| p == 0) {
         at.clone()
     } else {
-        Tensor::from_vec(pads.iter().map(|&p| place.saturating_sub(p) as i64).collect(), [pads.len(), 1])?
+        Tensor::from_vec(pads.iter().map(|&p| place.saturating_sub(p).min(limit - 1) as i64).collect(), [pads.len(), 1])?
     };
     Ok([ids(tokens, tokens.len())?, at, positions])
 }

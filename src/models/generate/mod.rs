@@ -1,73 +1,22 @@
 //! Continuing texts: prefill in one pass, then token by token with the keys and values of the past.
 
 mod graph;
+mod options;
+mod rows;
 mod text;
 
+pub use options::GenerateOptions;
 pub use text::TextStream;
 
 use super::{Cache, Input, LanguageModel, Loaded};
 use crate::backend::Device;
 use crate::error::{Error, Result, bail};
-use crate::io::{self, GenerationConfig};
-use crate::rng::Key;
+use crate::io;
 use crate::tensor::Tensor;
-use crate::train::{Sampling, Tokenizer};
+use crate::train::Tokenizer;
+use rows::Rows;
 use std::panic::Location;
-use std::time::{Duration, Instant};
-
-/// How to continue; the default takes 256 of the likeliest tokens and stops at nothing.
-#[derive(Clone, Debug)]
-pub struct GenerateOptions {
-    /// Tokens to draw, at most.
-    pub max_tokens: usize,
-    /// How they are drawn.
-    pub sampling: Sampling,
-    /// Draws them: the same key gives the same tokens.
-    pub key: Key,
-    /// Tokens that end a text; they are not given out.
-    pub stop_tokens: Vec<u32>,
-    /// Texts that end a text; they are not given out. Needs a tokenizer.
-    pub stop_texts: Vec<String>,
-    /// Whether each token comes with the logarithm of its probability.
-    pub log_probs: bool,
-    /// On a CUDA device: whether the step that a token takes is captured as a graph, which spares the host its launches. Memory for
-    /// `max_tokens` is then taken at once, and attention reads all of it at every step. Without effect on the CPU.
-    pub graph: bool,
-}
-
-impl Default for GenerateOptions {
-    fn default() -> Self {
-        GenerateOptions {
-            max_tokens: 256,
-            sampling: Sampling::GREEDY,
-            key: Key::new(0),
-            stop_tokens: Vec::new(),
-            stop_texts: Vec::new(),
-            log_probs: false,
-            graph: false,
-        }
-    }
-}
-
-impl From<&GenerationConfig> for GenerateOptions {
-    /// As the model's authors sample, and stopping at their special tokens.
-    fn from(c: &GenerationConfig) -> Self {
-        let own = GenerateOptions::default();
-        let sampling = if c.sample {
-            Sampling {
-                temperature: c.temperature.unwrap_or(1.0),
-                top_k: c.top_k.filter(|&k| k > 0),
-                top_p: c.top_p.filter(|&p| p > 0.0).unwrap_or(1.0),
-                min_p: c.min_p.unwrap_or(0.0),
-                repetition_penalty: c.repetition_penalty.unwrap_or(1.0),
-            }
-        } else {
-            Sampling { repetition_penalty: c.repetition_penalty.unwrap_or(1.0), ..Sampling::GREEDY }
-        };
-        let max_tokens = c.max_new_tokens.unwrap_or(own.max_tokens);
-        GenerateOptions { max_tokens, sampling, stop_tokens: c.special.eos.clone(), ..own }
-    }
-}
+use std::time::Duration;
 
 /// Why a text ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,8 +27,10 @@ pub enum Finish {
     StopText,
     /// As many tokens as were asked for.
     Length,
-    /// The model's context is full.
+    /// The model has no further positions: [`LanguageModel::limit`].
     Context,
+    /// Something went wrong: [`Completion::error`]. What was drawn before is there.
+    Failed,
 }
 
 /// One token of a text.
@@ -104,6 +55,8 @@ pub struct Completion {
     pub log_probs: Vec<f64>,
     /// Why it ended.
     pub finish: Finish,
+    /// What went wrong, of [`Finish::Failed`].
+    pub error: Option<String>,
 }
 
 /// How fast a text came.
@@ -120,15 +73,19 @@ pub struct Speed {
 }
 
 impl Speed {
-    /// Tokens of the prompt per second.
+    /// Tokens of the prompt per second; 0 where none was computed.
     pub fn prefill_rate(&self) -> f64 {
-        self.prompt as f64 / self.prefill.as_secs_f64().max(f64::MIN_POSITIVE)
+        rate(self.prompt, self.prefill)
     }
 
-    /// Tokens after it per second.
+    /// Tokens after it per second; 0 where none was computed.
     pub fn decode_rate(&self) -> f64 {
-        self.tokens as f64 / self.decode.as_secs_f64().max(f64::MIN_POSITIVE)
+        rate(self.tokens, self.decode)
     }
+}
+
+fn rate(tokens: usize, time: Duration) -> f64 {
+    if time.is_zero() { 0.0 } else { tokens as f64 / time.as_secs_f64() }
 }
 
 /// Continues texts with a language model.
@@ -182,19 +139,28 @@ impl<'a> Generator<'a> {
         Generator { model: &loaded.model, tokenizer, options: GenerateOptions::from(&loaded.generation) }
     }
 
+    fn check_options(&self) -> Result<()> {
+        let o = &self.options;
+        if !o.wrong.is_empty() {
+            bail!(argument, "{}: set the option and clear `GenerateOptions::wrong`", o.wrong.join("; "));
+        }
+        o.sampling.check()?;
+        o.rules.check(self.model.vocabulary())?;
+        if self.tokenizer.is_none() && !o.stop_texts.is_empty() {
+            bail!(argument, "stop texts need a tokenizer: `with_tokenizer`, or clear `stop_texts`");
+        }
+        Ok(())
+    }
+
     fn check(&self, prompt: &[u32]) -> Result<()> {
-        self.options.sampling.check()?;
         if prompt.is_empty() {
             bail!(argument, "the prompt has no token");
         }
         if let Some(t) = prompt.iter().find(|t| **t as usize >= self.model.vocabulary()) {
             bail!(index, "token {t} of the prompt is outside the vocabulary of {}", self.model.vocabulary());
         }
-        if prompt.len() > self.model.context() {
-            bail!(argument, "the prompt has {} tokens, the model's context is {}", prompt.len(), self.model.context());
-        }
-        if self.tokenizer.is_none() && !self.options.stop_texts.is_empty() {
-            bail!(argument, "stop texts need a tokenizer");
+        if let Some(limit) = self.model.limit().filter(|&limit| prompt.len() > limit) {
+            bail!(argument, "the prompt has {} tokens, the model's context is {limit}", prompt.len());
         }
         Ok(())
     }
@@ -202,12 +168,12 @@ impl<'a> Generator<'a> {
     /// Continues one prompt, token by token.
     ///
     /// # Errors
-    /// Argument error for a prompt that is empty or longer than the context, and for options out of range; index error for a token outside
-    /// the vocabulary. The iterator gives what the model's ops and the tokenizer return, and ends with that.
+    /// Argument error for a prompt that is empty or longer than [`LanguageModel::limit`], and for options out of range; index error for a
+    /// token outside the vocabulary. The iterator gives what the model's ops and the tokenizer return, and ends with that.
     #[track_caller]
     pub fn stream(&self, prompt: &[u32]) -> Result<Stream<'a>> {
         let at = Location::caller();
-        self.check(prompt).map_err(|e| e.in_op("generate", at))?;
+        self.check_options().and_then(|()| self.check(prompt)).map_err(|e| e.in_op("generate", at))?;
         Ok(Stream { rows: Rows::new(self, std::slice::from_ref(&prompt.to_vec())), generator: self.clone() })
     }
 
@@ -233,7 +199,7 @@ impl<'a> Generator<'a> {
     /// Continues one prompt to its end.
     ///
     /// # Errors
-    /// As [`Generator::stream`].
+    /// As [`Generator::batch`].
     #[track_caller]
     pub fn complete(&self, prompt: &[u32]) -> Result<Completion> {
         let mut all = self.batch(std::slice::from_ref(&prompt.to_vec()))?;
@@ -243,16 +209,36 @@ impl<'a> Generator<'a> {
     /// Continues several prompts together: shorter ones are padded on the left, which changes no row's tokens. Row `i` draws with
     /// fold `i` of the key.
     ///
+    /// What goes wrong on the way ends the rows that it concerns, with [`Finish::Failed`] and what they have; the others go on.
+    ///
     /// # Errors
-    /// As [`Generator::stream`].
+    /// Argument error for a prompt that is empty or longer than [`LanguageModel::limit`], and for options out of range; index error for a
+    /// token outside the vocabulary; what went wrong, where no row has drawn a token.
     #[track_caller]
     pub fn batch(&self, prompts: &[Vec<u32>]) -> Result<Vec<Completion>> {
         let at = Location::caller();
         let run = || {
+            self.check_options()?;
             prompts.iter().try_for_each(|p| self.check(p))?;
             let mut rows = Rows::new(self, prompts);
-            while rows.advance(self)? {}
-            Ok(rows.rows.into_iter().map(Row::finished).collect())
+            loop {
+                match rows.advance(self) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(e) if rows.rows.iter().all(|r| r.steps.is_empty()) => return Err(e),
+                    Err(e) => {
+                        let (kind, why) = (e.kind(), e.to_string());
+                        let on_their_way = rows.rows.iter_mut().filter(|r| r.finish.is_none());
+                        on_their_way.for_each(|r| r.fail(Error::new(kind, why.clone())));
+                        break;
+                    }
+                }
+            }
+            let lost = !rows.rows.is_empty() && rows.rows.iter().all(|r| r.error.is_some() && r.steps.is_empty());
+            if let Some(e) = rows.rows.iter_mut().find_map(|r| r.error.take_if(|_| lost)) {
+                return Err(e);
+            }
+            Ok(rows.rows.into_iter().map(rows::Row::finished).collect())
         };
         run().map_err(|e: Error| io::at_callers_line(e, "generate", at))
     }
@@ -302,161 +288,6 @@ fn log_prob(logits: &[f64], token: u32) -> f64 {
     let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let sum: f64 = logits.iter().map(|l| (l - largest).exp()).sum();
     logits.get(token as usize).map_or(f64::NEG_INFINITY, |l| l - largest - sum.ln())
-}
-
-/// One text of a batch.
-struct Row {
-    prompt: usize,
-    tokens: Vec<u32>,
-    text: TextStream,
-    key: Key,
-    steps: Vec<Step>,
-    finish: Option<Finish>,
-    /// Steps that a stream has handed over.
-    given: usize,
-}
-
-impl Row {
-    fn finished(self) -> Completion {
-        Completion {
-            tokens: self.steps.iter().filter_map(|s| s.token).collect(),
-            text: self.steps.iter().map(|s| s.text.as_str()).collect(),
-            log_probs: self.steps.iter().filter_map(|s| s.log_prob).collect(),
-            finish: self.finish.unwrap_or(Finish::Length),
-        }
-    }
-
-    /// Draws the next token from its logits.
-    fn draw(&mut self, logits: &[f64], g: &Generator<'_>) -> Result<()> {
-        let o = &g.options;
-        let drawn = self.tokens.len() - self.prompt;
-        let token = o.sampling.draw_after(logits, &self.tokens, self.key.uniform_f64(drawn as u64))? as u32;
-        if o.stop_tokens.contains(&token) {
-            return self.end(Finish::StopToken, g);
-        }
-        self.tokens.push(token);
-        let text = g.tokenizer.map_or(Ok(String::new()), |t| self.text.push(t, token))?;
-        self.steps.push(Step { token: Some(token), text, log_prob: o.log_probs.then(|| log_prob(logits, token)) });
-        self.check_length(g)
-    }
-
-    fn check_length(&mut self, g: &Generator<'_>) -> Result<()> {
-        if self.text.stopped() {
-            self.end(Finish::StopText, g)
-        } else if self.tokens.len() - self.prompt >= g.options.max_tokens {
-            self.end(Finish::Length, g)
-        } else if self.tokens.len() >= g.model.context() {
-            self.end(Finish::Context, g)
-        } else {
-            Ok(())
-        }
-    }
-
-    fn end(&mut self, why: Finish, g: &Generator<'_>) -> Result<()> {
-        self.finish = Some(why);
-        let Some(t) = g.tokenizer else { return Ok(()) };
-        let text = self.text.finish(t)?;
-        let handed_over = self.given == self.steps.len();
-        match self.steps.last_mut() {
-            _ if text.is_empty() => {}
-            Some(last) if !handed_over => last.text.push_str(&text),
-            _ => self.steps.push(Step { token: None, text, log_prob: None }),
-        }
-        Ok(())
-    }
-}
-
-/// A batch on its way.
-struct Rows {
-    rows: Vec<Row>,
-    pads: Vec<usize>,
-    cache: Cache,
-    /// The captured step, which has taken over from the cache.
-    decode: Option<graph::Decode>,
-    speed: Speed,
-    begun: bool,
-}
-
-impl Rows {
-    fn new(g: &Generator<'_>, prompts: &[Vec<u32>]) -> Self {
-        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-        let row = |(i, p): (usize, &Vec<u32>)| Row {
-            prompt: p.len(),
-            tokens: p.clone(),
-            text: match (g.tokenizer, p.last()) {
-                (Some(t), Some(&last)) => TextStream::new(&g.options.stop_texts).after(t, last),
-                _ => TextStream::new(&g.options.stop_texts),
-            },
-            key: g.options.key.fold(i as u64),
-            steps: Vec::new(),
-            finish: None,
-            given: 0,
-        };
-        Rows {
-            rows: prompts.iter().enumerate().map(row).collect(),
-            pads: prompts.iter().map(|p| longest - p.len()).collect(),
-            cache: Cache::new(g.model.layers(), longest),
-            decode: None,
-            speed: Speed { prompt: longest * prompts.len(), ..Speed::default() },
-            begun: false,
-        }
-    }
-
-    /// Draws a token for every row that goes on; `false` when none does.
-    fn advance(&mut self, g: &Generator<'_>) -> Result<bool> {
-        if !self.begun {
-            self.rows.iter_mut().try_for_each(|r| r.check_length(g))?;
-        }
-        if self.rows.iter().all(|r| r.finish.is_some()) {
-            return Ok(false);
-        }
-        let began = Instant::now();
-        let mut next = Vec::new();
-        for (row, pad) in self.rows.iter().zip(&self.pads) {
-            if self.begun {
-                // A row that is over is fed its last token again; nobody reads what comes of it.
-                next.push(row.tokens.last().copied().unwrap_or(0));
-            } else {
-                next.resize(next.len() + pad, 0);
-                // Of a single row, the past may have been computed before.
-                next.extend(row.tokens.iter().skip(self.cache.len()));
-            }
-        }
-        let logits = self.logits(g, &next)?.to_f64_vec()?;
-        let spent = began.elapsed();
-        if self.begun {
-            self.speed.tokens += self.rows.iter().filter(|r| r.finish.is_none()).count();
-            self.speed.decode += spent;
-        } else {
-            self.speed.prefill = spent;
-            self.begun = true;
-        }
-        let size = logits.len() / self.rows.len().max(1);
-        for (row, logits) in self.rows.iter_mut().zip(logits.chunks_exact(size.max(1))) {
-            if row.finish.is_none() {
-                row.draw(logits, g)?;
-            }
-        }
-        Ok(true)
-    }
-
-    /// Of the last of each row's next tokens.
-    fn logits(&mut self, g: &Generator<'_>, next: &[u32]) -> Result<Tensor> {
-        let there = device(g.model);
-        if self.begun && g.options.graph && there != Device::Cpu {
-            if self.decode.is_none() {
-                let capacity = self.cache.len().saturating_add(g.options.max_tokens).min(g.model.context());
-                self.decode = Some(graph::Decode::new(g.model, &self.cache, &self.pads, capacity)?);
-                // Its keys and values are the graph's now.
-                self.cache.truncate(0)?;
-            }
-            if let Some(decode) = &mut self.decode {
-                return decode.step(next);
-            }
-        }
-        let x = ids(next, self.rows.len())?.to_device(there)?;
-        g.model.forward_with(Input { pads: &self.pads, cache: Some(&mut self.cache), last: true, ..Input::new(&x) })
-    }
 }
 
 /// What a [`Stream`] has computed: its tokens with their keys and values, for [`Generator::stream_after`]. The default is nothing.
@@ -516,16 +347,19 @@ impl Iterator for Stream<'_> {
     type Item = Result<Step>;
 
     fn next(&mut self) -> Option<Result<Step>> {
-        let before = self.rows.rows.first()?.given;
-        if self.rows.rows.first()?.steps.len() == before
+        let row = self.rows.rows.first()?;
+        if row.steps.len() == row.given
             && let Err(e) = self.rows.advance(&self.generator)
         {
-            self.rows.rows.clear();
-            return Some(Err(e));
+            self.rows.rows.first_mut()?.fail(e);
         }
         let row = self.rows.rows.first_mut()?;
-        let step = row.steps.get(row.given).cloned();
-        row.given += usize::from(step.is_some());
-        step.map(Ok)
+        match row.steps.get(row.given).cloned() {
+            Some(step) => {
+                row.given += 1;
+                Some(Ok(step))
+            }
+            None => row.error.take().map(Err),
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! A GGUF file's tables of tokens as a `tokenizer.json`.
 
+use super::pre_tokenizer;
+use crate::error::Result;
 use crate::io::GgufTokenizer;
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
@@ -8,31 +10,21 @@ use std::collections::HashMap;
 const LONGEST_PIECE: usize = 256;
 
 /// Byte-level BPE with its merges: GPT-2, Qwen2, Llama 3.
-pub(super) fn byte_level(t: &GgufTokenizer) -> Value {
-    const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-    const LLAMA3: &str =
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-    let split = |pattern: &str| {
-        json!({"type": "Sequence", "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
-            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false},
-        ]})
-    };
-    let (cut, normalizer) = match t.pre.as_deref() {
-        Some("qwen2" | "deepseek-r1-qwen") => (split(QWEN2), json!({"type": "NFC"})),
-        Some("llama-bpe" | "llama3" | "llama-v3") => (split(LLAMA3), Value::Null),
-        _ => (json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true}), Value::Null),
-    };
+pub(super) fn byte_level(t: &GgufTokenizer) -> Result<Value> {
+    let pre = pre_tokenizer::named(t.pre.as_deref())?;
+    let cut = |pattern: &&str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
+    let mut cuts: Vec<Value> = pre.cut.iter().map(cut).collect();
+    cuts.push(json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false}));
     let merges: Vec<[&str; 2]> = t.merges.iter().map(|(a, b)| [a.as_str(), b.as_str()]).collect();
-    json!({
+    Ok(json!({
         "version": "1.0",
         "added_tokens": added(t),
-        "normalizer": normalizer,
-        "pre_tokenizer": cut,
-        "post_processor": beginning(t, false),
+        "normalizer": if pre.composed { json!({"type": "NFC"}) } else { Value::Null },
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": cuts},
+        "post_processor": ends(t, t.bos, pre.add_bos),
         "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
-        "model": {"type": "BPE", "vocab": vocabulary(t), "merges": merges, "ignore_merges": false},
-    })
+        "model": {"type": "BPE", "vocab": vocabulary(t), "merges": merges, "ignore_merges": pre.ignore_merges},
+    }))
 }
 
 /// SentencePiece's BPE with bytes for what has no token: Llama 1 and 2, Mistral. Spaces are `▁`, one of them stands before a text, and
@@ -55,7 +47,8 @@ pub(super) fn sentence_piece(t: &GgufTokenizer) -> Value {
         "added_tokens": added(t),
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
         "pre_tokenizer": null,
-        "post_processor": beginning(t, true),
+        // What begins texts is token 1 where the file does not say, as in SentencePiece.
+        "post_processor": ends(t, t.bos.or(Some(1)), true),
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": {"type": "BPE", "vocab": vocabulary(t), "merges": merges_by_score(t), "fuse_unk": true, "byte_fallback": true,
             "unk_token": unknown.and_then(|id| t.tokens.get(id as usize)), "ignore_merges": false},
@@ -66,10 +59,13 @@ fn vocabulary(t: &GgufTokenizer) -> Map<String, Value> {
     t.tokens.iter().enumerate().map(|(id, text)| (text.clone(), id.into())).collect()
 }
 
-/// What is found in texts as it is: 2 is the unknown token, 3 a control token, 4 one that its users defined.
+/// What is found in texts as it is: 2 is the unknown token, 3 a control token, 4 one that its users defined. A token that ends texts is
+/// a control token whatever the file calls it.
 fn added(t: &GgufTokenizer) -> Vec<Value> {
+    let ends = t.end_tokens();
     let token = |(id, text): (usize, &String)| {
         let kind = t.types.get(id).copied().unwrap_or(1);
+        let kind = if ends.contains(&(id as u32)) && kind != 4 { 3 } else { kind };
         matches!(kind, 2..=4).then(|| {
             json!({"id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": kind != 4})
         })
@@ -77,15 +73,23 @@ fn added(t: &GgufTokenizer) -> Vec<Value> {
     t.tokens.iter().enumerate().filter_map(token).collect()
 }
 
-/// The token that prompts begin with, where the file asks for it, or does not say and it is usual.
-fn beginning(t: &GgufTokenizer, usual: bool) -> Value {
-    let bos = t.bos.filter(|_| t.add_bos.unwrap_or(usual)).and_then(|id| Some((id, t.tokens.get(id as usize)?)));
-    bos.map_or(Value::Null, |(id, text)| {
-        json!({"type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": text, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {text: {"id": text, "ids": [id], "tokens": [text]}}})
-    })
+/// The tokens that prompts begin and end with, where the file asks for them; `usual` is whether they begin with one where it does not say.
+fn ends(t: &GgufTokenizer, bos: Option<u32>, usual: bool) -> Value {
+    let token = |id: Option<u32>, wanted: bool| id.filter(|_| wanted).and_then(|id| Some((id, t.tokens.get(id as usize)?)));
+    let first = token(bos, t.add_bos.unwrap_or(usual));
+    let last = token(t.eos, t.add_eos.unwrap_or(false));
+    if first.is_none() && last.is_none() {
+        return Value::Null;
+    }
+    let special = |token: Option<(u32, &String)>| token.map(|(_, text)| json!({"SpecialToken": {"id": text, "type_id": 0}}));
+    let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let single: Vec<Value> = [special(first), Some(text), special(last)].into_iter().flatten().collect();
+    let named = [first, last].into_iter().flatten();
+    let tokens: Map<String, Value> = named.map(|(id, text)| (text.clone(), json!({"id": text, "ids": [id], "tokens": [text]}))).collect();
+    json!({"type": "TemplateProcessing",
+        "single": single,
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": tokens})
 }
 
 /// Every pair of tokens that makes a token, by the score of what it makes: what SentencePiece decides by, as a list of merges.

@@ -4,6 +4,8 @@ mod documents;
 #[cfg(feature = "tokenizers")]
 mod gguf_tokenizer;
 mod order;
+#[cfg(feature = "tokenizers")]
+mod pre_tokenizer;
 mod prefetch;
 mod rows;
 mod tokenizer;

@@ -21,7 +21,7 @@ pub trait Tokenizer {
     /// The text of some ids. What is not UTF-8, as half a character at the end, reads as U+FFFD.
     ///
     /// # Errors
-    /// Index error for an id outside the vocabulary.
+    /// Index error for an id outside the vocabulary, of tokenizers that do not pass over it.
     fn decode(&self, tokens: &[u32]) -> Result<String>;
 
     /// Number of different ids.
@@ -117,14 +117,18 @@ pub use file::TokenizerFile;
 mod file {
     use super::super::gguf_tokenizer;
     use super::Tokenizer;
-    use crate::error::{Error, Result, bail};
+    use crate::error::{Error, Result};
     use crate::io::GgufTokenizer;
     use std::path::Path;
+    use tokenizers::models::ModelWrapper;
 
     /// Bytes of a file, at most; the largest vocabularies take 40 MiB.
     const LONGEST: u64 = 1 << 30;
 
     /// A `tokenizer.json`, as models on the Hugging Face hub have it. Needs the feature `tokenizers`.
+    ///
+    /// The file's `truncation`, `padding` and dropout of merges are put aside: as in transformers a text gives all of its tokens and no
+    /// others, and always the same.
     #[derive(Clone, Debug)]
     pub struct TokenizerFile(tokenizers::Tokenizer);
 
@@ -139,18 +143,40 @@ mod file {
             let bytes = crate::io::read(path, LONGEST).map_err(|e| e.in_op("tokenizer", at))?;
             let inner = tokenizers::Tokenizer::from_bytes(bytes)
                 .map_err(|e| Error::corrupt_file(format!("{} is no tokenizer: {e}", path.display())).in_op("tokenizer", at))?;
-            Ok(TokenizerFile(inner))
+            Self::plain(inner).map(TokenizerFile).map_err(|e| e.in_op("tokenizer", at))
         }
 
-        /// The tokenizer that a GGUF file carries: byte-level BPE, or SentencePiece's with its scores; `None` for another algorithm.
+        /// Without what a file keeps from training: a text is not cut to a length or filled up to one, and its tokens are not drawn.
+        fn plain(mut inner: tokenizers::Tokenizer) -> Result<tokenizers::Tokenizer> {
+            inner.with_padding(None);
+            inner.with_truncation(None).map_err(|e| Error::corrupt_file(format!("truncation cannot be put aside: {e}")))?;
+            match inner.get_model() {
+                ModelWrapper::BPE(bpe) if bpe.dropout.is_some() => {
+                    let mut bpe = bpe.clone();
+                    bpe.dropout = None;
+                    inner.with_model(bpe);
+                }
+                ModelWrapper::Unigram(unigram) if unigram.alpha.is_some() || unigram.nbest_size.is_some() => {
+                    let mut unigram = unigram.clone();
+                    (unigram.alpha, unigram.nbest_size) = (None, None);
+                    inner.with_model(unigram);
+                }
+                _ => {}
+            }
+            Ok(inner)
+        }
+
+        /// The tokenizer that a GGUF file carries: byte-level BPE, or SentencePiece's with its scores; `None` for another algorithm. What the
+        /// name of its rule to cut texts implies (`tokenizer.ggml.pre`: patterns, merges that are passed over, a token that begins
+        /// prompts) is as in llama.cpp.
         ///
         /// # Errors
-        /// Corrupt-file error when the tables make no tokenizer.
+        /// Argument error for a rule to cut texts that is not known here; corrupt-file error when the tables make no tokenizer.
         #[track_caller]
         pub fn from_gguf(tables: &GgufTokenizer) -> Result<Option<Self>> {
             let at = std::panic::Location::caller();
             let json = match tables.model.as_str() {
-                "gpt2" => gguf_tokenizer::byte_level(tables),
+                "gpt2" => gguf_tokenizer::byte_level(tables).map_err(|e| e.in_op("tokenizer", at))?,
                 "llama" => gguf_tokenizer::sentence_piece(tables),
                 _ => return Ok(None),
             };
@@ -172,10 +198,8 @@ mod file {
             Ok(encoding.get_ids().to_vec())
         }
 
+        /// An id that the tokenizer lacks gives nothing: tables of published models have more rows than their tokenizers have ids.
         fn decode(&self, tokens: &[u32]) -> Result<String> {
-            if let Some(t) = tokens.iter().find(|t| self.0.id_to_token(**t).is_none()) {
-                bail!(index, "token {t} is not in the tokenizer");
-            }
             self.0.decode(tokens, false).map_err(|e| Error::argument(format!("the tokens cannot be decoded: {e}")))
         }
 
