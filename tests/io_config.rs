@@ -238,14 +238,16 @@ fn settings_of_sampling() {
         (g.special.eos, g.temperature, g.top_k, g.top_p, g.repetition_penalty),
         (vec![2, 3], Some(0.7), Some(20), Some(0.8), Some(1.05))
     );
+    // Wrong values are said, and leave the rest as it is.
     for (text, part) in [
-        (r#"{"do_sample": true, "temperature": 0}"#, "`temperature` is 0"),
-        (r#"{"top_p": 1.5}"#, "`top_p` is 1.5, expected 0 to 1"),
-        (r#"{"repetition_penalty": -1}"#, "`repetition_penalty` is -1"),
-        (r#"{"top_k": -1}"#, "`top_k` is -1"),
+        (r#"{"temperature": -1, "do_sample": true}"#, "`temperature` is -1"),
+        (r#"{"top_p": 1.5, "do_sample": true}"#, "`top_p` is 1.5, expected 0 to 1"),
+        (r#"{"repetition_penalty": -1, "do_sample": true}"#, "`repetition_penalty` is -1"),
+        (r#"{"top_k": -2, "do_sample": true}"#, "`top_k` is -2"),
     ] {
-        let e = GenerationConfig::parse(text).unwrap_err();
-        assert!(e.is_corrupt_file() && e.to_string().contains(part), "{e}");
+        let g = GenerationConfig::parse(text).unwrap();
+        assert!(g.wrong.len() == 1 && g.wrong[0].contains(part), "{:?}", g.wrong);
+        assert_eq!(GenerationConfig { wrong: Vec::new(), ..g }, GenerationConfig { sample: true, ..GenerationConfig::default() });
     }
     assert_eq!(GenerationConfig::parse(r#"{"temperature": 0}"#).unwrap().temperature, Some(0.0));
 }

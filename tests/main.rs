@@ -57,7 +57,10 @@ mod tidy;
 #[cfg(feature = "tokenizers")]
 mod tokenizer;
 mod training;
+#[cfg(feature = "tokenizers")]
+mod user_models;
 mod user_numbers;
+mod user_tokenizers;
 
 /// Shown even when the test passes: the runner keeps what `println!` writes to itself.
 pub fn say(text: &str) {

@@ -284,8 +284,13 @@ impl Bert {
         if longest == 0 {
             bail!(argument, "there is no text with a token");
         }
-        // Tokens of the prompt with what stands before it, as sentence-transformers counts them: without the token that ends a text.
-        let prompt = if p.include_prompt || p.prompt.is_empty() { 0 } else { ids("")?.len().saturating_sub(1) };
+        // Tokens of the prompt with what the tokenizer sets before it.
+        let prompt = if p.include_prompt || p.prompt.is_empty() {
+            0
+        } else {
+            let (all, plain) = (tokenizer.encode_prompt(&p.prompt)?, tokenizer.encode(&p.prompt)?);
+            all.windows(plain.len().max(1)).position(|w| w == plain).unwrap_or(0) + plain.len()
+        };
         let shape = [rows.len(), longest];
         let places = |of: &dyn Fn(&[u32], usize) -> i64| {
             rows.iter().flat_map(|row| (0..longest).map(|t| of(row, t)).collect::<Vec<_>>()).collect::<Vec<i64>>()
