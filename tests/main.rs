@@ -30,6 +30,7 @@ mod io_config;
 mod io_gguf;
 mod kernels;
 mod layers;
+mod load_page;
 mod lora;
 mod lost;
 mod models;

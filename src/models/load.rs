@@ -94,7 +94,7 @@ fn folder(path: &Path, mut options: LoadOptions<'_>) -> Result<Loaded> {
     // Files beside the model do not make it worse: what is wrong with them is said where they are used, and in the report.
     let notes = &mut report.notes;
     let generation = with_special(generation(path, notes), &model);
-    let (chat_template, special_texts) = tokenizer_config(path).unwrap_or_else(|e| {
+    let (chat_template, special_texts) = tokenizer_config(path, notes).unwrap_or_else(|e| {
         notes.push(format!("there is no chat template: {e}"));
         (None, Vec::new())
     });
@@ -269,7 +269,7 @@ fn from_tables(_: Option<io::GgufTokenizer>) -> Result<Option<AnyTokenizer>> {
 const LONGEST: u64 = 1 << 26;
 
 /// The chat template and the special tokens' texts: `chat_template.jinja`, or in `tokenizer_config.json`.
-fn tokenizer_config(folder: &Path) -> Result<(Option<String>, Vec<(String, String)>)> {
+fn tokenizer_config(folder: &Path, notes: &mut Vec<String>) -> Result<(Option<String>, Vec<(String, String)>)> {
     let read = |name: &str| -> Result<Option<Vec<u8>>> {
         let path = folder.join(name);
         if !path.exists() {
@@ -284,6 +284,9 @@ fn tokenizer_config(folder: &Path) -> Result<(Option<String>, Vec<(String, Strin
     if let Some(bytes) = read("tokenizer_config.json")? {
         let damaged = |e| Error::corrupt_file(format!("{} is not JSON", folder.join("tokenizer_config.json").display())).with_source(e);
         let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(damaged)?;
+        if value.get("add_prefix_space").and_then(serde_json::Value::as_bool) == Some(true) {
+            notes.push("tokenizer_config.json: `add_prefix_space` is true: passed over, tokenizer.json says how texts begin".to_owned());
+        }
         if template.is_none() {
             template = match value.get("chat_template") {
                 Some(serde_json::Value::String(t)) => Some(t.clone()),
