@@ -58,9 +58,9 @@ mod tidy;
 #[cfg(feature = "tokenizers")]
 mod tokenizer;
 mod training;
-#[cfg(feature = "tokenizers")]
 mod user_models;
 mod user_numbers;
+#[cfg(feature = "tokenizers")]
 mod user_tokenizers;
 
 /// Shown even when the test passes: the runner keeps what `println!` writes to itself.
