@@ -57,6 +57,7 @@ mod survives;
 mod tidy;
 #[cfg(feature = "tokenizers")]
 mod tokenizer;
+mod torch_ops;
 mod training;
 mod user_models;
 mod user_numbers;

@@ -31,7 +31,7 @@ pub struct WithIndex {
     /// Keep it with extent 1.
     pub keep: bool,
     /// Shape of the operand, for the derivative.
-    of: Shape,
+    pub of: Shape,
 }
 
 /// Resolves the axis; an empty one has no extremum.

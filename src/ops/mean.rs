@@ -16,10 +16,12 @@ use smallvec::{SmallVec, smallvec};
 /// `Σ x / n` over axes; see [`Tensor::mean`].
 #[derive(Clone, Debug)]
 pub struct Mean {
-    axes: Axes,
-    keep: bool,
+    /// Axes to average over.
+    pub axes: Axes,
+    /// Keep them with extent 1.
+    pub keep: bool,
     /// Shape of the operand, for the derivative.
-    of: Shape,
+    pub of: Shape,
 }
 
 fn count(shape: &Shape, axes: &Axes) -> Result<f64> {

@@ -21,7 +21,7 @@ pub struct Sort<const TOP: bool> {
     /// How many to keep of each line; ignored without `TOP`.
     pub k: usize,
     /// Shape of the operand, for the derivative.
-    of: Shape,
+    pub of: Shape,
 }
 
 impl<const TOP: bool> Sort<TOP> {

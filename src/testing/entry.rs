@@ -80,10 +80,15 @@ impl OpEntry {
         Self::new::<C>(Implementation::Composite, false, |g| suite::samples::<C>(call_composite::<C>, g))
     }
 
+    /// Whether intermediate values are rounded to the operands' type: by a composition, or by contract.
+    pub fn rounds(&self) -> bool {
+        self.rounds || self.implementation == Implementation::Composite
+    }
+
     /// Runs every check on the op's samples.
     pub fn check(&self, config: &Config, report: &mut Report) {
         let samples = (self.samples)(&mut Gen::new(config.seed, config.limit));
-        let traits = Traits { unary: self.unary, composite: self.rounds || self.implementation == Implementation::Composite };
+        let traits = Traits { unary: self.unary, composite: self.rounds() };
         suite::check(&samples, traits, config, report);
     }
 

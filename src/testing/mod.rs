@@ -15,6 +15,6 @@ pub use gradcheck::{GradCheck, GradCheckReport, InputVerdict, gradcheck, gradgra
 pub use nd::Nd;
 pub use sample::{Gen, Input, Purpose, Sample, lift};
 pub use scalar::{Ball, Dual, Scalar};
-pub use suite::{Arrangement, Check, Config, Report};
+pub use suite::{Arrangement, Check, Config, Report, Tolerance};
 
 use crate::op::Describe;

@@ -14,8 +14,10 @@ const ORDERS: usize = 8;
 /// differentiation, so one op serves every order.
 #[derive(Clone, Debug)]
 pub struct Pow {
-    by_base: usize,
-    by_exponent: usize,
+    /// `n`: how often it is differentiated by the base.
+    pub by_base: usize,
+    /// `k`: how often by the exponent.
+    pub by_exponent: usize,
 }
 
 /// The power itself.

@@ -14,6 +14,7 @@ mod value;
 pub(crate) use higher::difference_quotient;
 pub use layouts::Arrangement;
 pub use report::{Check, Report};
+pub use tolerance::Tolerance;
 
 use super::{Ball, Describe, Dual, Gen, Input, Nd, Purpose, Sample};
 use crate::backend::{Device, cpu::poison_fresh_memory};

@@ -9,9 +9,16 @@ use crate::backend::Device;
 use crate::dtype::{BF16, DType, Element, F16, F32, F64, with_dtype};
 use crate::testing::Ball;
 
-/// Allowed error of a number of some dtype.
+/// The error that is allowed of a number of some dtype: computed from the bound that a definition gives when it runs on [`Ball`]s.
+///
+/// ```
+/// use cotangent::{F32, testing::{Ball, Scalar, Tolerance}};
+/// let third = Ball::lit(1.0) / Ball::lit(3.0);
+/// let allowed = Tolerance::of_value(F32, false, cotangent::Device::Cpu);
+/// assert!(allowed.accepts(f64::from(1f32 / 3.0), third) && !allowed.accepts(0.3333333, third));
+/// ```
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Tolerance {
+pub struct Tolerance {
     /// The result's type.
     dtype: DType,
     /// Unit roundoff of the arithmetic, times the factor.
@@ -21,11 +28,12 @@ pub(super) struct Tolerance {
 }
 
 impl Tolerance {
-    /// Of an op's value: kernels compute half types in f32, compositions round each step.
-    pub(super) fn value(dtype: DType, traits: Traits, device: Device) -> Self {
+    /// Of an op's value: kernels compute half types in f32; where an op `rounds` between its steps, as compositions do, they take
+    /// part in the type itself.
+    pub fn of_value(dtype: DType, rounds: bool, device: Device) -> Self {
         let unit = if dtype == F64 {
             F64.epsilon() / 2.0
-        } else if dtype.is_half() && traits.composite {
+        } else if dtype.is_half() && rounds {
             dtype.epsilon() / 2.0
         } else {
             F32.epsilon() / 2.0
@@ -35,21 +43,29 @@ impl Tolerance {
         Tolerance { dtype, unit: 2.0 * unit, stored }
     }
 
-    /// Of a cotangent: `widest` is the coarsest type that takes part. A derivative may run through several recorded
-    /// ops, each of which rounds to that type.
+    /// Of a derivative of some order by sweeps: `widest` is the coarsest type that takes part. A derivative may run through several
+    /// recorded ops, each of which rounds to that type, and each sweep is another algorithm than the one before.
+    pub fn of_derivative(dtype: DType, widest: DType, order: i32) -> Self {
+        Tolerance { dtype, unit: 3f64.powi(order) * widest.epsilon().max(dtype.epsilon()) / 2.0, stored: 0.0 }
+    }
+
+    pub(super) fn value(dtype: DType, traits: Traits, device: Device) -> Self {
+        Self::of_value(dtype, traits.composite, device)
+    }
+
     pub(super) fn vjp(dtype: DType, widest: DType) -> Self {
-        Tolerance { dtype, unit: 3.0 * widest.epsilon().max(dtype.epsilon()) / 2.0, stored: 0.0 }
+        Self::of_derivative(dtype, widest, 1)
     }
 
     /// Largest error allowed beside `want`.
-    pub(super) fn bound(self, want: Ball) -> f64 {
+    pub fn bound(self, want: Ball) -> f64 {
         // Not 0 · ∞.
         let stored = if self.stored == 0.0 { 0.0 } else { self.stored * want.h };
         self.unit * want.e + stored + self.dtype.epsilon() / 2.0 * want.v.abs() + smallest(self.dtype)
     }
 
     /// Whether a number is what the definition allows. Written so that NaN fails.
-    pub(super) fn accepts(self, got: f64, want: Ball) -> bool {
+    pub fn accepts(self, got: f64, want: Ball) -> bool {
         if want.v.is_nan() {
             return got.is_nan();
         }
