@@ -102,9 +102,9 @@ impl Describe for Arg {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let Ok(axis) = self.axis.resolve(x[0].shape.rank()) else { return Vec::new() };
+        let axis = x[0].axis(self.axis);
         let y = x[0].map_lines(axis, 1, |line| vec![S::lit(position(line, self.largest) as f64)]);
-        vec![y.reshape(x[0].shape.reduced(&[axis], self.keep))]
+        vec![y.reshape(x[0].extents_without(&[axis], self.keep))]
     }
 
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
@@ -151,11 +151,11 @@ impl Describe for WithIndex {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let Ok(axis) = self.axis.resolve(x[0].shape.rank()) else { return Vec::new() };
-        let shape = x[0].shape.reduced(&[axis], self.keep);
+        let axis = x[0].axis(self.axis);
+        let shape = x[0].extents_without(&[axis], self.keep);
         let y = x[0].map_lines(axis, 1, |line| vec![line[position(line, self.largest)]]);
         let i = x[0].map_lines(axis, 1, |line| vec![S::lit(position(line, self.largest) as f64)]);
-        vec![y.reshape(&shape), i.reshape(&shape)]
+        vec![y.reshape(&shape[..]), i.reshape(&shape[..])]
     }
 
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {

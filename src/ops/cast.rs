@@ -28,12 +28,14 @@ impl Describe for Cast {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        if self.to.is_float() {
-            return vec![x[0].clone()];
-        }
-        // The range's ends as f64: i64::MAX rounds up to 2⁶³, which reads back as the same number.
-        let lo = if self.to == DType::I64 { i64::MIN as f64 } else { 0.0 };
-        let to_int = |v: f64| if v.is_nan() { 0.0 } else { v.trunc().clamp(lo, self.to.max_value()) };
+        // The ends of the range: i64's last number, 2⁶³ − 1, is 2⁶³ as f64, which reads back as the same number.
+        let (lo, hi) = match self.to {
+            DType::I64 => (-2f64.powi(63), 2f64.powi(63)),
+            DType::U32 => (0.0, 2f64.powi(32) - 1.0),
+            DType::U8 => (0.0, 255.0),
+            _ => return vec![x[0].clone()],
+        };
+        let to_int = |v: f64| if v.is_nan() { 0.0 } else { v.trunc().clamp(lo, hi) };
         vec![x[0].map(|v| S::lit(to_int(v.re())))]
     }
 

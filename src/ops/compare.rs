@@ -6,7 +6,7 @@ use crate::dtype::{DType, F64, I64, U8, U32};
 use crate::error::{ErrorKind, Result};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};
 use crate::tensor::Tensor;
-use crate::testing::{Gen, Input, Nd, Sample, Scalar};
+use crate::testing::{Gen, Input, Nd, Sample, Scalar, broadcast_extents};
 use half::{bf16, f16};
 use smallvec::{SmallVec, smallvec};
 
@@ -100,7 +100,7 @@ impl Describe for Compare {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let Ok(shape) = x[0].shape.broadcast(&x[1].shape) else { return Vec::new() };
+        let shape = broadcast_extents(x);
         vec![Nd::from_fn(shape, |i| truth(self.0.holds(x[0].broadcast_at(i).re(), x[1].broadcast_at(i).re())))]
     }
 

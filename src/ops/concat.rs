@@ -7,7 +7,7 @@ use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Composite, Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, apply1, compose1, expect};
 use crate::shape::Axis;
 use crate::tensor::Tensor;
-use crate::testing::{Gen, Input, Nd, Sample, Scalar};
+use crate::testing::{Gen, Input, Nd, Sample, Scalar, axis_index};
 use smallvec::{SmallVec, smallvec};
 
 /// Tensors joined along an axis; see [`Tensor::concat`].
@@ -30,9 +30,9 @@ impl Describe for Concat {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let Ok(axis) = self.axis.resolve(x[0].shape.rank()) else { return Vec::new() };
+        let axis = x[0].axis(self.axis);
         let total = x.iter().map(|p| p.shape[axis]).sum();
-        vec![Nd::from_fn(x[0].shape.with_dim(axis, total), |i| {
+        vec![Nd::from_fn(x[0].extents_with(axis, total), |i| {
             let mut at = i.to_vec();
             let mut part = 0;
             while at[axis] >= x[part].shape[axis] {
@@ -176,7 +176,7 @@ impl Describe for Stack {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let Ok(axis) = self.0.resolve(x[0].shape.rank() + 1) else { return Vec::new() };
+        let axis = axis_index(self.0, x[0].shape.rank() + 1);
         let mut shape = x[0].shape.to_vec();
         shape.insert(axis, x.len());
         vec![Nd::from_fn(shape, |i| {

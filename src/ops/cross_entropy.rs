@@ -1,6 +1,6 @@
 //! Cross-entropy of logits with class targets, fused: neither probabilities nor their logarithms are ever stored.
 
-use super::loss::{Classes, Reduction, check_classes};
+use super::loss::{Classes, Reduction, check_classes, define_targets, define_weight};
 use super::{differentiate_vjp, log_softmax::log_softmax_line, softmax::largest, softmax::softmax_line};
 use crate::array::Array;
 use crate::backend::cpu::par::*;
@@ -157,10 +157,10 @@ impl Describe for CrossEntropyLoss {
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
         let classes = x[0].shape[x[0].shape.rank() - 1];
-        let targets = Classes::define(&x[1], self.ignore_index);
+        let targets = define_targets(&x[1], self.ignore_index);
         let w = self.weighted.then(|| &x[2]);
         let weight = |j: usize| w.map_or(S::one(), |w| w.data[j]);
-        let losses = x[0].data.chunks(classes.max(1)).zip(&targets.of).map(|(row, t)| {
+        let losses = x[0].data.chunks(classes.max(1)).zip(&targets).map(|(row, t)| {
             let Some(t) = *t else { return S::zero() };
             let lp = log_softmax_line(row);
             let hard = -(lp[t] * weight(t));
@@ -173,9 +173,8 @@ impl Describe for CrossEntropyLoss {
             hard * S::lit(1.0 - self.label_smoothing) - S::sum(&spread) * S::lit(self.label_smoothing / classes as f64) + z
         });
         let mut losses: Vec<S> = losses.collect();
-        losses.resize(targets.of.len(), S::zero());
-        let divisor = targets.weight(w.map(|w| |t: usize| w.data[t].re()));
-        vec![self.reduction.define(Nd::new(&x[1].shape, losses), divisor)]
+        losses.resize(targets.len(), S::zero());
+        vec![self.reduction.define(Nd::new(&x[1].shape, losses), define_weight(&targets, w))]
     }
 
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
@@ -365,25 +364,32 @@ impl Describe for CrossEntropyVjp {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let classes = last(&x[0].shape);
-        let targets = Classes::define(&x[1], self.of.ignore_index);
+        let classes = x[0].shape[x[0].shape.rank() - 1];
+        let targets = define_targets(&x[1], self.of.ignore_index);
         let w = self.of.weighted.then(|| &x[2]);
         let weight = |j: usize| w.map_or(S::one(), |w| w.data[j]);
-        let g = &x[self.g()];
-        let scale = S::lit(self.of.reduction.scale(targets.weight(w.map(|w| |t: usize| w.data[t].re()))));
+        // Behind logits, targets, and weights if there are any.
+        let g = &x[if w.is_some() { 3 } else { 2 }];
+        let scale = S::lit(self.of.reduction.define_scale(define_weight(&targets, w)));
+        let (smoothing, z) = (self.of.label_smoothing, self.of.z_loss);
         let sum_w = S::sum(&(0..classes).map(weight).collect::<Vec<_>>());
         let mut data = Vec::new();
         for (i, row) in x[0].data.chunks(classes.max(1)).enumerate() {
-            let Some(t) = targets.of[i].filter(|_| largest(row) != f64::NEG_INFINITY) else {
+            let Some(t) = targets[i].filter(|_| largest(row) != f64::NEG_INFINITY) else {
                 data.extend(row.iter().map(|_| S::zero()));
                 continue;
             };
-            let q = self.of.row(S::lit, weight(t), sum_w, classes, define_lse(row));
+            // The target distribution: `on` at the target, `even` times the weight at every class.
+            let (on, even) = (S::lit(1.0 - smoothing) * weight(t), S::lit(smoothing / classes as f64));
+            let mut total = if smoothing == 0.0 { on } else { on + even * sum_w };
+            if z != 0.0 {
+                total = total + S::lit(2.0 * z) * weight(t) * define_lse(row);
+            }
             let r = g.data[if g.data.len() == 1 { 0 } else { i }] * scale;
             for (j, p) in softmax_line(row).into_iter().enumerate() {
-                let qj = q.spread * weight(j);
-                let qj = if j == t { qj + q.on } else { qj };
-                data.push((p * q.total - qj) * r);
+                let qj = even * weight(j);
+                let qj = if j == t { qj + on } else { qj };
+                data.push((p * total - qj) * r);
             }
         }
         vec![Nd::new(&x[0].shape, data)]
@@ -444,7 +450,7 @@ impl Op for CrossEntropyVjp {
                             (_, Some(s)) => (s[2 * i], s[2 * i + 1]),
                             _ => row_stats(row),
                         };
-                        let Some(t) = targets.of[i].filter(|_| m != A::NEG_INFINITY) else {
+                        let Some(t) = targets[i].filter(|_| m != A::NEG_INFINITY) else {
                             y.fill(T::store(A::ZERO));
                             continue;
                         };

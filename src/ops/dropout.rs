@@ -99,7 +99,7 @@ impl Describe for Dropout {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let scale = S::lit(self.scale());
+        let scale = S::lit(if self.p == 1.0 { 0.0 } else { 1.0 / (1.0 - self.p) });
         let data =
             x[0].data.iter().enumerate().map(|(i, &v)| if self.key.bernoulli(i as u64, 1.0 - self.p) { v * scale } else { S::zero() });
         vec![Nd::new(&x[0].shape, data.collect())]

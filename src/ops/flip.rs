@@ -28,7 +28,7 @@ impl Describe for Flip {
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
         let shape = &x[0].shape;
-        let Ok(axes) = self.0.resolve(shape.rank()) else { return Vec::new() };
+        let axes = x[0].axes(&self.0);
         vec![Nd::from_fn(shape, |i| {
             let at: Vec<usize> = i.iter().enumerate().map(|(a, &i)| if axes.contains(&a) { shape[a] - 1 - i } else { i }).collect();
             x[0].at(&at)
@@ -131,9 +131,12 @@ impl Describe for Roll {
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
         let shape = &x[0].shape;
-        let Ok(shifts) = self.resolve(shape) else { return Vec::new() };
+        let axes = x[0].axes(&self.axes);
         vec![Nd::from_fn(shape, |i| {
-            let at: Vec<usize> = i.iter().enumerate().map(|(a, &i)| (i + shape[a] - shifts[a]) % shape[a]).collect();
+            let mut at = i.to_vec();
+            for (&a, &shift) in axes.iter().zip(&self.shifts) {
+                at[a] = (i[a] as i128 - shift as i128).rem_euclid(shape[a] as i128) as usize;
+            }
             x[0].at(&at)
         })]
     }

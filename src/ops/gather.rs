@@ -44,7 +44,7 @@ impl Describe for Gather {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let Ok(axis) = self.axis.resolve(x[0].shape.rank()) else { return Vec::new() };
+        let axis = x[0].axis(self.axis);
         vec![Nd::from_fn(&x[1].shape, |i| {
             let mut at = i.to_vec();
             at[axis] = x[1].at(i).re() as usize;
@@ -128,14 +128,13 @@ impl Describe for ScatterAdd {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let Ok(axis) = self.0.resolve(x[0].shape.rank()) else { return Vec::new() };
+        let axis = x[0].axis(self.0);
         // The terms of each element, then their sum.
         let mut terms: Vec<Vec<S>> = x[0].data.iter().map(|&v| vec![v]).collect();
-        let strides = crate::layout::contiguous_strides(&x[0].shape);
         let index = Nd::from_fn(&x[1].shape, |i| {
             let mut at = i.to_vec();
             at[axis] = x[1].at(i).re() as usize;
-            S::lit(at.iter().zip(&strides).map(|(i, s)| i * s).sum::<usize>() as f64)
+            S::lit(at.iter().zip(x[0].shape.iter()).fold(0, |n, (i, d)| n * d + i) as f64)
         });
         for (at, &s) in index.indices().into_iter().zip(&x[2].data) {
             terms[at as usize].push(s);

@@ -39,8 +39,8 @@ impl Describe for IndexSelect {
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
         let ids = x[1].indices();
-        let Ok(axis) = self.axis.resolve(x[0].shape.rank()) else { return Vec::new() };
-        vec![Nd::from_fn(x[0].shape.with_dim(axis, ids.len()), |i| {
+        let axis = x[0].axis(self.axis);
+        vec![Nd::from_fn(x[0].extents_with(axis, ids.len()), |i| {
             let mut at = i.to_vec();
             at[axis] = ids[i[axis]] as usize;
             x[0].at(&at)
@@ -130,8 +130,8 @@ impl Describe for IndexSelectVjp {
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
         let ids = x[1].indices();
-        let Ok(axis) = self.axis.resolve(x[0].shape.rank()) else { return Vec::new() };
-        vec![Nd::from_fn(x[0].shape.with_dim(axis, self.extent), |i| {
+        let axis = x[0].axis(self.axis);
+        vec![Nd::from_fn(x[0].extents_with(axis, self.extent), |i| {
             let mut at = i.to_vec();
             let terms: Vec<S> = (0..ids.len())
                 .filter(|&k| ids[k] as usize == i[axis])

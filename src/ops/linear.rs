@@ -27,7 +27,7 @@ impl Describe for Linear {
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
         let (w, lead) = (&x[1], x[0].shape.rank() - 1);
-        let shape = x[0].shape.with_dim(lead, w.shape[0]);
+        let shape = x[0].extents_with(lead, w.shape[0]);
         vec![Nd::from_fn(shape, |i| {
             let (row, o) = (&i[..lead], i[lead]);
             let terms: Vec<S> = (0..w.shape[1]).map(|k| x[0].at(&[row, &[k]].concat()) * w.at(&[o, k])).collect();

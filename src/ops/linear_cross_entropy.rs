@@ -110,7 +110,7 @@ impl Describe for LinearCrossEntropy {
                 data.push(S::sum(&terms));
             }
         }
-        let mut operands = vec![Nd::new(x[0].shape.with_dim(lead, classes), data)];
+        let mut operands = vec![Nd::new(x[0].extents_with(lead, classes), data)];
         operands.extend(x[2..].iter().cloned());
         self.of.define(&operands)
     }
@@ -216,9 +216,10 @@ impl Describe for LinearCrossEntropyVjp {
         let n = x[2].data.len();
         let dot = |i: usize, c: usize| S::sum(&(0..width).map(|k| x[0].data[i * width + k] * w.data[c * width + k]).collect::<Vec<_>>());
         let logits =
-            Nd::new(x[0].shape.with_dim(x[0].shape.rank() - 1, classes), (0..n * classes).map(|j| dot(j / classes, j % classes)).collect());
+            Nd::new(x[0].extents_with(x[0].shape.rank() - 1, classes), (0..n * classes).map(|j| dot(j / classes, j % classes)).collect());
         let mut operands = vec![logits];
-        operands.extend(x[2..=self.of.g()].iter().cloned());
+        // Targets, class weights if there are any, ȳ.
+        operands.extend(x[2..4 + usize::from(self.of.of.weighted)].iter().cloned());
         let bars = CrossEntropyVjp { of: self.of.of.clone(), stats: false }.define(&operands).swap_remove(0).data;
         let by_x = (0..n * width).map(|j| {
             let (i, k) = (j / width, j % width);

@@ -6,7 +6,7 @@ use crate::dtype::{I64, U8};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1};
 use crate::tensor::Tensor;
-use crate::testing::{Gen, Input, Nd, Sample, Scalar};
+use crate::testing::{Gen, Input, Nd, Sample, Scalar, broadcast_extents};
 use smallvec::{SmallVec, smallvec};
 
 /// Dtype error unless every operand is a mask.
@@ -99,7 +99,7 @@ impl Describe for Logical {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let Ok(shape) = x[0].shape.broadcast(&x[1].shape) else { return Vec::new() };
+        let shape = broadcast_extents(x);
         vec![Nd::from_fn(shape, |i| {
             let (a, b) = (x[0].broadcast_at(i).re() != 0.0, x[1].broadcast_at(i).re() != 0.0);
             if (self.and && a && b) || (!self.and && (a || b)) { S::one() } else { S::zero() }

@@ -54,6 +54,20 @@ impl Reduction {
         }
     }
 
+    /// What a loss counts in the result, by the textbook.
+    pub(crate) fn define_scale(self, weight: f64) -> f64 {
+        match self {
+            Reduction::None | Reduction::Sum => 1.0,
+            Reduction::Mean => {
+                if weight == 0.0 {
+                    0.0
+                } else {
+                    1.0 / weight
+                }
+            }
+        }
+    }
+
     /// The same in tensor ops; a mean divides by the number of elements.
     pub(crate) fn reduce(self, losses: &Tensor) -> Result<Tensor> {
         match self {
@@ -98,11 +112,6 @@ impl Classes {
         Ok(Classes { of })
     }
 
-    /// Reads the targets of a definition.
-    pub(crate) fn define<S: Scalar>(x: &Nd<S>, ignore: Option<i64>) -> Self {
-        Classes { of: x.indices().into_iter().map(|t| if ignore == Some(t) { None } else { usize::try_from(t).ok() }).collect() }
-    }
-
     /// What a mean divides by: the number of targets that count, or the sum of their weights.
     pub(crate) fn weight(&self, weights: Option<impl Fn(usize) -> f64>) -> f64 {
         let counted = self.of.iter().flatten();
@@ -128,4 +137,14 @@ pub(crate) fn check_classes(x: &Spec, targets: &Spec, weights: Option<&Spec>) ->
         }
     }
     Ok(())
+}
+
+/// Class targets by the textbook: `None` for those that do not count.
+pub(crate) fn define_targets<S: Scalar>(x: &Nd<S>, ignore: Option<i64>) -> Vec<Option<usize>> {
+    x.data.iter().map(|t| t.re() as i64).map(|t| (t >= 0 && ignore != Some(t)).then_some(t as usize)).collect()
+}
+
+/// What a mean divides by, by the textbook: how many targets count, or the sum of their weights.
+pub(crate) fn define_weight<S: Scalar>(targets: &[Option<usize>], weights: Option<&Nd<S>>) -> f64 {
+    targets.iter().flatten().map(|&t| weights.map_or(1.0, |w| w.data[t].re())).fold(0.0, |sum, w| sum + w)
 }

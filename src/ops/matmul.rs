@@ -8,7 +8,7 @@ use crate::layout::Layout;
 use crate::op::{Composite, Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, apply1, compose1, expect};
 use crate::shape::{Dims, Shape};
 use crate::tensor::Tensor;
-use crate::testing::{Gen, Input, Nd, Sample, Scalar};
+use crate::testing::{Gen, Input, Nd, Sample, Scalar, broadcast_extents};
 use smallvec::{SmallVec, smallvec};
 
 /// `a · b` over the last two axes; see [`Tensor::matmul`].
@@ -67,9 +67,16 @@ impl Describe for MatMul {
         let (a, b) = (&x[0], &x[1]);
         let (vec_a, vec_b) = (a.shape.rank() == 1, b.shape.rank() == 1);
         let k = a.shape[if self.lhs_transposed && !vec_a { a.shape.rank() - 2 } else { a.shape.rank() - 1 }];
-        let Ok(out) = self.infer_shape(&a.shape, &b.shape) else { return Vec::new() };
-        // The output's index: batch axes, then a row unless a is a vector, then a column unless b is one.
-        vec![Nd::from_fn(&out, |i| {
+        // The output's axes: those of the batch, then rows unless a is a vector, then columns unless b is one.
+        let batch = |x: &Nd<S>| Nd::from_fn(&x.shape[..x.shape.rank().max(2) - 2], |_| S::zero());
+        let mut out = broadcast_extents(&[batch(a), batch(b)]);
+        if !vec_a {
+            out.push(a.shape[a.shape.rank() - if self.lhs_transposed { 1 } else { 2 }]);
+        }
+        if !vec_b {
+            out.push(b.shape[b.shape.rank() - if self.rhs_transposed { 2 } else { 1 }]);
+        }
+        vec![Nd::from_fn(out, |i| {
             let mut i = i.to_vec();
             let col = if vec_b { 0 } else { i.pop().unwrap_or(0) };
             let row = if vec_a { 0 } else { i.pop().unwrap_or(0) };

@@ -1,7 +1,7 @@
 //! Negative log-likelihood of class targets.
 
 use super::cross_entropy::refuse_weights;
-use super::loss::{Classes, Reduction, check_classes};
+use super::loss::{Classes, Reduction, check_classes, define_targets, define_weight};
 use crate::backend::cpu::{self, Buffer, Compute, Real};
 use crate::backend::cuda;
 use crate::dtype::{DType, Element, with_float};
@@ -67,13 +67,13 @@ impl Describe for NllLoss {
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
         let classes = x[0].shape[x[0].shape.rank() - 1];
-        let targets = Classes::define(&x[1], self.ignore_index);
+        let targets = define_targets(&x[1], self.ignore_index);
         let w = self.weighted.then(|| &x[2]);
-        let losses = targets.of.iter().enumerate().map(|(i, t)| match *t {
+        let losses = targets.iter().enumerate().map(|(i, t)| match *t {
             None => S::zero(),
             Some(t) => -(x[0].data[i * classes + t] * w.map_or(S::one(), |w| w.data[t])),
         });
-        let divisor = targets.weight(w.map(|w| |t: usize| w.data[t].re()));
+        let divisor = define_weight(&targets, w);
         let losses = Nd::new(&x[1].shape, losses.collect());
         vec![self.reduction.define(losses, divisor)]
     }
@@ -175,13 +175,13 @@ impl Describe for NllLossVjp {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let targets = Classes::define(&x[0], self.of.ignore_index);
+        let targets = define_targets(&x[0], self.of.ignore_index);
         let w = self.of.weighted.then(|| &x[1]);
         let g = &x[x.len() - 1];
-        let scale = S::lit(self.of.reduction.scale(targets.weight(w.map(|w| |t: usize| w.data[t].re()))));
+        let scale = S::lit(self.of.reduction.define_scale(define_weight(&targets, w)));
         let shape: crate::Shape = x[0].shape.iter().copied().chain([self.classes]).collect();
         let mut y = Nd::new(&shape, vec![S::zero(); shape.numel()]);
-        for (i, t) in targets.of.iter().enumerate() {
+        for (i, t) in targets.iter().enumerate() {
             if let Some(t) = *t {
                 let g = g.data[if g.data.len() == 1 { 0 } else { i }];
                 y.data[i * self.classes + t] = -(w.map_or(S::one(), |w| w.data[t]) * g * scale);

@@ -119,7 +119,7 @@ impl<const CENTRED: bool> Describe for Norm<CENTRED> {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let (_, n) = self.split(&x[0].shape);
+        let n = x[0].shape[x[0].shape.rank() - self.axes..].iter().product::<usize>();
         let w = self.weight.then(|| &x[1]);
         let b = self.bias.then(|| &x[x.len() - 1]);
         let mut data = Vec::new();

@@ -53,9 +53,12 @@ impl<const CENTRED: bool> Describe for NormVjp<CENTRED> {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let (rows, n) = self.of.split(&x[0].shape);
-        let (w, g) = (self.of.weight.then(|| &x[1]), &x[self.g()]);
-        let added = self.added.then(|| &x[self.g() + 1]);
+        let lead = x[0].shape.rank() - self.of.axes;
+        let (rows, n) = (x[0].shape[..lead].iter().product::<usize>(), x[0].shape[lead..].iter().product::<usize>());
+        // x, the weight if there is one, ȳ, and what is added.
+        let w = self.of.weight.then(|| &x[1]);
+        let at = if w.is_some() { 2 } else { 1 };
+        let (g, added) = (&x[at], self.added.then(|| &x[at + 1]));
         let count = S::lit(n as f64);
         let (mut dx, mut gx) = (Vec::new(), Vec::new());
         for (row, g) in x[0].data.chunks(n.max(1)).zip(g.data.chunks(n.max(1))) {

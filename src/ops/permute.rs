@@ -31,8 +31,8 @@ impl Describe for Permute {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let Ok(order) = self.order(x[0].shape.rank()) else { return Vec::new() };
-        let shape: crate::Shape = order.iter().map(|&a| x[0].shape[a]).collect();
+        let order = x[0].axes(&self.0);
+        let shape: Vec<usize> = order.iter().map(|&a| x[0].shape[a]).collect();
         vec![Nd::from_fn(shape, |i| {
             let mut at = vec![0; i.len()];
             for (&a, &i) in order.iter().zip(i) {
@@ -95,9 +95,9 @@ impl Describe for Transpose {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let rank = x[0].shape.rank();
-        let (Ok(a), Ok(b)) = (self.a.resolve(rank), self.b.resolve(rank)) else { return Vec::new() };
-        let shape = x[0].shape.with_dim(a, x[0].shape[b]).with_dim(b, x[0].shape[a]);
+        let (a, b) = (x[0].axis(self.a), x[0].axis(self.b));
+        let mut shape = x[0].shape.to_vec();
+        shape.swap(a, b);
         vec![Nd::from_fn(shape, |i| {
             let mut at = i.to_vec();
             at.swap(a, b);

@@ -29,14 +29,22 @@ impl QuantLinear {
 
 /// The textbook element: scale and whole number of a row's bytes.
 fn element<S: Scalar>(kind: Blocks, row: &[S], j: usize) -> f64 {
-    let at = j / BLOCK * kind.bytes();
+    let at = j / 32 * block_bytes(kind);
     let byte = |i: usize| row[at + i].re() as u8;
     let d = half_precision(byte(0), byte(1));
-    let i = j % BLOCK;
+    let i = j % 32;
     match kind {
         Blocks::Q8_0 => d * f64::from(byte(2 + i) as i8),
         Blocks::Q4_0 if i < 16 => d * (f64::from(byte(2 + i) % 16) - 8.0),
         Blocks::Q4_0 => d * (f64::from(byte(2 + i - 16) / 16) - 8.0),
+    }
+}
+
+/// A scale of two bytes, and 32 numbers of one byte or half of one.
+fn block_bytes(kind: Blocks) -> usize {
+    match kind {
+        Blocks::Q8_0 => 2 + 32,
+        Blocks::Q4_0 => 2 + 16,
     }
 }
 
@@ -62,7 +70,7 @@ impl Describe for QuantLinear {
         let (w, lead) = (&x[1], x[0].shape.rank() - 1);
         let k = x[0].shape[lead];
         let bytes = w.shape[1];
-        vec![Nd::from_fn(x[0].shape.with_dim(lead, w.shape[0]), |i| {
+        vec![Nd::from_fn(x[0].extents_with(lead, w.shape[0]), |i| {
             let row = &w.data[i[lead] * bytes..(i[lead] + 1) * bytes];
             let terms: Vec<S> = (0..k).map(|j| x[0].at(&[&i[..lead], &[j]].concat()) * S::lit(element(self.kind, row, j))).collect();
             S::sum(&terms)
@@ -186,7 +194,7 @@ impl Describe for Dequantise {
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
         let (w, last) = (&x[0], x[0].shape.rank() - 1);
         let bytes = w.shape[last];
-        let shape = w.shape.with_dim(last, bytes / self.kind.bytes() * BLOCK);
+        let shape = w.extents_with(last, bytes / block_bytes(self.kind) * 32);
         let lines: Vec<&[S]> = if bytes > 0 { w.data.chunks_exact(bytes).collect() } else { Vec::new() };
         vec![Nd::from_fn(shape, |i| {
             let line = i[..last].iter().zip(w.shape.iter()).fold(0, |at, (i, d)| at * d + i);

@@ -100,8 +100,8 @@ impl Describe for RepeatInterleave {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let Ok(axis) = self.axis.resolve(x[0].shape.rank()) else { return Vec::new() };
-        vec![Nd::from_fn(x[0].shape.with_dim(axis, x[0].shape[axis] * self.count), |i| {
+        let axis = x[0].axis(self.axis);
+        vec![Nd::from_fn(x[0].extents_with(axis, x[0].shape[axis] * self.count), |i| {
             let mut at = i.to_vec();
             at[axis] /= self.count;
             x[0].at(&at)

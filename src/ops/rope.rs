@@ -103,7 +103,8 @@ impl Describe for Rope {
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
         let shape = &x[0].shape;
-        let (rank, dim) = (shape.rank(), self.dim(shape));
+        let rank = shape.rank();
+        let dim = self.rotary_dim.unwrap_or(shape[rank - 1]);
         let mut y = x[0].clone();
         let position = |row: &[usize]| match x.get(1) {
             None => (self.start + row[rank - 2]) as f64,
@@ -114,9 +115,10 @@ impl Describe for Rope {
         for (r, p) in rows.data.iter().enumerate() {
             let at = r * shape[rank - 1];
             for i in 0..dim / 2 {
-                let (j, k) = self.pair(i, dim);
+                let (j, k) = if self.style == RopeStyle::Half { (i, dim / 2 + i) } else { (2 * i, 2 * i + 1) };
                 let (a, b) = (x[0].data[at + j], x[0].data[at + k]);
-                let (sin, cos) = (p.re() * self.frequency(i, dim)).sin_cos();
+                let angle = p.re() * self.base.powf(-((2 * i) as f64) / dim as f64);
+                let (sin, cos) = if self.inverse { -angle } else { angle }.sin_cos();
                 y.data[at + j] = a * S::lit(cos) - b * S::lit(sin);
                 y.data[at + k] = b * S::lit(cos) + a * S::lit(sin);
             }

@@ -28,14 +28,30 @@ fn sees(op: &Sdpa, [i, j, tq, tk]: [usize; 4]) -> bool {
     inside && (!op.causal || ahead <= 0)
 }
 
+/// The mask and the offsets among the operands: q, k, v, perhaps a mask, and of packed sequences the offsets of both.
+fn operands<'x, S>(op: &SdpaOp, x: &'x [Nd<S>]) -> (Option<&'x Nd<S>>, Option<(&'x Nd<S>, &'x Nd<S>)>) {
+    let tensors = if op.packed { x.len() - 2 } else { x.len() };
+    let mask = if tensors > 3 { Some(&x[3]) } else { None };
+    (mask, op.packed.then(|| (&x[tensors], &x[tensors + 1])))
+}
+
+/// What scores are multiplied with.
+fn factor(op: &Sdpa, d: usize) -> f64 {
+    match op.scale {
+        Some(s) => s,
+        None if d == 0 => 1.0,
+        None => (d as f64).sqrt().recip(),
+    }
+}
+
 /// The textbook weights of query `index` (`[.., head, query]`).
 fn weights_of<S: Scalar>(op: &SdpaOp, x: &[Nd<S>], index: &[usize]) -> Row<S> {
-    let (mask, offsets) = op.parts(x);
+    let (mask, offsets) = operands(op, x);
     let (op, boolean) = (&op.options, op.boolean);
     let (q, k) = (&x[0], &x[1]);
     let r = q.shape.rank();
     let (tq, tk, d) = (q.shape[r - 2], k.shape[r - 2], q.shape[r - 1]);
-    let scale = S::lit(op.scale_for(d));
+    let scale = S::lit(factor(op, d));
     let at = |j: usize| [index, &[j]].concat();
     let (query, keys) = (line(q, index), head(k, q, index));
     let mut slopes = vec![S::one(); tk];
@@ -66,9 +82,10 @@ fn weights_of<S: Scalar>(op: &SdpaOp, x: &[Nd<S>], index: &[usize]) -> Row<S> {
     let e: Vec<S> = scores.iter().map(|s| s.map_or(S::zero(), |s| (s - S::lit(m)).exp())).collect();
     let sum = S::sum(&e);
     let weights: Vec<S> = e.into_iter().map(|e| if e.re() == 0.0 { S::zero() } else { e / sum }).collect();
-    let dropped = match op.keep() {
+    let dropped = match op.key.filter(|_| op.dropout > 0.0) {
         None => weights.clone(),
-        Some((key, keep)) => {
+        Some(key) => {
+            let keep = 1.0 - op.dropout;
             let score = index.iter().zip(&q.shape[..r - 1]).fold(0, |n, (&i, &extent)| n * extent + i) * tk;
             let inv = if keep > 0.0 { 1.0 / keep } else { 0.0 };
             weights
@@ -126,7 +143,7 @@ pub(super) fn attention<S: Scalar>(op: &SdpaOp, x: &[Nd<S>]) -> Vec<Nd<S>> {
     let stored = rounding(op, x);
     // All columns of a row share its weights.
     let mut row: Option<(Vec<usize>, Vec<S>, Vec<&[S]>)> = None;
-    vec![Nd::from_fn(q.shape.with_dim(r - 1, v.shape[r - 1]), |i| {
+    vec![Nd::from_fn(q.extents_with(r - 1, v.shape[r - 1]), |i| {
         let (index, c) = (&i[..r - 1], i[r - 1]);
         if row.as_ref().is_none_or(|(of, ..)| of != index) {
             let weights = weights_of(op, x, index).dropped.into_iter().map(stored).collect();
@@ -151,9 +168,10 @@ pub(super) fn cotangents<S: Scalar>(op: &SdpaVjp, x: &[Nd<S>]) -> Vec<Nd<S>> {
     let (q, k, v) = (&x[0], &x[1], &x[2]);
     let r = q.shape.rank();
     let (d, tk) = (q.shape[r - 1], k.shape[r - 2]);
-    let scale = S::lit(op.of.options.scale_for(d));
+    let scale = S::lit(factor(&op.of.options, d));
     let stored = rounding(&op.of, x);
-    let inv = op.of.options.keep().map_or(1.0, |(_, keep)| if keep > 0.0 { 1.0 / keep } else { 0.0 });
+    let dropping = op.of.options.dropout > 0.0;
+    let inv = if op.of.options.dropout >= 1.0 { 0.0 } else { 1.0 / (1.0 - op.of.options.dropout) };
     // [.., head, query] rows of dropped weights, and of the cotangents of scores and, behind the cap, of products.
     let (mut dropped, mut scores, mut products, mut rows) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let heads = Shape::from(&q.shape[..r - 1]);
@@ -161,7 +179,7 @@ pub(super) fn cotangents<S: Scalar>(op: &SdpaVjp, x: &[Nd<S>]) -> Vec<Nd<S>> {
         let (w, values) = (weights_of(&op.of, x, index), head(v, q, index));
         let bars: Vec<S> = (0..tk)
             .map(|j| {
-                if w.weights[j].re() == 0.0 || (op.of.options.keep().is_some() && w.dropped[j].re() == 0.0) {
+                if w.weights[j].re() == 0.0 || (dropping && w.dropped[j].re() == 0.0) {
                     return S::zero();
                 }
                 S::lit(inv) * dot(line(g, index), values[j])

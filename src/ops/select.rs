@@ -7,7 +7,7 @@ use crate::dtype::{F64, I64, U8, with_dtype};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};
 use crate::tensor::Tensor;
-use crate::testing::{Gen, Input, Nd, Sample, Scalar};
+use crate::testing::{Gen, Input, Nd, Sample, Scalar, broadcast_extents};
 use smallvec::{SmallVec, smallvec};
 
 /// `a` where the mask is set, else `b`; see [`Tensor::where_select`].
@@ -25,7 +25,7 @@ impl Describe for WhereSelect {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let Ok(shape) = x[0].shape.broadcast(&x[1].shape).and_then(|s| s.broadcast(&x[2].shape)) else { return Vec::new() };
+        let shape = broadcast_extents(x);
         vec![Nd::from_fn(shape, |i| if x[0].broadcast_at(i).re() == 0.0 { x[2].broadcast_at(i) } else { x[1].broadcast_at(i) })]
     }
 

@@ -9,7 +9,7 @@ use crate::layout::Layout;
 use crate::op::{Composite, Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, View, apply_view, apply1, compose1};
 use crate::shape::{Axis, Shape};
 use crate::tensor::Tensor;
-use crate::testing::{Gen, Nd, Sample, Scalar};
+use crate::testing::{Gen, Nd, Sample, Scalar, axis_index};
 use smallvec::{SmallVec, smallvec};
 use std::ops::{Range, RangeFrom, RangeFull, RangeInclusive, RangeTo, RangeToInclusive};
 
@@ -120,6 +120,16 @@ impl Slice {
     }
 }
 
+/// The positions of an axis that a slice takes, by the textbook: a bound below 0 counts from the end.
+fn define_places(slice: &Slice, extent: usize) -> Vec<usize> {
+    let at = |bound: Option<isize>, open: usize| match bound {
+        None => open,
+        Some(b) if b < 0 => extent - b.unsigned_abs(),
+        Some(b) => b as usize,
+    };
+    (at(slice.span.start, 0)..at(slice.span.end, extent)).step_by(slice.step).collect()
+}
+
 impl Describe for Slice {
     const NAME: &'static str = "slice";
     const MATH: Math = Math {
@@ -131,10 +141,11 @@ impl Describe for Slice {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let Ok((axis, start, len)) = self.resolve(&x[0].shape) else { return Vec::new() };
-        vec![Nd::from_fn(x[0].shape.with_dim(axis, len), |i| {
+        let axis = x[0].axis(self.axis);
+        let places = define_places(self, x[0].shape[axis]);
+        vec![Nd::from_fn(x[0].extents_with(axis, places.len()), |i| {
             let mut at = i.to_vec();
-            at[axis] = start + i[axis] * self.step;
+            at[axis] = places[i[axis]];
             x[0].at(&at)
         })]
     }
@@ -206,15 +217,13 @@ impl Describe for SliceVjp {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let Ok((axis, start, len)) = self.slice.resolve(&self.of) else { return Vec::new() };
+        let axis = axis_index(self.slice.axis, self.of.rank());
+        let places = define_places(&self.slice, self.of[axis]);
         vec![Nd::from_fn(&self.of, |i| {
-            let k = i[axis].wrapping_sub(start) / self.slice.step;
-            if i[axis] >= start && (i[axis] - start) % self.slice.step == 0 && k < len {
-                let mut at = i.to_vec();
-                at[axis] = k;
-                return x[0].at(&at);
-            }
-            S::zero()
+            let Some(k) = places.iter().position(|&p| p == i[axis]) else { return S::zero() };
+            let mut at = i.to_vec();
+            at[axis] = k;
+            x[0].at(&at)
         })]
     }
 
@@ -303,9 +312,9 @@ impl Describe for Select {
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
         let shape = &x[0].shape;
-        let Ok(axis) = self.axis.resolve(shape.rank()) else { return Vec::new() };
+        let axis = x[0].axis(self.axis);
         let index = if self.index < 0 { self.index + shape[axis] as isize } else { self.index } as usize;
-        vec![Nd::from_fn(shape.reduced(&[axis], false), |i| {
+        vec![Nd::from_fn(x[0].extents_without(&[axis], false), |i| {
             let mut at = i.to_vec();
             at.insert(axis, index);
             x[0].at(&at)

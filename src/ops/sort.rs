@@ -41,8 +41,8 @@ impl<const TOP: bool> Describe for Sort<TOP> {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let Ok(axis) = self.axis.resolve(x[0].shape.rank()) else { return Vec::new() };
-        let k = self.kept(x[0].shape[axis]);
+        let axis = x[0].axis(self.axis);
+        let k = if TOP { self.k } else { x[0].shape[axis] };
         let order = |line: &[S]| -> Vec<usize> {
             // Insertion sort: moves an element only past larger ones, so it is stable.
             let greater = |a: f64, b: f64| (a.is_nan() && !b.is_nan()) || a > b;

@@ -21,7 +21,7 @@ pub struct Split {
 fn cut<S: Scalar>(x: &Nd<S>, sizes: &[usize], axis: usize) -> Vec<Nd<S>> {
     let mut start = 0;
     let part = |&n: &usize| {
-        let y = Nd::from_fn(x.shape.with_dim(axis, n), |i| {
+        let y = Nd::from_fn(x.extents_with(axis, n), |i| {
             let mut at = i.to_vec();
             at[axis] += start;
             x.at(&at)
@@ -43,7 +43,7 @@ impl Describe for Split {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let Ok(axis) = self.axis.resolve(x[0].shape.rank()) else { return Vec::new() };
+        let axis = x[0].axis(self.axis);
         cut(&x[0], &self.sizes, axis)
     }
 
@@ -143,8 +143,19 @@ impl Describe for Chunk {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let Ok(axis) = self.axis.resolve(x[0].shape.rank()) else { return Vec::new() };
-        cut(&x[0], &self.sizes(x[0].shape[axis]), axis)
+        let axis = x[0].axis(self.axis);
+        // ⌈n / parts⌉ positions each, as long as there are some; of no positions, `parts` times none.
+        let (n, mut sizes) = (x[0].shape[axis], Vec::new());
+        let size = n / self.parts + usize::from(n % self.parts > 0);
+        let mut left = n;
+        while left > 0 {
+            sizes.push(size.min(left));
+            left -= size.min(left);
+        }
+        if n == 0 {
+            sizes.resize(self.parts, 0);
+        }
+        cut(&x[0], &sizes, axis)
     }
 
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {

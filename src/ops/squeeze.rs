@@ -5,7 +5,7 @@ use crate::layout::Layout;
 use crate::op::{Describe, Math, Spec, View, apply_view};
 use crate::shape::Axis;
 use crate::tensor::Tensor;
-use crate::testing::{Gen, Nd, Sample, Scalar};
+use crate::testing::{Gen, Nd, Sample, Scalar, axis_index};
 
 /// One axis of extent 1 removed; see [`Tensor::squeeze`].
 #[derive(Clone, Debug)]
@@ -22,8 +22,7 @@ impl Describe for Squeeze {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let Ok(axis) = self.0.resolve(x[0].shape.rank()) else { return Vec::new() };
-        vec![x[0].reshape(x[0].shape.reduced(&[axis], false))]
+        vec![x[0].reshape(x[0].extents_without(&[x[0].axis(self.0)], false))]
     }
 
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
@@ -127,7 +126,7 @@ impl Describe for Unsqueeze {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let Ok(axis) = self.position(x[0].shape.rank()) else { return Vec::new() };
+        let axis = axis_index(self.0, x[0].shape.rank() + 1);
         let mut shape = x[0].shape.to_vec();
         shape.insert(axis, 1);
         vec![x[0].reshape(shape)]

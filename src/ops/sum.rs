@@ -44,17 +44,16 @@ impl Describe for Sum {
 
 /// The definition of any reduction: `f` on the elements of each group, in row-major order.
 pub(crate) fn reduce_define<S: Scalar>(x: &Nd<S>, axes: &Axes, keep: bool, f: impl Fn(&[S]) -> S) -> Nd<S> {
-    let Ok(axes) = axes.resolve(x.shape.rank()) else { return x.clone() };
-    let kept = x.shape.reduced(&axes, true);
-    let mut groups: Vec<Vec<S>> = vec![Vec::new(); kept.numel()];
-    let strides = crate::layout::contiguous_strides(&kept);
-    let mut at = Nd::from_fn(&x.shape, |i| {
-        S::lit(i.iter().zip(&strides).enumerate().map(|(k, (i, s))| if axes.contains(&k) { 0 } else { i * s }).sum::<usize>() as f64)
+    let axes = x.axes(axes);
+    let kept: Vec<usize> = (0..x.shape.rank()).filter(|a| !axes.contains(a)).collect();
+    let mut groups: Vec<Vec<S>> = vec![Vec::new(); kept.iter().map(|&a| x.shape[a]).product()];
+    let mut elements = x.data.iter();
+    let _ = Nd::from_fn(&x.shape, |i| {
+        let group = kept.iter().fold(0, |at, &a| at * x.shape[a] + i[a]);
+        groups[group].extend(elements.next());
+        S::zero()
     });
-    for (slot, &v) in at.data.iter_mut().zip(&x.data) {
-        groups[slot.re() as usize].push(v);
-    }
-    Nd::new(x.shape.reduced(&axes, keep), groups.iter().map(|g| f(g)).collect())
+    Nd::new(x.extents_without(&axes, keep), groups.iter().map(|g| f(g)).collect())
 }
 
 /// Every kind of axis set on a rank-3 operand, empty axes, scalars, long rows and long columns.

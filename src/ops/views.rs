@@ -137,7 +137,15 @@ impl Describe for Flatten {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        self.shape(&x[0].shape).map_or_else(|_| Vec::new(), |s| vec![x[0].reshape(s)])
+        let mut shape = x[0].shape.to_vec();
+        if shape.is_empty() {
+            return vec![x[0].reshape([1])]; // a scalar counts as having one axis
+        }
+        let (from, to) = (x[0].axis(self.from), x[0].axis(self.to));
+        for joined in shape.drain(from + 1..=to).collect::<Vec<_>>() {
+            shape[from] *= joined;
+        }
+        vec![x[0].reshape(shape)]
     }
 
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {

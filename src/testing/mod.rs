@@ -12,7 +12,7 @@ mod timing;
 
 pub use entry::{BenchCase, Implementation, OpEntry};
 pub use gradcheck::{GradCheck, GradCheckReport, InputVerdict, gradcheck, gradgradcheck};
-pub use nd::Nd;
+pub use nd::{Nd, axis_index, broadcast_extents};
 pub use sample::{Gen, Input, Purpose, Sample, lift};
 pub use scalar::{Ball, Dual, Scalar};
 pub use suite::{Arrangement, Check, Config, Report, Tolerance};

@@ -1,8 +1,7 @@
 //! `Nd`: the row-major arrays that definitions are written on. Plain and slow on purpose.
 
 use super::Scalar;
-use crate::layout::contiguous_strides;
-use crate::shape::Shape;
+use crate::shape::{Axes, Axis, Shape};
 
 /// A row-major array of scalars.
 #[derive(Clone, Debug)]
@@ -55,8 +54,7 @@ impl<S: Scalar> Nd<S> {
     /// If the index is out of range.
     pub fn at(&self, index: &[usize]) -> S {
         assert_eq!(index.len(), self.shape.rank(), "index {index:?} into {}", self.shape);
-        let strides = contiguous_strides(&self.shape);
-        self.data[index.iter().zip(&strides).map(|(i, s)| i * s).sum::<usize>()]
+        self.data[index.iter().zip(self.shape.iter()).fold(0, |at, (&i, &extent)| at * extent + i)]
     }
 
     /// The element that broadcasting shows at an index of a larger shape.
@@ -79,7 +77,8 @@ impl<S: Scalar> Nd<S> {
     /// # Panics
     /// If `f` returns lines of different lengths.
     pub fn map_lines(&self, axis: usize, out: usize, mut f: impl FnMut(&[S]) -> Vec<S>) -> Self {
-        let (outer, n, inner) = self.shape.split_at(axis);
+        let (outer, n, inner) =
+            (self.shape[..axis].iter().product::<usize>(), self.shape[axis], self.shape[axis + 1..].iter().product::<usize>());
         let mut data = vec![S::zero(); outer * out * inner];
         for o in 0..outer {
             for i in 0..inner {
@@ -91,7 +90,40 @@ impl<S: Scalar> Nd<S> {
                 }
             }
         }
-        Nd { shape: self.shape.with_dim(axis, out), data }
+        Nd::new(self.extents_with(axis, out), data)
+    }
+
+    /// The index of an axis that may be counted from the end.
+    pub fn axis(&self, axis: Axis) -> usize {
+        axis_index(axis, self.shape.rank())
+    }
+
+    /// The indices of axes, in the order given.
+    pub fn axes(&self, axes: &Axes) -> Vec<usize> {
+        match axes {
+            Axes::All => (0..self.shape.rank()).collect(),
+            Axes::List(list) => list.iter().map(|&a| self.axis(a)).collect(),
+        }
+    }
+
+    /// The extents with another one along `axis`.
+    pub fn extents_with(&self, axis: usize, extent: usize) -> Vec<usize> {
+        let mut out = self.shape.to_vec();
+        out[axis] = extent;
+        out
+    }
+
+    /// The extents without those of some axes, or with 1 in their place.
+    pub fn extents_without(&self, axes: &[usize], keep: bool) -> Vec<usize> {
+        let mut out = Vec::new();
+        for (a, &extent) in self.shape.iter().enumerate() {
+            match (axes.contains(&a), keep) {
+                (false, _) => out.push(extent),
+                (true, true) => out.push(1),
+                (true, false) => {}
+            }
+        }
+        out
     }
 
     /// The same elements under another shape.
@@ -106,4 +138,24 @@ impl<S: Scalar> Nd<S> {
     pub fn indices(&self) -> Vec<i64> {
         self.data.iter().map(|x| x.re() as i64).collect()
     }
+}
+
+/// The index of an axis of `rank` that may be counted from the end. Definitions have their own count, so that a mistake in
+/// [`Axis::resolve`] shows.
+pub fn axis_index(axis: Axis, rank: usize) -> usize {
+    if axis.0 < 0 { rank - axis.0.unsigned_abs() } else { axis.0 as usize }
+}
+
+/// The extents to which arrays broadcast: aligned at the last axis, the one that is not 1.
+pub fn broadcast_extents<S>(x: &[Nd<S>]) -> Vec<usize> {
+    let rank = x.iter().map(|x| x.shape.rank()).max().unwrap_or(0);
+    let mut out = vec![1; rank];
+    for x in x {
+        for (at, &extent) in out[rank - x.shape.rank()..].iter_mut().zip(x.shape.iter()) {
+            if extent != 1 {
+                *at = extent;
+            }
+        }
+    }
+    out
 }

@@ -7,7 +7,7 @@ use crate::dtype::with_float;
 use crate::error::Result;
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};
 use crate::tensor::Tensor;
-use crate::testing::{Gen, Input, Nd, Sample, Scalar};
+use crate::testing::{Gen, Input, Nd, Sample, Scalar, broadcast_extents};
 use smallvec::{SmallVec, smallvec};
 
 macro_rules! extremum {
@@ -92,7 +92,7 @@ impl Describe for ExtremumVjp {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let Ok(shape) = x[0].shape.broadcast(&x[1].shape).and_then(|s| s.broadcast(&x[2].shape)) else { return Vec::new() };
+        let shape = broadcast_extents(x);
         vec![Nd::from_fn(shape, |i| {
             let (a, b, g) = (x[0].broadcast_at(i).re(), x[1].broadcast_at(i).re(), x[2].broadcast_at(i));
             let first = a.is_nan() || (!b.is_nan() && if self.largest { a > b } else { a < b });

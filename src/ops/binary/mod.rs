@@ -18,7 +18,7 @@ use crate::dtype::{F64, I64, with_float};
 use crate::error::{ErrorKind, Result};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, expect};
 use crate::tensor::Tensor;
-use crate::testing::{Gen, Input, Nd, Sample, Scalar};
+use crate::testing::{Gen, Input, Nd, Sample, Scalar, broadcast_extents};
 use smallvec::{SmallVec, smallvec};
 use std::fmt::Debug;
 
@@ -69,7 +69,7 @@ impl<B: Binary> Describe for Zip<B> {
     const MATH: Math = B::MATH;
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let Ok(shape) = x[0].shape.broadcast(&x[1].shape) else { return Vec::new() };
+        let shape = broadcast_extents(x);
         vec![Nd::from_fn(shape, |i| self.0.define(x[0].broadcast_at(i), x[1].broadcast_at(i)))]
     }
 
