@@ -7,6 +7,7 @@ mod callers;
 #[cfg(feature = "emulator")]
 mod capture;
 mod checker;
+mod definitions;
 mod device;
 #[cfg(feature = "emulator")]
 mod device_generation;

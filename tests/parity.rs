@@ -1,4 +1,5 @@
-//! PyTorch's numbers: every stored case is replayed in f64 and f32, outputs and gradients.
+//! PyTorch's numbers on long rows, real sizes and chains of ops: every stored case is replayed in f64 and f32, outputs and gradients.
+//! Every op with every option, on few numbers: `torch_ops.rs`.
 //!
 //! The cases in tests/fixtures/ops are a part of what PyTorch 2.13 computed in float64, with its own float32 error
 //! beside each; `COTANGENT_FIXTURES=<folder>` replays further folders of the same format.

@@ -53,16 +53,16 @@ const LONGER: &[(&str, usize, &str)] = &[
 /// Lines a source file may have, its unit tests not counted.
 const BUDGET: usize = 600;
 
-fn root() -> &'static Path {
+pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn read(path: &str) -> String {
+pub fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
 }
 
 /// Files below a folder with one of the given endings, as paths from the root of the crate, sorted.
-fn files(folder: &str, endings: &[&str]) -> Vec<String> {
+pub fn files(folder: &str, endings: &[&str]) -> Vec<String> {
     fn walk(dir: PathBuf, out: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
             let path = entry.path();
@@ -160,7 +160,7 @@ fn code_only(source: &str) -> String {
 }
 
 /// [`code_only`] without `#[cfg(test)] mod … { … }`.
-fn product_code(source: &str) -> String {
+pub fn product_code(source: &str) -> String {
     let mut code = code_only(source);
     while let Some(start) = code.find("#[cfg(test)]\nmod ").or_else(|| code.find("#[cfg(test)]\n    mod ")) {
         let Some(open) = code[start..].find('{').map(|i| start + i).filter(|&o| !code[start..o].contains(';')) else {
@@ -179,7 +179,7 @@ fn product_code(source: &str) -> String {
 }
 
 /// Words (identifiers) of some code, with their positions.
-fn words(code: &str) -> impl Iterator<Item = (usize, &str)> {
+pub fn words(code: &str) -> impl Iterator<Item = (usize, &str)> {
     let mut rest = 0;
     std::iter::from_fn(move || {
         let is_word = |c: char| c.is_alphanumeric() || c == '_';

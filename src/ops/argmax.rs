@@ -102,7 +102,7 @@ impl Describe for Arg {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let axis = x[0].axis(self.axis);
+        let axis = x[0].axis_at(self.axis);
         let y = x[0].map_lines(axis, 1, |line| vec![S::lit(position(line, self.largest) as f64)]);
         vec![y.reshape(x[0].extents_without(&[axis], self.keep))]
     }
@@ -151,7 +151,7 @@ impl Describe for WithIndex {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let axis = x[0].axis(self.axis);
+        let axis = x[0].axis_at(self.axis);
         let shape = x[0].extents_without(&[axis], self.keep);
         let y = x[0].map_lines(axis, 1, |line| vec![line[position(line, self.largest)]]);
         let i = x[0].map_lines(axis, 1, |line| vec![S::lit(position(line, self.largest) as f64)]);

@@ -30,7 +30,7 @@ impl Describe for Concat {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let axis = x[0].axis(self.axis);
+        let axis = x[0].axis_at(self.axis);
         let total = x.iter().map(|p| p.shape[axis]).sum();
         vec![Nd::from_fn(x[0].extents_with(axis, total), |i| {
             let mut at = i.to_vec();

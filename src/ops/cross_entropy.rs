@@ -450,7 +450,7 @@ impl Op for CrossEntropyVjp {
                             (_, Some(s)) => (s[2 * i], s[2 * i + 1]),
                             _ => row_stats(row),
                         };
-                        let Some(t) = targets[i].filter(|_| m != A::NEG_INFINITY) else {
+                        let Some(t) = targets.of[i].filter(|_| m != A::NEG_INFINITY) else {
                             y.fill(T::store(A::ZERO));
                             continue;
                         };

@@ -31,7 +31,7 @@ impl Describe for Cumsum {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let axis = x[0].axis(self.axis);
+        let axis = x[0].axis_at(self.axis);
         let n = x[0].shape[axis];
         vec![x[0].map_lines(axis, n, |line| {
             let mut out = vec![S::zero(); n];

@@ -44,7 +44,7 @@ impl Describe for Diagonal {
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
         let shape = &x[0].shape;
-        let (a, b) = (x[0].axis(self.a), x[0].axis(self.b));
+        let (a, b) = (x[0].axis_at(self.a), x[0].axis_at(self.b));
         let rest: Vec<usize> = (0..shape.rank()).filter(|&i| i != a && i != b).collect();
         let out: Shape = rest.iter().map(|&i| shape[i]).chain([shape[a].min(shape[b])]).collect();
         vec![Nd::from_fn(out, |i| {

@@ -28,7 +28,7 @@ impl Describe for Flip {
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
         let shape = &x[0].shape;
-        let axes = x[0].axes(&self.0);
+        let axes = x[0].axes_at(&self.0);
         vec![Nd::from_fn(shape, |i| {
             let at: Vec<usize> = i.iter().enumerate().map(|(a, &i)| if axes.contains(&a) { shape[a] - 1 - i } else { i }).collect();
             x[0].at(&at)
@@ -131,7 +131,7 @@ impl Describe for Roll {
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
         let shape = &x[0].shape;
-        let axes = x[0].axes(&self.axes);
+        let axes = x[0].axes_at(&self.axes);
         vec![Nd::from_fn(shape, |i| {
             let mut at = i.to_vec();
             for (&a, &shift) in axes.iter().zip(&self.shifts) {

@@ -44,7 +44,7 @@ impl Describe for Gather {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let axis = x[0].axis(self.axis);
+        let axis = x[0].axis_at(self.axis);
         vec![Nd::from_fn(&x[1].shape, |i| {
             let mut at = i.to_vec();
             at[axis] = x[1].at(i).re() as usize;
@@ -128,7 +128,7 @@ impl Describe for ScatterAdd {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let axis = x[0].axis(self.0);
+        let axis = x[0].axis_at(self.0);
         // The terms of each element, then their sum.
         let mut terms: Vec<Vec<S>> = x[0].data.iter().map(|&v| vec![v]).collect();
         let index = Nd::from_fn(&x[1].shape, |i| {

@@ -39,7 +39,7 @@ impl Describe for IndexSelect {
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
         let ids = x[1].indices();
-        let axis = x[0].axis(self.axis);
+        let axis = x[0].axis_at(self.axis);
         vec![Nd::from_fn(x[0].extents_with(axis, ids.len()), |i| {
             let mut at = i.to_vec();
             at[axis] = ids[i[axis]] as usize;
@@ -130,7 +130,7 @@ impl Describe for IndexSelectVjp {
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
         let ids = x[1].indices();
-        let axis = x[0].axis(self.axis);
+        let axis = x[0].axis_at(self.axis);
         vec![Nd::from_fn(x[0].extents_with(axis, self.extent), |i| {
             let mut at = i.to_vec();
             let terms: Vec<S> = (0..ids.len())

@@ -38,7 +38,7 @@ impl Describe for LogSoftmax {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let axis = x[0].axis(self.axis);
+        let axis = x[0].axis_at(self.axis);
         vec![x[0].map_lines(axis, x[0].shape[axis], log_softmax_line)]
     }
 
@@ -111,7 +111,7 @@ impl Describe for LogSoftmaxVjp {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let axis = x[0].axis(self.axis);
+        let axis = x[0].axis_at(self.axis);
         let n = x[0].shape[axis];
         let p = x[0].map_lines(axis, n, softmax_line);
         let sums = x[1].map_lines(axis, n, |line| vec![S::sum(line); n]);

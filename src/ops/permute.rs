@@ -31,7 +31,7 @@ impl Describe for Permute {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let order = x[0].axes(&self.0);
+        let order = x[0].axes_at(&self.0);
         let shape: Vec<usize> = order.iter().map(|&a| x[0].shape[a]).collect();
         vec![Nd::from_fn(shape, |i| {
             let mut at = vec![0; i.len()];
@@ -95,7 +95,7 @@ impl Describe for Transpose {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let (a, b) = (x[0].axis(self.a), x[0].axis(self.b));
+        let (a, b) = (x[0].axis_at(self.a), x[0].axis_at(self.b));
         let mut shape = x[0].shape.to_vec();
         shape.swap(a, b);
         vec![Nd::from_fn(shape, |i| {

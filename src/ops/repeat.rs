@@ -100,7 +100,7 @@ impl Describe for RepeatInterleave {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let axis = x[0].axis(self.axis);
+        let axis = x[0].axis_at(self.axis);
         vec![Nd::from_fn(x[0].extents_with(axis, x[0].shape[axis] * self.count), |i| {
             let mut at = i.to_vec();
             at[axis] /= self.count;

@@ -75,15 +75,6 @@ impl Rope {
         self.rotary_dim.unwrap_or(x[x.rank() - 1])
     }
 
-    /// The two elements of pair `i`.
-    #[inline(always)]
-    fn pair(&self, i: usize, dim: usize) -> (usize, usize) {
-        match self.style {
-            RopeStyle::Half => (i, i + dim / 2),
-            RopeStyle::Interleaved => (2 * i, 2 * i + 1),
-        }
-    }
-
     /// What pair `i` turns by per position.
     fn frequency(&self, i: usize, dim: usize) -> f64 {
         let frequency = self.base.powf(-2.0 * i as f64 / dim as f64);

@@ -141,7 +141,7 @@ impl Describe for Slice {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let axis = x[0].axis(self.axis);
+        let axis = x[0].axis_at(self.axis);
         let places = define_places(self, x[0].shape[axis]);
         vec![Nd::from_fn(x[0].extents_with(axis, places.len()), |i| {
             let mut at = i.to_vec();
@@ -312,7 +312,7 @@ impl Describe for Select {
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
         let shape = &x[0].shape;
-        let axis = x[0].axis(self.axis);
+        let axis = x[0].axis_at(self.axis);
         let index = if self.index < 0 { self.index + shape[axis] as isize } else { self.index } as usize;
         vec![Nd::from_fn(x[0].extents_without(&[axis], false), |i| {
             let mut at = i.to_vec();

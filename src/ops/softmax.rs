@@ -37,7 +37,7 @@ impl Describe for Softmax {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let axis = x[0].axis(self.axis);
+        let axis = x[0].axis_at(self.axis);
         vec![x[0].map_lines(axis, x[0].shape[axis], softmax_line)]
     }
 
@@ -174,7 +174,7 @@ impl Describe for SoftmaxVjp {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let axis = x[0].axis(self.axis);
+        let axis = x[0].axis_at(self.axis);
         let products = Nd::new(&x[0].shape, x[0].data.iter().zip(&x[1].data).map(|(&y, &g)| y * g).collect());
         let sums = products.map_lines(axis, x[0].shape[axis], |line| vec![S::sum(line); line.len()]);
         let data = x[0].data.iter().zip(&x[1].data).zip(&sums.data).map(|((&y, &g), &s)| y * (g - s)).collect();

@@ -41,7 +41,7 @@ impl<const TOP: bool> Describe for Sort<TOP> {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let axis = x[0].axis(self.axis);
+        let axis = x[0].axis_at(self.axis);
         let k = if TOP { self.k } else { x[0].shape[axis] };
         let order = |line: &[S]| -> Vec<usize> {
             // Insertion sort: moves an element only past larger ones, so it is stable.

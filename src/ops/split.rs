@@ -43,7 +43,7 @@ impl Describe for Split {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let axis = x[0].axis(self.axis);
+        let axis = x[0].axis_at(self.axis);
         cut(&x[0], &self.sizes, axis)
     }
 
@@ -143,7 +143,7 @@ impl Describe for Chunk {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let axis = x[0].axis(self.axis);
+        let axis = x[0].axis_at(self.axis);
         // ⌈n / parts⌉ positions each, as long as there are some; of no positions, `parts` times none.
         let (n, mut sizes) = (x[0].shape[axis], Vec::new());
         let size = n / self.parts + usize::from(n % self.parts > 0);

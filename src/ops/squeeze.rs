@@ -22,7 +22,7 @@ impl Describe for Squeeze {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        vec![x[0].reshape(x[0].extents_without(&[x[0].axis(self.0)], false))]
+        vec![x[0].reshape(x[0].extents_without(&[x[0].axis_at(self.0)], false))]
     }
 
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {

@@ -44,7 +44,7 @@ impl Describe for Sum {
 
 /// The definition of any reduction: `f` on the elements of each group, in row-major order.
 pub(crate) fn reduce_define<S: Scalar>(x: &Nd<S>, axes: &Axes, keep: bool, f: impl Fn(&[S]) -> S) -> Nd<S> {
-    let axes = x.axes(axes);
+    let axes = x.axes_at(axes);
     let kept: Vec<usize> = (0..x.shape.rank()).filter(|a| !axes.contains(a)).collect();
     let mut groups: Vec<Vec<S>> = vec![Vec::new(); kept.iter().map(|&a| x.shape[a]).product()];
     let mut elements = x.data.iter();

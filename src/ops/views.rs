@@ -141,7 +141,7 @@ impl Describe for Flatten {
         if shape.is_empty() {
             return vec![x[0].reshape([1])]; // a scalar counts as having one axis
         }
-        let (from, to) = (x[0].axis(self.from), x[0].axis(self.to));
+        let (from, to) = (x[0].axis_at(self.from), x[0].axis_at(self.to));
         for joined in shape.drain(from + 1..=to).collect::<Vec<_>>() {
             shape[from] *= joined;
         }

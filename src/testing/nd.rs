@@ -94,15 +94,15 @@ impl<S: Scalar> Nd<S> {
     }
 
     /// The index of an axis that may be counted from the end.
-    pub fn axis(&self, axis: Axis) -> usize {
+    pub fn axis_at(&self, axis: Axis) -> usize {
         axis_index(axis, self.shape.rank())
     }
 
     /// The indices of axes, in the order given.
-    pub fn axes(&self, axes: &Axes) -> Vec<usize> {
+    pub fn axes_at(&self, axes: &Axes) -> Vec<usize> {
         match axes {
             Axes::All => (0..self.shape.rank()).collect(),
-            Axes::List(list) => list.iter().map(|&a| self.axis(a)).collect(),
+            Axes::List(list) => list.iter().map(|&a| self.axis_at(a)).collect(),
         }
     }
 

@@ -187,7 +187,7 @@ impl<G: Group> Describe for ReduceVjp<G> {
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
         // Exact partial derivatives, one direction at a time.
-        let axes = x[0].axes(&self.axes);
+        let axes = x[0].axes_at(&self.axes);
         let group_of = |i: &[usize]| -> Vec<usize> { i.iter().enumerate().map(|(k, &i)| if axes.contains(&k) { 0 } else { i }).collect() };
         let mut i = 0;
         vec![Nd::from_fn(&x[0].shape, |index| {

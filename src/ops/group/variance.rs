@@ -35,7 +35,7 @@ fn define_variance<S: Scalar>(x: &[S], correction: usize) -> S {
     let n = x.len() as f64;
     let mean = S::sum(x) / S::lit(n);
     let squares: Vec<S> = x.iter().map(|&v| (v - mean) * (v - mean)).collect();
-    S::sum(&squares) / S::lit(degrees(n, correction))
+    S::sum(&squares) / S::lit(if n > correction as f64 { n - correction as f64 } else { 0.0 })
 }
 
 impl Group for Var {
