@@ -293,7 +293,8 @@ impl Describe for Einsum {
                 loops.push((c, extents.iter().copied().find(|&d| d != 1).unwrap_or(1)));
             }
         }
-        let (outer, inner) = loops.split_at(output.chars().count());
+        let given = output.chars().count();
+        let (outer, inner) = (&loops[..given], &loops[given..]);
         let extents = |of: &[(char, usize)]| of.iter().map(|&(_, d)| d).collect::<Shape>();
         vec![Nd::from_fn(extents(outer), |o| {
             let terms = Nd::from_fn(extents(inner), |i| {
