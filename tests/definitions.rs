@@ -11,23 +11,12 @@ use std::collections::{BTreeMap, BTreeSet};
 /// What definitions may share, with the reason, and the op whose cases in tests/fixtures/torch_ops hold it from outside: (owner of
 /// the definition, function, op, reason).
 const ALLOWED: &[(&str, &str, &str, &str)] = &[
-    (
-        "Dropout",
-        "Key::bernoulli",
-        "dropout",
-        "which elements a key keeps is the generator's: the script of the cases has a Philox of its own",
-    ),
-    ("SdpaOp", "Key::bernoulli", "scaled_dot_product_attention", "as dropout"),
-    ("SdpaVjp", "Key::bernoulli", "scaled_dot_product_attention", "as dropout"),
-    (
-        "SdpaOp",
-        "SdpaOp::is_plain",
-        "scaled_dot_product_attention",
-        "whether tensor cores round weights: changes the error bound of half types alone",
-    ),
-    ("SdpaVjp", "SdpaOp::is_plain", "scaled_dot_product_attention", "as the op"),
-    ("SdpaOp", "fits_tensor_cores", "scaled_dot_product_attention", "as is_plain"),
-    ("SdpaVjp", "fits_tensor_cores", "scaled_dot_product_attention", "as is_plain"),
+    ("Dropout", "Key::u32", "dropout", "the generator's words: the script of the cases has a Philox of its own"),
+    ("Dropout", "bernoulli_threshold", "dropout", "which words keep an element: as the words"),
+    ("SdpaOp", "Key::u32", "scaled_dot_product_attention", "as dropout"),
+    ("SdpaOp", "bernoulli_threshold", "scaled_dot_product_attention", "as dropout"),
+    ("SdpaVjp", "Key::u32", "scaled_dot_product_attention", "as dropout"),
+    ("SdpaVjp", "bernoulli_threshold", "scaled_dot_product_attention", "as dropout"),
 ];
 
 /// Methods that only read what a shape, a list or a number is, and those of std, and of definitions (`slope`), under the same names.
@@ -154,8 +143,24 @@ fn bound(body: &str) -> BTreeSet<&str> {
     out
 }
 
+/// What a file imports, by the name it has there.
+type Imports = BTreeMap<String, BTreeMap<String, String>>;
+
+fn imports_of(source: &str) -> BTreeMap<String, String> {
+    let code = product_code(source);
+    let mut out = BTreeMap::new();
+    for list in code.split(';').filter_map(|s| s.split_once("use ").map(|(_, u)| u)) {
+        let all: Vec<&str> = words(list).map(|(_, w)| w).collect();
+        for (k, &word) in all.iter().enumerate() {
+            let renamed = k > 1 && all[k - 1] == "as";
+            out.insert(word.to_string(), if renamed { all[k - 2].to_string() } else { word.to_string() });
+        }
+    }
+    out
+}
+
 /// Whom every function calls, as places in the list.
-fn calls(list: &[Function], imports: &BTreeMap<String, BTreeSet<String>>) -> Vec<BTreeSet<usize>> {
+fn calls(list: &[Function], imports: &Imports) -> Vec<BTreeSet<usize>> {
     let mut by_name: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (i, f) in list.iter().enumerate() {
         by_name.entry(&f.name).or_default().push(i);
@@ -186,16 +191,16 @@ fn calls(list: &[Function], imports: &BTreeMap<String, BTreeSet<String>>) -> Vec
                 }
             } else if let Some(path) = before.strip_suffix("::") {
                 let of = last(path.split_once("::<").map_or(path, |_| path.trim_end_matches(['>', '<'])));
-                let of = if of == "Self" { f.owner.clone() } else { of };
+                let of = if of == "Self" { f.owner.clone() } else { imports.get(&f.file).and_then(|i| i.get(&of).cloned()).unwrap_or(of) };
                 let typed: Vec<usize> = named.iter().copied().filter(|&k| list[k].owner == of).collect();
                 let module = |k: &usize| {
                     list[*k].owner.is_empty() && list[*k].file.trim_end_matches(".rs").trim_end_matches("/mod").ends_with(&format!("/{of}"))
                 };
                 if typed.is_empty() { named.iter().copied().filter(|k| module(k)).collect() } else { typed }
-            } else if local.contains(word) || before.ends_with("fn") {
+            } else if local.contains(word) || before.ends_with("fn") || !(is_call || after.starts_with([',', ')'])) {
                 continue;
             } else {
-                let imported = imports.get(&f.file).is_some_and(|i| i.contains(word));
+                let imported = imports.get(&f.file).is_some_and(|i| i.contains_key(word));
                 named.iter().copied().filter(|&k| list[k].owner.is_empty() && (list[k].file == f.file || imported)).collect()
             };
             if hits.iter().any(|&k| list[k].file == f.file) {
@@ -213,9 +218,7 @@ fn shared(sources: &[(String, String)]) -> BTreeSet<(String, String)> {
     let mut list = Vec::new();
     let mut imports = BTreeMap::new();
     for (file, source) in sources {
-        let code = product_code(source);
-        let uses = code.split(';').filter_map(|s| s.split_once("use ").map(|(_, u)| u));
-        imports.insert(file.clone(), uses.flat_map(|u| words(u).map(|(_, w)| w.to_string()).collect::<Vec<_>>()).collect());
+        imports.insert(file.clone(), imports_of(source));
         list.extend(functions(file, source));
     }
     let edges = calls(&list, &imports);
@@ -289,7 +292,7 @@ fn what_definitions_share_has_fixtures() {
 fn planted_sharing_is_found() {
     let op = |define: &str, infer: &str, rest: &str| {
         let text = format!(
-            "use super::plan::{{imported}};\nimpl X {{\n    fn plan(&self, n: usize) -> usize {{ n + 1 }}\n    fn own(&self) -> usize {{ 2 }}\n}}\n\
+            "use super::plan::{{imported}};\nuse super::plan as p;\nimpl X {{\n    fn plan(&self, n: usize) -> usize {{ n + 1 }}\n    fn own(&self) -> usize {{ 2 }}\n}}\n\
              impl Describe for X {{\n    fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {{ {define} }}\n}}\n\
              impl Op for X {{\n    fn infer(&self, x: &[Spec]) -> Result<Specs> {{ {infer} }}\n}}\n{rest}\n"
         );
@@ -303,6 +306,7 @@ fn planted_sharing_is_found() {
     assert_eq!(op("imported(1)", "imported(2)", ""), "X imported");
     assert_eq!(op("x.iter().map(imported)", "imported(2)", ""), "X imported", "a function handed on as a value");
     assert_eq!(op("plan::imported(1)", "imported(2)", ""), "X imported");
+    assert_eq!(op("p::imported(1)", "imported(2)", ""), "X imported", "a module under another name");
     assert_eq!(op("self.axis.resolve(1)?", "self.axis.resolve(2)", ""), "X Axis::resolve");
     assert_eq!(op("helper(1)", "self.plan(2)", "fn helper(n: usize) -> usize { X.plan(n) }"), "X X::plan", "behind a function of its own");
     assert_eq!(op("helper(1)", "other()", "fn helper(n: usize) { }\nfn other() { helper(2) }"), "X helper", "shared behind the shape rule");

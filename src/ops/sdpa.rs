@@ -105,12 +105,6 @@ impl SdpaOp {
         }
     }
 
-    /// Without what only the plain kernels do.
-    pub(super) fn is_plain<X>(&self, x: &[X]) -> bool {
-        let (mask, offsets) = self.parts(x);
-        mask.is_none() && offsets.is_none() && self.options.softcap.is_none() && self.options.keep().is_none()
-    }
-
     fn attention<'a>(&self, x: &[cpu::In<'a>]) -> Result<Attention<'a>> {
         let (qs, ks) = (x[0].shape(), x[1].shape());
         let r = qs.rank();

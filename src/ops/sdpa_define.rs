@@ -2,7 +2,6 @@
 
 use super::sdpa::{Sdpa, SdpaOp, SdpaVjp};
 use crate::backend::attention::fits_tensor_cores;
-use crate::shape::Shape;
 use crate::testing::{Nd, Scalar};
 
 /// One query row: of all keys the weights, 0 where the key is not seen, before and after dropout, and the slope of the cap.
@@ -159,7 +158,9 @@ pub(super) fn attention<S: Scalar>(op: &SdpaOp, x: &[Nd<S>]) -> Vec<Nd<S>> {
 fn rounding<S: Scalar>(op: &SdpaOp, x: &[Nd<S>]) -> fn(S) -> S {
     let r = x[0].shape.rank();
     let rows = [x[0].shape[r - 1], x[2].shape[r - 1]];
-    if op.is_plain(x) && rows.into_iter().all(fits_tensor_cores) { S::stored } else { |w| w }
+    // Tensor cores do not do masks, packed sequences, a cap or dropout.
+    let plain = operands(op, x).0.is_none() && !op.packed && op.options.softcap.is_none() && op.options.dropout == 0.0;
+    if plain && rows.into_iter().all(fits_tensor_cores) { S::stored } else { |w| w }
 }
 
 /// The wanted cotangents, given that of the result as the last of `x`.
@@ -174,7 +175,7 @@ pub(super) fn cotangents<S: Scalar>(op: &SdpaVjp, x: &[Nd<S>]) -> Vec<Nd<S>> {
     let inv = if op.of.options.dropout >= 1.0 { 0.0 } else { 1.0 / (1.0 - op.of.options.dropout) };
     // [.., head, query] rows of dropped weights, and of the cotangents of scores and, behind the cap, of products.
     let (mut dropped, mut scores, mut products, mut rows) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let heads = Shape::from(&q.shape[..r - 1]);
+    let heads = q.shape[..r - 1].to_vec();
     Nd::from_fn(&heads, |index| {
         let (w, values) = (weights_of(&op.of, x, index), head(v, q, index));
         let bars: Vec<S> = (0..tk)
@@ -229,7 +230,7 @@ pub(super) fn cotangents<S: Scalar>(op: &SdpaVjp, x: &[Nd<S>]) -> Vec<Nd<S>> {
     if op.want[2] {
         out.push(key_bar(v, &dropped, g, S::one()));
     }
-    if let (Some(mask), true) = (op.of.parts(x).0, op.want[3]) {
+    if let (Some(mask), true) = (operands(&op.of, x).0, op.want[3]) {
         out.push(Nd::from_fn(&mask.shape, |at| {
             // The mask's axes are the last of the scores', which are those of the rows and one of keys.
             let lead = r - at.len();
