@@ -74,7 +74,8 @@ struct Pow {
 #pragma unroll
         for (int j = 0; j < ORDERS; j++) {
             if (j <= k) {
-                factor = factor * log + binomial * d[j];
+                // The first step has nothing to multiply: not 0 * ln 0.
+                factor = j == 0 ? d[j] : factor * log + binomial * d[j];
                 binomial = binomial * A(k - j) / A(j + 1);
             }
         }

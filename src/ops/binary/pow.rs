@@ -28,7 +28,7 @@ impl Binary for Pow {
     const MATH: Math = Math {
         forward: "y = aᵇ (or a partial derivative of it)",
         vjp: "ā = ȳ · b·aᵇ⁻¹, b̄ = ȳ · aᵇ·ln a, each summed over its broadcast axes",
-        kinks: "0⁰ = 1; ā = 0 where b = 0; b̄ = 0 where a = 0 and b ≥ 0; a < 0: NaN unless b is an integer, and b̄ is NaN",
+        kinks: "0⁰ = 1; ā = 0 where b = 0; b̄ = 0 where a = 0 and b ≥ 0, −∞ · ȳ where b < 0; a < 0: NaN unless b is an integer, and b̄ is NaN",
         cost: "reads a and b, writes y, one pow per element; saves a and b",
         references: "IEEE 754-2019 §9.2.1; torch.pow",
     };
@@ -132,8 +132,8 @@ impl Binary for Pow {
         );
         let slope = Pow { by_base: 0, by_exponent: 1 };
         out.push(
-            Sample::value(slope, [Input::values([4], [0.0; 4]), Input::values([4], [0.0, 1.0, 2.5, 0.5])])
-                .note("D2: slope in the exponent at base 0"),
+            Sample::value(slope, [Input::values([6], [0.0; 6]), Input::values([6], [0.0, 1.0, 2.5, 0.5, -1.0, -2.5])])
+                .note("D2: slope in the exponent at base 0: 0, and −∞ for a negative exponent"),
         );
         out
     }
@@ -157,8 +157,9 @@ fn partial<T: Real>(n: usize, k: usize, a: T, b: T) -> T {
     let log = if k == 0 { T::ZERO } else { a.ln() };
     let (mut factor, mut binomial) = (T::ZERO, 1.0);
     for (j, &dj) in d[..=k].iter().enumerate() {
-        // Horner in ln a, from the highest power down.
-        factor = factor * log + T::from_f64(binomial) * dj;
+        // Horner in ln a, from the highest power down. The first step has nothing to multiply: not 0 · ln 0.
+        let term = T::from_f64(binomial) * dj;
+        factor = if j == 0 { term } else { factor * log + term };
         binomial = binomial * (k - j) as f64 / (j + 1) as f64;
     }
     let rest = b - T::from_f64(n as f64);
