@@ -176,7 +176,7 @@ pub(super) fn cotangents<S: Scalar>(op: &SdpaVjp, x: &[Nd<S>]) -> Vec<Nd<S>> {
     // [.., head, query] rows of dropped weights, and of the cotangents of scores and, behind the cap, of products.
     let (mut dropped, mut scores, mut products, mut rows) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let heads = q.shape[..r - 1].to_vec();
-    Nd::from_fn(&heads, |index| {
+    Nd::from_fn(&heads[..], |index| {
         let (w, values) = (weights_of(&op.of, x, index), head(v, q, index));
         let bars: Vec<S> = (0..tk)
             .map(|j| {
