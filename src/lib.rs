@@ -35,7 +35,7 @@ pub use functional::{
 pub use layout::Layout;
 pub use module::{Buffer, Leaf, LowRank, Module, ModuleExt, Param, Role, Summary, SummaryRow, Visitor, try_walk, walk};
 pub use rng::{Key, Rng};
-pub use shape::{Axes, Axis, Extents, Shape};
+pub use shape::{Axes, Axis, Extent, Extents, Shape};
 pub use tape::{Gradients, Observer, Pulled, Ran, Tape, checkpoint};
 pub use tensor::Tensor;
 

@@ -187,55 +187,127 @@ impl From<&Shape> for Shape {
     }
 }
 
-/// What [`Tensor::reshape`](crate::Tensor::reshape) takes: anything that reads like a shape, or a tuple of two to five extents
-/// of which one is `()` and follows from the number of elements: `(batch, ())` for PyTorch's `(batch, -1)`.
+/// What [`Tensor::reshape`](crate::Tensor::reshape) takes: anything that reads like a shape, in which one extent may be left open, to follow
+/// from the number of elements: `[batch, 6]`, `[-1, 6]`, or a tuple of up to six of mixed types, `(batch, ())`.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no shape to reshape to",
+    label = "not extents",
+    note = "extents are integers: `[2, 3]`, `&[usize]`, a `Shape`; one may be open: `[-1, 6]`, or `(batch, ())` beside a `usize`"
+)]
 pub trait Extents {
     /// The shape, for a tensor of so many elements.
     ///
     /// # Errors
-    /// Shape error when no extent in place of `()` gives that number, or every one does.
+    /// Shape error when no open extent gives that number, or every one does; for a negative extent that is not −1.
     fn resolve(self, numel: usize) -> Result<Shape>;
 }
 
-impl<S: Into<Shape>> Extents for S {
-    fn resolve(self, _: usize) -> Result<Shape> {
-        Ok(self.into())
+/// One extent of a tuple: a number, or `()` or −1 for the one that follows from the number of elements.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no extent",
+    label = "not an extent",
+    note = "an extent is an integer, or `()` for the one that follows from the number of elements: `x.reshape((batch, ()))`"
+)]
+pub trait Extent {
+    /// The number; `None` when it is open.
+    ///
+    /// # Errors
+    /// Shape error for a negative number that is not −1.
+    fn known(self) -> Result<Option<usize>>;
+}
+
+impl Extent for usize {
+    fn known(self) -> Result<Option<usize>> {
+        Ok(Some(self))
     }
 }
 
-/// The extents before and after the missing one.
-fn infer(before: &[usize], after: &[usize], numel: usize) -> Result<Shape> {
-    let known: Shape = before.iter().chain(after).copied().collect();
+impl Extent for () {
+    fn known(self) -> Result<Option<usize>> {
+        Ok(None)
+    }
+}
+
+macro_rules! signed {
+    ($($t:ty),*) => {$(
+        impl Extent for $t {
+            fn known(self) -> Result<Option<usize>> {
+                match usize::try_from(self) {
+                    Ok(n) => Ok(Some(n)),
+                    Err(_) if self == -1 => Ok(None),
+                    Err(_) => bail!(shape, "an extent is {self}: only -1 has a meaning, the extent that follows from the number of elements"),
+                }
+            }
+        }
+
+        impl Extents for $t {
+            fn resolve(self, numel: usize) -> Result<Shape> {
+                infer(&[self.known()?], numel)
+            }
+        }
+
+        impl<const N: usize> Extents for [$t; N] {
+            fn resolve(self, numel: usize) -> Result<Shape> {
+                let known = self.iter().map(|&n| n.known()).collect::<Result<SmallVec<[Option<usize>; 6]>>>()?;
+                infer(&known, numel)
+            }
+        }
+    )*};
+}
+signed!(i32, i64, isize);
+
+macro_rules! given {
+    ($([$($generic:tt)*] $t:ty;)*) => {$(
+        impl<$($generic)*> Extents for $t {
+            fn resolve(self, _: usize) -> Result<Shape> {
+                Ok(self.into())
+            }
+        }
+    )*};
+}
+given! {
+    [] Shape; [] &Shape; [] Dims; [] Vec<usize>; [] &[usize]; [] usize; [] ();
+    [const N: usize] [usize; N]; [const N: usize] &[usize; N];
+}
+
+/// The shape of extents of which at most one is open.
+fn infer(extents: &[Option<usize>], numel: usize) -> Result<Shape> {
+    let known: Shape = extents.iter().flatten().copied().collect();
+    let open = extents.iter().filter(|e| e.is_none()).count();
+    if open == 0 {
+        return Ok(known);
+    }
+    let shown = || extents.iter().map(|e| e.map_or_else(|| "()".to_owned(), |n| n.to_string())).collect::<Vec<_>>().join(", ");
+    if open > 1 {
+        bail!(shape, "{open} extents of ({}) are open: one can follow from the number of elements", shown());
+    }
     let found = match known.checked_numel()? {
         0 => None,
         n if numel.is_multiple_of(n) => Some(numel / n),
         _ => None,
     };
     let Some(found) = found else {
-        let list = |d: &[usize]| d.iter().map(|d| d.to_string()).collect::<Vec<_>>();
-        let shown = [list(before), vec!["()".into()], list(after)].concat().join(", ");
-        bail!(shape, "cannot infer () in ({shown}): {numel} elements are no unique multiple of {}", known.numel());
+        bail!(shape, "cannot infer () in ({}): {numel} elements are no unique multiple of {}", shown(), known.numel());
     };
-    Ok(before.iter().copied().chain([found]).chain(after.iter().copied()).collect())
+    Ok(extents.iter().map(|e| e.unwrap_or(found)).collect())
 }
 
-// One line for each place of the missing extent.
-macro_rules! inferred {
-    ($(($($a:ident)*; $($b:ident)*);)*) => {$(
-        impl Extents for ($(inferred!(@usize $a),)* (), $(inferred!(@usize $b),)*) {
+macro_rules! tuples {
+    ($(($($T:ident $i:tt),+);)*) => {$(
+        impl<$($T: Extent),+> Extents for ($($T,)+) {
             fn resolve(self, numel: usize) -> Result<Shape> {
-                let ($($a,)* (), $($b,)*) = self;
-                infer(&[$($a),*], &[$($b),*], numel)
+                infer(&[$(self.$i.known()?),+], numel)
             }
         }
     )*};
-    (@usize $a:ident) => { usize };
 }
-inferred! {
-    (; b); (a;);
-    (; b c); (a; c); (a b;);
-    (; b c d); (a; c d); (a b; d); (a b c;);
-    (; b c d e); (a; c d e); (a b; d e); (a b c; e); (a b c d;);
+tuples! {
+    (A 0);
+    (A 0, B 1);
+    (A 0, B 1, C 2);
+    (A 0, B 1, C 2, D 3);
+    (A 0, B 1, C 2, D 3, E 4);
+    (A 0, B 1, C 2, D 3, E 4, F 5);
 }
 
 /// One axis; negative values count from the end (`-1` is the last).
@@ -388,6 +460,14 @@ mod tests {
         assert!(e.is_shape() && e.to_string().starts_with("cannot infer () in (4, (), 1): 6 elements"), "{e}");
         assert!(((), 0).resolve(0).unwrap_err().is_shape());
         assert!((usize::MAX, 2, ()).resolve(6).unwrap_err().is_out_of_memory());
+        // PyTorch's spelling, alone, in lists and in tuples beside `usize`.
+        assert_eq!((-1).resolve(6).unwrap(), [6]);
+        assert_eq!([-1, 2].resolve(6).unwrap(), [3, 2]);
+        assert_eq!([2i64, -1, 1].resolve(6).unwrap(), [2, 3, 1]);
+        assert_eq!((2usize, -1, 1).resolve(6).unwrap(), [2, 3, 1]);
+        assert!([-1, -1].resolve(4).unwrap_err().to_string().contains("2 extents of ((), ()) are open"));
+        assert!([-2, 3].resolve(6).unwrap_err().to_string().contains("an extent is -2"));
+        assert!([4, -1].resolve(6).unwrap_err().is_shape() && [0, -1].resolve(0).is_err());
     }
 
     #[test]

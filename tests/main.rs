@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)] // a failed unwrap is a failed test
 
 mod absent;
+mod advice;
 mod attention;
 mod callers;
 #[cfg(feature = "emulator")]
@@ -49,6 +50,7 @@ mod planted;
 mod postmortems;
 #[cfg(feature = "readers")]
 mod readers;
+mod recurrence;
 mod refused;
 mod reliability_files;
 mod replay;

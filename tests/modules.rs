@@ -1,9 +1,9 @@
 //! Buffers, freezing, trees of every kind, the summary, keys.
 
-use cotangent::diagnostics::Trace;
+use cotangent::diagnostics::{Trace, review};
 use cotangent::io::TensorFile;
 use cotangent::models::{Lora, add_lora, merge_lora};
-use cotangent::nn::{Activation, Dropout, Func, Layer, LayerNorm, Linear, Sequential};
+use cotangent::nn::{Activation, Dropout, Func, Gpt, GptConfig, Layer, LayerNorm, Linear, Sequential};
 use cotangent::optim::{AdamW, Ema, Muon, Sgd};
 use cotangent::{BF16, Buffer, F32, F64, GradOptions, I64, Key, Module, ModuleExt, Param, Result, Rng, Role, Tensor, module};
 use cotangent::{value_and_grad, value_aux_and_grad};
@@ -339,4 +339,48 @@ fn split_keys_differ_from_each_other_and_from_folds() {
     let weight = |rng: &mut Rng| Linear::new(2, 2, false, F32, rng).unwrap().weight.to_vec::<f32>().unwrap();
     assert_ne!(weight(&mut rng), weight(&mut rng));
     assert_eq!(rng.state()[2], 2);
+}
+
+/// User finding C17: equal initial weights are pointed out.
+#[test]
+fn a_review_names_parameters_that_were_drawn_twice() -> Result<()> {
+    let lin = |i, o, k, d| Linear::new(i, o, true, d, Key::new(k));
+    // The same key, with the same extents, more outputs, more inputs (another bound), half precision, frozen.
+    let mut net = vec![
+        lin(16, 16, 1, F32)?,
+        lin(16, 16, 2, F32)?,
+        lin(16, 16, 1, F32)?,
+        lin(16, 24, 1, F32)?,
+        lin(64, 16, 2, F32)?,
+        lin(16, 16, 2, BF16)?,
+    ];
+    assert_eq!(net.freeze(|n| n.starts_with("2.")), 2);
+    let found = review(&net)?;
+    let pairs: Vec<_> = found.twins.iter().map(|t| (t.first.as_str(), t.second.as_str())).collect();
+    for pair in
+        [("0.weight", "2.weight"), ("0.weight", "3.weight"), ("1.weight", "4.weight"), ("1.weight", "5.weight"), ("0.bias", "2.bias")]
+    {
+        assert!(pairs.contains(&pair), "{pair:?} in {found}");
+    }
+    assert!(pairs.iter().all(|(a, b)| !(a.starts_with('0') && b.starts_with('1'))), "{found}");
+    let wide = found.twins.iter().find(|t| t.second == "4.weight").unwrap();
+    assert!(
+        (wide.factor - 0.5).abs() < 1e-4 && found.to_string().contains("`4.weight` begins with 0.5000 times the values of `1.weight`"),
+        "{found}"
+    );
+    // Clones are not tied.
+    let one = lin(16, 16, 1, F32)?;
+    let found = review(&vec![one.clone(), one])?;
+    assert!(found.twins.iter().all(|t| t.shared) && found.to_string().contains("a tied weight is one field"), "{found}");
+    // Models of the crate, constants, identities, buffers and small tensors raise nothing.
+    let gpt =
+        Gpt::new(&GptConfig { vocabulary: 32, context: 16, layers: 3, heads: 2, width: 16, ..GptConfig::default() }, F32, Key::new(1))?;
+    assert!(review(&gpt)?.is_clean(), "{}", review(&gpt)?);
+    let b = Buffer::new(Tensor::randn([32], F32, Key::new(9))?);
+    let diagonal: Vec<f32> = (0..64).map(|i| if i % 9 == 0 { 1.0 } else { 0.0 }).collect();
+    let eye: Param = Tensor::from_slice(&diagonal, [8, 8])?.into();
+    let quiet =
+        (b.clone(), b, LayerNorm::new(16, true, F32)?, LayerNorm::new(16, true, F32)?, eye.clone(), Param::new(eye.mul_scalar(1.0)?));
+    assert!(review(&quiet)?.is_clean(), "{}", review(&quiet)?);
+    Ok(())
 }

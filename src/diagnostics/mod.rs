@@ -8,6 +8,7 @@
 //! | Are the targets the inputs shifted by one? | [`Alignment`] |
 //! | Which layer differs from the reference first? | [`Trace`] |
 //! | Is attention saturated, blind, or looking ahead? | [`AttentionCheck`] |
+//! | Were two layers drawn with one key? | [`review`] |
 //! | Where do time and memory go? | [`Profiler`] |
 
 mod align;
@@ -21,6 +22,7 @@ mod history;
 mod modules;
 mod profile;
 mod report;
+mod review;
 mod stats;
 mod trace;
 
@@ -33,6 +35,7 @@ pub use depth::DepthProfile;
 pub use health::{Health, HealthReport, LayerHealth, Thresholds, Verdict};
 pub use history::{HealthHistory, HistoryStep};
 pub use profile::{OpTime, Profile, Profiler, Total};
+pub use review::{Review, Twin, review};
 pub use stats::Stats;
 pub use trace::{Trace, Tracer};
 

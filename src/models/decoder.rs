@@ -72,6 +72,7 @@ impl Decoder {
         let activation = super::activation(c.activation);
         let attention = AttentionConfig {
             width: c.width,
+            kv_width: None,
             heads: c.heads,
             kv_heads: c.kv_heads,
             head: c.head_dim,
@@ -181,6 +182,7 @@ impl Decoder {
             }
             let with = Attend {
                 mask: masks.get(&window).and_then(Option::as_ref),
+                key_padding: None,
                 positions: positions.as_ref(),
                 rotation: rotation.as_ref(),
                 cache: input.cache.as_mut().map(|c| &mut c.layers[i]),

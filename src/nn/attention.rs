@@ -4,7 +4,7 @@
 use super::cache::KvCache;
 use super::layers::{Linear, RmsNorm, must_divide};
 use super::rotation::Rotation;
-use crate::dtype::DType;
+use crate::dtype::{DType, U8};
 use crate::error::{Error, Result, bail};
 use crate::nn::Init;
 use crate::ops::sdpa::Sdpa;
@@ -18,6 +18,9 @@ use std::panic::Location;
 pub struct Attend<'a> {
     /// Broadcasts to the scores `[batch, heads, time, keys]`: `u8`, 1 = attend; or floats added to the scores.
     pub mask: Option<&'a Tensor>,
+    /// Which keys are real, `[batch, keys]` of `u8`: 1 = a key, 0 = padding that nobody attends to. Beside the mask, not instead of it; with a
+    /// cache, of all its keys. PyTorch's `key_padding_mask` marks the others.
+    pub key_padding: Option<&'a Tensor>,
     /// Positions `[time]` or `[batch, time]` for the rotation. Without: consecutive, from the cache's length on.
     pub positions: Option<&'a Tensor>,
     /// Turns queries and keys instead of the layer's own rotation: frequencies that are no powers of a base.
@@ -44,8 +47,27 @@ pub(crate) fn attend(q: &Tensor, k: Tensor, v: Tensor, options: Sdpa, with: Atte
     };
     let dropout = if with.key.is_some() { options.dropout } else { 0.0 };
     let options = Sdpa { dropout, key: with.key.map(|k| k.fold(0)), ..options };
-    let y = q.scaled_dot_product_attention(&k, &v, with.mask, options)?.permute([0, 2, 1, 3])?;
+    let padded = with.key_padding.map(|real| padded(with.mask, real, &k)).transpose()?;
+    let mask = padded.as_ref().or(with.mask);
+    let y = q.scaled_dot_product_attention(&k, &v, mask, options)?.permute([0, 2, 1, 3])?;
     y.flatten(2, 3)
+}
+
+/// A mask that also hides the keys that are padding.
+fn padded(mask: Option<&Tensor>, real: &Tensor, k: &Tensor) -> Result<Tensor> {
+    let (batch, keys) = (k.size(0)?, k.size(2)?);
+    if real.shape() != &[batch, keys] || real.dtype() != U8 {
+        bail!(shape, "key_padding must be u8 [batch, keys]: key_padding {} {}, keys [{batch}, {keys}]", real.dtype(), real.shape());
+    }
+    let real = real.reshape([batch, 1, 1, keys])?;
+    match mask {
+        None => Ok(real),
+        Some(mask) if mask.dtype() == U8 => mask.logical_and(&real),
+        Some(added) => {
+            let shape = added.shape().broadcast(real.shape())?;
+            added.expand(shape)?.masked_fill(&real.logical_not()?, f64::NEG_INFINITY)
+        }
+    }
 }
 
 /// The extents of an input `[batch, time, width]`.
@@ -110,6 +132,8 @@ impl CausalSelfAttention {
 pub struct AttentionConfig {
     /// Width of input and output.
     pub width: usize,
+    /// Width of the values that keys and values are made of in [`cross`](MultiHeadAttention::cross) attention, where it is another.
+    pub kv_width: Option<usize>,
     /// Query heads.
     pub heads: usize,
     /// Key and value heads, each shared by `heads / kv_heads` query heads; divides `heads`.
@@ -139,6 +163,7 @@ impl Default for AttentionConfig {
     fn default() -> Self {
         AttentionConfig {
             width: 0,
+            kv_width: None,
             heads: 0,
             kv_heads: 0,
             head: 0,
@@ -208,11 +233,12 @@ impl MultiHeadAttention {
                 bail!(argument, "width, heads and head must be at least 1, found {}, {}, {}", c.width, c.heads, c.head);
             }
             must_divide("heads", c.heads, "kv_heads", c.kv_heads)?;
+            let kv_width = c.kv_width.unwrap_or(c.width);
             let linear = |i, o, bias, k| Linear::with(Init::xavier(), i, o, bias, dtype, key.fold(k));
             Ok(MultiHeadAttention {
                 q_proj: linear(c.width, c.heads * c.head, c.qkv_bias, 0)?,
-                k_proj: linear(c.width, c.kv_heads * c.head, c.qkv_bias, 1)?,
-                v_proj: linear(c.width, c.kv_heads * c.head, c.qkv_bias, 2)?,
+                k_proj: linear(kv_width, c.kv_heads * c.head, c.qkv_bias, 1)?,
+                v_proj: linear(kv_width, c.kv_heads * c.head, c.qkv_bias, 2)?,
                 o_proj: linear(c.heads * c.head, c.width, c.output_bias, 3)?,
                 q_norm: c.qk_norm.map(|eps| RmsNorm::new(c.head, eps, dtype)).transpose()?,
                 k_norm: c.qk_norm.map(|eps| RmsNorm::new(c.head, eps, dtype)).transpose()?,
@@ -243,16 +269,59 @@ impl MultiHeadAttention {
             if with.positions.is_some() && c.rope.is_none() && with.rotation.is_none() {
                 bail!(argument, "positions belong to the rotation, which this attention does not have");
             }
-            extents(x)
+            Ok(())
         };
-        let [batch, time, _] = check().map_err(|e| e.in_op("attention", at))?;
+        check().map_err(|e| e.in_op("attention", at))?;
+        let options = Sdpa { causal: c.causal, window: c.window, softcap: c.softcap, dropout: c.dropout, ..Sdpa::default() };
+        self.run(x, x, options, with).map_err(|e| e.called_at(at))
+    }
+
+    /// Attention over other values than the input: queries of `x [batch, time, width]`, keys and values of `memory [batch, places, kv_width]`
+    /// (an encoder's). Every place is seen but for the masks: `causal` and `window` are of self-attention.
+    ///
+    /// ```
+    /// use cotangent::{F32, Key, Tensor, nn::{Attend, AttentionConfig, MultiHeadAttention}};
+    /// let config = AttentionConfig { width: 8, kv_width: Some(6), heads: 2, kv_heads: 2, head: 4, qkv_bias: true, output_bias: true, ..Default::default() };
+    /// let attention = MultiHeadAttention::new(&config, F32, Key::new(1))?;
+    /// let (x, memory) = (Tensor::randn([2, 3, 8], F32, Key::new(2))?, Tensor::randn([2, 5, 6], F32, Key::new(3))?);
+    /// let real = Tensor::from_slice(&[1u8, 1, 1, 1, 1, 1, 1, 0, 0, 0], [2, 5])?;
+    /// let y = attention.cross(&x, &memory, Attend { key_padding: Some(&real), ..Attend::default() })?;
+    /// assert_eq!(y.shape(), &[2, 3, 8]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Shape error when inputs or masks do not fit; argument error for positions or a cache, or in attention with a rotation: they are of one
+    /// sequence.
+    #[track_caller]
+    pub fn cross(&self, x: &Tensor, memory: &Tensor, with: Attend<'_>) -> Result<Tensor> {
+        let at = Location::caller();
+        let c = &self.config;
+        let check = || {
+            if with.positions.is_some() || with.rotation.is_some() || with.cache.is_some() || c.rope.is_some() {
+                bail!(argument, "positions, a rotation and a cache are of self-attention, not of attention over other values");
+            }
+            if extents(x)?[0] != extents(memory)?[0] {
+                bail!(shape, "input and memory are of different batches: x {}, memory {}", x.shape(), memory.shape());
+            }
+            Ok(())
+        };
+        check().map_err(|e| e.in_op("attention", at))?;
+        let options = Sdpa { softcap: c.softcap, dropout: c.dropout, ..Sdpa::default() };
+        self.run(x, memory, options, with).map_err(|e| e.called_at(at))
+    }
+
+    fn run(&self, x: &Tensor, memory: &Tensor, options: Sdpa, with: Attend<'_>) -> Result<Tensor> {
+        let at = Location::caller();
+        let c = &self.config;
+        let [batch, ..] = extents(x).map_err(|e| e.in_op("attention", at))?;
         let split = |y: Tensor, heads: usize, norm: Option<&RmsNorm>| {
-            let y = y.reshape([batch, time, heads, c.head])?;
+            let y = y.reshape([batch, y.size(1)?, heads, c.head])?;
             norm.map_or(Ok(y.clone()), |n| n.forward(&y))?.permute([0, 2, 1, 3])
         };
-        let mut q = split(self.q_proj.forward(x)?, c.heads, self.q_norm.as_ref())?;
-        let mut k = split(self.k_proj.forward(x)?, c.kv_heads, self.k_norm.as_ref())?;
-        let v = split(self.v_proj.forward(x)?, c.kv_heads, None)?;
+        let mut q = split(self.q_proj.forward(x).map_err(|e| e.in_layer("q_proj"))?, c.heads, self.q_norm.as_ref())?;
+        let mut k = split(self.k_proj.forward(memory).map_err(|e| e.in_layer("k_proj"))?, c.kv_heads, self.k_norm.as_ref())?;
+        let v = split(self.v_proj.forward(memory).map_err(|e| e.in_layer("v_proj"))?, c.kv_heads, None)?;
         if let Some(rotation) = with.rotation {
             (q, k) = (rotation.turn(&q)?, rotation.turn(&k)?);
         } else if let Some(rope) = &c.rope {
@@ -266,9 +335,8 @@ impl MultiHeadAttention {
         [(&q, &self.q_proj, "q"), (&k, &self.k_proj, "k"), (&v, &self.v_proj, "v")]
             .iter()
             .for_each(|(t, beside, name)| t.tap_beside(&beside.weight, name));
-        let options = Sdpa { causal: c.causal, window: c.window, softcap: c.softcap, dropout: c.dropout, ..Sdpa::default() };
-        let y = attend(&q, k, v, options, with).map_err(|e| e.called_at(at))?;
-        self.o_proj.forward(&y)
+        let y = attend(&q, k, v, options, with).map_err(|e| e.in_op("attention", at))?;
+        self.o_proj.forward(&y).map_err(|e| e.in_layer("o_proj"))
     }
 }
 

@@ -11,7 +11,10 @@ mod layers;
 mod mlp;
 mod recurrent;
 mod rotation;
+mod sequence;
 mod sequential;
+mod torch;
+mod transformer;
 
 pub(crate) use attention::attend;
 pub use attention::{Attend, AttentionConfig, CausalSelfAttention, MultiHeadAttention};
@@ -24,4 +27,7 @@ pub use layers::{Activation, Embedding, LayerNorm, Linear, RmsNorm};
 pub use mlp::{GatedMlp, Mlp};
 pub use recurrent::{GruCell, LstmCell, RnnCell};
 pub use rotation::Rotation;
+pub use sequence::{Gru, Lstm, Recur, RecurrentConfig, Rnn};
 pub use sequential::{AnyLayer, Dropout, Func, Layer, Residual, Sequential};
+pub use torch::from_torch;
+pub use transformer::{TransformerConfig, TransformerDecoderLayer, TransformerEncoderLayer};

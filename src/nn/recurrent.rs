@@ -1,10 +1,75 @@
 //! Recurrent cells: one step in time each, with PyTorch's names, gate order and initialisation.
 
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, Result, bail};
 use crate::module::Param;
 use crate::rng::Key;
 use crate::tensor::Tensor;
+use std::panic::Location;
+
+/// What a layer over sequences needs of its cell.
+pub(super) trait Cell {
+    /// Names of the parts of its state; the first is its value.
+    const STATE: &'static [&'static str];
+    /// The gates' part that comes from the input, for any number of steps at once.
+    fn of_input(&self, x: &Tensor) -> Result<Tensor>;
+    /// One step, given that part of it.
+    fn step(&self, of_input: &Tensor, state: &[Tensor]) -> Result<Vec<Tensor>>;
+}
+
+/// A part of the state must have this shape.
+pub(super) fn state_of(name: &str, state: &Tensor, expected: &[usize], x: &Tensor) -> Result<()> {
+    if state.shape().dims() == expected {
+        return Ok(());
+    }
+    let n = expected.len();
+    let same_but_batch = state.rank() == n && (0..n).all(|i| i + 2 == n || state.shape()[i] == expected[i]);
+    let hint = if same_but_batch { ": it is the state of another batch" } else { "" };
+    bail!(shape, "the state does not fit the input: x {}, {name} {} (expected {expected:?}){hint}", x.shape(), state.shape());
+}
+
+/// One step of a cell from its input and state.
+fn one_step<C: Cell>(
+    cell: &C,
+    op: &'static str,
+    x: &Tensor,
+    state: &[&Tensor],
+    hidden: &Param,
+    at: &'static Location<'static>,
+) -> Result<Vec<Tensor>> {
+    let run = || {
+        let of_input = cell.of_input(x)?;
+        let width = hidden.size(-1)?;
+        let expected: Vec<usize> = x.shape().iter().take(x.rank().saturating_sub(1)).copied().chain([width]).collect();
+        for (name, part) in C::STATE.iter().zip(state) {
+            // One state for the whole batch may be given as one.
+            if part.shape().last() != Some(&width) || part.shape().broadcast(&expected.as_slice().into()).is_err() {
+                state_of(name, part, &expected, x)?;
+            }
+        }
+        cell.step(&of_input, &state.iter().map(|&t| t.clone()).collect::<Vec<_>>())
+    };
+    run().map_err(|e: Error| e.in_op(op, at).called_at(at))
+}
+
+/// A refusal with the cell's own parameters, unless the tape knows their names in the model.
+#[cold]
+fn own(e: Error, parameters: [(&str, &Param); 2]) -> Error {
+    e.with_own_parameters(|| parameters.iter().map(|(name, p)| ((*name).to_owned(), format!("{}{}", p.dtype(), p.shape()))).collect())
+}
+
+macro_rules! parts {
+    () => {
+        fn of_input(&self, x: &Tensor) -> Result<Tensor> {
+            let y = x.linear(&self.weight_ih, Some(&self.bias_ih));
+            y.map_err(|e| own(e, [("weight_ih", &self.weight_ih), ("bias_ih", &self.bias_ih)]))
+        }
+    };
+    ($self:ident, $h:expr) => {
+        $h.linear(&$self.weight_hh, Some(&$self.bias_hh))
+            .map_err(|e| own(e, [("weight_hh", &$self.weight_hh), ("bias_hh", &$self.bias_hh)]))?
+    };
+}
 
 /// The two projections of a cell with `gates` gates: uniform in ±1/√hidden.
 #[track_caller]
@@ -13,8 +78,8 @@ fn weights(gates: usize, inputs: usize, hidden: usize, dtype: DType, key: Key) -
     let rows = gates.saturating_mul(hidden);
     let draw = |shape: &[usize], k| Tensor::uniform(shape, -bound..bound, dtype, key.fold(k)).map(Param::from);
     let all = || Ok([draw(&[rows, inputs], 0)?, draw(&[rows, hidden], 1)?, draw(&[rows], 2)?, draw(&[rows], 3)?]);
-    let at = std::panic::Location::caller();
-    all().map_err(|e: crate::Error| e.called_at(at))
+    let at = Location::caller();
+    all().map_err(|e: Error| e.called_at(at))
 }
 
 /// Elman's cell: `h' = tanh(W_ih·x + b_ih + W_hh·h + b_hh)`.
@@ -49,7 +114,15 @@ impl RnnCell {
     /// Shape error when input or state do not fit.
     #[track_caller]
     pub fn forward(&self, x: &Tensor, h: &Tensor) -> Result<Tensor> {
-        x.linear(&self.weight_ih, Some(&self.bias_ih))?.add(&h.linear(&self.weight_hh, Some(&self.bias_hh))?)?.tanh()
+        one_step(self, "rnn_cell", x, &[h], &self.weight_hh, Location::caller())?.pop().ok_or_else(|| Error::argument("no state"))
+    }
+}
+
+impl Cell for RnnCell {
+    const STATE: &'static [&'static str] = &["h"];
+    parts!();
+    fn step(&self, of_input: &Tensor, state: &[Tensor]) -> Result<Vec<Tensor>> {
+        Ok(vec![of_input.add(&parts!(self, state[0]))?.tanh()?])
     }
 }
 
@@ -86,10 +159,18 @@ impl LstmCell {
     /// Shape error when input or states do not fit.
     #[track_caller]
     pub fn forward(&self, x: &Tensor, (h, c): (&Tensor, &Tensor)) -> Result<(Tensor, Tensor)> {
-        let all = x.linear(&self.weight_ih, Some(&self.bias_ih))?.add(&h.linear(&self.weight_hh, Some(&self.bias_hh))?)?;
-        let gates = all.chunk(4, -1)?;
-        let c = gates[1].sigmoid()?.mul(c)?.add(&gates[0].sigmoid()?.mul(&gates[2].tanh()?)?)?;
-        Ok((gates[3].sigmoid()?.mul(&c.tanh()?)?, c))
+        let new = one_step(self, "lstm_cell", x, &[h, c], &self.weight_hh, Location::caller())?;
+        Ok((new[0].clone(), new[1].clone()))
+    }
+}
+
+impl Cell for LstmCell {
+    const STATE: &'static [&'static str] = &["h", "c"];
+    parts!();
+    fn step(&self, of_input: &Tensor, state: &[Tensor]) -> Result<Vec<Tensor>> {
+        let gates = of_input.add(&parts!(self, state[0]))?.chunk(4, -1)?;
+        let c = gates[1].sigmoid()?.mul(&state[1])?.add(&gates[0].sigmoid()?.mul(&gates[2].tanh()?)?)?;
+        Ok(vec![gates[3].sigmoid()?.mul(&c.tanh()?)?, c])
     }
 }
 
@@ -126,12 +207,20 @@ impl GruCell {
     /// Shape error when input or state do not fit.
     #[track_caller]
     pub fn forward(&self, x: &Tensor, h: &Tensor) -> Result<Tensor> {
-        let (from_x, from_h) = (x.linear(&self.weight_ih, Some(&self.bias_ih))?, h.linear(&self.weight_hh, Some(&self.bias_hh))?);
-        let (x, own) = (from_x.chunk(3, -1)?, from_h.chunk(3, -1)?);
+        one_step(self, "gru_cell", x, &[h], &self.weight_hh, Location::caller())?.pop().ok_or_else(|| Error::argument("no state"))
+    }
+}
+
+impl Cell for GruCell {
+    const STATE: &'static [&'static str] = &["h"];
+    parts!();
+    fn step(&self, of_input: &Tensor, state: &[Tensor]) -> Result<Vec<Tensor>> {
+        let h = &state[0];
+        let (x, own) = (of_input.chunk(3, -1)?, parts!(self, h).chunk(3, -1)?);
         let reset = x[0].add(&own[0])?.sigmoid()?;
         let update = x[1].add(&own[1])?.sigmoid()?;
         let candidate = x[2].add(&reset.mul(&own[2])?)?.tanh()?;
         // n + z(h − n)
-        candidate.add(&update.mul(&h.sub(&candidate)?)?)
+        Ok(vec![candidate.add(&update.mul(&h.sub(&candidate)?)?)?])
     }
 }

@@ -198,6 +198,11 @@ tuples! {
 }
 
 /// A layer of any type that can be cloned: what a [`Sequential`] holds. Implemented by every such layer.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no layer for a `Sequential`",
+    label = "not a `Layer` that can be cloned and sent",
+    note = "a function is one as `nn::Func(|x| x.relu())`; a struct of your own implements `Layer::call` beside `module!`, and is `Clone`"
+)]
 pub trait AnyLayer: Layer + Send + Sync {
     /// A clone in a box.
     fn boxed(&self) -> Box<dyn AnyLayer>;

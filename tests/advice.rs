@@ -1,0 +1,76 @@
+//! What the compiler says about slips of newcomers: compiled by `rustc` against the crate as it was built for these tests.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::SystemTime;
+
+/// The newest build of the crate beside this test; `None` where cargo keeps it elsewhere.
+fn library(deps: &Path) -> Option<PathBuf> {
+    let built = |p: &PathBuf| p.metadata().and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+    let files = std::fs::read_dir(deps).ok()?.filter_map(|f| Some(f.ok()?.path()));
+    let own = |p: &PathBuf| {
+        let name = p.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("libcotangent-") && name.ends_with(".rlib")
+    };
+    files.filter(own).max_by_key(built)
+}
+
+/// (what is written, what the compiler has to say)
+const SLIPS: &[(&str, &[&str])] = &[
+    (
+        "fn f() { #[derive(Clone)] struct Net { w: Param, n: usize } module!(Net { w, n }); }",
+        &["`usize` is no tree of parameters", "belongs under `skip`"],
+    ),
+    ("fn f(x: &Tensor) { let _ = grad(&1.5f32, |_| x.sum(..)); }", &["`f32` is no tree of parameters"]),
+    ("fn f() { #[derive(Clone)] struct Own; let _ = nn::Sequential::new().push(Own); }", &["`Own` is no layer", "nn::Func(|x| x.relu())"]),
+    ("fn f() { fn layer(_: impl nn::Layer) {} layer(|x: &Tensor| x.relu()); }", &["is no layer", "a function is one as `nn::Func"]),
+    ("fn f(x: &Tensor) { let _ = x.reshape([2.0, 3.0]); }", &["is no shape to reshape to", "one may be open: `[-1, 6]`"]),
+    ("fn f(x: &Tensor) { let _ = x.reshape((2, 3.0)); }", &["is no extent", "x.reshape((batch, ()))"]),
+    ("fn f() { let _: Box<dyn optim::Schedule> = Box::new(\"cosine\"); }", &["is no learning-rate schedule", "a schedule is a number"]),
+];
+
+/// User findings, section D: compile errors that said nothing to a newcomer.
+#[test]
+fn the_compiler_gives_advice() {
+    let deps = std::env::current_exe().unwrap().parent().unwrap().to_path_buf();
+    let Some(library) = library(&deps) else {
+        crate::say("no build of the crate beside the tests: the compiler's advice was not checked");
+        return;
+    };
+    let folder = std::env::temp_dir().join(format!("cotangent-advice-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    // One file: the compiler reports each slip by itself.
+    let uses = "#![allow(unused)]\nuse cotangent::*;\n";
+    let slips: Vec<String> = SLIPS.iter().enumerate().map(|(i, (code, _))| format!("mod slip_{i} {{ use super::*; {code} }}")).collect();
+    // What was unclear once and compiles now must go on to compile.
+    let right = "fn right(x: &Tensor) -> Result<()> { x.reshape([-1, 6])?; x.reshape((2, -1))?; x.reshape((x.rank(), -1))?; x.reshape(-1)?;\n\
+                 let layers = (nn::Activation::Relu, nn::Activation::Relu, nn::Activation::Relu, nn::Activation::Relu, nn::Activation::Relu,\n\
+                 nn::Activation::Relu, nn::Activation::Relu); nn::Layer::call(&layers, x, None)?; Ok(()) }";
+    let compile = |name: &str, source: String| {
+        let file = folder.join(format!("{name}.rs"));
+        std::fs::write(&file, source).unwrap();
+        let out = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
+            .args(["--edition=2024", "--crate-type=lib", "--emit=metadata", "--color=never", "--crate-name", name, "--out-dir"])
+            .arg(&folder)
+            .arg(format!("-Ldependency={}", deps.display()))
+            .arg(format!("--extern=cotangent={}", library.display()))
+            .arg(&file)
+            .output()
+            .unwrap();
+        (out.status.success(), String::from_utf8_lossy(&out.stderr).into_owned())
+    };
+    let (built, said) = compile("right", format!("{uses}{right}\n"));
+    assert!(built, "{said}");
+    let (built, said) = compile("slips", format!("{uses}{}\n", slips.join("\n")));
+    std::fs::remove_dir_all(&folder).unwrap();
+    assert!(!built);
+    let first = uses.lines().count() + 1;
+    for (i, (code, advice)) in SLIPS.iter().enumerate() {
+        let at = format!("slips.rs:{}:", first + i);
+        let about: Vec<&str> = said.split("\nerror").filter(|e| e.contains(&at)).collect();
+        assert!(!about.is_empty(), "nothing about {code}\n{said}");
+        for text in *advice {
+            assert!(about.iter().any(|e| e.contains(text)), "{code}\n  should say {text}, and says:\n{}", about.join("\n"));
+        }
+    }
+}
