@@ -88,6 +88,23 @@ fn a1_a_metrics_file_has_one_process() {
     assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 3);
 }
 
+/// Two handles of one file in one process: the second does not take away what the first wrote.
+#[test]
+fn a1_a_second_handle_takes_no_rows() {
+    let folder = Folder::new("a1-handles");
+    let path = folder.join("metrics.csv");
+    let open = |step| Csv::open(&path, &["loss"], step).unwrap();
+    let row = |f: &mut Csv, step| f.write(step, &[("loss", 1.0)]);
+    let mut first = open(0);
+    (0..5).for_each(|step| row(&mut first, step).unwrap());
+    let (mut second, mut third) = (open(3), open(3));
+    row(&mut second, 3).unwrap();
+    let before = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(before.lines().count(), 5);
+    assert!(row(&mut third, 3).unwrap_err().to_string().contains("was written to since it was opened"));
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), before);
+}
+
 /// The folder of a run that was made to 60 steps, whose newest snapshot is then treated badly.
 fn two_snapshots(name: &str) -> (Folder, PathBuf, PathBuf) {
     let folder = Folder::new(name);

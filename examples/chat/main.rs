@@ -11,8 +11,11 @@ use cotangent::models::{Generator, Loaded, Past, Speed};
 use cotangent::{Error, Key, Result};
 use minijinja::{Environment, ErrorKind, context};
 use serde_json::{Value, json};
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::process::ExitCode;
+
+/// Bytes of what is said at a time, at most: an input without line breaks has no end.
+const LONGEST_LINE: u64 = 1 << 20;
 
 /// Talks with a model.
 #[derive(Parser)]
@@ -60,7 +63,10 @@ fn run(args: &Args) -> Result<()> {
             out.flush()?;
         }
         let mut line = String::new();
-        io::stdin().lock().read_line(&mut line)?;
+        io::stdin().lock().take(LONGEST_LINE).read_line(&mut line)?;
+        if line.len() as u64 == LONGEST_LINE {
+            return Err(Error::argument(format!("a line has {LONGEST_LINE} bytes or more")));
+        }
         if line.trim().is_empty() {
             break;
         }

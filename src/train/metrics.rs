@@ -177,6 +177,8 @@ struct Lines {
     titled: bool,
     /// What the first new line does before.
     cut: Cut,
+    /// Bytes there were when this was found out.
+    length: u64,
     // The files' before the folder's.
     _mine: Lock,
     _run: Option<Lock>,
@@ -243,7 +245,7 @@ impl Lines {
             [first] if first.start == 0 => Cut::At(first.end),
             _ => Cut::Keep(kept),
         };
-        Ok(Lines { path: path.to_owned(), out: BufWriter::new(file), titled: false, cut, _mine: mine, _run: run })
+        Ok(Lines { path: path.to_owned(), out: BufWriter::new(file), titled: false, cut, length: at, _mine: mine, _run: run })
     }
 
     /// Appends a line, visible to readers at once; before the first, the title if it is not there.
@@ -262,8 +264,16 @@ impl Lines {
     /// Takes old lines away.
     fn begin(&mut self) -> Result<()> {
         let path = &self.path;
+        if matches!(self.cut, Cut::Nothing) {
+            return Ok(());
+        }
+        let about = self.out.get_ref().metadata().map_err(|e| failed("read", path, e))?;
+        if about.len() != self.length {
+            // By another handle of this process: what it wrote must not go.
+            bail!(argument, "{} was written to since it was opened: one run has one handle of it", path.display());
+        }
         match &self.cut {
-            Cut::Nothing => return Ok(()),
+            Cut::Nothing => {}
             Cut::At(end) => self.out.get_ref().set_len(*end).map_err(|e| failed("write", path, e))?,
             Cut::Keep(kept) => {
                 let mut old = self.out.get_ref();
@@ -278,11 +288,10 @@ impl Lines {
             Cut::Aside => {
                 // Where the path is a link, its file.
                 let real = path.canonicalize().map_err(|e| failed("write", path, e))?;
-                let allowed = self.out.get_ref().metadata().map_err(|e| failed("write", path, e))?.permissions();
                 let old = set_aside(&real, "old")?;
                 tracing::info!(path = %old.display(), "the rows of another run were kept");
                 self.reopen()?;
-                self.out.get_ref().set_permissions(allowed).map_err(|e| failed("write", &self.path, e))?;
+                self.out.get_ref().set_permissions(about.permissions()).map_err(|e| failed("write", &self.path, e))?;
                 self.titled = false;
             }
         }
