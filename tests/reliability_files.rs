@@ -75,6 +75,28 @@ fn a1_a_refused_run_costs_a_finished_one_nothing() {
     rows_are_complete(folder.path());
 }
 
+/// Whoever looks on while a run saves and removes snapshots sees a whole one each time, and disturbs nothing.
+#[test]
+fn a1_looking_on_always_finds_a_whole_snapshot() {
+    let folder = Folder::new("a1-view");
+    std::thread::scope(|s| {
+        let run = s.spawn(|| {
+            let mut t = tiny(Some(folder.path())).unwrap();
+            t.snapshots.as_mut().unwrap().every = 1;
+            train(&mut t).unwrap();
+            survives::bits(&t.model)
+        });
+        let (mut last, view) = (0, Snapshots::view(folder.path()));
+        while !run.is_finished() {
+            if let Some(found) = view.newest().unwrap() {
+                assert!(found.snapshot.step >= last && found.damaged.is_empty(), "{:?}", found.damaged);
+                last = found.snapshot.step;
+            }
+        }
+        assert_eq!(run.join().unwrap(), undisturbed());
+    });
+}
+
 /// Metrics without a run's folder have their own lock.
 #[test]
 fn a1_a_metrics_file_has_one_process() {
@@ -83,7 +105,7 @@ fn a1_a_metrics_file_has_one_process() {
     let mut table = Csv::open(&path, &Csv::COLUMNS, 0).unwrap();
     table.write(0, &[("loss", 1.0)]).unwrap();
     let out = child("intrude", folder.path()).output().unwrap();
-    assert!(String::from_utf8_lossy(&out.stderr).contains("jsonl was opened"), "{out:?}"); // free: but the table was not
+    assert!(String::from_utf8_lossy(&out.stderr).contains("jsonl was not refused: Ok"), "{out:?}"); // free: but the table was not
     table.write(1, &[("loss", 1.0)]).unwrap();
     assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 3);
 }
@@ -129,7 +151,7 @@ fn a2_a_snapshot_that_cannot_be_read_now_is_not_damaged() {
     {
         use std::os::unix::fs::{PermissionsExt, symlink};
         // Another user's (root may read it).
-        std::fs::set_permissions(&newest, PermissionsExt::from_mode(0)).unwrap();
+        std::fs::set_permissions(&newest, PermissionsExt::from_mode(0o000)).unwrap();
         match resume() {
             Ok(found) => assert!(found == Some(newest.clone()) && std::fs::File::open(&newest).is_ok()),
             Err(e) => assert!(e.is_io() && e.to_string().contains("Permission denied"), "{e}"),

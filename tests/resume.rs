@@ -160,7 +160,7 @@ fn damaged_and_foreign_snapshots_are_refused() {
     assert_eq!((&found.path, found.snapshot.step), (older, 4));
     // And whoever resumes is told, and finds it renamed.
     let resumed = trainer(Some(folder.path())).unwrap().resume().unwrap().unwrap();
-    assert_eq!(snapshots.files().unwrap(), [older.clone()]);
+    assert_eq!(snapshots.files().unwrap(), std::slice::from_ref(older));
     std::fs::rename(newest.with_extension("safetensors.damaged"), newest).unwrap();
     assert_eq!((&resumed.path, resumed.damaged.len()), (older, 1));
     assert!(&resumed.damaged[0].0 == newest && resumed.damaged[0].1.to_string().contains("cut short"), "{resumed:?}");

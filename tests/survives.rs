@@ -147,9 +147,11 @@ fn intrude(folder: &Path) -> Result<()> {
     let mut last = Ok(());
     for (what, result) in tries {
         match result {
-            Ok(()) => return Ok(eprintln!("{what} was opened")),
-            Err(e) if !e.is_argument() => return Ok(eprintln!("{what}: {e}")),
-            Err(e) => last = Err(e),
+            Err(e) if e.is_argument() => last = Err(e),
+            other => {
+                eprintln!("{what} was not refused: {other:?}");
+                return Ok(());
+            }
         }
     }
     last

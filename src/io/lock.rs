@@ -14,10 +14,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// The file whose lock a run holds; it stays in the folder.
 const RUN: &str = "run.lock";
 
+/// Which file: device and number.
 #[cfg(unix)]
-type Key = (u64, u64);
+#[derive(Clone, Debug, PartialEq)]
+struct Key(u64, u64);
+
+/// Which file: its path without links.
 #[cfg(not(unix))]
-type Key = std::path::PathBuf;
+#[derive(Clone, Debug, PartialEq)]
+struct Key(std::path::PathBuf);
 
 struct Held {
     key: Key,
@@ -100,12 +105,12 @@ pub(crate) fn lock(file: File, path: &Path) -> Result<Option<Lock>> {
 #[cfg(unix)]
 fn key(file: &File, _: &Path) -> std::io::Result<Key> {
     use std::os::unix::fs::MetadataExt;
-    file.metadata().map(|about| (about.dev(), about.ino()))
+    file.metadata().map(|about| Key(about.dev(), about.ino()))
 }
 
 #[cfg(not(unix))]
 fn key(_: &File, path: &Path) -> std::io::Result<Key> {
-    path.canonicalize()
+    path.canonicalize().map(Key)
 }
 
 /// Takes a folder for a run of this process. Makes the lock's file, which also tells whether the folder can be written.

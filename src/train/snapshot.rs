@@ -310,7 +310,8 @@ impl Snapshots {
 
     fn find(&self) -> Result<Option<Found>> {
         let mut damaged: Vec<(PathBuf, Error)> = Vec::new();
-        for path in self.list()?.into_iter().rev() {
+        let mut files = self.list()?;
+        while let Some(path) = files.pop() {
             match read_named(&path) {
                 Ok(snapshot) => {
                     for (path, e) in &damaged {
@@ -320,6 +321,11 @@ impl Snapshots {
                     return Ok(Some(Found { path, snapshot, damaged }));
                 }
                 Err(e) if e.is_corrupt_file() => damaged.push((path, e)),
+                // The run that has the folder has saved newer ones since.
+                Err(_) if self.lock.is_none() && !path.exists() => {
+                    damaged.clear();
+                    files = self.list()?;
+                }
                 Err(e) => return Err(e),
             }
         }

@@ -6,8 +6,10 @@ use crate::error::{Error, Result};
 use cudarc::nvrtc::{result as nvrtc, sys};
 use std::ffi::{CStr, CString};
 use std::hash::{Hash, Hasher};
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Start of every cache file; the checksum of the rest follows.
 const MAGIC: &[u8; 8] = b"ctgcubin";
@@ -91,7 +93,9 @@ fn options(arch: &str) -> Vec<String> {
 /// As [`compile`]. A cache that cannot be read or written is no error: the module is compiled again.
 pub(crate) fn cubin(module: &Module, arch: &str) -> Result<Vec<u8>> {
     let path = cache_folder().map(|folder| folder.join(format!("{}-sm_{arch}-{:016x}.cubin", module.stem, key(module, arch))));
-    if let Some(code) = path.as_ref().and_then(|p| std::fs::read(p).ok()).and_then(unwrap) {
+    // A FIFO of that name would wait for a writer.
+    let there = path.as_ref().filter(|p| p.is_file());
+    if let Some(code) = there.and_then(|p| std::fs::read(p).ok()).and_then(unwrap) {
         return Ok(code);
     }
     let code = compile(module, arch)?.code;
@@ -148,13 +152,18 @@ fn unwrap(file: Vec<u8>) -> Option<Vec<u8>> {
 fn store(path: &std::path::Path, code: &[u8]) -> std::io::Result<()> {
     let folder = path.parent().ok_or(std::io::ErrorKind::NotFound)?;
     std::fs::create_dir_all(folder)?;
-    // Written aside and renamed, so that no reader ever sees half a file.
-    let aside = path.with_extension(format!("{}.tmp", std::process::id()));
+    // Written aside and renamed, so that no reader ever sees half a file; under a name of its own, since threads compile side by side.
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let aside = path.with_extension(format!("{}.{}.tmp", std::process::id(), COUNT.fetch_add(1, Relaxed)));
     let mut file = MAGIC.to_vec();
     file.extend(checksum(code).to_le_bytes());
     file.extend(code);
-    std::fs::write(&aside, file)?;
-    std::fs::rename(&aside, path)
+    // A link of that name is not followed.
+    let stored = std::fs::File::create_new(&aside).and_then(|mut f| f.write_all(&file)).and_then(|()| std::fs::rename(&aside, path));
+    if stored.is_err() {
+        let _ = std::fs::remove_file(&aside);
+    }
+    stored
 }
 
 /// `$COTANGENT_CACHE`, else the user's cache folder.
