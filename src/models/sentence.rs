@@ -7,8 +7,6 @@ use crate::module::Param;
 use crate::nn::{Activation, Linear};
 use crate::tensor::Tensor;
 use serde_json::{Map, Value};
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// How the vectors of a text's tokens become one, with the names of sentence-transformers.
@@ -123,10 +121,7 @@ fn object(path: &Path) -> Result<Option<Value>> {
     if !path.exists() {
         return Ok(None);
     }
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(|e| io::failed("read", path, e))?;
-    file.take(LONGEST).read_to_end(&mut bytes).map_err(|e| io::failed("read", path, e))?;
-    let value = serde_json::from_slice(&bytes);
+    let value = serde_json::from_slice(&io::read(path, LONGEST)?);
     value.map(Some).map_err(|e| Error::corrupt_file(format!("{} is not JSON", path.display())).with_source(e))
 }
 
