@@ -9,6 +9,7 @@ pub use grads::Grads;
 pub(crate) use grads::Losses;
 
 use crate::error::{Error, Result, bail};
+use crate::memory;
 use crate::module::{Module, ModuleExt, try_walk, unique_names, walk};
 use crate::ops::ACCUMULATE;
 use crate::tape::{Inner, Isolated, Sweep, Tape, common_tape, lost_message, sweep};
@@ -282,7 +283,7 @@ where
             crate::dtype::with_float!(seed.dtype(), T => seed.update(|v: &mut [T]| v[i] = <T as crate::Element>::from_f64(1.0))?);
             let found = scope.cotangents(std::slice::from_ref(&y), &[seed], scope.records())?;
             for ((row, g), leaf) in rows.iter_mut().zip(found).zip(&scope.leaves) {
-                row.push(g.map_or_else(|| leaf.detach().zeros_like(), Ok)?);
+                memory::push(row, g.map_or_else(|| leaf.detach().zeros_like(), Ok)?)?;
             }
         }
         let mut stacked = Vec::new();
@@ -291,7 +292,7 @@ where
             stacked.push(Some(if n == 0 {
                 Tensor::full_on(shape, 0.0, leaf.dtype(), leaf.device())?
             } else {
-                Tensor::stack(&row.iter().collect::<Vec<_>>(), 0)?.reshape(shape)?
+                Tensor::stack(&memory::try_collect(row.iter())?, 0)?.reshape(shape)?
             }));
         }
         scope.grads(stacked)

@@ -15,7 +15,8 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Row-major layout that starts at the storage's first element.
+    /// Row-major layout that starts at the storage's first element. Where the shape has more elements than can be counted, strides
+    /// stop at `usize::MAX`, and [`Layout::end`] is `None`.
     pub fn contiguous(shape: impl Into<Shape>) -> Self {
         let shape = shape.into();
         let strides = contiguous_strides(&shape);
@@ -25,12 +26,23 @@ impl Layout {
     /// A layout from its parts; used by tests and by file readers.
     ///
     /// # Errors
-    /// Shape error when the number of strides differs from the rank.
+    /// Shape error when the number of strides differs from the rank; out of memory when an element lies further away than can be
+    /// counted.
     pub fn from_parts(shape: Shape, strides: Dims, offset: usize) -> Result<Self> {
         if shape.rank() != strides.len() {
             bail!(shape, "layout: shape {shape} has rank {}, but there are {} strides", shape.rank(), strides.len());
         }
-        Ok(Layout { shape, strides, offset })
+        shape.checked_numel()?;
+        let layout = Layout { shape, strides, offset };
+        if layout.end().is_none() {
+            bail!(
+                out_of_memory,
+                "layout: strides {:?} from {offset} on reach beyond memory in shape {}",
+                layout.strides.to_vec(),
+                layout.shape
+            );
+        }
+        Ok(layout)
     }
 
     /// The extents.
@@ -68,7 +80,7 @@ impl Layout {
             if d != 1 && s != want {
                 return false;
             }
-            want *= d;
+            want = want.saturating_mul(d);
         }
         true
     }
@@ -111,9 +123,11 @@ impl Layout {
     /// Broadcast to a larger shape with stride 0 on the repeated axes.
     ///
     /// # Errors
-    /// Shape error when an extent differs and is not 1, or `shape` has fewer axes.
+    /// Shape error when an extent differs and is not 1, or `shape` has fewer axes; out of memory when it has more elements than can be
+    /// counted.
     pub fn expand(&self, shape: &Shape) -> Result<Self> {
         let (old, new) = (self.rank(), shape.rank());
+        shape.checked_numel()?;
         if new < old {
             bail!(shape, "cannot expand {} to {shape}: the target has fewer axes", self.shape);
         }
@@ -133,9 +147,11 @@ impl Layout {
     /// Elements `start, start + step, …` (`len` of them) of one axis.
     ///
     /// # Errors
-    /// Index error when they do not lie within the axis; argument error for step 0.
+    /// Shape error when there is no such axis; index error when they do not lie within it; argument error for step 0.
     pub fn slice(&self, axis: usize, start: usize, len: usize, step: usize) -> Result<Self> {
-        let d = self.shape[axis];
+        let Some(&d) = self.shape.get(axis) else {
+            bail!(shape, "axis {axis} does not exist: the layout has shape {}", self.shape);
+        };
         if step == 0 {
             bail!(argument, "step must be at least 1");
         }
@@ -147,7 +163,9 @@ impl Layout {
         let mut out = self.clone();
         // An empty slice at the end must not move the offset beyond the storage.
         if len > 0 {
-            out.offset += start * self.strides[axis];
+            let by = start.checked_mul(self.strides[axis]).and_then(|by| out.offset.checked_add(by));
+            let Some(offset) = by else { bail!(out_of_memory, "element {start} of axis {axis} of {} lies beyond memory", self.shape) };
+            out.offset = offset;
         }
         out.shape = out.shape.with_dim(axis, len);
         out.strides[axis] = self.strides[axis].saturating_mul(step);
@@ -156,9 +174,11 @@ impl Layout {
 
     /// The same elements under a new shape as a view, or `None` when only a copy can provide it.
     ///
-    /// The element counts must agree.
+    /// `None` as well when the element counts differ.
     pub fn reshape(&self, shape: &Shape) -> Option<Self> {
-        debug_assert_eq!(self.numel(), shape.numel());
+        if self.shape.checked_numel().ok()? != shape.checked_numel().ok()? {
+            return None;
+        }
         if self.is_contiguous() {
             return Some(Layout { shape: shape.clone(), strides: contiguous_strides(shape), offset: self.offset });
         }
@@ -176,7 +196,7 @@ impl Layout {
                     n += 1;
                 } else {
                     let (d, s) = *old.get(o)?;
-                    if old[o - 1].1 != d * s {
+                    if old[o - 1].1 != d.wrapping_mul(s) {
                         return None;
                     }
                     from *= d;
@@ -187,7 +207,7 @@ impl Layout {
             let mut s = old[o - 1].1;
             for i in (n0..n).rev() {
                 strides[i] = s;
-                s *= shape[i];
+                s = s.wrapping_mul(shape[i]);
             }
         }
         Some(Layout { shape: shape.clone(), strides, offset: self.offset })
@@ -223,7 +243,7 @@ impl Layout {
 pub fn contiguous_strides(shape: &[usize]) -> Dims {
     let mut strides = Dims::from_elem(1, shape.len());
     for i in (1..shape.len()).rev() {
-        strides[i - 1] = strides[i] * shape[i].max(1);
+        strides[i - 1] = strides[i].saturating_mul(shape[i].max(1));
     }
     strides
 }
@@ -241,7 +261,7 @@ pub fn collapse(shape: &[usize], strides: &[&[usize]]) -> (Dims, Vec<Dims>) {
         let merges = !dims.is_empty() && strides.iter().zip(&out).all(|(s, o)| o[o.len() - 1] == s[i].wrapping_mul(d));
         if merges {
             let k = dims.len() - 1;
-            dims[k] *= d;
+            dims[k] = usize::saturating_mul(dims[k], d);
             for (o, s) in out.iter_mut().zip(strides) {
                 o[k] = s[i];
             }
@@ -277,10 +297,10 @@ impl Iterator for Indices {
         for i in (0..self.dims.len()).rev() {
             self.counter[i] += 1;
             if self.counter[i] < self.dims[i] {
-                self.at += self.strides[i];
+                self.at = self.at.wrapping_add(self.strides[i]);
                 break;
             }
-            self.at -= self.strides[i] * (self.dims[i] - 1);
+            self.at = self.at.wrapping_sub(self.strides[i].wrapping_mul(self.dims[i] - 1));
             self.counter[i] = 0;
         }
         Some(here)

@@ -79,11 +79,14 @@ pub(crate) fn copied<T: Clone>(items: &[T]) -> Result<Vec<T>> {
     Ok(list)
 }
 
+/// Room for `more` items in a list that grows: doubles it at least when there is too little.
+pub(crate) fn grow<T>(list: &mut Vec<T>, more: usize) -> Result<()> {
+    if list.capacity() - list.len() < more { reserve(list, more.max(list.len()).max(8)) } else { Ok(()) }
+}
+
 /// Adds an item; doubles the room when there is none left.
 pub(crate) fn push<T>(list: &mut Vec<T>, item: T) -> Result<()> {
-    if list.len() == list.capacity() {
-        reserve(list, list.len().max(8))?;
-    }
+    grow(list, 1)?;
     list.push(item);
     Ok(())
 }

@@ -240,7 +240,7 @@ fn apply_any(op: Arc<dyn AnyOp>, x: &[&Tensor], at: &'static Location<'static>) 
         let differentiable = y[..visible].iter().any(|t| t.dtype().is_float());
         if differentiable {
             // An op may save its own outputs: attach them to their node first.
-            let id = tape::reserve(&tape, op.name(), at, x, &mut y[..visible]);
+            let id = tape::reserve(&tape, op.name(), at, x, &mut y[..visible])?;
             let saved = op.save(x, &y, &want);
             let (name, bytes) = (op.name(), started.bytes(&saved));
             tape::fulfil(&tape, id, saved, op);

@@ -31,9 +31,10 @@ impl Shape {
 
     /// Number of elements.
     ///
-    /// Shapes of existing tensors never overflow; [`Shape::checked_numel`] is for shapes from outside.
+    /// Shapes of existing tensors never overflow; [`Shape::checked_numel`] is for shapes from outside, of which this gives at most
+    /// `usize::MAX`.
     pub fn numel(&self) -> usize {
-        self.0.iter().product()
+        if self.0.contains(&0) { 0 } else { self.0.iter().fold(1, |n, &d| n.saturating_mul(d)) }
     }
 
     /// Number of elements, or an error when it does not fit the address space.

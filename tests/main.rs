@@ -53,6 +53,7 @@ mod readers;
 mod recurrence;
 mod refused;
 mod reliability_files;
+mod reliability_sizes;
 mod replay;
 mod resume;
 mod schedules;

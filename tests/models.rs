@@ -139,7 +139,7 @@ fn a_cache_changes_no_logits() {
             let tokens = case.tokens.narrow(0, 0, 1).unwrap();
             let all = model.forward(&tokens).unwrap();
             for pieces in [vec![5, 1, 1, 8, 1], vec![1; 16]] {
-                let (mut cache, mut at, mut parts) = (Cache::new(model.layers(), 4), 0, Vec::new());
+                let (mut cache, mut at, mut parts) = (Cache::new(model.layers(), 4).unwrap(), 0, Vec::new());
                 for n in pieces {
                     let part = tokens.narrow(1, at, n).unwrap();
                     let y = model.forward_with(Input { cache: Some(&mut cache), ..Input::new(&part) }).unwrap();
@@ -251,7 +251,7 @@ fn every_family_gives_hugging_faces_logits_gradients_and_tokens() {
         // What the reference's own arithmetic in f32 leaves.
         assert!(logits < 5e-5 && loss < 2e-6 && found == model.names().len(), "{name}: logits {logits:e}, loss {loss:e}, {found}");
         // Greedy tokens, one by one from the cache.
-        let mut cache = Cache::new(model.layers(), 0);
+        let mut cache = Cache::new(model.layers(), 0).unwrap();
         let (mut next, mut drawn) = (case.want["gen.prompt"].clone(), Vec::new());
         for _ in 0..case.want["gen.tokens"].numel() {
             let last = model.forward_with(Input { cache: Some(&mut cache), last: true, ..Input::new(&next) }).unwrap();
@@ -296,7 +296,7 @@ fn padded_rows_in_pieces_are_the_rows_alone() {
         padded.extend(long);
         let batch = Tensor::from_slice(&padded, [2, 14]).unwrap();
         for pieces in [vec![14], vec![8, 6], vec![13, 1], vec![3; 4]] {
-            let mut cache = Cache::new(model.layers(), 0);
+            let mut cache = Cache::new(model.layers(), 0).unwrap();
             let (mut at, mut last) = (0, None);
             for n in pieces.iter().chain(std::iter::once(&(14 - pieces.iter().sum::<usize>()))).filter(|n| **n > 0) {
                 let tokens = batch.narrow(1, at, *n).unwrap();
@@ -463,7 +463,7 @@ fn gguf_files_give_the_expected_logits_and_tokens() {
             assert!(error < 1e-4, "{}, in blocks: {error:e}", path.display());
             let quantised = ["Q8_0", "Q4_0"].iter().any(|q| path.to_string_lossy().contains(q));
             assert_eq!(bytes(&packed) * 3 < bytes(&loaded.model), quantised);
-            let mut cache = Cache::new(loaded.model.layers(), 0);
+            let mut cache = Cache::new(loaded.model.layers(), 0).unwrap();
             let (mut next, mut drawn) = (want["gen.prompt"].clone(), Vec::new());
             for _ in 0..want["gen.tokens"].numel() {
                 let last = loaded.model.forward_with(Input { cache: Some(&mut cache), last: true, ..Input::new(&next) }).unwrap();

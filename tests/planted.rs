@@ -122,7 +122,7 @@ fn a_wrong_rope_base_is_named() {
 #[test]
 fn an_off_by_one_cache_position_is_named() {
     let in_two = |m: &Decoder, forget: usize| {
-        let mut cache = Cache::new(3, 0);
+        let mut cache = Cache::new(3, 0).unwrap();
         m.forward_with(Input { cache: Some(&mut cache), ..Input::new(&tokens().narrow(1, 0, 12)?) })?;
         cache.truncate(12 - forget)?;
         m.forward_with(Input { cache: Some(&mut cache), ..Input::new(&tokens().narrow(1, 12, 1)?) })

@@ -6,6 +6,7 @@ use crate::backend::{Device, Storage, cpu, cuda};
 use crate::dtype::{DType, Element, with_dtype};
 use crate::error::{Error, Result, bail};
 use crate::layout::Layout;
+use crate::memory;
 use crate::shape::Shape;
 use std::sync::Arc;
 
@@ -149,7 +150,15 @@ impl Array {
             bail!(dtype, "the tensor holds {}, not {}; cast it first", self.dtype, T::DTYPE);
         }
         match &*self.storage {
-            Storage::Cpu(_) => Ok(self.cpu()?.contiguous::<T>()?.to_vec()),
+            Storage::Cpu(b) if self.layout.is_contiguous() => {
+                let start = if self.numel() == 0 { 0 } else { self.layout.offset() };
+                memory::copied(&b.slice::<T>()[start..start + self.numel()])
+            }
+            Storage::Cpu(b) => {
+                let mut out = memory::vec_of(T::from_f64(0.0), self.numel())?;
+                cpu::copy_strided(b.slice::<T>(), &self.layout, &mut out)?;
+                Ok(out)
+            }
             Storage::Cuda(b) if self.layout.is_contiguous() && self.numel() == b.len() => b.download(),
             Storage::Cuda(b) => {
                 let mut dense = b.context().alloc(self.dtype, self.numel())?;
@@ -163,8 +172,8 @@ impl Array {
     /// Elements in row-major order, converted to `f64`.
     pub(crate) fn to_f64(&self) -> Result<Vec<f64>> {
         with_dtype!(self.dtype, T => match &*self.storage {
-            Storage::Cpu(_) => Ok(self.cpu()?.contiguous::<T>()?.iter().map(|x| x.to_f64()).collect()),
-            Storage::Cuda(_) => Ok(self.to_vec::<T>()?.into_iter().map(Element::to_f64).collect()),
+            Storage::Cpu(_) => memory::try_collect(self.cpu()?.contiguous::<T>()?.iter().map(|x| x.to_f64())),
+            Storage::Cuda(_) => memory::try_collect(self.to_vec::<T>()?.into_iter().map(Element::to_f64)),
         })
     }
 

@@ -3,6 +3,7 @@
 use super::Array;
 use crate::dtype::{Element, with_dtype};
 use crate::error::Result;
+use crate::memory;
 use std::fmt;
 
 /// Axes longer than twice this show only this many entries at both ends, once the tensor is large.
@@ -64,7 +65,7 @@ impl Array {
         // Axes before the long one are short and shown whole: their entries alternate between the two ends.
         let outer: usize = shape[..long].iter().product();
         let each = head.len() / outer.max(1);
-        Ok(head.chunks(each.max(1)).zip(tail.chunks(each.max(1))).flat_map(|(h, t)| h.iter().chain(t)).copied().collect())
+        memory::try_collect(head.chunks(each.max(1)).zip(tail.chunks(each.max(1))).flat_map(|(h, t)| h.iter().chain(t)).copied())
     }
 }
 

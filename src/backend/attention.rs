@@ -1,6 +1,7 @@
 //! What attention is told, on any device: options, and which keys a query sees.
 
 use crate::error::{Error, Result, bail};
+use crate::memory;
 use crate::rng::Key;
 use std::ops::Range;
 
@@ -30,17 +31,15 @@ pub(crate) fn seen(band: Option<(usize, usize)>, i: usize, tq: usize, tk: usize)
 }
 
 /// The keys that each query of packed sequences sees.
-pub(crate) fn seen_packed(band: Option<(usize, usize)>, q: &[usize], k: &[usize]) -> Vec<Range<usize>> {
+pub(crate) fn seen_packed(band: Option<(usize, usize)>, q: &[usize], k: &[usize]) -> Result<Vec<Range<usize>>> {
     let sequences = q.windows(2).zip(k.windows(2));
-    sequences
-        .flat_map(|(q, k)| {
-            let (tq, tk, first) = (q[1] - q[0], k[1] - k[0], k[0]);
-            (0..tq).map(move |i| {
-                let r = seen(band, i, tq, tk);
-                first + r.start..first + r.end
-            })
+    memory::try_collect(sequences.flat_map(|(q, k)| {
+        let (tq, tk, first) = (q[1] - q[0], k[1] - k[0], k[0]);
+        (0..tq).map(move |i| {
+            let r = seen(band, i, tq, tk);
+            first + r.start..first + r.end
         })
-        .collect()
+    }))
 }
 
 /// Cumulative offsets of packed sequences: `n + 1` numbers for `n` sequences, from 0 to the number of rows, never falling.
@@ -61,7 +60,7 @@ pub(crate) fn check_offsets(what: &str, offsets: &[i64], rows: usize) -> Result<
         bail!(argument, "offsets of {what} end at {last}, but there are {rows} rows");
     }
     // Between 0 and the number of rows, each fits.
-    Ok(offsets.iter().map(|&i| i as usize).collect())
+    memory::try_collect(offsets.iter().map(|&i| i as usize))
 }
 
 /// Refuses scores whose numbers do not fit a counter of the generator.

@@ -1,6 +1,7 @@
 //! Whether targets are what a language model should predict: its inputs shifted by one.
 
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::tensor::Tensor;
 use std::fmt;
 use std::panic::Location;
@@ -176,11 +177,11 @@ impl Alignment {
         if let Some(t) = [inputs, targets].iter().find(|t| t.dtype().is_float()) {
             return Err(refuse(Error::dtype(format!("ids are integers, found {}", t.dtype()))));
         }
-        let ids = |t: &Tensor| -> Result<Vec<i64>> { Ok(t.to_f64_vec()?.iter().map(|v| *v as i64).collect()) };
+        let ids = |t: &Tensor| -> Result<Vec<i64>> { memory::try_collect(t.to_f64_vec()?.iter().map(|v| *v as i64)) };
         let (x, y) = (ids(inputs)?, ids(targets)?);
         let place = |i: usize| (i / time.max(1), i % time.max(1));
         let counts = |i: usize| Some(y[i]) != self.ignore;
-        let counted: Vec<usize> = (0..y.len()).filter(|&i| counts(i)).collect();
+        let counted = memory::try_collect((0..y.len()).filter(|&i| counts(i)))?;
         let mut findings = Vec::new();
         if counted.is_empty() && !y.is_empty() {
             findings.push(Misalignment::NothingCounts);
@@ -224,7 +225,7 @@ impl Alignment {
             findings.push(Misalignment::Wrapped);
         }
         if let Some(padding) = self.padding.filter(|p| Some(*p) != self.ignore) {
-            let padded: Vec<usize> = counted.iter().copied().filter(|&i| y[i] == padding || x[i] == padding).collect();
+            let padded = memory::try_collect(counted.iter().copied().filter(|&i| y[i] == padding || x[i] == padding))?;
             if let Some(&first) = padded.first() {
                 findings.push(Misalignment::UnmaskedPadding { count: padded.len(), first: place(first) });
             }

@@ -1,6 +1,7 @@
 //! Whether attention looks where it should: weights computed again from queries, keys and mask, and judged.
 
 use crate::error::{Error, Result, bail};
+use crate::memory;
 use crate::tensor::Tensor;
 use std::fmt;
 use std::panic::Location;
@@ -90,7 +91,7 @@ impl AttentionCheck {
         };
         let (qs, ks) = (q.to_f64_vec()?, k.to_f64_vec()?);
         let scale = self.scale.unwrap_or(1.0 / (d.max(1) as f64).sqrt());
-        let mut sums: Vec<Sums> = vec![Sums::default(); hq];
+        let mut sums: Vec<Sums> = memory::vec_of(Sums::default(), hq)?;
         for row in 0..qs.len().checked_div(d).unwrap_or(0) {
             let (head, i) = (row / tq % hq, row % tq);
             let of_key = (row / tq / hq * hkv + head / (hq / hkv)) * tk;
@@ -104,7 +105,7 @@ impl AttentionCheck {
                 let hidden = added == f64::NEG_INFINITY || (self.causal && j + tq > i + tk);
                 (!hidden).then_some((j + tq > i + tk, dot * scale + added))
             });
-            sums[head].add(seen.collect());
+            sums[head].add(&memory::try_collect(seen)?)?;
         }
         Ok(AttentionReport { heads: sums.iter().map(Sums::finish).collect() })
     }
@@ -128,29 +129,29 @@ struct Sums {
 
 impl Sums {
     /// A row of scores, each with whether its key is a later one.
-    fn add(&mut self, row: Vec<(bool, f64)>) {
+    fn add(&mut self, row: &[(bool, f64)]) -> Result<()> {
         if row.is_empty() {
             self.blind += 1;
-            return;
+            return Ok(());
         }
         let bad = row.iter().filter(|(_, s)| !s.is_finite()).count();
         self.not_finite += bad;
         if bad > 0 {
-            return;
+            return Ok(());
         }
         let top = row.iter().fold(f64::NEG_INFINITY, |m, (_, s)| m.max(*s));
         let total: f64 = row.iter().map(|(_, s)| (s - top).exp()).sum();
-        let weights: Vec<f64> = row.iter().map(|(_, s)| (s - top).exp() / total).collect();
+        let weights: Vec<f64> = memory::try_collect(row.iter().map(|(_, s)| (s - top).exp() / total))?;
         self.rows += 1;
         self.sum_error = self.sum_error.max((weights.iter().sum::<f64>() - 1.0).abs());
-        self.future += weights.iter().zip(&row).filter(|(_, (later, _))| *later).map(|(w, _)| w).sum::<f64>();
+        self.future += weights.iter().zip(row).filter(|(_, (later, _))| *later).map(|(w, _)| w).sum::<f64>();
         if row.len() > 1 {
             self.wide += 1;
             let entropy: f64 = weights.iter().filter(|w| **w > 0.0).map(|w| -w * w.ln()).sum();
             self.entropy += entropy / (row.len() as f64).ln();
             self.saturated += usize::from(weights.iter().any(|w| *w > AttentionReport::SATURATED));
         }
-        for (_, s) in &row {
+        for (_, s) in row {
             // Welford: no cancellation however large the scores.
             self.scores += 1;
             let apart = s - self.mean;
@@ -158,6 +159,7 @@ impl Sums {
             self.squares += apart * (s - self.mean);
             self.largest = self.largest.max(s.abs());
         }
+        Ok(())
     }
 
     fn finish(&self) -> HeadStats {

@@ -3,6 +3,7 @@
 use super::stats::{max_abs, norm_of, position};
 use super::trace::Trace;
 use crate::error::{Error, Result, bail};
+use crate::memory;
 use std::fmt;
 
 /// How one value differs from its reference.
@@ -63,7 +64,7 @@ impl Trace {
             let extents = |t: &crate::Tensor| -> Vec<usize> { t.shape().iter().copied().filter(|n| *n != 1).collect() };
             let (a, b) = (extents(here), extents(there));
             rows.push(if a == b {
-                difference(name, &here.to_f64_vec()?, &there.to_f64_vec()?, here.shape().dims(), tolerance)
+                difference(name, &here.to_f64_vec()?, &there.to_f64_vec()?, here.shape().dims(), tolerance)?
             } else {
                 let hint = Some(format!("shapes differ: {} here, {} there", here.shape(), there.shape()));
                 Difference { name: name.clone(), error: f64::INFINITY, largest: f64::INFINITY, at: None, hint, ok: false }
@@ -123,10 +124,10 @@ impl Comparison {
     }
 }
 
-fn difference(name: &str, here: &[f64], there: &[f64], extents: &[usize], tolerance: f64) -> Difference {
-    let d: Vec<f64> = here.iter().zip(there).map(|(a, b)| if a == b { 0.0 } else { a - b }).collect();
+fn difference(name: &str, here: &[f64], there: &[f64], extents: &[usize], tolerance: f64) -> Result<Difference> {
+    let d: Vec<f64> = memory::try_collect(here.iter().zip(there).map(|(a, b)| if a == b { 0.0 } else { a - b }))?;
     // An infinity in the reference would make every error zero.
-    let finite: Vec<f64> = there.iter().copied().filter(|v| !v.is_infinite()).collect();
+    let finite: Vec<f64> = memory::try_collect(there.iter().copied().filter(|v| !v.is_infinite()))?;
     let (norm, largest) = (norm_of(&finite), max_abs(&d));
     let error = if largest == 0.0 { 0.0 } else { norm_of(&d) / norm.max(f64::MIN_POSITIVE) };
     let ok = error <= tolerance;
@@ -134,10 +135,10 @@ fn difference(name: &str, here: &[f64], there: &[f64], extents: &[usize], tolera
     let at = worst.filter(|_| !ok).map(|i| (position(i, extents), here[i], there[i]));
     let hint = match (ok, not_finite(here), not_finite(there)) {
         (true, ..) => None,
-        (_, 0, 0) => hint(&d, here, there, extents, tolerance),
+        (_, 0, 0) => hint(&d, here, there, extents, tolerance)?,
         (_, a, b) => Some(format!("not finite: {a} of {} values here, {b} in the reference", d.len())),
     };
-    Difference { name: name.to_owned(), error, largest, at, hint, ok }
+    Ok(Difference { name: name.to_owned(), error, largest, at, hint, ok })
 }
 
 fn not_finite(v: &[f64]) -> usize {
@@ -145,31 +146,35 @@ fn not_finite(v: &[f64]) -> usize {
 }
 
 /// Forms of a difference that tell its cause.
-fn hint(d: &[f64], here: &[f64], there: &[f64], extents: &[usize], tolerance: f64) -> Option<String> {
-    let width = extents.last().copied().filter(|w| *w > 0)?;
+fn hint(d: &[f64], here: &[f64], there: &[f64], extents: &[usize], tolerance: f64) -> Result<Option<String>> {
+    let Some(width) = extents.last().copied().filter(|w| *w > 0) else { return Ok(None) };
     let rows = || d.chunks_exact(width);
-    let near = |a: &[f64], b: &[f64]| {
-        let apart: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
-        norm_of(&apart) <= 10.0 * tolerance.max(1e-6) * norm_of(b).max(norm_of(there) / (d.len() as f64).sqrt())
+    let near = |a: &[f64], b: &[f64]| -> Result<bool> {
+        let apart: Vec<f64> = memory::try_collect(a.iter().zip(b).map(|(a, b)| a - b))?;
+        Ok(norm_of(&apart) <= 10.0 * tolerance.max(1e-6) * norm_of(b).max(norm_of(there) / (d.len() as f64).sqrt()))
     };
-    let first = rows().next()?;
-    if rows().len() > 1 && rows().all(|r| near(r, first)) {
-        return Some("the difference is the same vector at every position: a bias is missing or wrong".to_owned());
+    let Some(first) = rows().next() else { return Ok(None) };
+    let mut same = rows().len() > 1;
+    for r in rows() {
+        same = same && near(r, first)?;
+    }
+    if same {
+        return Ok(Some("the difference is the same vector at every position: a bias is missing or wrong".to_owned()));
     }
     let factor = here.iter().zip(there).map(|(a, b)| a * b).sum::<f64>() / there.iter().map(|b| b * b).sum::<f64>();
-    let scaled: Vec<f64> = there.iter().map(|b| factor * b).collect();
-    if factor != 0.0 && near(here, &scaled) {
-        return Some(format!("everything here is {factor:.4} times the reference: a scale is missing or applied twice"));
+    let scaled: Vec<f64> = memory::try_collect(there.iter().map(|b| factor * b))?;
+    if factor != 0.0 && near(here, &scaled)? {
+        return Ok(Some(format!("everything here is {factor:.4} times the reference: a scale is missing or applied twice")));
     }
     // Over the axis before the last: in sequence models the position.
-    let time = extents.len().checked_sub(2).map(|a| extents[a]).filter(|t| *t > 1)?;
+    let Some(time) = extents.len().checked_sub(2).map(|a| extents[a]).filter(|t| *t > 1) else { return Ok(None) };
     let differs = |t: usize| {
         rows().skip(t).step_by(time).zip(there.chunks_exact(width).skip(t).step_by(time)).any(|(d, b)| norm_of(d) > tolerance * norm_of(b))
     };
-    match (0..time).find(|&t| differs(t)) {
+    Ok(match (0..time).find(|&t| differs(t)) {
         Some(t) if t > 0 => Some(format!("positions before {t} agree: look at what depends on the position (rotation, mask, cache)")),
         _ => None,
-    }
+    })
 }
 
 impl fmt::Display for Comparison {

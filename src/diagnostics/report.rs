@@ -8,6 +8,9 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use std::fmt::{Display, Write as _};
 
+/// The largest number on an axis: the drawing library computes with differences and squares of them.
+const FURTHEST: f64 = 1e100;
+
 const WIDTH: u32 = 900;
 const INK: RGBColor = RGBColor(60, 60, 60);
 const BLUE: RGBColor = RGBColor(31, 90, 166);
@@ -96,7 +99,8 @@ fn canvas(height: u32, draw: impl FnOnce(&DrawingArea<SVGBackend<'_>, Shift>) ->
 
 /// The ends of some values, a little apart, so that a constant has a place too.
 fn ends(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
-    let finite = || values.clone().filter(|v| v.is_finite());
+    // What lies further out than this is drawn at the border: the distance between two such ends is not finite.
+    let finite = || values.clone().filter(|v| v.is_finite()).map(|v| v.clamp(-FURTHEST, FURTHEST));
     let (low, high) = (finite().fold(f64::INFINITY, f64::min), finite().fold(f64::NEG_INFINITY, f64::max));
     if low > high {
         return (0.0, 1.0);
@@ -107,7 +111,8 @@ fn ends(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
 
 fn steps_range(points: &[(f64, f64)]) -> std::ops::Range<f64> {
     let (first, last) = (points.first().map_or(0.0, |p| p.0), points.last().map_or(1.0, |p| p.0));
-    first..if last > first { last } else { first + 1.0 }
+    // Apart by more than the spacing of numbers of that size.
+    first..last.max(first + (first.abs() * 1e-9).max(if last > first { 0.0 } else { 1.0 }))
 }
 
 /// Curves over the steps, and dots (clipped steps) on them; with `log` over the powers of ten.
@@ -117,6 +122,8 @@ fn lines(title: &str, unit: &str, curves: &[(&str, RGBColor, Vec<(f64, f64)>)], 
     let (low, high) = ends(all.iter().copied());
     let low = if unit == "share" { -0.02 } else { low };
     let high = if unit == "share" { 1.02 } else { high };
+    // Pixels are counted in 32 bits: nothing far outside of the picture is drawn.
+    let shown = |v: f64| if v.is_finite() { shown(v).clamp(low, high) } else { v };
     canvas(260, |area| {
         let mut chart = drawn(
             ChartBuilder::on(area)
@@ -155,7 +162,7 @@ fn lines(title: &str, unit: &str, curves: &[(&str, RGBColor, Vec<(f64, f64)>)], 
                 }
             }
         }
-        let seen = dots.iter().map(|p| (p.0, shown(p.1))).filter(|p| p.1.is_finite());
+        let seen = dots.iter().filter(|p| p.1.is_finite() && (!log || p.1 > 0.0)).map(|p| (p.0, shown(p.1)));
         if !dots.is_empty() {
             let series = drawn(chart.draw_series(seen.map(|p| Circle::new(p, 2, RED.filled()))))?;
             series.label("clipped").legend(|(x, y)| Circle::new((x + 9, y), 3, RED.filled()));
@@ -229,7 +236,8 @@ fn heat_map(h: &HealthHistory) -> Result<String> {
         // Round numbers of steps, each at the first column that reaches it.
         let (first, last) = (columns[0][0].step, columns[columns.len() - 1][0].step);
         let apart = round_up((last - first.min(last)) as f64 / 8.0);
-        for step in (0..=8).map(|t| first.div_ceil(apart) * apart + t * apart) {
+        let start = first.div_ceil(apart).checked_mul(apart);
+        for step in (0..=8).filter_map(|t| start?.checked_add(apart.checked_mul(t)?)) {
             let Some(k) = columns.iter().position(|c| c[0].step >= step).filter(|_| step <= last) else { continue };
             drawn(area.draw(&PathElement::new(vec![(x_of(k), bottom), (x_of(k), bottom + 4)], INK)))?;
             text(&step.to_string(), (x_of(k), bottom + 7), 12)?;

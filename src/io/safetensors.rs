@@ -203,8 +203,8 @@ impl TensorFile {
     /// An array of `shape` from the bytes at `begin`, `N` to an element.
     fn fill<T: Element, const N: usize>(&self, shape: Shape, begin: u64, mut convert: impl FnMut([u8; N]) -> T) -> Result<Array> {
         let mut result = Ok(());
+        let mut bytes = crate::memory::vec_of(0, PIECE.min(shape.checked_numel()?.saturating_mul(N)))?;
         let array = Array::build::<T>(shape, Device::Cpu, |out| {
-            let mut bytes = vec![0; PIECE.min(out.len() * N)];
             result = out.chunks_mut(PIECE / N).enumerate().try_for_each(|(i, piece)| {
                 let bytes = &mut bytes[..piece.len() * N];
                 self.read_at(begin + (i * PIECE) as u64, bytes)?;

@@ -37,7 +37,7 @@ crate::module!(DecoderStack { embed_tokens, layers, norm });
 /// let tokens = Tensor::from_slice(&[1i64, 2, 3, 4], [1, 4])?;
 /// let all = qwen.forward(&tokens)?;
 /// // The same in two parts, with the keys and values of the past kept:
-/// let mut cache = Cache::new(config.layers, 0);
+/// let mut cache = Cache::new(config.layers, 0)?;
 /// for (from, n) in [(0, 3), (3, 1)] {
 ///     let y = qwen.forward_with(Input { cache: Some(&mut cache), ..Input::new(&tokens.narrow(1, from, n)?) })?;
 ///     assert!(y.sub(&all.narrow(1, from, n)?)?.abs()?.max(..)?.item()? < 1e-5);

@@ -3,6 +3,7 @@
 use crate::backend::Device;
 use crate::dtype::DType;
 use crate::error::{Result, bail};
+use crate::memory;
 use crate::nn::{Embedding, KvCache, Linear, Rotation};
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
@@ -41,7 +42,7 @@ impl Slot {
         table: Option<Rotation>,
     ) -> Result<Self> {
         let numbers = |from: usize, count: usize| -> Result<Tensor> {
-            Tensor::from_vec((from..from + count).map(|i| i as i64).collect(), [count])?.to_device(device)
+            Tensor::from_vec(memory::try_collect((from..from + count).map(|i| i as i64))?, [count])?.to_device(device)
         };
         let mut keys = BTreeMap::from([(None, numbers(0, capacity)?)]);
         for w in windows.flatten() {
@@ -78,8 +79,11 @@ impl Slot {
 
 impl Cache {
     /// An empty one for so many layers, which takes memory for so many positions at its first use and by blocks from then on.
-    pub fn new(layers: usize, positions: usize) -> Self {
-        Cache { layers: vec![KvCache::with_capacity(positions); layers], slot: None }
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn new(layers: usize, positions: usize) -> Result<Self> {
+        Ok(Cache { layers: memory::vec_of(KvCache::with_capacity(positions), layers)?, slot: None })
     }
 
     /// Keys and values in turn, layer by layer, in memory of a fixed size, for one token at a place that the device knows.
@@ -188,9 +192,9 @@ impl Place {
     }
 
     /// Each row's positions, counted from its first token; one list where all rows have the same.
-    pub fn positions(&self) -> Vec<Vec<usize>> {
-        let row = |pad: usize| (self.start..self.end()).map(|t| t.saturating_sub(pad)).collect();
-        if self.padded() { self.pads.iter().map(|&p| row(p)).collect() } else { vec![row(0)] }
+    pub fn positions(&self) -> Result<Vec<Vec<usize>>> {
+        let row = |pad: usize| memory::try_collect((self.start..self.end()).map(|t| t.saturating_sub(pad)));
+        if self.padded() { memory::try_collect_ok(self.pads.iter().map(|&p| row(p))) } else { Ok(vec![row(0)?]) }
     }
 
     /// [`Place::positions`] as integers `[batch, time]` or `[time]` on a device; `None` where they are consecutive and the host knows
@@ -202,17 +206,17 @@ impl Place {
         if !self.padded() {
             return Ok(None);
         }
-        let rows: Vec<i64> = self.positions().into_iter().flatten().map(|p| p as i64).collect();
+        let rows: Vec<i64> = memory::try_collect(self.positions()?.into_iter().flatten().map(|p| p as i64))?;
         Tensor::from_vec(rows, [self.batch, self.time])?.to_device(device).map(Some)
     }
 
     /// The rotation of these positions by frequencies that are no powers of a base, which `of` gives for a length.
-    pub fn rotation(&self, dtype: DType, of: impl FnOnce(usize) -> (Vec<f64>, f64)) -> Result<Rotation> {
+    pub fn rotation(&self, dtype: DType, of: impl FnOnce(usize) -> Result<(Vec<f64>, f64)>) -> Result<Rotation> {
         if let Some(Slot { table: Some(table), positions, .. }) = &self.slot {
             return table.at(positions);
         }
-        let (frequencies, factor) = of(self.end());
-        Rotation::new(&frequencies, factor, &self.positions(), dtype)
+        let (frequencies, factor) = of(self.end())?;
+        Rotation::new(&frequencies, factor, &self.positions()?, dtype)
     }
 
     /// Whether keys and values have memory of a fixed size, all of which attention is given.
@@ -230,7 +234,7 @@ impl Place {
             return Ok(None);
         }
         let keys = self.end();
-        let mut sees = Vec::with_capacity(self.batch * self.time * keys);
+        let mut sees = memory::room(self.batch.saturating_mul(self.time).saturating_mul(keys))?;
         for &pad in &self.pads {
             for query in self.start..keys {
                 // A query of the filling would see nothing: it sees itself, and nobody reads it.

@@ -274,7 +274,7 @@ impl Fixture {
             return Ok(());
         }
         let (prompt, want) = (self.file.tensor("gen.prompt")?, self.values("gen.tokens")?);
-        let mut cache = Cache::new(model.layers(), 0);
+        let mut cache = Cache::new(model.layers(), 0)?;
         let (mut next, mut tokens, mut logits) = (prompt.clone(), Vec::new(), Vec::new());
         for step in 0..want.len() {
             let last = model.forward_with(Input { cache: Some(&mut cache), last: true, ..Input::new(&next) })?.select(1, -1)?;

@@ -73,7 +73,7 @@ pub trait ModuleExt: Module + Clone {
         let mut n = 0;
         walk(&mut self.clone(), |_, leaf| {
             if leaf.tensor.dtype().is_float() && leaf.role() != Role::Buffer {
-                n += leaf.tensor.numel();
+                n = usize::saturating_add(n, leaf.tensor.numel());
             }
         });
         n

@@ -233,13 +233,16 @@ impl MultiHeadAttention {
                 bail!(argument, "width, heads and head must be at least 1, found {}, {}, {}", c.width, c.heads, c.head);
             }
             must_divide("heads", c.heads, "kv_heads", c.kv_heads)?;
+            let Some(inner) = c.heads.checked_mul(c.head) else {
+                bail!(out_of_memory, "{} heads of {} exceed the address space", c.heads, c.head);
+            };
             let kv_width = c.kv_width.unwrap_or(c.width);
             let linear = |i, o, bias, k| Linear::with(Init::xavier(), i, o, bias, dtype, key.fold(k));
             Ok(MultiHeadAttention {
-                q_proj: linear(c.width, c.heads * c.head, c.qkv_bias, 0)?,
+                q_proj: linear(c.width, inner, c.qkv_bias, 0)?,
                 k_proj: linear(kv_width, c.kv_heads * c.head, c.qkv_bias, 1)?,
                 v_proj: linear(kv_width, c.kv_heads * c.head, c.qkv_bias, 2)?,
-                o_proj: linear(c.heads * c.head, c.width, c.output_bias, 3)?,
+                o_proj: linear(inner, c.width, c.output_bias, 3)?,
                 q_norm: c.qk_norm.map(|eps| RmsNorm::new(c.head, eps, dtype)).transpose()?,
                 k_norm: c.qk_norm.map(|eps| RmsNorm::new(c.head, eps, dtype)).transpose()?,
                 config: c.clone(),

@@ -85,7 +85,7 @@ impl KvCache {
     /// Adds the keys and values of new positions at the end, and gives all.
     ///
     /// # Errors
-    /// Shape or dtype error when they do not continue what is kept; it is unchanged then.
+    /// Shape or dtype error when they do not continue what is kept; out of memory. It is unchanged then.
     #[track_caller]
     pub fn append(&mut self, k: Tensor, v: Tensor) -> Result<(Tensor, Tensor)> {
         let at = std::panic::Location::caller();
@@ -127,9 +127,11 @@ impl KvCache {
             return Ok((past.k.clone(), past.v.clone()));
         }
         let (start, time) = (self.len(), k.shape()[2]);
-        let end = start + time;
+        let Some(end) = start.checked_add(time) else { bail!(out_of_memory, "{start} + {time} positions exceed the address space") };
         if self.past.as_ref().is_none_or(|p| p.capacity() < end) {
-            let capacity = end.max(self.reserve).next_multiple_of(BLOCK);
+            let Some(capacity) = end.max(self.reserve).checked_next_multiple_of(BLOCK) else {
+                bail!(out_of_memory, "memory for {} positions exceeds the address space", end.max(self.reserve));
+            };
             let grown = |old: Option<&Tensor>, new: &Tensor| {
                 let mut memory = Tensor::full_on(new.shape().with_dim(2, capacity), 0.0, new.dtype(), new.device())?;
                 if let Some(old) = old {
@@ -178,7 +180,7 @@ pub(crate) fn write(memory: &mut Tensor, start: usize, at: Option<&Tensor>, new:
         return cuda::index::put(memory.own_cuda()?, &new.array.cuda()?, at.as_ref(), start, capacity, head);
     }
     with_float!(new.dtype(), T => {
-        let rows = new.to_vec::<T>()?;
+        let rows = new.array.cpu()?.contiguous::<T>()?;
         memory.update::<T>(|all| {
             for (to, from) in all.chunks_exact_mut(capacity * head).zip(rows.chunks_exact(time * head)) {
                 to[start * head..(start + time) * head].copy_from_slice(from);

@@ -6,6 +6,7 @@ use super::layers::{Activation, Embedding, LayerNorm, Linear, must_divide};
 use super::mlp::Mlp;
 use crate::dtype::DType;
 use crate::error::{Error, Result, bail};
+use crate::memory;
 use crate::rng::Key;
 use crate::tensor::Tensor;
 use std::panic::Location;
@@ -98,14 +99,17 @@ impl Gpt {
             bail!(argument, "dropout must be in [0, 1), found {}", c.dropout);
         }
         must_divide("width", c.width, "heads", c.heads)?;
-        let sizes = c.width.checked_mul(4 * c.width).and_then(|n| n.checked_mul(c.layers));
-        if sizes.is_none_or(|n| n > isize::MAX as usize / 16) {
+        // What the layers will hold, in all: small ones are made without asking, and that many would end the process.
+        let weights = c.width.checked_mul(c.width).and_then(|n| n.checked_mul(12)?.checked_mul(dtype.size()));
+        let all = weights.and_then(|n| n.checked_add(size_of::<Block>() + 4096)?.checked_mul(c.layers));
+        let Some(all) = all.filter(|&n| n <= isize::MAX as usize / 16) else {
             bail!(out_of_memory, "{} layers of width {} exceed the address space", c.layers, c.width);
-        }
+        };
+        memory::ensure(all)?;
         let std = 0.02;
         let residual = std / (2.0 * c.layers as f64).sqrt();
         let linear = |i, o, std, k| Linear::normal(i, o, c.bias, std, dtype, k);
-        let mut h = Vec::new();
+        let mut h = memory::room(c.layers)?;
         for l in 0..c.layers {
             let k = key.fold(2).fold(l as u64);
             h.push(Block {

@@ -25,8 +25,9 @@ impl Fans {
         let &[outputs, inputs, ref kernel @ ..] = shape.dims() else {
             return Err(Error::shape(format!("expected a weight [out, in, ..], found {shape}")));
         };
-        let receptive: usize = kernel.iter().product();
-        Ok(Fans { fan_in: inputs * receptive, fan_out: outputs * receptive })
+        // A shape that no memory holds has fans of at most `usize::MAX`.
+        let receptive = kernel.iter().fold(1usize, |n, &d| n.saturating_mul(d));
+        Ok(Fans { fan_in: inputs.saturating_mul(receptive), fan_out: outputs.saturating_mul(receptive) })
     }
 
     /// Of a weight `[in, out]`, as GPT-2's own files store it.
@@ -140,7 +141,7 @@ impl Init {
     fn draw(self, shape: Shape, fans: Fans, dtype: DType, key: Key) -> Result<Tensor> {
         // A weight without inputs has no elements: any finite number does.
         let root = |numerator: f64, n: usize| (numerator / n.max(1) as f64).sqrt();
-        let both = fans.fan_in + fans.fan_out;
+        let both = fans.fan_in.saturating_add(fans.fan_out);
         let uniform = |bound: f64| Tensor::uniform(shape.clone(), -bound..bound, dtype, key);
         let normal = |std: f64| Tensor::normal(shape.clone(), 0.0, std, dtype, key);
         match self {

@@ -3,6 +3,7 @@
 use crate::backend::Device;
 use crate::dtype::{DType, F32, F64};
 use crate::error::{Result, bail};
+use crate::memory;
 use crate::tensor::Tensor;
 
 /// Cosines and sines of every position and pair, made once for all layers of a model. Pairs are `i` and `i + d/2`, as Hugging Face
@@ -37,7 +38,9 @@ impl Rotation {
         }
         let of = |f: fn(f64) -> f64| {
             let angles = positions.iter().flatten().flat_map(|&p| frequencies.iter().map(move |w| f(p as f64 * w) * factor));
-            let table = Tensor::from_vec(angles.collect::<Vec<f64>>(), [positions.len(), 1, time, frequencies.len()])?;
+            let mut all: Vec<f64> = memory::room(positions.len().saturating_mul(time).saturating_mul(frequencies.len()))?;
+            all.extend(angles);
+            let table = Tensor::from_slice(&all, [positions.len(), 1, time, frequencies.len()])?;
             table.cast(if dtype == F64 { F64 } else { F32 })
         };
         Ok(Rotation { cos: of(f64::cos)?, sin: of(f64::sin)? })

@@ -1,7 +1,7 @@
 //! Layers in a row: tuples and lists where the types are known, `Sequential` where they are chosen at run time.
 
 use super::layers::{Activation, Embedding, LayerNorm, Linear, RmsNorm};
-use crate::error::Result;
+use crate::error::{Result, bail};
 use crate::module::{Module, Visitor};
 use crate::rng::Key;
 use crate::tensor::Tensor;
@@ -29,7 +29,16 @@ pub trait Layer: Module {
     /// What its ops return.
     #[track_caller]
     fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor>;
+
+    /// How many layers stand in one another: 1 for a layer that holds none. One that holds others adds 1 to the largest of theirs, so
+    /// that [`Sequential`] can refuse what no stack holds.
+    fn nesting(&self) -> usize {
+        1
+    }
 }
+
+/// Layers in one another, at most: a call, a walk and a drop go down one by one.
+const DEEPEST: usize = 1000;
 
 macro_rules! without_key {
     ($($type:ty),*) => {$(
@@ -128,11 +137,19 @@ impl<L: Layer> Layer for Residual<L> {
     fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
         x.add(&self.inner.call(x, key)?)
     }
+
+    fn nesting(&self) -> usize {
+        self.inner.nesting().saturating_add(1)
+    }
 }
 
 impl<L: Layer + ?Sized> Layer for Box<L> {
     fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
         (**self).call(x, key)
+    }
+
+    fn nesting(&self) -> usize {
+        (**self).nesting()
     }
 }
 
@@ -142,6 +159,10 @@ impl<L: Layer> Layer for Option<L> {
             Some(l) => l.call(x, key),
             None => Ok(x.clone()),
         }
+    }
+
+    fn nesting(&self) -> usize {
+        self.as_ref().map_or(1, Layer::nesting)
     }
 }
 
@@ -163,6 +184,10 @@ impl<L: Layer> Layer for Vec<L> {
     fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
         in_turn(self.iter(), x, key)
     }
+
+    fn nesting(&self) -> usize {
+        self.iter().map(Layer::nesting).max().unwrap_or(0).saturating_add(1)
+    }
 }
 
 impl<L: Layer, const N: usize> Layer for [L; N] {
@@ -178,6 +203,10 @@ macro_rules! tuples {
                 let x = x.clone();
                 $(let x = place(self.$i.call(&x, key.map(|k| k.fold($i))), $i)?;)+
                 Ok(x)
+            }
+
+            fn nesting(&self) -> usize {
+                [$(self.$i.nesting()),+].into_iter().max().unwrap_or(0).saturating_add(1)
             }
         }
     )*};
@@ -226,9 +255,13 @@ impl<L: Layer + Clone + Send + Sync + 'static> AnyLayer for L {
 /// assert_eq!(net.call(&Tensor::ones([5, 4], F32)?, None)?.shape(), &[5, 2]);
 /// # Ok::<(), cotangent::Error>(())
 /// ```
+///
+/// Layers stand in one another at most 1000 deep: what a further `push` would nest is let go, and calls are errors that say so.
 #[derive(Default)]
 pub struct Sequential {
     layers: Vec<Box<dyn AnyLayer>>,
+    /// Of this and all that it holds.
+    nesting: usize,
 }
 
 impl Sequential {
@@ -240,7 +273,10 @@ impl Sequential {
     /// One more layer at the end, called by its number.
     #[must_use]
     pub fn push(mut self, layer: impl AnyLayer + 'static) -> Self {
-        self.layers.push(Box::new(layer));
+        self.nesting = self.nesting.max(layer.nesting().saturating_add(1));
+        if self.nesting <= DEEPEST {
+            self.layers.push(Box::new(layer));
+        }
         self
     }
 
@@ -257,7 +293,7 @@ impl Sequential {
 
 impl Clone for Sequential {
     fn clone(&self) -> Self {
-        Sequential { layers: self.layers.iter().map(|l| (**l).boxed()).collect() }
+        Sequential { layers: self.layers.iter().map(|l| (**l).boxed()).collect(), nesting: self.nesting }
     }
 }
 
@@ -269,7 +305,7 @@ impl std::fmt::Debug for Sequential {
 
 impl Module for Sequential {
     fn visit(&mut self, v: &mut Visitor<'_>) {
-        let Self { layers } = self;
+        let Self { layers, nesting: _ } = self;
         for (i, l) in layers.iter_mut().enumerate() {
             v.field(&i.to_string(), &mut **l);
         }
@@ -278,6 +314,13 @@ impl Module for Sequential {
 
 impl Layer for Sequential {
     fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
+        if self.nesting > DEEPEST {
+            bail!(argument, "sequential: layers stand in one another more than {DEEPEST} deep");
+        }
         in_turn(self.layers.iter().map(|l| &**l), x, key)
+    }
+
+    fn nesting(&self) -> usize {
+        self.nesting.max(1)
     }
 }

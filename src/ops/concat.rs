@@ -123,7 +123,7 @@ impl Op for Concat {
                 let mut rest = y;
                 for x in x {
                     let (part, tail) = std::mem::take(&mut rest).split_at_mut(x.layout().numel());
-                    cpu::copy_strided(x.storage::<T>(), x.layout(), part);
+                    cpu::copy_strided(x.storage::<T>(), x.layout(), part)?;
                     rest = tail;
                 }
                 return Ok(());

@@ -128,7 +128,7 @@ impl CrossEntropyLoss {
         }
         let targets = Classes::read(&targets.array.cpu()?, classes, self.ignore_index)?;
         let w = weights.map(Tensor::to_f64_vec).transpose()?;
-        let scale = self.reduction.scale(targets.weight(w.as_ref().map(|w| |t: usize| w[t])));
+        let scale = self.reduction.scale(targets.total(w.as_ref().map(|w| |t: usize| w[t]))?);
         let mut q = vec![0.0; x.numel()];
         for (q, t) in q.chunks_mut(classes.max(1)).zip(&targets.of) {
             let Some(t) = *t else { continue };
@@ -201,7 +201,7 @@ impl Op for CrossEntropyLoss {
             let stats = stats.slice::<A>();
             let w = if self.weighted { Some(x[2].contiguous::<T>()?) } else { None };
             let w = w.as_deref();
-            let divisor = targets.weight(w.map(|w| |t: usize| Element::to_f64(w[t])));
+            let divisor = targets.total(w.map(|w| |t: usize| Element::to_f64(w[t])))?;
             let mut losses = Buffer::alloc(A::DTYPE, targets.of.len())?;
             let losses = losses.slice_mut::<A>();
             if classes == 0 {
@@ -436,7 +436,7 @@ impl Op for CrossEntropyVjp {
             let w = if self.of.weighted { Some(x[2].contiguous::<T>()?) } else { None };
             let w = w.as_deref();
             let stats: Option<Contiguous<'_, A>> = if self.stats { Some(x[self.g() + 1].contiguous()?) } else { None };
-            let scale = <A as Real>::from_f64(self.of.reduction.scale(targets.weight(w.map(|w| |t: usize| Element::to_f64(w[t])))));
+            let scale = <A as Real>::from_f64(self.of.reduction.scale(targets.total(w.map(|w| |t: usize| Element::to_f64(w[t])))?));
             let (logits, g) = (x[0].contiguous::<T>()?, x[self.g()].contiguous::<T>()?);
             let each = self.of.reduction == Reduction::None;
             let sum_w = sum_weights::<T>(w, classes);

@@ -230,7 +230,7 @@ impl Op for EmbeddingVjp {
         let ids = index::indices(&x[1], self.rows)?;
         let width = y[0].shape()[1];
         let skip = self.padding.map(|p| p as i64);
-        with_float!(x[0].dtype(), T => index::add_rows(&x[0].contiguous::<T>()?, &ids, self.rows, width, skip, y[0].slice::<T>()));
+        with_float!(x[0].dtype(), T => index::add_rows(&x[0].contiguous::<T>()?, &ids, self.rows, width, skip, y[0].slice::<T>())?);
         Ok(())
     }
 

@@ -71,7 +71,7 @@ impl Op for Flip {
                 runs[a] = vec![Run::Backward { from: shape[a] - 1, len: shape[a] }];
             }
         }
-        with_dtype!(x[0].dtype(), T => remap(&x[0], &runs, <T as Element>::from_f64(0.0), y[0].slice::<T>()));
+        with_dtype!(x[0].dtype(), T => remap(&x[0], &runs, <T as Element>::from_f64(0.0), y[0].slice::<T>())?);
         Ok(())
     }
 
@@ -179,7 +179,7 @@ impl Op for Roll {
                 runs[a] = vec![Run::Forward { from: shape[a] - s, len: s }, Run::Forward { from: 0, len: shape[a] - s }];
             }
         }
-        with_dtype!(x[0].dtype(), T => remap(&x[0], &runs, <T as Element>::from_f64(0.0), y[0].slice::<T>()));
+        with_dtype!(x[0].dtype(), T => remap(&x[0], &runs, <T as Element>::from_f64(0.0), y[0].slice::<T>())?);
         Ok(())
     }
 

@@ -90,7 +90,7 @@ impl Op for Gather {
         let axis = self.axis.resolve(x[0].shape().rank())?;
         let (_, extent, width) = x[0].shape().split_at(axis);
         let ids = index::indices(&x[1], extent)?;
-        let lines = index::Lines::new(x[1].shape(), x[0].shape(), axis);
+        let lines = index::Lines::new(x[1].shape(), x[0].shape(), axis)?;
         let n = x[1].shape()[axis];
         with_dtype!(x[0].dtype(), T => index::gather(&x[0].contiguous::<T>()?, extent, width, &ids, n, &lines, y[0].slice::<T>()));
         Ok(())
@@ -190,12 +190,12 @@ impl Op for ScatterAdd {
         let axis = self.0.resolve(x[0].shape().rank())?;
         let (_, extent, width) = x[0].shape().split_at(axis);
         let ids = index::indices(&x[1], extent)?;
-        let lines = index::Lines::new(x[1].shape(), x[0].shape(), axis);
+        let lines = index::Lines::new(x[1].shape(), x[0].shape(), axis)?;
         let n = x[1].shape()[axis];
         with_float!(x[0].dtype(), T => {
             let y = y[0].slice::<T>();
-            cpu::copy_strided(x[0].storage::<T>(), x[0].layout(), y);
-            index::scatter_add(&x[2].contiguous::<T>()?, extent, width, &ids, n, &lines, y);
+            cpu::copy_strided(x[0].storage::<T>(), x[0].layout(), y)?;
+            index::scatter_add(&x[2].contiguous::<T>()?, extent, width, &ids, n, &lines, y)?;
         });
         Ok(())
     }

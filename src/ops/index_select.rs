@@ -181,7 +181,7 @@ impl Op for IndexSelectVjp {
         let axis = self.axis.resolve(x[0].shape().rank())?;
         let (_, _, inner) = x[0].shape().split_at(axis);
         let ids = index::indices(&x[1], self.extent)?;
-        with_float!(x[0].dtype(), T => index::add_rows(&x[0].contiguous::<T>()?, &ids, self.extent, inner, None, y[0].slice::<T>()));
+        with_float!(x[0].dtype(), T => index::add_rows(&x[0].contiguous::<T>()?, &ids, self.extent, inner, None, y[0].slice::<T>())?);
         Ok(())
     }
 

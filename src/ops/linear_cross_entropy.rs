@@ -428,7 +428,7 @@ impl<'a, A: GemmFloat + Compute<Acc = A> + Real> Head<'a, A> {
         let (classes, width) = (shape[0], shape[1]);
         let targets = Classes::read(targets, classes, op.of.ignore_index)?;
         let weights = weights.map(Wide::slice);
-        let divisor = targets.weight(weights.map(|w| |t: usize| Real::to_f64(w[t])));
+        let divisor = targets.total(weights.map(|w| |t: usize| Real::to_f64(w[t])))?;
         let sum_w = sum_weights::<A>(weights, classes);
         Ok(Head { of: &op.of, x: x.slice(), w: w.slice(), targets, divisor, weights, sum_w, classes, width, rows: op.rows })
     }
@@ -459,18 +459,18 @@ impl<'a, A: GemmFloat + Compute<Acc = A> + Real> Head<'a, A> {
             let of = first..(first + rows).min(n);
             let x = Mat::row_major(&self.x[of.start * width..of.end * width], of.len(), width);
             let logits = &mut logits.slice_mut::<A>()[..of.len() * classes];
-            gemm(A::ONE, x, w.transposed(), A::ZERO, logits, classes);
+            gemm(A::ONE, x, w.transposed(), A::ZERO, logits, classes)?;
             self.piece(&of, given, logits, &mut stats[2 * of.start..2 * of.end], &mut losses[of.clone()], r);
             if r.is_none() {
                 continue;
             }
             let bars = Mat::row_major(logits, of.len(), classes);
             if let Some(dx) = &mut dx {
-                gemm(A::ONE, bars, w, A::ZERO, &mut dx[of.start * width..of.end * width], width);
+                gemm(A::ONE, bars, w, A::ZERO, &mut dx[of.start * width..of.end * width], width)?;
             }
             if let Some(dw) = &mut dw {
                 // Pieces are added in order, each by the product itself.
-                gemm(A::ONE, bars.transposed(), x, if first == 0 { A::ZERO } else { A::ONE }, dw, width);
+                gemm(A::ONE, bars.transposed(), x, if first == 0 { A::ZERO } else { A::ONE }, dw, width)?;
             }
         }
         Ok(())

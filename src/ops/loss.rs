@@ -3,6 +3,7 @@
 use crate::backend::cpu::{self, Compute, Real, simd};
 use crate::dtype::{Element, with_dtype};
 use crate::error::{Result, bail};
+use crate::memory;
 use crate::op::{Spec, expect};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -95,7 +96,7 @@ pub(crate) struct Classes {
 impl Classes {
     /// Reads and checks the targets of a kernel.
     pub(crate) fn read(x: &cpu::In<'_>, classes: usize, ignore: Option<i64>) -> Result<Self> {
-        let mut of = Vec::with_capacity(x.shape().numel());
+        let mut of = memory::room(x.shape().checked_numel()?)?;
         with_dtype!(x.dtype(), T => {
             for (at, &t) in x.contiguous::<T>()?.iter().enumerate() {
                 // Exact for every index that can be in range, and for the usual ignored values.
@@ -114,11 +115,16 @@ impl Classes {
 
     /// What a mean divides by: the number of targets that count, or the sum of their weights.
     pub(crate) fn weight(&self, weights: Option<impl Fn(usize) -> f64>) -> f64 {
+        self.total(weights).unwrap_or(f64::NAN) // definitions only: a kernel asks for the total
+    }
+
+    /// [`Classes::weight`] for a kernel.
+    pub(crate) fn total(&self, weights: Option<impl Fn(usize) -> f64>) -> Result<f64> {
         let counted = self.of.iter().flatten();
-        match weights {
+        Ok(match weights {
             None => counted.count() as f64,
-            Some(w) => f64::sum(&counted.map(|&t| w(t)).collect::<Vec<_>>()),
-        }
+            Some(w) => f64::sum(&memory::try_collect(counted.map(|&t| w(t)))?),
+        })
     }
 }
 

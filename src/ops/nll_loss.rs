@@ -134,7 +134,7 @@ impl Op for NllLoss {
             for ((l, t), i) in losses.iter_mut().zip(&targets.of).zip(0..) {
                 *l = t.map_or(A::ZERO, |t| -(p[i * classes + t].load() * w.as_ref().map_or(A::ONE, |w| w[t].load())));
             }
-            let divisor = targets.weight(w.as_ref().map(|w| |t: usize| Element::to_f64(w[t])));
+            let divisor = targets.total(w.as_ref().map(|w| |t: usize| Element::to_f64(w[t])))?;
             self.reduction.store(losses, divisor, y[0].slice::<T>());
             Ok(())
         })
@@ -230,7 +230,7 @@ impl Op for NllLossVjp {
         with_float!(g.dtype(), T => {
             type A = <T as Compute>::Acc;
             let w = if self.of.weighted { Some(x[1].contiguous::<T>()?) } else { None };
-            let scale = <A as Real>::from_f64(self.of.reduction.scale(targets.weight(w.as_ref().map(|w| |t: usize| Element::to_f64(w[t])))));
+            let scale = <A as Real>::from_f64(self.of.reduction.scale(targets.total(w.as_ref().map(|w| |t: usize| Element::to_f64(w[t])))?));
             let each = self.of.reduction == Reduction::None;
             let g = g.contiguous::<T>()?;
             let y = y[0].slice::<T>();

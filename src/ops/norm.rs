@@ -6,6 +6,7 @@ use crate::backend::cpu::{self, Buffer, Compute, Real, rows, simd};
 use crate::backend::cuda::{self, norm};
 use crate::dtype::{DType, Element, with_float};
 use crate::error::{Result, bail};
+use crate::memory;
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply, apply1, expect};
 use crate::shape::{Axis, Shape};
 use crate::tensor::Tensor;
@@ -227,8 +228,8 @@ impl<const CENTRED: bool> Norm<CENTRED> {
         let rows = rows::rows_per_task(n);
         let (other, sum) = added.unzip();
         let mut sums = sum.map(|s| s.chunks_mut(rows * n));
-        let tasks: Vec<_> =
-            y.chunks_mut(rows * n).zip(stats.chunks_mut(rows * 2)).map(|(y, s)| (y, s, sums.as_mut().and_then(Iterator::next))).collect();
+        let pieces = y.chunks_mut(rows * n).zip(stats.chunks_mut(rows * 2));
+        let tasks = memory::try_collect(pieces.map(|(y, s)| (y, s, sums.as_mut().and_then(Iterator::next))))?;
         let task = |(i, (y, stats, mut sum)): (usize, (&mut [T], &mut [T::Acc], Option<&mut [T]>))| -> Result<()> {
             let mut scratch = Buffer::alloc(T::Acc::DTYPE, n)?;
             let scratch = scratch.slice_mut::<T::Acc>();

@@ -7,6 +7,7 @@ use crate::backend::cpu::{self, Buffer, Compute, Contiguous, Real, rows, simd};
 use crate::backend::cuda::{self, norm};
 use crate::dtype::{Element, with_float};
 use crate::error::{ErrorKind, Result, bail};
+use crate::memory;
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec};
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Input, Nd, Purpose, Sample, Scalar};
@@ -252,7 +253,7 @@ impl<T: Compute> Rows<'_, T> {
         let width = n * (usize::from(dw.is_some()) + usize::from(db.is_some()));
         let mut parts = Buffer::alloc(T::Acc::DTYPE, groups * width)?;
         let parts = parts.slice_mut::<T::Acc>();
-        let mut tasks: Vec<(Option<&mut [T]>, &mut [T::Acc])> = Vec::with_capacity(groups);
+        let mut tasks: Vec<(Option<&mut [T]>, &mut [T::Acc])> = memory::room(groups)?;
         let mut dx_groups = dx.map(|dx| dx.chunks_mut(GROUP * n));
         let mut rest = &mut *parts;
         for _ in 0..groups {

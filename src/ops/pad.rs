@@ -91,7 +91,7 @@ impl Op for Pad {
             .zip(&self.by)
             .map(|(&len, &(a, b))| vec![Run::Fill(a), Run::Forward { from: 0, len }, Run::Fill(b)])
             .collect();
-        with_dtype!(x[0].dtype(), T => remap(&x[0], &runs, <T as Element>::from_f64(self.value), y[0].slice::<T>()));
+        with_dtype!(x[0].dtype(), T => remap(&x[0], &runs, <T as Element>::from_f64(self.value), y[0].slice::<T>())?);
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use crate::backend::cpu::{self, Buffer, Compute, Real, rows, simd};
 use crate::backend::cuda;
 use crate::dtype::{DType, Element, with_dtype, with_float};
 use crate::error::{ErrorKind, Result, bail};
+use crate::memory;
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply, apply1, expect};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -186,9 +187,12 @@ impl Op for Rope {
         if !(self.base > 0.0 && self.base.is_finite()) {
             bail!(argument, "the base must be positive and finite, found {}", self.base);
         }
+        let t = shape[rank - 2];
+        if self.start.checked_add(t).is_none() {
+            bail!(argument, "{t} positions from {} on cannot be counted", self.start);
+        }
         if let Some(p) = x.get(1) {
             expect::index(p)?;
-            let t = shape[rank - 2];
             let fits = p.shape[..] == [t] || (rank > 2 && p.shape[..] == [shape[0], t]);
             if !fits {
                 bail!(
@@ -305,7 +309,7 @@ impl Op for RopePair {
 }
 
 fn positions(p: &cpu::In<'_>) -> Result<Vec<f64>> {
-    Ok(with_dtype!(p.dtype(), T => p.contiguous::<T>()?.iter().map(|&v| Element::to_f64(v)).collect()))
+    with_dtype!(p.dtype(), T => memory::try_collect(p.contiguous::<T>()?.iter().map(|&v| Element::to_f64(v))))
 }
 
 impl Rope {
@@ -313,15 +317,18 @@ impl Rope {
     fn run(&self, x: &[cpu::In<'_>], given: Option<&cpu::In<'_>>, y: &mut [cpu::Out<'_>]) -> Result<()> {
         let rank = x[0].shape().rank();
         let (t, dim) = (x[0].shape()[rank - 2], self.dim(x[0].shape()));
+        if y.iter().all(|y| y.shape().contains(&0)) {
+            return Ok(()); // extents beside a 0 may be larger than memory
+        }
         let positions = match given {
-            None => (0..t).map(|i| (self.start + i) as f64).collect(),
+            None => memory::try_collect((0..t).map(|i| (self.start + i) as f64))?,
             Some(p) => positions(p)?,
         };
         with_float!(x[0].dtype(), T => {
             type A = <T as Compute>::Acc;
             let mut table = Buffer::alloc(A::DTYPE, positions.len() * dim)?;
             let table = table.slice_mut::<A>();
-            self.fill_table(&positions, dim, table);
+            self.fill_table(&positions, dim, table)?;
             x.iter().zip(y).try_for_each(|(x, y)| self.turn::<T>(x, table, y.slice::<T>()))
         })
     }
@@ -357,17 +364,17 @@ impl Rope {
 
     fn launch(&self, x: &[cuda::In<'_>], given: Option<&cuda::In<'_>>, y: &mut [cuda::Out<'_>]) -> Result<()> {
         let dim = self.dim(x[0].shape());
-        let frequencies: Vec<f64> = (0..dim / 2).map(|i| self.frequency(i, dim)).collect();
+        let frequencies = memory::try_collect((0..dim / 2).map(|i| self.frequency(i, dim)))?;
         cuda::rope::rotate(x, given, self.start, &frequencies, self.style == RopeStyle::Interleaved, y)
     }
 
     /// For each position the cosines of all pairs, then their sines. Angles are f64: in f32 they would be off by up to
     /// `position · 2⁻²⁴`, in bf16 positions beyond 256 would coincide.
-    fn fill_table<A: Real>(&self, positions: &[f64], dim: usize, table: &mut [A]) {
+    fn fill_table<A: Real>(&self, positions: &[f64], dim: usize, table: &mut [A]) -> Result<()> {
         if dim == 0 {
-            return;
+            return Ok(());
         }
-        let frequencies: Vec<f64> = (0..dim / 2).map(|i| self.frequency(i, dim)).collect();
+        let frequencies = memory::try_collect((0..dim / 2).map(|i| self.frequency(i, dim)))?;
         let row = |(table, &p): (&mut [A], &f64)| {
             let (cos, sin) = table.split_at_mut(dim / 2);
             for ((c, s), f) in cos.iter_mut().zip(sin).zip(&frequencies) {
@@ -380,6 +387,7 @@ impl Rope {
         } else {
             table.par_chunks_mut(dim).zip(positions.par_chunks(1)).with_min_len((1024 / dim).max(1)).for_each(|(t, p)| row((t, &p[0])));
         }
+        Ok(())
     }
 }
 

@@ -6,6 +6,7 @@ use crate::backend::cpu::attention::{self, Attention, Bars};
 use crate::backend::{cpu, cuda};
 use crate::dtype::{Element, I64, U8, with_dtype, with_float};
 use crate::error::{Result, bail};
+use crate::memory;
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply, apply1, expect};
 use crate::rng::Key;
 use crate::shape::Shape;
@@ -166,7 +167,7 @@ impl SdpaOp {
 
 /// The elements of an operand of integers.
 fn integers(x: &cpu::In<'_>) -> Result<Vec<i64>> {
-    Ok(with_dtype!(x.dtype(), T => x.contiguous::<T>()?.iter().map(|&v| Element::to_f64(v) as i64).collect()))
+    Ok(with_dtype!(x.dtype(), T => memory::try_collect(x.contiguous::<T>()?.iter().map(|&v| Element::to_f64(v) as i64))?))
 }
 
 /// The derivative kernel of [`SdpaOp`]: its inputs and `ȳ` to the wanted ones of `q̄, k̄, v̄` and the mask's cotangent.
@@ -330,9 +331,9 @@ impl SdpaOp {
         if let Some((of_q, of_k)) = offsets {
             let list = |x: &Tensor| x.untracked().cast(I64)?.to_vec::<i64>();
             let (of_q, of_k) = (check_offsets("queries", &list(of_q)?, tq)?, check_offsets("keys", &list(of_k)?, tk)?);
-            let seen = seen_packed(options.band, &of_q, &of_k);
-            let hidden: Vec<f32> =
-                seen.iter().flat_map(|r| (0..tk).map(|j| if r.contains(&j) { 0.0 } else { f32::NEG_INFINITY })).collect();
+            let seen = seen_packed(options.band, &of_q, &of_k)?;
+            let mut hidden: Vec<f32> = memory::room(seen.len().saturating_mul(tk))?;
+            hidden.extend(seen.iter().flat_map(|r| (0..tk).map(|j| if r.contains(&j) { 0.0 } else { f32::NEG_INFINITY })));
             s = s.add(&Tensor::from_vec(hidden, [tq, tk])?.to_device(q.device())?.cast(q.dtype())?)?;
         } else if let Some((left, right)) = options.band {
             let hidden = full(&[tq, tk], f64::NEG_INFINITY)?;

@@ -266,7 +266,7 @@ impl Op for SliceVjp {
             Run::Spread { from: 0, len: used, every: self.slice.step }
         };
         runs[axis] = vec![Run::Fill(start), read, Run::Fill(self.of[axis] - start - used)];
-        with_dtype!(x[0].dtype(), T => remap(&x[0], &runs, <T as Element>::from_f64(0.0), y[0].slice::<T>()));
+        with_dtype!(x[0].dtype(), T => remap(&x[0], &runs, <T as Element>::from_f64(0.0), y[0].slice::<T>())?);
         Ok(())
     }
 

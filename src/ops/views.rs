@@ -207,7 +207,7 @@ impl Op for Contiguous {
     }
 
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
-        with_dtype!(x[0].dtype(), T => cpu::copy_strided(x[0].storage::<T>(), x[0].layout(), y[0].slice::<T>()));
+        with_dtype!(x[0].dtype(), T => cpu::copy_strided(x[0].storage::<T>(), x[0].layout(), y[0].slice::<T>())?);
         Ok(())
     }
 

@@ -86,13 +86,13 @@ impl LossScaler {
                     *g = if g.dtype().is_half() { g.cast(DType::F32)? } else { g.clone() }.div_scalar(self.scale)?;
                     Ok(())
                 })?;
-                self.good += 1;
+                self.good = self.good.saturating_add(1);
                 if self.good >= self.interval {
                     (self.good, self.scale) = (0, (self.scale * self.growth).clamp(RANGE.0, RANGE.1));
                 }
             } else {
                 (self.good, self.scale) = (0, (self.scale * self.backoff).clamp(RANGE.0, RANGE.1));
-                self.skipped += 1;
+                self.skipped = self.skipped.saturating_add(1);
             }
             Ok(finite)
         };

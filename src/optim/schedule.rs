@@ -114,7 +114,7 @@ impl Schedule for WarmupCosine {
 
     fn at(&self, step: usize) -> f64 {
         if step < self.warmup {
-            return self.peak * (step + 1) as f64 / (self.warmup + 1) as f64;
+            return self.peak * (step as f64 + 1.0) / (self.warmup as f64 + 1.0);
         }
         if step >= self.end || self.end <= self.warmup {
             return self.floor;
@@ -213,7 +213,7 @@ impl Schedule for Warmup {
             return WarmupCosine { peak, floor, warmup, end }.at(step);
         }
         if step < warmup {
-            return peak * (step + 1) as f64 / (warmup + 1) as f64;
+            return peak * (step as f64 + 1.0) / (warmup as f64 + 1.0);
         }
         let line = |from: usize, end: usize, floor: f64| {
             if step >= end {
@@ -227,7 +227,7 @@ impl Schedule for Warmup {
         match decay {
             Decay::Constant | Decay::Cosine { .. } => peak,
             Decay::Linear { end, floor } => line(warmup, end, floor),
-            Decay::InverseSqrt => peak * ((warmup + 1) as f64 / (step + 1) as f64).sqrt(),
+            Decay::InverseSqrt => peak * ((warmup as f64 + 1.0) / (step as f64 + 1.0)).sqrt(),
             Decay::Wsd { from, end, floor } => line(from.max(warmup), end, floor),
         }
     }

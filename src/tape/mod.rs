@@ -18,6 +18,7 @@ pub(crate) use sweep::{Accumulate, Sweep, sweep};
 
 use crate::dtype::DType;
 use crate::error::{Error, Result, bail};
+use crate::memory;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 use smallvec::SmallVec;
@@ -317,12 +318,13 @@ pub(crate) fn reserve(
     at: &'static Location<'static>,
     inputs: &[&Tensor],
     outputs: &mut [Tensor],
-) -> usize {
+) -> Result<usize> {
     let place =
         |n: &NodeRef| if std::ptr::eq(n.tape.as_ptr(), Arc::as_ptr(tape)) { Some(n.id) } else { n.resolve().ok().map(|(_, id)| id) };
     let parents = inputs.iter().map(|t| t.node.as_ref().and_then(place)).collect();
     let mut nodes = tape.nodes();
     let id = nodes.len();
+    memory::grow(&mut nodes, outputs.len())?;
     let mut op = Some(Box::new(OpNode { name, pull: None, saved: Saved::none(), parents, outputs: outputs.len() }));
     for (i, y) in outputs.iter_mut().enumerate() {
         let kind = op.take().map_or(Kind::Sibling(i), Kind::Op);
@@ -331,7 +333,7 @@ pub(crate) fn reserve(
             y.node = Some(NodeRef { tape: Arc::downgrade(tape), id: id + i });
         }
     }
-    id
+    Ok(id)
 }
 
 /// Completes a reserved node.
@@ -353,7 +355,7 @@ pub(crate) fn record(
     pull: Arc<dyn Pull>,
     started: Started,
 ) -> Result<()> {
-    let id = reserve(tape, name, at, inputs, outputs);
+    let id = reserve(tape, name, at, inputs, outputs)?;
     let bytes = started.bytes(&saved);
     fulfil(tape, id, saved, pull);
     ran(tape, id, started, name, at, inputs, outputs, bytes)
@@ -415,6 +417,7 @@ impl Tape {
         }
         let mut nodes = self.inner.nodes();
         let id = nodes.len();
+        memory::grow(&mut nodes, 1).map_err(|e| e.in_op("watch", at))?;
         nodes.push(Node { kind: Kind::Leaf(name), at, shape: t.shape().clone(), dtype: t.dtype() });
         Ok(Tensor { array: t.array.clone(), node: Some(NodeRef { tape: Arc::downgrade(&self.inner), id }) })
     }

@@ -2,6 +2,7 @@
 
 use super::{Cotangents, Inner, Kind, OpNode, PullContext, observe};
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 use smallvec::SmallVec;
@@ -35,11 +36,11 @@ pub(crate) struct Sweep<'a> {
 pub(crate) fn sweep(tape: &Arc<Inner>, s: Sweep<'_>, ops: Accumulate) -> Result<HashMap<usize, Tensor>> {
     let wanted: HashSet<usize> = s.wanted.iter().copied().collect();
     let Some(top) = s.seeds.iter().map(|(id, _)| *id).max() else { return Ok(HashMap::new()) };
-    let needed = reaches_wanted(tape, s.floor, top, &wanted);
+    let needed = reaches_wanted(tape, s.floor, top, &wanted)?;
     let is_needed = |id: usize| if id < s.floor { wanted.contains(&id) } else { needed[id - s.floor] };
 
     let mut found: HashMap<usize, Tensor> = HashMap::new();
-    let mut bars: Vec<Option<Tensor>> = vec![None; (top + 1).saturating_sub(s.floor)];
+    let mut bars: Vec<Option<Tensor>> = memory::vec_of(None, (top + 1).saturating_sub(s.floor))?;
     for (id, seed) in s.seeds {
         let seed = if s.record { seed } else { seed.untracked() };
         deposit(tape, &mut bars, &mut found, s.floor, id, seed, ops)?;
@@ -107,9 +108,9 @@ pub(crate) fn sweep(tape: &Arc<Inner>, s: Sweep<'_>, ops: Accumulate) -> Result<
 }
 
 /// For each node from `floor` to `top`: whether a wanted value lies below it.
-fn reaches_wanted(tape: &Inner, floor: usize, top: usize, wanted: &HashSet<usize>) -> Vec<bool> {
+fn reaches_wanted(tape: &Inner, floor: usize, top: usize, wanted: &HashSet<usize>) -> Result<Vec<bool>> {
     let nodes = tape.nodes();
-    let mut out = vec![false; (top + 1).saturating_sub(floor)];
+    let mut out = memory::vec_of(false, (top + 1).saturating_sub(floor))?;
     for id in floor..=top {
         out[id - floor] = wanted.contains(&id)
             || match &nodes[id].kind {
@@ -121,7 +122,7 @@ fn reaches_wanted(tape: &Inner, floor: usize, top: usize, wanted: &HashSet<usize
                 Kind::Leaf(_) => false,
             };
     }
-    out
+    Ok(out)
 }
 
 /// Adds a cotangent to what a value has received so far: the first one moves in, later ones are added.

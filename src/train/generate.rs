@@ -2,6 +2,7 @@
 
 use super::rules::{Sampler, TokenRules};
 use crate::error::{Result, bail};
+use crate::memory;
 use crate::rng::Key;
 use crate::tensor::Tensor;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -76,7 +77,7 @@ impl Sampling {
         if self.repetition_penalty == 1.0 {
             return self.pick(logits, uniform);
         }
-        let mut penalised = logits.to_vec();
+        let mut penalised = memory::copied(logits)?;
         for &token in occurred {
             // From the original: a token that occurred twice is penalised once.
             if let (Some(l), Some(to)) = (logits.get(token as usize), penalised.get_mut(token as usize)) {
@@ -118,8 +119,8 @@ impl Sampling {
         if self.temperature == 0.0 {
             return Ok(best);
         }
-        let mut weights: Vec<f64> = logits.iter().map(|l| ((l - logits[best]) / self.temperature).exp()).collect();
-        self.restrict(&mut weights);
+        let mut weights: Vec<f64> = memory::try_collect(logits.iter().map(|l| ((l - logits[best]) / self.temperature).exp()))?;
+        self.restrict(&mut weights)?;
         let mut left = uniform * weights.iter().sum::<f64>();
         for (i, w) in weights.iter().enumerate() {
             left -= w;
@@ -131,17 +132,17 @@ impl Sampling {
     }
 
     /// Sets the weights that top-k, top-p and min-p leave out to zero; the largest weight is 1. Ties at the border go to the smaller index.
-    fn restrict(&self, weights: &mut [f64]) {
+    fn restrict(&self, weights: &mut [f64]) -> Result<()> {
         if self.top_k.is_some() || self.top_p < 1.0 {
             let by_weight = |&a: &usize, &b: &usize| weights[b].total_cmp(&weights[a]).then(a.cmp(&b));
-            let mut order: Vec<usize> = (0..weights.len()).collect();
+            let mut order = memory::try_collect(0..weights.len())?;
             let mut keep = self.top_k.unwrap_or(usize::MAX).min(order.len());
             // Vocabularies are large: no need to sort what is left out anyway.
             if keep < order.len() {
                 order.select_nth_unstable_by(keep, by_weight);
             }
             let (kept, left_out) = order.split_at_mut(keep);
-            let mut dropped: Vec<usize> = left_out.to_vec();
+            let mut dropped = memory::copied(left_out)?;
             if self.top_p < 1.0 {
                 kept.sort_unstable_by(by_weight);
                 let enough = self.top_p * kept.iter().map(|&i| weights[i]).sum::<f64>();
@@ -151,13 +152,14 @@ impl Sampling {
                     sum >= enough
                 });
                 keep = reach.map_or(keep, |i| i + 1);
-                dropped.extend(&kept[keep..]);
+                memory::extend(&mut dropped, kept[keep..].iter().copied())?;
             }
             dropped.iter().for_each(|&i| weights[i] = 0.0);
         }
         if self.min_p > 0.0 {
             weights.iter_mut().filter(|w| **w < self.min_p).for_each(|w| *w = 0.0);
         }
+        Ok(())
     }
 }
 
@@ -191,11 +193,11 @@ pub fn generate(
         bail!(argument, "generate: a prompt of at least one token and a context of at least 1 are needed");
     }
     sampling.check()?;
-    let mut tokens = prompt.to_vec();
+    let mut tokens = memory::copied(prompt)?;
     let most = prompt.len().saturating_add(count);
     let sampler = Sampler { sampling, rules: &TokenRules::default(), ends: &[], key, prompt: prompt.len(), most };
     while tokens.len() < most && !stop.load(Relaxed) {
-        let window: Vec<i64> = tokens[tokens.len().saturating_sub(context)..].iter().map(|&t| i64::from(t)).collect();
+        let window: Vec<i64> = memory::try_collect(tokens[tokens.len().saturating_sub(context)..].iter().map(|&t| i64::from(t)))?;
         let x = Tensor::from_slice(&window, [1, window.len()])?;
         let last = logits(&x)?.select(1, -1)?.to_f64_vec()?;
         tokens.push(sampler.next(&last, &tokens)?);

@@ -323,13 +323,13 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
 
     /// Counts a step that is not finite, or gives up.
     fn skip(&mut self, loss: f64, norm: f64) -> Result<()> {
-        let row = self.done.skipped_in_a_row + 1;
+        let row = self.done.skipped_in_a_row.saturating_add(1);
         if row > self.options.patience {
             let step = self.done.step;
             bail!(argument, "step {step}: loss {loss}, gradient norm {norm}: not finite for {row} steps in a row");
         }
         self.done.skipped_in_a_row = row;
-        self.done.skipped += 1;
+        self.done.skipped = self.done.skipped.saturating_add(1);
         tracing::warn!(step = self.done.step, loss, norm, "not finite: the step is left out");
         Ok(())
     }
@@ -351,7 +351,8 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
                 None => total = Some(g),
                 Some(t) => t.accumulate(&g)?,
             }
-            position += 1;
+            let Some(next) = position.checked_add(1) else { bail!(argument, "there is no batch after position {position}") };
+            position = next;
         }
         let Some(mut grads) = total else { bail!(argument, "accumulate must be at least 1") };
         if n > 1 {

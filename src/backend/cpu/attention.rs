@@ -24,6 +24,7 @@ use crate::backend::attention::Options;
 use crate::dtype::Element;
 use crate::error::Result;
 use crate::layout::Layout;
+use crate::memory;
 use std::ops::Range;
 
 /// Rows of a mask whose cotangent one task owns.
@@ -68,7 +69,7 @@ fn most_rows(run: &[Block]) -> usize {
 
 /// Runs the tasks and keeps their results in order.
 pub(super) fn run_all<J: Send, R: Send>(serial: bool, tasks: Vec<J>, f: impl Fn(J) -> Result<R> + Send + Sync) -> Result<Vec<R>> {
-    if serial { tasks.into_iter().map(f).collect() } else { tasks.into_par_iter().map(f).collect().into_iter().collect() }
+    if serial { memory::try_collect_ok(tasks.into_iter().map(f)) } else { memory::try_collect_ok(tasks.into_par_iter().map(f).collect()?) }
 }
 
 /// Some keys of a block, counted from the first key of its run.
@@ -86,11 +87,11 @@ pub(crate) fn forward<T: Multiply>(x: &Attention<'_>, y: &mut [T]) -> Result<()>
     if decode::suits(&p) {
         return decode::forward(&p, y);
     }
-    let blocks = p.blocks();
-    let (runs, serial) = (p.runs(&blocks), p.serial(&blocks));
+    let blocks = p.blocks()?;
+    let (runs, serial) = (p.runs(&blocks)?, p.serial(&blocks));
     let mut rest = y;
-    let tasks: Vec<_> =
-        (0..p.units).flat_map(|u| runs.iter().map(move |r| (u, *r))).map(|(u, r)| (u, r, take(&mut rest, rows_of(r) * dv))).collect();
+    let all = (0..p.units).flat_map(|u| runs.iter().map(move |r| (u, *r)));
+    let tasks = memory::try_collect(all.map(|(u, r)| (u, r, take(&mut rest, rows_of(r) * dv))))?;
     run_all(serial, tasks, |(unit, run, mut y)| {
         let zero = T::Acc::ZERO;
         let all = keys_of(run);
@@ -100,11 +101,11 @@ pub(crate) fn forward<T: Multiply>(x: &Attention<'_>, y: &mut [T]) -> Result<()>
         for b in run {
             let (m, keys) = (b.rows.len(), from(all.start, &b.keys));
             let q = p.q.panel(unit * p.group, b.rows.clone())?;
-            p.weights(unit, b, &q, k.part(keys.clone()), &mut s);
+            p.weights(unit, b, &q, k.part(keys.clone()), &mut s)?;
             let o = &mut o.slice_mut::<T::Acc>()[..m * dv];
             let ld = ld(keys.len());
             let w = s.dropped.as_ref().unwrap_or(&s.p).slice::<T::Acc>();
-            gemm_here(T::Acc::ONE, Mat::new(w, m, keys.len(), ld, 1), v.clean(keys.clone()), zero, o, dv);
+            gemm_here(T::Acc::ONE, Mat::new(w, m, keys.len(), ld, 1), v.clean(keys.clone()), zero, o, dv)?;
             add_bad(T::Acc::ONE, w, ld, m, false, &v, keys, o);
             store(o, take(&mut y, m * dv));
         }
@@ -125,15 +126,13 @@ pub(crate) fn backward<T: Multiply>(x: &Attention<'_>, y_bar: &In<'_>, bars: Bar
     let p = Plan::<T>::new(x)?;
     let g = Heads::<T>::new(y_bar)?;
     let (d, dv, tk) = (p.q.cols, p.v.cols, p.tk);
-    let blocks = p.blocks();
-    let (runs, serial) = (p.runs(&blocks), p.serial(&blocks));
+    let blocks = p.blocks()?;
+    let (runs, serial) = (p.runs(&blocks)?, p.serial(&blocks));
     let (mut q_rest, want_q) = bars.q.map_or((&mut [][..], false), |s| (s, true));
     let (want_k, want_v) = (bars.k.is_some(), bars.v.is_some());
     let acc = <T::Acc as Element>::DTYPE;
-    let tasks: Vec<_> = (0..p.units)
-        .flat_map(|u| runs.iter().map(move |r| (u, *r)))
-        .map(|(u, r)| (u, r, take(&mut q_rest, if want_q { rows_of(r) * d } else { 0 })))
-        .collect();
+    let all = (0..p.units).flat_map(|u| runs.iter().map(move |r| (u, *r)));
+    let tasks = memory::try_collect(all.map(|(u, r)| (u, r, take(&mut q_rest, if want_q { rows_of(r) * d } else { 0 }))))?;
     let sums = run_all(serial, tasks, |(unit, run, mut q_bar)| {
         let (zero, one) = (T::Acc::ZERO, T::Acc::ONE);
         let all = keys_of(run);
@@ -151,34 +150,38 @@ pub(crate) fn backward<T: Multiply>(x: &Attention<'_>, y_bar: &In<'_>, bars: Bar
             let (n, ld) = (keys.len(), ld(keys.len()));
             let q = p.q.panel(unit * p.group, b.rows.clone())?;
             let g = g.panel(unit * p.group, b.rows.clone())?;
-            p.weights(unit, b, &q, k.part(keys.clone()), &mut s);
+            p.weights(unit, b, &q, k.part(keys.clone()), &mut s)?;
             if want_v {
                 let w = s.dropped.as_ref().unwrap_or(&s.p).slice::<T::Acc>();
                 let sum = &mut v_sum[keys.start * dv..];
-                gemm_here(one, Mat::new(w, m, n, ld, 1).transposed(), g.clean(0..m), one, sum, dv);
+                gemm_here(one, Mat::new(w, m, n, ld, 1).transposed(), g.clean(0..m), one, sum, dv)?;
                 add_bad(one, w, ld, n, true, &g, 0..m, sum);
             }
             if !want_q && !want_k {
                 continue;
             }
             let ds = dp.slice_mut::<T::Acc>();
-            gemm_here(one, g.part(0..m), v.part(keys.clone()).transposed(), zero, ds, ld);
+            gemm_here(one, g.part(0..m), v.part(keys.clone()).transposed(), zero, ds, ld)?;
             p.score_cotangents(b, &s, ds);
             if want_k {
                 let sum = &mut k_sum[keys.start * d..];
-                gemm_here(p.scale, Mat::new(ds, m, n, ld, 1).transposed(), q.clean(0..m), one, sum, d);
+                gemm_here(p.scale, Mat::new(ds, m, n, ld, 1).transposed(), q.clean(0..m), one, sum, d)?;
                 add_bad(p.scale, ds, ld, n, true, &q, 0..m, sum);
             }
             if want_q {
                 let out = &mut out.slice_mut::<T::Acc>()[..m * d];
-                gemm_here(p.scale, Mat::new(ds, m, n, ld, 1), k.clean(keys.clone()), zero, out, d);
+                gemm_here(p.scale, Mat::new(ds, m, n, ld, 1), k.clean(keys.clone()), zero, out, d)?;
                 add_bad(p.scale, ds, ld, m, false, &k, keys, out);
                 store(out, take(&mut q_bar, m * d));
             }
         }
         Ok(((all.clone(), k_bar), (all, v_bar)))
     })?;
-    let (k_sums, v_sums): (Vec<Sum>, Vec<Sum>) = sums.into_iter().unzip();
+    let (mut k_sums, mut v_sums): (Vec<Sum>, Vec<Sum>) = (memory::room(sums.len())?, memory::room(sums.len())?);
+    for (k, v) in sums {
+        k_sums.push(k);
+        v_sums.push(v);
+    }
     for (bar, sums, width) in [(bars.k, k_sums, d), (bars.v, v_sums, dv)] {
         if let Some(bar) = bar
             && tk * width > 0
@@ -194,7 +197,7 @@ type Sum = (Range<usize>, Buffer);
 
 /// Adds the sums of each unit's tasks in order and rounds them.
 fn combine<T: Multiply>(serial: bool, bar: &mut [T], tk: usize, width: usize, sums: &[Sum], parts: usize) -> Result<()> {
-    let tasks: Vec<_> = bar.chunks_mut(tk * width).zip(sums.chunks(parts)).collect();
+    let tasks = memory::try_collect(bar.chunks_mut(tk * width).zip(sums.chunks(parts)))?;
     run_all(serial, tasks, |(bar, sums)| {
         if let [(keys, only)] = sums
             && keys.len() == tk
@@ -232,20 +235,20 @@ pub(crate) fn backward_mask<T: Multiply>(x: &Attention<'_>, y_bar: &In<'_>, shap
     // Which matrix of the mask each query head reads.
     let lead: crate::Shape = (0..rank - 2).map(at).collect();
     let heads: crate::Shape = x.q.shape()[..rank - 2].into();
-    let slices: Vec<usize> = Layout::contiguous(&lead).expand(&heads)?.indices().collect();
+    let slices = memory::try_collect(Layout::contiguous(&lead).expand(&heads)?.indices())?;
     let per_row = rows > 1 && rows == p.tq;
     let size = if per_row { MASK_ROWS } else { rows };
-    let tasks: Vec<_> = bar
-        .chunks_mut(rows * cols)
-        .enumerate()
-        .flat_map(|(slice, m)| m.chunks_mut(size * cols).enumerate().map(move |(i, out)| (slice, i * size, out)))
-        .collect();
-    run_all(p.serial(&p.blocks()), tasks, |(slice, first, out)| {
+    let slabs = bar.chunks_mut(rows * cols).enumerate();
+    let tasks = memory::try_collect(
+        slabs.flat_map(|(slice, m)| m.chunks_mut(size * cols).enumerate().map(move |(i, out)| (slice, i * size, out))),
+    )?;
+    run_all(p.serial(&p.blocks()?), tasks, |(slice, first, out)| {
         let zero = T::Acc::ZERO;
         let count = out.len() / cols;
-        let mut sum = vec![zero; out.len()];
+        let mut sum = memory::vec_of(zero, out.len())?;
         let queries = if per_row { first..first + count } else { 0..p.tq };
-        let blocks = p.blocks_of(0, queries);
+        let mut blocks = Vec::new();
+        p.blocks_of(0, queries, &mut blocks)?;
         // The mask is added behind the cap: its slope plays no part.
         let mut s = Scratch::<T::Acc>::new(&p, &blocks, false)?;
         let mut dp = Buffer::alloc(<T::Acc as Element>::DTYPE, scratch_len(&blocks))?;
@@ -256,9 +259,9 @@ pub(crate) fn backward_mask<T: Multiply>(x: &Attention<'_>, y_bar: &In<'_>, shap
                 let (k, v) = (p.k.panel(unit, b.keys.clone())?, p.v.panel(unit, b.keys.clone())?);
                 let (q, g) = (p.q.panel(unit * p.group, b.rows.clone())?, g.panel(unit * p.group, b.rows.clone())?);
                 let (m, n) = (b.rows.len(), b.keys.len());
-                p.weights(unit, &b, &q, k.part(0..n), &mut s);
+                p.weights(unit, &b, &q, k.part(0..n), &mut s)?;
                 let (ds, ld) = (dp.slice_mut::<T::Acc>(), ld(n));
-                gemm_here(T::Acc::ONE, g.part(0..m), v.part(0..n).transposed(), zero, ds, ld);
+                gemm_here(T::Acc::ONE, g.part(0..m), v.part(0..n).transposed(), zero, ds, ld)?;
                 p.score_cotangents(&b, &s, ds);
                 for (i, ds) in of_first.rows.clone().zip(ds.chunks(ld).take(m)) {
                     let to = if per_row { i - first } else { 0 };

@@ -14,6 +14,7 @@ use super::matmul::Multiply;
 use super::simd;
 use crate::dtype::Element;
 use crate::error::Result;
+use crate::memory;
 use std::ops::Range;
 
 /// Queries of all heads of a unit, at most: with more of them, matrix products are faster.
@@ -39,11 +40,11 @@ pub(super) fn forward<T: Multiply>(p: &Plan<'_, T>, y: &mut [T]) -> Result<()> {
     let (rows, dv) = (p.group * p.tq, p.v.cols);
     // Keys that no query sees are left out.
     let all = p.seen(0).start..p.seen(p.tq - 1).end;
-    let pieces: Vec<Range<usize>> = all.clone().step_by(KEYS).map(|j| j..(j + KEYS).min(all.end)).collect();
-    let tasks: Vec<_> = (0..p.units).flat_map(|u| pieces.iter().map(move |keys| (u, keys.clone()))).collect();
+    let pieces: Vec<Range<usize>> = memory::try_collect(all.clone().step_by(KEYS).map(|j| j..(j + KEYS).min(all.end)))?;
+    let tasks = memory::try_collect((0..p.units).flat_map(|u| pieces.iter().map(move |keys| (u, keys.clone()))))?;
     let serial = p.units * rows * all.len() * (p.q.cols + dv) < SERIAL_WORK;
     let parts = run_all(serial, tasks, |(unit, keys)| part(p, unit, keys))?;
-    let units: Vec<_> = y.chunks_mut(rows * dv).enumerate().collect();
+    let units = memory::try_collect(y.chunks_mut(rows * dv).enumerate())?;
     run_all(true, units, |(unit, y)| combine::<T>(&parts[unit * pieces.len()..(unit + 1) * pieces.len()], dv, y))?;
     Ok(())
 }

@@ -10,6 +10,7 @@ use super::view::In;
 use crate::dtype::Element;
 use crate::error::Result;
 use crate::layout::Layout;
+use crate::memory;
 use std::ops::Range;
 
 /// A stack of matrices, one for each head.
@@ -64,7 +65,7 @@ impl<A: Real + Compute<Acc = A>> Panel<'_, A> {
         &data[i * stride..i * stride + self.cols]
     }
 
-    fn inspect(mut self) -> Self {
+    fn inspect(mut self) -> Result<Self> {
         // x − x is 0 for finite x and NaN otherwise. All rows at once: nearly always nothing is found.
         let finite = |rows: Range<usize>| {
             simd::dispatch(
@@ -83,16 +84,18 @@ impl<A: Real + Compute<Acc = A>> Panel<'_, A> {
                 },
             )
         };
-        let bad: Vec<usize> = if finite(0..self.rows) { Vec::new() } else { (0..self.rows).filter(|&i| !finite(i..i + 1)).collect() };
+        let bad: Vec<usize> =
+            if finite(0..self.rows) { Vec::new() } else { memory::try_collect((0..self.rows).filter(|&i| !finite(i..i + 1)))? };
         if !bad.is_empty() {
-            let mut copy: Vec<A> = (0..self.rows).flat_map(|i| self.row(i).iter().copied()).collect();
+            let mut copy: Vec<A> = memory::room(self.rows * self.cols)?;
+            (0..self.rows).for_each(|i| copy.extend_from_slice(self.row(i)));
             for &i in &bad {
                 copy[i * self.cols..(i + 1) * self.cols].fill(A::ZERO);
             }
             self.clean = Some(copy);
             self.bad = bad;
         }
-        self
+        Ok(self)
     }
 }
 
@@ -108,7 +111,7 @@ where
         let lead = Layout::from_parts(shape[..r].into(), strides[..r].iter().copied().collect(), l.offset())?;
         Ok(Heads {
             data,
-            offsets: lead.indices().collect(),
+            offsets: memory::try_collect(lead.indices())?,
             rows: shape[r],
             cols: shape[r + 1],
             row_stride: strides[r],
@@ -129,7 +132,7 @@ where
             && let Some(data) = T::as_acc(self.data)
         {
             out.borrowed = Some((&data[at(rows.start)..], self.row_stride));
-            return Ok(out.inspect());
+            return out.inspect();
         }
         let mut buffer = Buffer::alloc(<T::Acc as Element>::DTYPE, rows.len() * self.cols)?;
         for (r, row) in rows.zip(buffer.slice_mut::<T::Acc>().chunks_mut(self.cols)) {
@@ -150,7 +153,7 @@ where
             );
         }
         out.owned = Some(buffer);
-        Ok(out.inspect())
+        out.inspect()
     }
 }
 

@@ -13,6 +13,7 @@ use crate::backend::attention::{seen, seen_packed};
 use crate::dtype::{DType, Element};
 use crate::error::Result;
 use crate::layout::Layout;
+use crate::memory;
 use std::ops::Range;
 
 /// Query rows of a block, unless long rows of scores allow fewer.
@@ -107,7 +108,7 @@ impl<A: Element> Scratch<A> {
         Ok(Scratch {
             p: Buffer::alloc(A::DTYPE, len)?,
             dropped: buffer(options.dropout.is_some())?,
-            keep: if options.dropout.is_some() { vec![0; len] } else { Vec::new() },
+            keep: if options.dropout.is_some() { memory::vec_of(0, len)? } else { Vec::new() },
             slopes: buffer(slopes && options.softcap.is_some())?,
             _acc: std::marker::PhantomData,
         })
@@ -144,14 +145,14 @@ impl<'a, T: Multiply> Plan<'a, T> {
             Some((_, l)) => {
                 let r = l.rank() - 2;
                 let lead = Layout::from_parts(l.shape()[..r].into(), l.strides()[..r].iter().copied().collect(), l.offset())?;
-                Some((lead.indices().collect(), l.strides()[r], l.strides()[r + 1]))
+                Some((memory::try_collect(lead.indices())?, l.strides()[r], l.strides()[r + 1]))
             }
             None => None,
         };
         let units = k.offsets.len();
         let group = q.offsets.len().checked_div(units).unwrap_or(0);
         let (tq, tk, band) = (q.rows, k.rows, of.options.band);
-        let spans = of.offsets.as_ref().map(|(q, k)| seen_packed(band, q, k));
+        let spans = of.offsets.as_ref().map(|(q, k)| seen_packed(band, q, k)).transpose()?;
         let longest = of.offsets.as_ref().map_or(tk, |(_, k)| k.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0));
         let widest = band.map_or(tk, |(left, right)| left.saturating_add(right).saturating_add(BLOCK)).min(longest);
         let size = (SCORES / widest.max(1)).clamp(16, BLOCK) / 16 * 16;
@@ -166,29 +167,32 @@ impl<'a, T: Multiply> Plan<'a, T> {
         }
     }
 
-    /// The blocks of some consecutive queries of a head of the unit: none reaches over two packed sequences.
-    pub(super) fn blocks_of(&self, head: usize, queries: Range<usize>) -> Vec<Block> {
-        let (mut out, mut at) = (Vec::new(), queries.start);
+    /// Adds the blocks of some consecutive queries of a head of the unit: none reaches over two packed sequences.
+    pub(super) fn blocks_of(&self, head: usize, queries: Range<usize>, out: &mut Vec<Block>) -> Result<()> {
+        let mut at = queries.start;
         let starts = self.of.offsets.as_ref().map_or(&[][..], |(q, _)| q);
         while at < queries.end {
             let next = starts.get(starts.partition_point(|&s| s <= at)).copied().unwrap_or(queries.end);
             let end = (at + self.size).min(queries.end).min(next);
             // Both ends of what a query sees only move forward.
             let keys = self.seen(at).start..self.seen(end - 1).end;
-            out.push(Block { rows: head * self.tq + at..head * self.tq + end, keys });
+            memory::push(out, Block { rows: head * self.tq + at..head * self.tq + end, keys })?;
             at = end;
         }
-        out
+        Ok(())
     }
 
     /// The blocks of a unit: within heads, or several short heads at once.
-    pub(super) fn blocks(&self) -> Vec<Block> {
+    pub(super) fn blocks(&self) -> Result<Vec<Block>> {
+        let mut out = Vec::new();
         if self.tq >= self.size || self.spans.is_some() || self.tq == 0 {
-            return (0..self.group).flat_map(|g| self.blocks_of(g, 0..self.tq)).collect();
+            (0..self.group).try_for_each(|g| self.blocks_of(g, 0..self.tq, &mut out))?;
+            return Ok(out);
         }
         let keys = self.seen(0).start..self.seen(self.tq - 1).end;
         let (step, all) = (self.size / self.tq * self.tq, self.group * self.tq);
-        (0..all).step_by(step).map(|r| Block { rows: r..(r + step).min(all), keys: keys.clone() }).collect()
+        memory::extend(&mut out, (0..all).step_by(step).map(|r| Block { rows: r..(r + step).min(all), keys: keys.clone() }))?;
+        Ok(out)
     }
 
     /// Multiply-adds of the scores and of what is summed by them.
@@ -198,10 +202,10 @@ impl<'a, T: Multiply> Plan<'a, T> {
     }
 
     /// Runs of blocks, one a task: the number follows from the shapes.
-    pub(super) fn runs<'b>(&self, blocks: &'b [Block]) -> Vec<&'b [Block]> {
+    pub(super) fn runs<'b>(&self, blocks: &'b [Block]) -> Result<Vec<&'b [Block]>> {
         let parts = TASKS.div_ceil(self.units.max(1)).clamp(1, blocks.len().max(1));
         let parts = if self.work(blocks) < 16 * SERIAL_WORK { 1 } else { parts };
-        if blocks.is_empty() { vec![blocks] } else { blocks.chunks(blocks.len().div_ceil(parts)).collect() }
+        if blocks.is_empty() { memory::vec_of(blocks, 1) } else { memory::try_collect(blocks.chunks(blocks.len().div_ceil(parts))) }
     }
 
     /// Whether everything stays on the calling thread.
@@ -228,10 +232,10 @@ impl<'a, T: Multiply> Plan<'a, T> {
     }
 
     /// The weights of a block, in `s.p`, and after dropout in `s.dropped`. The panel of keys is that of the block.
-    pub(super) fn weights(&self, unit: usize, b: &Block, q: &Panel<'_, T::Acc>, k: Mat<'_, T::Acc>, s: &mut Scratch<T::Acc>) {
+    pub(super) fn weights(&self, unit: usize, b: &Block, q: &Panel<'_, T::Acc>, k: Mat<'_, T::Acc>, s: &mut Scratch<T::Acc>) -> Result<()> {
         let (ld, count, first) = (ld(b.keys.len()), b.keys.len(), b.keys.start);
         let p = s.p.slice_mut::<T::Acc>();
-        gemm_here(self.scale, q.part(0..b.rows.len()), k.transposed(), T::Acc::ZERO, p, ld);
+        gemm_here(self.scale, q.part(0..b.rows.len()), k.transposed(), T::Acc::ZERO, p, ld)?;
         if let (Some(slopes), Some(c)) = (&mut s.slopes, self.of.options.softcap) {
             let inverse = <T::Acc as Real>::from_f64(1.0 / c);
             let n = b.rows.len() * ld;
@@ -256,7 +260,7 @@ impl<'a, T: Multiply> Plan<'a, T> {
                 || softmax_row(row),
             );
         }
-        let (Some((key, keep)), Some(dropped)) = (self.of.options.dropout, &mut s.dropped) else { return };
+        let (Some((key, keep)), Some(dropped)) = (self.of.options.dropout, &mut s.dropped) else { return Ok(()) };
         let inv = if keep > 0.0 { <T::Acc as Real>::from_f64(1.0 / keep) } else { T::Acc::ZERO };
         let rows = p.chunks(ld).zip(dropped.slice_mut::<T::Acc>().chunks_mut(ld)).zip(s.keep.chunks_mut(ld));
         for (r, ((p, d), bits)) in b.rows.clone().zip(rows) {
@@ -267,6 +271,7 @@ impl<'a, T: Multiply> Plan<'a, T> {
                 *d = if bit == 0 { T::Acc::ZERO } else { p * inv };
             }
         }
+        Ok(())
     }
 
     /// Turns the cotangents of a block's dropped weights, in `dp`, into those of its scores, and through the cap when the

@@ -6,12 +6,15 @@
 //! element of C within a step. What the crate runs on one thread is cut here, again by size alone. Tested for 1, 2 and 3.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::par::*;
 use gemm::Parallelism;
 
 use super::math::{Real, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use super::simd::dispatch;
+use crate::error::Result;
+use crate::memory;
 
 /// Multiply-adds below which a product is not worth a second thread: about 10 µs of one core.
 const PARALLEL_WORK: usize = 1 << 19;
@@ -176,13 +179,31 @@ impl<T> Shared<T> {
     }
 }
 
-/// C ← alpha A·B + beta C on one thread.
+/// Bytes from which on the memory of a product's packed operands is asked for first.
+const PACKED: usize = 1 << 20;
+
+/// What the micro-kernels' crate may take at a time for packed operands: up to 512 steps of K of both, as much as the caches hold.
+fn packed<T>(m: usize, n: usize, k: usize) -> usize {
+    let part = |side: usize, most: usize| (side + 64).saturating_mul(k.min(512)).saturating_mul(size_of::<T>()).min(most);
+    part(n, 64 << 20).saturating_add(part(m, 16 << 20))
+}
+
+/// Whether every thread has the memory that the crate keeps for each.
+static WARM: AtomicBool = AtomicBool::new(false);
+
+/// C ← alpha A·B + beta C. The crate takes memory without asking, and ends the process where there is none: what it may take is
+/// asked for here.
 ///
 /// # Safety
 /// `c` must be valid for reads and writes of an a.rows × b.cols matrix with rows `rs` apart (rs ≥ b.cols when there is more
 /// than one row), which nobody else touches meanwhile. a.cols must equal b.rows.
-unsafe fn tile<T: GemmFloat>(alpha: T, a: Mat<T>, b: Mat<T>, beta: T, c: *mut T, rs: usize, par: Parallelism) {
+unsafe fn tile<T: GemmFloat>(alpha: T, a: Mat<T>, b: Mat<T>, beta: T, c: *mut T, rs: usize, par: Parallelism) -> Result<()> {
     debug_assert_eq!(a.cols, b.rows);
+    let bytes = packed::<T>(a.rows, b.cols, a.cols);
+    let first = bytes >= PACKED && !WARM.load(Relaxed);
+    if bytes >= PACKED {
+        memory::ensure(bytes + if first { rayon::current_num_threads() * (2 << 20) } else { 0 })?;
+    }
     // SAFETY: `Mat::new` checked that every element of a and b lies in its slice, and the caller vouches for c; sizes are
     // below isize::MAX by `span`. With beta = 0 the kernel does not read c.
     unsafe {
@@ -208,6 +229,10 @@ unsafe fn tile<T: GemmFloat>(alpha: T, a: Mat<T>, b: Mat<T>, beta: T, c: *mut T,
             par,
         );
     }
+    if first && matches!(par, Parallelism::Rayon(_)) {
+        WARM.store(true, Relaxed);
+    }
+    Ok(())
 }
 
 /// How one product is shared out; a function of its size, never of the number of threads.
@@ -260,36 +285,35 @@ fn scale<T: GemmFloat>(beta: T, c: &mut [T], m: usize, n: usize, rs: usize) {
 /// # Panics
 /// When the sizes do not fit each other or C.
 #[track_caller]
-pub(crate) fn gemm<T: GemmFloat>(alpha: T, a: Mat<T>, b: Mat<T>, beta: T, c: &mut [T], c_row_stride: usize) {
+pub(crate) fn gemm<T: GemmFloat>(alpha: T, a: Mat<T>, b: Mat<T>, beta: T, c: &mut [T], c_row_stride: usize) -> Result<()> {
     assert_eq!(a.cols, b.rows, "inner sizes of a matrix product differ");
     let (m, n, k) = (a.rows, b.cols, a.cols);
     check_c(m, n, c_row_stride, c.len());
     if m == 0 || n == 0 {
-        return;
+        return Ok(());
     }
     if k == 0 {
-        return scale(beta, c, m, n, c_row_stride);
+        scale(beta, c, m, n, c_row_stride);
+        return Ok(());
     }
     let out = Shared::new(c);
     match Plan::new(m, n, k) {
         // SAFETY: `check_c` found the window inside c, which we hold exclusively.
         Plan::Whole => unsafe { tile(alpha, a, b, beta, out.at(0), c_row_stride, Parallelism::Rayon(0)) },
-        Plan::Outputs(size) => numbers(0..(m * n).div_ceil(size)).for_each(|i| {
+        Plan::Outputs(size) => numbers(0..(m * n).div_ceil(size)).try_for_each(|i| {
             let piece = i * size..((i + 1) * size).min(m * n);
             let (rows, cols) = if n == 1 { (piece, 0..1) } else { (0..1, piece) };
             let at = rows.start * c_row_stride + cols.start;
             // SAFETY: the pieces partition the window that `check_c` found inside c.
-            unsafe { tile(alpha, a.block(rows, 0..k), b.block(0..k, cols), beta, out.at(at), c_row_stride, Parallelism::None) };
+            unsafe { tile(alpha, a.block(rows, 0..k), b.block(0..k, cols), beta, out.at(at), c_row_stride, Parallelism::None) }
         }),
         Plan::Depth(size) => {
-            let mut parts = vec![T::ZERO; k.div_ceil(size) * m * n];
-            parts.par_chunks_mut(m * n).enumerate().for_each(|(i, part)| {
+            let mut parts = memory::vec_of(T::ZERO, k.div_ceil(size) * m * n)?;
+            parts.par_chunks_mut(m * n).enumerate().try_for_each(|(i, part)| {
                 let depth = i * size..((i + 1) * size).min(k);
                 // SAFETY: a part is a contiguous m × n matrix of its own.
-                unsafe {
-                    tile(alpha, a.block(0..m, depth.clone()), b.block(depth, 0..n), T::ZERO, part.as_mut_ptr(), n, Parallelism::None)
-                };
-            });
+                unsafe { tile(alpha, a.block(0..m, depth.clone()), b.block(depth, 0..n), T::ZERO, part.as_mut_ptr(), n, Parallelism::None) }
+            })?;
             let mut count = k.div_ceil(size);
             while count > 1 {
                 let half = count.div_ceil(2);
@@ -305,6 +329,7 @@ pub(crate) fn gemm<T: GemmFloat>(alpha: T, a: Mat<T>, b: Mat<T>, beta: T, c: &mu
                     *x = if beta == T::ZERO { y } else { *x + y };
                 }
             }
+            Ok(())
         }
     }
 }
@@ -314,7 +339,7 @@ pub(crate) fn gemm<T: GemmFloat>(alpha: T, a: Mat<T>, b: Mat<T>, beta: T, c: &mu
 /// # Panics
 /// When the sizes do not fit each other or C.
 #[track_caller]
-pub(crate) fn gemm_here<T: GemmFloat>(alpha: T, a: Mat<T>, b: Mat<T>, beta: T, c: &mut [T], c_row_stride: usize) {
+pub(crate) fn gemm_here<T: GemmFloat>(alpha: T, a: Mat<T>, b: Mat<T>, beta: T, c: &mut [T], c_row_stride: usize) -> Result<()> {
     assert_eq!(a.cols, b.rows, "inner sizes of a matrix product differ");
     let (m, n, k) = (a.rows, b.cols, a.cols);
     check_c(m, n, c_row_stride, c.len());
@@ -322,8 +347,9 @@ pub(crate) fn gemm_here<T: GemmFloat>(alpha: T, a: Mat<T>, b: Mat<T>, beta: T, c
         scale(beta, c, m, n, c_row_stride);
     } else if m > 0 && n > 0 {
         // SAFETY: `check_c` found the window inside c, which we hold exclusively.
-        unsafe { tile(alpha, a, b, beta, c.as_mut_ptr(), c_row_stride, Parallelism::None) };
+        unsafe { tile(alpha, a, b, beta, c.as_mut_ptr(), c_row_stride, Parallelism::None)? };
     }
+    Ok(())
 }
 
 /// Equal matrices in one slice, one at each offset; an offset may occur many times (a broadcast batch).
@@ -376,39 +402,51 @@ fn check_batch<A: Copy, B: Copy>(a: &Batch<A>, b: &Batch<B>, c_len: usize, c_off
 /// # Panics
 /// When the sizes do not fit each other or C.
 #[track_caller]
-pub(crate) fn batched<T: GemmFloat>(alpha: T, a: Batch<T>, b: Batch<T>, beta: T, c: &mut [T], c_offsets: &[usize], c_row_stride: usize) {
+pub(crate) fn batched<T: GemmFloat>(
+    alpha: T,
+    a: Batch<T>,
+    b: Batch<T>,
+    beta: T,
+    c: &mut [T],
+    c_offsets: &[usize],
+    c_row_stride: usize,
+) -> Result<()> {
     check_batch(&a, &b, c.len(), c_offsets, c_row_stride);
     let (m, n, k) = (a.rows, b.cols, a.cols);
     let need = span(m, n, c_row_stride, 1).unwrap_or(0);
     if m == 0 || n == 0 {
-        return;
+        return Ok(());
     }
     if k == 0 || !spread(c_offsets.len(), m, n, k) {
         for (i, &at) in c_offsets.iter().enumerate() {
-            gemm(alpha, a.get(i), b.get(i), beta, &mut c[at..at + need], c_row_stride);
+            gemm(alpha, a.get(i), b.get(i), beta, &mut c[at..at + need], c_row_stride)?;
         }
-        return;
+        return Ok(());
     }
     let out = Shared::new(c);
     let group = group(m, n, k);
     let indices: Range<usize> = 0..c_offsets.len().div_ceil(group);
-    let task = |g: usize| {
+    let task = |g: usize| -> Result<()> {
         for (i, &at) in c_offsets.iter().enumerate().skip(g * group).take(group) {
             // SAFETY: `check_batch` found the windows of C inside c and disjoint; `get` checks a and b.
-            unsafe { tile(alpha, a.get(i), b.get(i), beta, out.at(at), c_row_stride, Parallelism::None) };
+            unsafe { tile(alpha, a.get(i), b.get(i), beta, out.at(at), c_row_stride, Parallelism::None)? };
         }
+        Ok(())
     };
-    if indices.len() == 1 { task(0) } else { numbers(indices).for_each(task) }
+    if indices.len() == 1 { task(0) } else { numbers(indices).try_for_each(task) }
 }
 
 /// Runs `f` with `len` f32 of scratch that the thread keeps: fresh pages would cost more than the conversion.
-fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> Result<R>) -> Result<R> {
     thread_local! {
         static SCRATCH: std::cell::RefCell<Vec<f32>> = const { std::cell::RefCell::new(Vec::new()) };
     }
     // Taken out, not borrowed: rayon may run another product on this thread while `f` waits.
     let mut buffer = SCRATCH.with(|s| s.take());
     if buffer.len() < len {
+        // What it holds is nobody's: no copy of it.
+        buffer.clear();
+        memory::reserve(&mut buffer, len)?;
         buffer.resize(len, 0.0);
     }
     let result = f(&mut buffer[..len]);
@@ -425,14 +463,14 @@ fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
 /// # Panics
 /// When the sizes do not fit each other or C.
 #[track_caller]
-pub(crate) fn gemm_half<H: Half>(alpha: f32, a: Mat<H>, b: Mat<H>, beta: f32, c: &mut [H], c_row_stride: usize) {
+pub(crate) fn gemm_half<H: Half>(alpha: f32, a: Mat<H>, b: Mat<H>, beta: f32, c: &mut [H], c_row_stride: usize) -> Result<()> {
     // Rows of A and C that are in f32 at a time.
     const PANEL: usize = 1024;
     assert_eq!(a.cols, b.rows, "inner sizes of a matrix product differ");
     let (m, n, k) = (a.rows, b.cols, a.cols);
     check_c(m, n, c_row_stride, c.len());
     if m == 0 || n == 0 {
-        return;
+        return Ok(());
     }
     // A transposed B is widened as it lies in memory and multiplied through its strides.
     let flip = b.col_stride != 1 && b.row_stride == 1;
@@ -458,7 +496,7 @@ pub(crate) fn gemm_half<H: Half>(alpha: f32, a: Mat<H>, b: Mat<H>, beta: f32, c:
             }
             let wide = if flip { Mat::row_major(wide, k, rows).transposed() } else { Mat::row_major(wide, rows, k) };
             let product = &mut wide_c[..rows * n];
-            gemm(alpha, wide, wide_b, 0.0, product, n);
+            gemm(alpha, wide, wide_b, 0.0, product, n)?;
             let from = start * c_row_stride;
             let window = &mut c[from..from + (rows - 1) * c_row_stride + n];
             window.par_chunks_mut(c_row_stride.max(n)).zip(product.par_chunks(n)).with_min_len(16_384usize.div_ceil(n)).for_each(
@@ -474,7 +512,8 @@ pub(crate) fn gemm_half<H: Half>(alpha: f32, a: Mat<H>, b: Mat<H>, beta: f32, c:
                 },
             );
         }
-    });
+        Ok(())
+    })
 }
 
 /// [`batched`] for a half type.
@@ -490,14 +529,14 @@ pub(crate) fn batched_half<H: Half>(
     c: &mut [H],
     c_offsets: &[usize],
     c_row_stride: usize,
-) {
+) -> Result<()> {
     check_batch(&a, &b, c.len(), c_offsets, c_row_stride);
     let (m, n, k) = (a.rows, b.cols, a.cols);
     let need = span(m, n, c_row_stride, 1).unwrap_or(0);
     if need == 0 {
-        return;
+        return Ok(());
     }
-    let mut windows = Vec::with_capacity(c_offsets.len());
+    let mut windows = memory::room(c_offsets.len())?;
     let (mut rest, mut taken) = (c, 0);
     for &at in c_offsets {
         let (window, after) = std::mem::take(&mut rest)[at - taken..].split_at_mut(need);
@@ -506,9 +545,9 @@ pub(crate) fn batched_half<H: Half>(
     }
     let task = |(i, window): (usize, &mut [H])| gemm_half(alpha, a.get(i), b.get(i), beta, window, c_row_stride);
     if spread(windows.len(), m, n, k) {
-        windows.into_par_iter().enumerate().with_min_len(group(m, n, k)).for_each(task);
+        windows.into_par_iter().enumerate().with_min_len(group(m, n, k)).try_for_each(task)
     } else {
-        windows.into_iter().enumerate().for_each(task);
+        windows.into_iter().enumerate().try_for_each(task)
     }
 }
 

@@ -56,7 +56,7 @@ pub(super) fn product(a: Mat<'_, bf16>, b: Mat<'_, bf16>, beta: f32, c: &mut [bf
     packed.par_chunks_mut(pairs * ROWS).enumerate().for_each(|(i, panel)| pack::<ROWS>(a, i * ROWS, panel));
     let (packed, b) = (&*packed, b.transposed());
     let (groups, out) = (panels.div_ceil(PANELS), Shared::new(c));
-    (0..n.div_ceil(COLS) * groups).collect::<Vec<_>>().into_par_iter().try_for_each(|task| {
+    numbers(0..n.div_ceil(COLS) * groups).try_for_each(|task| {
         let (first, group) = (task / groups * COLS, task % groups);
         let mut panel = Buffer::alloc(DType::U32, pairs * COLS)?;
         let panel = panel.slice_mut::<u32>();

@@ -41,7 +41,7 @@ fn check<T: GemmFloat>(m: usize, n: usize, k: usize, ta: bool, tb: bool, eps: f6
     let (alpha, beta) = (T::from_f64(0.75), T::from_f64(-0.5));
     let run = |beta: T| {
         let mut c = c0.clone();
-        gemm(alpha, ma, mb, beta, &mut c, rs);
+        gemm(alpha, ma, mb, beta, &mut c, rs).unwrap();
         c
     };
     let zero = same_bits(&what, || run(T::ZERO));
@@ -120,7 +120,7 @@ fn batches_broadcast_and_keep_bits() {
         let bb = Batch { data: &b, offsets: &bo, rows: k, cols: n, row_stride: n, col_stride: 1 };
         let got = same_bits("batch", || {
             let mut c = vec![7f32; batch * (m * n + 1)];
-            batched(1.0, ba, bb, 0.0, &mut c, &co, n);
+            batched(1.0, ba, bb, 0.0, &mut c, &co, n).unwrap();
             c
         });
         let mut want = vec![7f64; batch * (m * n + 1)];
@@ -140,7 +140,7 @@ fn batches_broadcast_and_keep_bits() {
         let bb = Batch { data: &hb, offsets: &bo, rows: k, cols: n, row_stride: n, col_stride: 1 };
         let got = same_bits("half batch", || {
             let mut c = vec![bf16::ONE; batch * (m * n + 1)];
-            batched_half(1.0, ba, bb, 0.0, &mut c, &co, n);
+            batched_half(1.0, ba, bb, 0.0, &mut c, &co, n).unwrap();
             c.into_iter().map(f32::from).collect()
         });
         for i in 0..batch {
@@ -164,7 +164,7 @@ fn half_products_round_once() {
             let mb = if tb { Mat::new(&b, k, n, 1, k) } else { Mat::row_major(&b, k, n) };
             let got = same_bits("half", || {
                 let mut c = vec![f16::NAN; m * (n + 2)];
-                gemm_half(1.0, ma, mb, 0.0, &mut c, n + 2);
+                gemm_half(1.0, ma, mb, 0.0, &mut c, n + 2).unwrap();
                 c.chunks(n + 2).flat_map(|r| r[..n].iter().map(|&x| f32::from(x))).collect()
             });
             for i in (0..m * n).step_by(37) {
@@ -181,7 +181,7 @@ fn half_products_round_once() {
 fn zero_stride_broadcasts_an_operand() {
     let (row, ones) = ([1f32, 2.0, 3.0], [1f32]);
     let mut c = [f32::NAN; 6];
-    gemm(1.0, Mat::new(&ones, 2, 3, 0, 0), Mat::new(&row, 3, 3, 0, 1), 0.0, &mut c, 3);
+    gemm(1.0, Mat::new(&ones, 2, 3, 0, 0), Mat::new(&row, 3, 3, 0, 1), 0.0, &mut c, 3).unwrap();
     assert_eq!(c, [3.0, 6.0, 9.0, 3.0, 6.0, 9.0]);
 }
 
@@ -195,7 +195,7 @@ fn a_matrix_beyond_its_data_is_refused() {
 #[should_panic(expected = "does not fit")]
 fn a_short_result_is_refused() {
     let x = [0f32; 16];
-    gemm(1.0, Mat::row_major(&x, 4, 4), Mat::row_major(&x, 4, 4), 0.0, &mut [0f32; 15], 4);
+    gemm(1.0, Mat::row_major(&x, 4, 4), Mat::row_major(&x, 4, 4), 0.0, &mut [0f32; 15], 4).unwrap();
 }
 
 #[test]
@@ -203,5 +203,5 @@ fn a_short_result_is_refused() {
 fn overlapping_results_are_refused() {
     let x = [0f32; 16];
     let b = Batch { data: &x, offsets: &[0, 0], rows: 4, cols: 4, row_stride: 4, col_stride: 1 };
-    batched(1.0, b, b, 0.0, &mut [0f32; 32], &[0, 15], 4);
+    batched(1.0, b, b, 0.0, &mut [0f32; 32], &[0, 15], 4).unwrap();
 }

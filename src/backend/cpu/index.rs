@@ -9,6 +9,8 @@ use super::simd;
 use super::view::{Contiguous, In, SERIAL};
 use crate::dtype::{DType, Element, I64, U8, U32};
 use crate::error::{Error, Result, bail};
+use crate::memory;
+use crate::shape::Dims;
 use std::marker::PhantomData;
 
 /// Columns that one accumulator block holds: it stays in the first-level cache.
@@ -31,7 +33,7 @@ pub(crate) fn indices<'a>(x: &In<'a>, limit: usize) -> Result<Contiguous<'a, i64
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     if let Some(at) = out.iter().position(|&i| i < 0 || i >= limit) {
         let mut rest = at;
-        let mut position = vec![0; x.shape().rank()];
+        let mut position = Dims::from_elem(0, x.shape().rank());
         for (p, &d) in position.iter_mut().zip(x.shape().iter()).rev() {
             *p = rest % d;
             rest /= d;
@@ -69,20 +71,20 @@ pub(crate) fn select_rows<T: Element>(x: &[T], ids: &[i64], extent: usize, inner
 
 /// `y[o, v, :] = Σ g[o, k, :]` over the `k` with `ids[k] = v`, in the order of `k`; the row of `skip`, and rows that no
 /// index names, are zero. `y` is `[outer, extent, inner]`, `g` is `[outer, ids, inner]`.
-pub(crate) fn add_rows<T: Compute>(g: &[T], ids: &[i64], extent: usize, inner: usize, skip: Option<i64>, y: &mut [T]) {
+pub(crate) fn add_rows<T: Compute>(g: &[T], ids: &[i64], extent: usize, inner: usize, skip: Option<i64>, y: &mut [T]) -> Result<()> {
     if y.is_empty() {
-        return;
+        return Ok(());
     }
     // Counting sort: `order[start[v]..start[v + 1]]` are the positions that name row v, ascending.
-    let mut start = vec![0usize; extent + 1];
+    let mut start = memory::vec_of(0usize, extent + 1)?;
     for &id in ids {
         start[id as usize + 1] += 1;
     }
     for v in 0..extent {
         start[v + 1] += start[v];
     }
-    let mut next = start.clone();
-    let mut order = vec![0usize; ids.len()];
+    let mut next = memory::copied(&start)?;
+    let mut order = memory::vec_of(0usize, ids.len())?;
     for (k, &id) in ids.iter().enumerate() {
         let slot = &mut next[id as usize];
         order[*slot] = k;
@@ -116,6 +118,7 @@ pub(crate) fn add_rows<T: Compute>(g: &[T], ids: &[i64], extent: usize, inner: u
     } else {
         y.par_chunks_mut(per_task * inner).enumerate().for_each(task);
     }
+    Ok(())
 }
 
 /// `out = Σ g[base + k, first..first + out.len()]` over `k` in `named`.
@@ -170,18 +173,20 @@ pub(crate) struct Lines {
 }
 
 impl Lines {
-    pub(crate) fn new(index: &[usize], operand: &[usize], axis: usize) -> Self {
-        Lines { outer: positions(&index[..axis], &operand[..axis]), inner: positions(&index[axis + 1..], &operand[axis + 1..]) }
+    pub(crate) fn new(index: &[usize], operand: &[usize], axis: usize) -> Result<Self> {
+        Ok(Lines { outer: positions(&index[..axis], &operand[..axis])?, inner: positions(&index[axis + 1..], &operand[axis + 1..])? })
     }
 }
 
 /// Row-major positions in `large` of the elements of its corner `small`.
-fn positions(small: &[usize], large: &[usize]) -> Vec<usize> {
-    let mut out = vec![0];
+fn positions(small: &[usize], large: &[usize]) -> Result<Vec<usize>> {
+    let mut out = memory::vec_of(0, 1)?;
     for (&s, &l) in small.iter().zip(large) {
-        out = out.iter().flat_map(|&p| (0..s).map(move |i| p * l + i)).collect();
+        let mut next = memory::room(out.len().saturating_mul(s))?;
+        next.extend(out.iter().flat_map(|&p| (0..s).map(move |i| p * l + i)));
+        out = next;
     }
-    out
+    Ok(out)
 }
 
 /// `y[o, k, i] = x[o, ids[o, k, i], i]`.
@@ -205,14 +210,22 @@ pub(crate) fn gather<T: Element>(x: &[T], extent: usize, width: usize, ids: &[i6
 }
 
 /// `y[o, ids[o, k, i], i] += s[o, k, i]` in the order of `k`; half types accumulate in f32.
-pub(crate) fn scatter_add<T: Compute>(s: &[T], extent: usize, width: usize, ids: &[i64], n: usize, lines: &Lines, y: &mut [T]) {
+pub(crate) fn scatter_add<T: Compute>(
+    s: &[T],
+    extent: usize,
+    width: usize,
+    ids: &[i64],
+    n: usize,
+    lines: &Lines,
+    y: &mut [T],
+) -> Result<()> {
     let slab = extent * width;
     let inner = lines.inner.len();
     if slab == 0 || s.is_empty() {
-        return;
+        return Ok(());
     }
     // Which of the index' outer positions lands in a slab, if any.
-    let mut source = vec![None; y.len() / slab];
+    let mut source = memory::vec_of(None, y.len() / slab)?;
     for (o, &at) in lines.outer.iter().enumerate() {
         source[at] = Some(o);
     }
@@ -225,7 +238,7 @@ pub(crate) fn scatter_add<T: Compute>(s: &[T], extent: usize, width: usize, ids:
         .zip(source)
         .filter_map(|(y, k)| Some((k?, y)))
         .flat_map(|(k, y)| y.chunks_mut(rows * width).enumerate().map(move |(p, y)| (k, p * rows, y)));
-    let run = |(k, first, y): (usize, usize, &mut [T])| {
+    let run = |(k, first, y): (usize, usize, &mut [T])| -> Result<()> {
         let here = first..first + y.len() / width;
         let block = k * n * inner..(k + 1) * n * inner;
         let terms = ids[block.clone()].chunks(inner).zip(s[block].chunks(inner)).flat_map(|(ids, s)| ids.iter().zip(s).zip(&lines.inner));
@@ -234,13 +247,15 @@ pub(crate) fn scatter_add<T: Compute>(s: &[T], extent: usize, width: usize, ids:
         if !T::DTYPE.is_half() {
             // Computed in its own type: in place.
             terms.for_each(|(at, s)| y[at] = T::store(y[at].load() + s.load()));
-            return;
+            return Ok(());
         }
-        let mut acc: Vec<T::Acc> = y.iter().map(|v| v.load()).collect();
+        let mut acc: Vec<T::Acc> = memory::try_collect(y.iter().map(|v| v.load()))?;
         terms.for_each(|(at, s)| acc[at] += s.load());
         for (y, &a) in y.iter_mut().zip(&acc) {
             *y = T::store(a);
         }
+        Ok(())
     };
-    if small { tasks.for_each(run) } else { tasks.collect::<Vec<_>>().into_par_iter().for_each(run) }
+    let mut tasks = tasks;
+    if small { tasks.try_for_each(run) } else { memory::try_collect(tasks)?.into_par_iter().try_for_each(run) }
 }

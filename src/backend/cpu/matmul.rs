@@ -9,6 +9,7 @@ use super::simd::{self, dot_vectors};
 use super::view::In;
 use crate::error::Result;
 use crate::layout::{Layout, collapse};
+use crate::memory;
 use half::{bf16, f16};
 
 /// A value type that matrices are made of; half types are multiplied and accumulated in f32 and rounded once.
@@ -20,7 +21,7 @@ pub(crate) trait Multiply: Compute<Acc: GemmFloat> {
     /// The same of a row in blocks.
     fn dot_blocks<S: pulp::Simd>(simd: S, kind: Blocks, w: &[u8], x: &[Self::Acc]) -> Self::Acc;
     /// Cᵢ ← Aᵢ·Bᵢ + beta Cᵢ.
-    fn products(a: Batch<'_, Self>, b: Batch<'_, Self>, beta: Self::Acc, c: &mut [Self], offsets: &[usize], rs: usize);
+    fn products(a: Batch<'_, Self>, b: Batch<'_, Self>, beta: Self::Acc, c: &mut [Self], offsets: &[usize], rs: usize) -> Result<()>;
 }
 
 macro_rules! multiply {
@@ -37,8 +38,8 @@ macro_rules! multiply {
             fn dot_blocks<S: pulp::Simd>(simd: S, kind: Blocks, w: &[u8], x: &[Self::Acc]) -> Self::Acc {
                 $blocks(simd, kind, w, x)
             }
-            fn products(a: Batch<'_, Self>, b: Batch<'_, Self>, beta: Self::Acc, c: &mut [Self], offsets: &[usize], rs: usize) {
-                $many(1.0, a, b, beta, c, offsets, rs);
+            fn products(a: Batch<'_, Self>, b: Batch<'_, Self>, beta: Self::Acc, c: &mut [Self], offsets: &[usize], rs: usize) -> Result<()> {
+                $many(1.0, a, b, beta, c, offsets, rs)
             }
         }
     )*};
@@ -57,13 +58,11 @@ fn dot_f64<S>(_: S, w: &[f64], x: &[f64]) -> f64 {
 }
 
 fn by_gemm<T: GemmFloat>(a: Mat<'_, T>, b: Mat<'_, T>, beta: T, c: &mut [T], rs: usize) -> Result<()> {
-    gemm(T::ONE, a, b, beta, c, rs);
-    Ok(())
+    gemm(T::ONE, a, b, beta, c, rs)
 }
 
 fn by_f32<H: Half>(a: Mat<'_, H>, b: Mat<'_, H>, beta: f32, c: &mut [H], rs: usize) -> Result<()> {
-    gemm_half(1.0, a, b, beta, c, rs);
-    Ok(())
+    gemm_half(1.0, a, b, beta, c, rs)
 }
 
 fn by_bf16(a: Mat<'_, bf16>, b: Mat<'_, bf16>, beta: f32, c: &mut [bf16], rs: usize) -> Result<()> {
@@ -103,12 +102,11 @@ pub(crate) fn matmul<T: Multiply>(a: (&In<'_>, &Layout), b: (&In<'_>, &Layout), 
         }
     }
     let offsets = |s: &[usize]| -> Result<Vec<usize>> {
-        Ok(Layout::from_parts(batch.clone(), s[..r].iter().copied().collect(), 0)?.indices().collect())
+        memory::try_collect(Layout::from_parts(batch.clone(), s[..r].iter().copied().collect(), 0)?.indices())
     };
     let (oa, ob) = (offsets(sa)?, offsets(sb)?);
-    let oc: Vec<usize> = (0..oa.len()).map(|i| i * m * n).collect();
+    let oc = memory::try_collect((0..oa.len()).map(|i| i * m * n))?;
     let a = Batch { data: xa, offsets: &oa, rows: m, cols: k, row_stride: sa[r], col_stride: sa[r + 1] };
     let b = Batch { data: xb, offsets: &ob, rows: k, cols: n, row_stride: sb[r], col_stride: sb[r + 1] };
-    T::products(a, b, beta, y, &oc, n);
-    Ok(())
+    T::products(a, b, beta, y, &oc, n)
 }

@@ -10,6 +10,7 @@ use super::view::{Contiguous, In, SERIAL, copy_strided};
 use crate::dtype::{DType, I64};
 use crate::error::{Result, bail};
 use crate::layout::Layout;
+use crate::memory;
 use crate::shape::Dims;
 
 /// Whether `v` takes the place of the extremum `best`: NaN beats numbers, and the first of equals stays.
@@ -165,12 +166,11 @@ pub(crate) fn sort<T: Compute>(x: &In<'_>, axis: usize, k: usize, descending: bo
     let data: Contiguous<'_, T> = x.with_layout(&moved).contiguous()?;
     let inner: usize = x.shape()[axis + 1..].iter().product();
     if inner == 1 {
-        sort_rows(&data, n, k, descending, values, indices);
-        return Ok(());
+        return sort_rows(&data, n, k, descending, values, indices);
     }
     let mut rows = Buffer::alloc(T::DTYPE, values.len())?;
     let mut places = Buffer::alloc(I64, indices.len())?;
-    sort_rows(&data, n, k, descending, rows.slice_mut::<T>(), places.slice_mut::<i64>());
+    sort_rows(&data, n, k, descending, rows.slice_mut::<T>(), places.slice_mut::<i64>())?;
     let back: Dims = (0..rank)
         .map(|i| {
             if i < axis {
@@ -183,16 +183,16 @@ pub(crate) fn sort<T: Compute>(x: &In<'_>, axis: usize, k: usize, descending: bo
         })
         .collect();
     let layout = Layout::contiguous(moved.shape().with_dim(rank - 1, k)).permute(&back)?;
-    copy_strided(rows.slice::<T>(), &layout, values);
-    copy_strided(places.slice::<i64>(), &layout, indices);
-    Ok(())
+    copy_strided(rows.slice::<T>(), &layout, values)?;
+    copy_strided(places.slice::<i64>(), &layout, indices)
 }
 
-fn sort_rows<T: Compute>(x: &[T], n: usize, k: usize, descending: bool, values: &mut [T], indices: &mut [i64]) {
+fn sort_rows<T: Compute>(x: &[T], n: usize, k: usize, descending: bool, values: &mut [T], indices: &mut [i64]) -> Result<()> {
     // The index breaks ties, so an unstable sort of (key, index) is a stable sort of the keys.
     let wide = T::DTYPE == DType::F64;
-    let some = |((values, indices), x): ((&mut [T], &mut [i64]), &[T])| {
-        let (mut narrow, mut broad): (Vec<u64>, Vec<(u64, u32)>) = (Vec::new(), Vec::new());
+    let some = |((values, indices), x): ((&mut [T], &mut [i64]), &[T])| -> Result<()> {
+        let (mut narrow, mut broad): (Vec<u64>, Vec<(u64, u32)>) =
+            if wide { (Vec::new(), memory::room(n)?) } else { (memory::room(n)?, Vec::new()) };
         for ((values, indices), x) in values.chunks_mut(k).zip(indices.chunks_mut(k)).zip(x.chunks(n)) {
             if wide {
                 broad.clear();
@@ -209,13 +209,14 @@ fn sort_rows<T: Compute>(x: &[T], n: usize, k: usize, descending: bool, values: 
                 *v = x[i as usize];
             }
         }
+        Ok(())
     };
     if x.len() < SERIAL / 4 {
-        some(((values, indices), x));
+        some(((values, indices), x))
     } else {
         // Sorting costs more per element than reading: smaller pieces.
         let rows = (SERIAL / 4 / n).max(1);
-        values.par_chunks_mut(rows * k).zip(indices.par_chunks_mut(rows * k)).zip(x.par_chunks(rows * n)).for_each(some);
+        values.par_chunks_mut(rows * k).zip(indices.par_chunks_mut(rows * k)).zip(x.par_chunks(rows * n)).try_for_each(some)
     }
 }
 
@@ -238,16 +239,16 @@ pub(crate) fn cumsum<T: Compute>(x: &In<'_>, axis: usize, reverse: bool, y: &mut
         return Ok(());
     }
     let block = n * inner;
-    let one = |(y, x): (&mut [T], &[T])| {
+    let one = |(y, x): (&mut [T], &[T])| -> Result<()> {
         // Long lines in segments: their totals first, then each from its own start. The cut depends on the size alone.
         let segment = (SERIAL / inner).max(64) * inner;
         if x.len() < 4 * segment {
-            scan(x, y, inner, reverse, &mut vec![T::Acc::ZERO; inner]);
-            return;
+            scan(x, y, inner, reverse, &mut memory::vec_of(T::Acc::ZERO, inner)?);
+            return Ok(());
         }
-        let totals: Vec<Vec<T::Acc>> = x.par_chunks(segment).map(|x| total::<T>(x, inner)).collect();
-        let mut starts = vec![vec![T::Acc::ZERO; inner]; totals.len()];
-        let mut acc = vec![T::Acc::ZERO; inner];
+        let totals: Vec<Vec<T::Acc>> = memory::try_collect_ok(x.par_chunks(segment).map(|x| total::<T>(x, inner)).collect()?)?;
+        let mut starts = memory::try_collect_ok((0..totals.len()).map(|_| memory::vec_of(T::Acc::ZERO, inner)))?;
+        let mut acc = memory::vec_of(T::Acc::ZERO, inner)?;
         let mut step = |s: usize| {
             starts[s].copy_from_slice(&acc);
             acc.iter_mut().zip(&totals[s]).for_each(|(a, &t)| *a += t);
@@ -258,18 +259,18 @@ pub(crate) fn cumsum<T: Compute>(x: &In<'_>, axis: usize, reverse: bool, y: &mut
             (0..totals.len()).for_each(&mut step)
         }
         y.par_chunks_mut(segment).zip(x.par_chunks(segment)).zip(starts).for_each(|((y, x), mut acc)| scan(x, y, inner, reverse, &mut acc));
+        Ok(())
     };
     if x.len() < SERIAL {
-        y.chunks_mut(block).zip(x.chunks(block)).for_each(one);
+        y.chunks_mut(block).zip(x.chunks(block)).try_for_each(one)
     } else {
         let lines = (SERIAL / block).max(1) * block;
-        y.par_chunks_mut(lines).zip(x.par_chunks(lines)).for_each(|(y, x)| y.chunks_mut(block).zip(x.chunks(block)).for_each(one));
+        y.par_chunks_mut(lines).zip(x.par_chunks(lines)).try_for_each(|(y, x)| y.chunks_mut(block).zip(x.chunks(block)).try_for_each(one))
     }
-    Ok(())
 }
 
-fn total<T: Compute>(x: &[T], inner: usize) -> Vec<T::Acc> {
-    let mut acc = vec![T::Acc::ZERO; inner];
+fn total<T: Compute>(x: &[T], inner: usize) -> Result<Vec<T::Acc>> {
+    let mut acc = memory::vec_of(T::Acc::ZERO, inner)?;
     simd::dispatch(
         #[inline(always)]
         || {
@@ -288,7 +289,7 @@ fn total<T: Compute>(x: &[T], inner: usize) -> Vec<T::Acc> {
             }
         },
     );
-    acc
+    Ok(acc)
 }
 
 /// Continues running sums over the rows of a block.

@@ -4,6 +4,7 @@
 //! ([`run`]). Rayon's own iterators compile some twenty functions per loop, which for the hundreds of loops of the kernels
 //! was half of the crate's build time.
 
+use crate::memory;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 use std::ops::Range;
@@ -82,13 +83,19 @@ pub(crate) trait Parallel: Sized + Sync {
     }
 
     /// All items, in order.
-    fn collect(self) -> Vec<Self::Item>
+    ///
+    /// # Errors
+    /// Out of memory.
+    fn collect(self) -> crate::Result<Vec<Self::Item>>
     where
         Self::Item: Send,
     {
-        let mut out: Vec<Option<Self::Item>> = (0..self.len()).map(|_| None).collect();
+        let n = self.len();
+        let mut out: Vec<Option<Self::Item>> = memory::try_collect((0..n).map(|_| None))?;
+        let mut items = memory::room(n)?;
         out.par_chunks_mut(1).zip(self).for_each(|(slot, item)| slot[0] = Some(item));
-        out.into_iter().flatten().collect()
+        items.extend(out.into_iter().flatten());
+        Ok(items)
     }
 }
 
@@ -388,7 +395,7 @@ mod tests {
                 }
             });
             assert!(y.iter().enumerate().all(|(k, &v)| v == k + k / size), "{n} by {size}");
-            let sums = x.par_chunks(size).map(|c| c.iter().sum::<usize>()).collect();
+            let sums = x.par_chunks(size).map(|c| c.iter().sum::<usize>()).collect().unwrap();
             assert_eq!(sums, x.chunks(size).map(|c| c.iter().sum::<usize>()).collect::<Vec<_>>());
         }
     }
@@ -412,7 +419,7 @@ mod tests {
     #[test]
     fn vectors_are_moved_out_and_the_first_error_wins() {
         let words: Vec<String> = (0..100).map(|i| i.to_string()).collect();
-        assert_eq!(words.clone().into_par_iter().map(|w| w.len()).collect().iter().sum::<usize>(), 190);
+        assert_eq!(words.clone().into_par_iter().map(|w| w.len()).collect().unwrap().iter().sum::<usize>(), 190);
         let e = words.into_par_iter().enumerate().with_min_len(7).try_for_each(|(i, w)| if i % 10 == 3 { Err(w) } else { Ok(()) });
         assert_eq!(e.unwrap_err(), "3");
     }

@@ -134,7 +134,7 @@ pub(crate) fn product<T: Multiply>(kind: Blocks, x: &[T], w: &[u8], k: usize, y:
         expand(kind, &w[first * row_bytes..(first + size) * row_bytes], panel);
         let out = &mut out.slice_mut::<T::Acc>()[..rows * size];
         let zero = <T::Acc as Real>::from_f64(0.0);
-        gemm(<T::Acc as Real>::from_f64(1.0), Mat::new(wide, rows, k, k, 1), Mat::new(panel, k, size, 1, k), zero, out, size);
+        gemm(<T::Acc as Real>::from_f64(1.0), Mat::new(wide, rows, k, k, 1), Mat::new(panel, k, size, 1, k), zero, out, size)?;
         for (y, out) in y.chunks_exact_mut(n).zip(out.chunks_exact(size)) {
             y[first..first + size].iter_mut().zip(out).for_each(|(y, o)| *y = T::store(*o));
         }

@@ -12,6 +12,7 @@ use super::simd;
 use super::view::{In, SERIAL, copy_strided};
 use crate::error::Result;
 use crate::layout::Layout;
+use crate::memory;
 use crate::shape::Dims;
 
 /// Rows per partial result when columns are reduced; fixed, so that the grouping never depends on threads.
@@ -77,8 +78,7 @@ pub(crate) fn reduce<T: crate::Element, R: Reduction<T>, O: Copy + Send>(
 ) -> Result<()> {
     let l = lines(x.layout(), axes)?;
     let x = x.with_layout(&l.layout).contiguous::<T>()?;
-    reduce_lines(&x, l.reduced, l.inner, y, empty, r, &finish);
-    Ok(())
+    reduce_lines(&x, l.reduced, l.inner, y, empty, r, &finish)
 }
 
 fn reduce_lines<T: Sync, R: Reduction<T>, O: Copy + Send>(
@@ -89,10 +89,10 @@ fn reduce_lines<T: Sync, R: Reduction<T>, O: Copy + Send>(
     empty: O,
     r: &R,
     finish: &(impl Fn(R::Part) -> O + Sync),
-) {
+) -> Result<()> {
     if reduced == 0 || y.is_empty() {
         y.fill(empty);
-        return;
+        return Ok(());
     }
     if inner == 1 {
         let some = |(y, x): (&mut [O], &[T])| {
@@ -107,7 +107,7 @@ fn reduce_lines<T: Sync, R: Reduction<T>, O: Copy + Send>(
         };
         if reduced >= 2 * SERIAL {
             for (y, x) in y.iter_mut().zip(x.chunks(reduced)) {
-                *y = finish(long_row(x, r));
+                *y = finish(long_row(x, r)?);
             }
         } else if x.len() < SERIAL {
             some((y, x));
@@ -115,26 +115,27 @@ fn reduce_lines<T: Sync, R: Reduction<T>, O: Copy + Send>(
             let rows = (SERIAL / reduced).max(1);
             y.par_chunks_mut(rows).zip(x.par_chunks(rows * reduced)).for_each(some);
         }
-        return;
+        return Ok(());
     }
     let block = reduced * inner;
-    let one = |(y, x): (&mut [O], &[T])| {
-        for (y, part) in y.iter_mut().zip(columns(x, inner, r)) {
+    let one = |(y, x): (&mut [O], &[T])| -> Result<()> {
+        for (y, part) in y.iter_mut().zip(columns(x, inner, r)?) {
             *y = finish(part);
         }
+        Ok(())
     };
     if x.len() < SERIAL || block >= 4 * SERIAL {
-        y.chunks_mut(inner).zip(x.chunks(block)).for_each(one);
+        y.chunks_mut(inner).zip(x.chunks(block)).try_for_each(one)
     } else {
         let outers = (SERIAL / block).max(1);
         y.par_chunks_mut(outers * inner)
             .zip(x.par_chunks(outers * block))
-            .for_each(|(y, x)| y.chunks_mut(inner).zip(x.chunks(block)).for_each(one));
+            .try_for_each(|(y, x)| y.chunks_mut(inner).zip(x.chunks(block)).try_for_each(one))
     }
 }
 
 /// One long row: its pieces in parallel, then their parts.
-fn long_row<T: Sync, R: Reduction<T>>(x: &[T], r: &R) -> R::Part {
+fn long_row<T: Sync, R: Reduction<T>>(x: &[T], r: &R) -> Result<R::Part> {
     let parts: Vec<R::Part> = x
         .par_chunks(SERIAL)
         .map(|x| {
@@ -143,14 +144,14 @@ fn long_row<T: Sync, R: Reduction<T>>(x: &[T], r: &R) -> R::Part {
                 || r.row(x),
             )
         })
-        .collect();
-    pairwise(parts, |a, b| *a = r.merge(*a, b)).unwrap_or_else(|| r.blank())
+        .collect()?;
+    Ok(pairwise(parts, |a, b| *a = r.merge(*a, b))?.unwrap_or_else(|| r.blank()))
 }
 
 /// Combines neighbours until one is left.
-fn pairwise<P>(mut parts: Vec<P>, merge: impl Fn(&mut P, P)) -> Option<P> {
+fn pairwise<P>(mut parts: Vec<P>, merge: impl Fn(&mut P, P)) -> Result<Option<P>> {
     while parts.len() > 1 {
-        let mut next = Vec::with_capacity(parts.len().div_ceil(2));
+        let mut next = memory::room(parts.len().div_ceil(2))?;
         let mut it = parts.into_iter();
         while let Some(mut a) = it.next() {
             if let Some(b) = it.next() {
@@ -160,11 +161,11 @@ fn pairwise<P>(mut parts: Vec<P>, merge: impl Fn(&mut P, P)) -> Option<P> {
         }
         parts = next;
     }
-    parts.pop()
+    Ok(parts.pop())
 }
 
 /// The parts of the columns of a `[reduced, inner]` block.
-fn columns<T: Sync, R: Reduction<T>>(x: &[T], inner: usize, r: &R) -> Vec<R::Part> {
+fn columns<T: Sync, R: Reduction<T>>(x: &[T], inner: usize, r: &R) -> Result<Vec<R::Part>> {
     // Narrow rows are taken several at a time, as one wide row whose columns are merged afterwards.
     let fold = 64 / inner;
     let reduced = x.len() / inner;
@@ -172,28 +173,26 @@ fn columns<T: Sync, R: Reduction<T>>(x: &[T], inner: usize, r: &R) -> Vec<R::Par
         return wide_columns(x, inner, r);
     }
     let (body, tail) = x.split_at(reduced / fold * fold * inner);
-    let wide = wide_columns(body, fold * inner, r);
-    let tail = if tail.is_empty() { None } else { Some(wide_columns(tail, inner, r)) };
-    (0..inner)
-        .map(|i| {
-            let own: Vec<R::Part> = wide.iter().skip(i).step_by(inner).copied().chain(tail.as_ref().map(|t| t[i])).collect();
-            pairwise(own, |a, b| *a = r.merge(*a, b)).unwrap_or_else(|| r.blank())
-        })
-        .collect()
+    let wide = wide_columns(body, fold * inner, r)?;
+    let tail = if tail.is_empty() { None } else { Some(wide_columns(tail, inner, r)?) };
+    memory::try_collect_ok((0..inner).map(|i| {
+        let own = memory::try_collect(wide.iter().skip(i).step_by(inner).copied().chain(tail.as_ref().map(|t| t[i])))?;
+        Ok(pairwise(own, |a, b| *a = r.merge(*a, b))?.unwrap_or_else(|| r.blank()))
+    }))
 }
 
-fn wide_columns<T: Sync, R: Reduction<T>>(x: &[T], inner: usize, r: &R) -> Vec<R::Part> {
+fn wide_columns<T: Sync, R: Reduction<T>>(x: &[T], inner: usize, r: &R) -> Result<Vec<R::Part>> {
     let reduced = x.len() / inner;
     let merge = |a: &mut Vec<R::Part>, b: Vec<R::Part>| a.iter_mut().zip(b).for_each(|(a, b)| *a = r.merge(*a, b));
     // Segments of whole groups: at least a task's worth of work each, at most 64 of them.
     let width = inner.min(TILE);
     let work = SERIAL.div_ceil(ROWS * width) * ROWS;
     let segment = work.max(reduced.div_ceil(64).next_multiple_of(ROWS));
-    let task = |(first, column): (usize, usize)| {
+    let task = |(first, column): (usize, usize)| -> Result<Vec<R::Part>> {
         let last = (first + segment).min(reduced);
         let width = (inner - column).min(TILE);
-        let group = |from: usize| {
-            let mut parts = vec![r.blank(); width];
+        let group = |from: usize| -> Result<Vec<R::Part>> {
+            let mut parts = memory::vec_of(r.blank(), width)?;
             let rows = x[from * inner..(from + ROWS).min(last) * inner].chunks(inner);
             for (i, parts) in parts.chunks_mut(STRIP).enumerate() {
                 let at = column + i * STRIP;
@@ -203,12 +202,12 @@ fn wide_columns<T: Sync, R: Reduction<T>>(x: &[T], inner: usize, r: &R) -> Vec<R
                     || r.columns(rows.clone().map(move |row| &row[at..end]), parts),
                 );
             }
-            parts
+            Ok(parts)
         };
         // A binary counter: slot k holds the parts of 2ᵏ groups.
         let mut slots: Vec<Option<Vec<R::Part>>> = Vec::new();
         for from in (first..last).step_by(ROWS) {
-            let mut sum = group(from);
+            let mut sum = group(from)?;
             let mut level = 0;
             loop {
                 if level == slots.len() {
@@ -235,18 +234,21 @@ fn wide_columns<T: Sync, R: Reduction<T>>(x: &[T], inner: usize, r: &R) -> Vec<R
                 }
             });
         }
-        total.unwrap_or_default()
+        Ok(total.unwrap_or_default())
     };
-    let tasks: Vec<(usize, usize)> = (0..inner).step_by(TILE).flat_map(|c| (0..reduced).step_by(segment).map(move |s| (s, c))).collect();
+    let tasks = memory::try_collect((0..inner).step_by(TILE).flat_map(|c| (0..reduced).step_by(segment).map(move |s| (s, c))))?;
     let segments = reduced.div_ceil(segment);
-    let done: Vec<Vec<R::Part>> =
-        if x.len() < 4 * SERIAL { tasks.into_iter().map(task).collect() } else { tasks.into_par_iter().map(task).collect() };
-    let mut out = Vec::with_capacity(inner);
+    let done: Vec<Vec<R::Part>> = if x.len() < 4 * SERIAL {
+        memory::try_collect_ok(tasks.into_iter().map(task))?
+    } else {
+        memory::try_collect_ok(tasks.into_par_iter().map(task).collect()?)?
+    };
+    let mut out = memory::room(inner)?;
     let mut done = done.into_iter();
     for _ in (0..inner).step_by(TILE) {
-        out.extend(pairwise(done.by_ref().take(segments).collect(), merge).unwrap_or_default());
+        out.extend(pairwise(memory::try_collect(done.by_ref().take(segments))?, merge)?.unwrap_or_default());
     }
-    out
+    Ok(out)
 }
 
 /// `y = f(x, all of its group, g)` for every element, in the shape of `x`; `g` has one element per group.
@@ -265,15 +267,15 @@ pub(crate) fn spread<T: Compute, R: Reduction<T>>(
     let data = x.with_layout(&l.layout).contiguous::<T>()?;
     let g = g.contiguous::<T>()?;
     match &l.order {
-        None => spread_lines(&data, &g, l.reduced, l.inner, y, r, &f),
+        None => spread_lines(&data, &g, l.reduced, l.inner, y, r, &f)?,
         Some(order) => {
             let mut moved = Buffer::alloc(T::DTYPE, y.len())?;
-            spread_lines(&data, &g, l.reduced, 1, moved.slice_mut::<T>(), r, &f);
+            spread_lines(&data, &g, l.reduced, 1, moved.slice_mut::<T>(), r, &f)?;
             let mut back = Dims::from_elem(0, order.len());
             for (to, &from) in order.iter().enumerate() {
                 back[from] = to;
             }
-            copy_strided(moved.slice::<T>(), &Layout::contiguous(l.layout.shape()).permute(&back)?, y);
+            copy_strided(moved.slice::<T>(), &Layout::contiguous(l.layout.shape()).permute(&back)?, y)?;
         }
     }
     Ok(())
@@ -287,7 +289,7 @@ fn spread_lines<T: Compute, R: Reduction<T>>(
     y: &mut [T],
     r: &R,
     f: &(impl Fn(T::Acc, R::Part, T::Acc) -> T::Acc + Sync),
-) {
+) -> Result<()> {
     if inner == 1 {
         let write = |y: &mut [T], x: &[T], part: R::Part, g: T| {
             simd::dispatch(
@@ -302,10 +304,10 @@ fn spread_lines<T: Compute, R: Reduction<T>>(
         };
         if reduced >= 2 * SERIAL {
             for ((y, x), &g) in y.chunks_mut(reduced).zip(x.chunks(reduced)).zip(g) {
-                let part = long_row(x, r);
+                let part = long_row(x, r)?;
                 y.par_chunks_mut(SERIAL).zip(x.par_chunks(SERIAL)).for_each(|(y, x)| write(y, x, part, g));
             }
-            return;
+            return Ok(());
         }
         // The row is still in cache when it is read again.
         let some = |((y, x), g): ((&mut [T], &[T]), &[T])| {
@@ -323,7 +325,7 @@ fn spread_lines<T: Compute, R: Reduction<T>>(
             let rows = (SERIAL / reduced).max(1);
             y.par_chunks_mut(rows * reduced).zip(x.par_chunks(rows * reduced)).zip(g.par_chunks(rows)).for_each(some);
         }
-        return;
+        return Ok(());
     }
     let block = reduced * inner;
     let rows_of = |y: &mut [T], x: &[T], parts: &[R::Part], g: &[T]| {
@@ -338,19 +340,20 @@ fn spread_lines<T: Compute, R: Reduction<T>>(
             );
         }
     };
-    let one = |((y, x), g): ((&mut [T], &[T]), &[T])| {
-        let parts = columns(x, inner, r);
+    let one = |((y, x), g): ((&mut [T], &[T]), &[T])| -> Result<()> {
+        let parts = columns(x, inner, r)?;
         if block < 4 * SERIAL {
             rows_of(y, x, &parts, g);
         } else {
             let rows = (SERIAL / inner).max(1) * inner;
             y.par_chunks_mut(rows).zip(x.par_chunks(rows)).for_each(|(y, x)| rows_of(y, x, &parts, g));
         }
+        Ok(())
     };
     if x.len() < SERIAL || block >= 4 * SERIAL {
-        y.chunks_mut(block).zip(x.chunks(block)).zip(g.chunks(inner)).for_each(one);
+        y.chunks_mut(block).zip(x.chunks(block)).zip(g.chunks(inner)).try_for_each(one)
     } else {
-        y.par_chunks_mut(block).zip(x.par_chunks(block)).zip(g.par_chunks(inner)).for_each(one);
+        y.par_chunks_mut(block).zip(x.par_chunks(block)).zip(g.par_chunks(inner)).try_for_each(one)
     }
 }
 
@@ -478,7 +481,7 @@ pub(crate) fn max_abs<T: Compute>(x: &In<'_>) -> Result<f64> {
             },
         )
     };
-    let parts: Vec<f64> = if x.len() < SERIAL { vec![piece(&x)] } else { x.par_chunks(SERIAL).map(piece).collect() };
+    let parts: Vec<f64> = if x.len() < SERIAL { vec![piece(&x)] } else { x.par_chunks(SERIAL).map(piece).collect()? };
     // f64::max drops NaN, so look for it.
     Ok(if parts.iter().any(|m| m.is_nan()) { f64::NAN } else { parts.into_iter().fold(0.0, f64::max) })
 }
@@ -502,6 +505,6 @@ pub(crate) fn scaled_square_sum<T: Compute>(x: &In<'_>, scale: f64) -> Result<f6
             },
         )
     };
-    let parts: Vec<f64> = if x.len() < SERIAL { vec![piece(&x)] } else { x.par_chunks(SERIAL).map(piece).collect() };
+    let parts: Vec<f64> = if x.len() < SERIAL { vec![piece(&x)] } else { x.par_chunks(SERIAL).map(piece).collect()? };
     Ok(simd::sum(&parts))
 }

@@ -6,6 +6,8 @@
 use super::par::*;
 use super::view::{In, SERIAL};
 use crate::dtype::Element;
+use crate::error::Result;
+use crate::memory;
 
 /// Elements per parallel piece.
 const PIECE: usize = 8 * 1024;
@@ -89,8 +91,8 @@ impl AxisMap {
     }
 
     /// Storage step of every position.
-    fn table(&self) -> Vec<usize> {
-        let mut out = Vec::with_capacity(self.extent);
+    fn table(&self) -> Result<Vec<usize>> {
+        let mut out = memory::room(self.extent)?;
         for &run in &self.runs {
             match run {
                 Run::Fill(len) => out.extend(std::iter::repeat_n(OUTSIDE, len)),
@@ -101,14 +103,14 @@ impl AxisMap {
                 }
             }
         }
-        out
+        Ok(out)
     }
 }
 
 /// Writes `y`, whose axes read the operand's by `runs` (one list per axis); what lies outside becomes `fill`.
-pub(crate) fn remap<T: Element>(x: &In<'_>, runs: &[Vec<Run>], fill: T, y: &mut [T]) {
+pub(crate) fn remap<T: Element>(x: &In<'_>, runs: &[Vec<Run>], fill: T, y: &mut [T]) -> Result<()> {
     if y.is_empty() {
-        return;
+        return Ok(());
     }
     let (shape, strides) = (x.shape(), x.layout().strides());
     let mut axes: Vec<AxisMap> = Vec::new();
@@ -128,7 +130,7 @@ pub(crate) fn remap<T: Element>(x: &In<'_>, runs: &[Vec<Run>], fill: T, y: &mut 
     let inner = axes.pop().unwrap_or_else(|| AxisMap::new(&[Run::Forward { from: 0, len: 1 }], 1, 1));
     let src = x.storage::<T>();
     let offset = x.layout().offset();
-    let tables: Vec<Vec<usize>> = axes.iter().map(AxisMap::table).collect();
+    let tables = memory::try_collect_ok(axes.iter().map(AxisMap::table))?;
     let base = |mut row: usize| {
         let mut at = Some(offset);
         for t in tables.iter().rev() {
@@ -140,10 +142,10 @@ pub(crate) fn remap<T: Element>(x: &In<'_>, runs: &[Vec<Run>], fill: T, y: &mut 
     };
     if inner.extent >= 2 * PIECE && y.len() >= SERIAL {
         // Long rows: their pieces in parallel.
-        let pieces: Vec<Run> = inner.runs.iter().flat_map(|r| r.cut(PIECE)).collect();
+        let pieces = memory::try_collect(inner.runs.iter().flat_map(|r| r.cut(PIECE)))?;
         for (row, mut rest) in y.chunks_mut(inner.extent).enumerate() {
             let at = base(row);
-            let mut parts = Vec::with_capacity(pieces.len());
+            let mut parts = memory::room(pieces.len())?;
             for &run in &pieces {
                 let (part, tail) = std::mem::take(&mut rest).split_at_mut(run.len());
                 parts.push((run, part));
@@ -151,7 +153,7 @@ pub(crate) fn remap<T: Element>(x: &In<'_>, runs: &[Vec<Run>], fill: T, y: &mut 
             }
             parts.into_par_iter().for_each(|(run, part)| write(run, at, inner.stride, src, fill, part));
         }
-        return;
+        return Ok(());
     }
     let rows = (PIECE / inner.extent).max(1);
     let task = |(t, out): (usize, &mut [T])| {
@@ -169,6 +171,7 @@ pub(crate) fn remap<T: Element>(x: &In<'_>, runs: &[Vec<Run>], fill: T, y: &mut 
     } else {
         y.par_chunks_mut(rows * inner.extent).enumerate().for_each(task);
     }
+    Ok(())
 }
 
 /// One run; `at` is the storage index of the row's position 0, or `None` when the row lies outside.

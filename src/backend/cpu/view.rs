@@ -5,6 +5,7 @@ use super::par::*;
 use crate::dtype::{DType, Element};
 use crate::error::Result;
 use crate::layout::Layout;
+use crate::memory;
 use crate::shape::Shape;
 use std::ops::Deref;
 
@@ -74,7 +75,7 @@ impl<'a> In<'a> {
             return Ok(Contiguous::Borrowed(&all[start..start + n]));
         }
         let mut copy = Buffer::alloc(T::DTYPE, self.layout.numel())?;
-        copy_strided(all, self.layout, copy.slice_mut::<T>());
+        copy_strided(all, self.layout, copy.slice_mut::<T>())?;
         Ok(Contiguous::Owned(copy, std::marker::PhantomData))
     }
 }
@@ -130,23 +131,23 @@ impl<'a> Out<'a> {
 }
 
 /// Gathers a strided view into row-major `dst`.
-pub(crate) fn copy_strided<T: Element>(src: &[T], layout: &Layout, dst: &mut [T]) {
+pub(crate) fn copy_strided<T: Element>(src: &[T], layout: &Layout, dst: &mut [T]) -> Result<()> {
     let (dims, strides) = crate::layout::collapse(layout.shape(), &[layout.strides()]);
     let strides = &strides[0];
     let offset = layout.offset();
     let rank = dims.len();
     if dst.is_empty() {
-        return;
+        return Ok(());
     }
     if rank == 0 {
         dst[0] = src[offset];
-        return;
+        return Ok(());
     }
     // A transposed pair of inner axes is walked in tiles: neither side then misses the cache on every element.
     if rank >= 2 && strides[rank - 1] != 1 && strides[rank - 2] == 1 {
         let (rows, cols) = (dims[rank - 2], dims[rank - 1]);
         let col_stride = strides[rank - 1];
-        let starts: Vec<usize> = outer_offsets(&dims[..rank - 2], &strides[..rank - 2], offset);
+        let starts = outer_offsets(&dims[..rank - 2], &strides[..rank - 2], offset)?;
         const TILE: usize = 32;
         let band = |(start, r0, out): (usize, usize, &mut [T])| {
             let src = &src[start..];
@@ -165,13 +166,13 @@ pub(crate) fn copy_strided<T: Element>(src: &[T], layout: &Layout, dst: &mut [T]
             .zip(starts)
             .flat_map(|(m, start)| m.chunks_mut(TILE * cols).enumerate().map(move |(i, out)| (start, i * TILE, out)));
         if rows * cols >= SERIAL {
-            bands.collect::<Vec<_>>().into_par_iter().for_each(band);
+            memory::try_collect(bands)?.into_par_iter().for_each(band);
         } else if layout.numel() >= SERIAL {
-            bands.collect::<Vec<_>>().into_par_iter().with_min_len(SERIAL / (TILE * cols).max(1) + 1).for_each(band);
+            memory::try_collect(bands)?.into_par_iter().with_min_len(SERIAL / (TILE * cols).max(1) + 1).for_each(band);
         } else {
             bands.for_each(band);
         }
-        return;
+        return Ok(());
     }
     let inner = dims[rank - 1];
     let step = strides[rank - 1];
@@ -194,7 +195,7 @@ pub(crate) fn copy_strided<T: Element>(src: &[T], layout: &Layout, dst: &mut [T]
             out.par_chunks_mut(SERIAL).enumerate().for_each(|(p, out)| row(at + p * SERIAL * step, out));
             walk.step();
         }
-        return;
+        return Ok(());
     }
     let per_task = (SERIAL / inner).max(1);
     let body = |(task, out): (usize, &mut [T])| {
@@ -209,17 +210,16 @@ pub(crate) fn copy_strided<T: Element>(src: &[T], layout: &Layout, dst: &mut [T]
     } else {
         dst.par_chunks_mut(per_task * inner).enumerate().for_each(body);
     }
+    Ok(())
 }
 
-fn outer_offsets(dims: &[usize], strides: &[usize], offset: usize) -> Vec<usize> {
+fn outer_offsets(dims: &[usize], strides: &[usize], offset: usize) -> Result<Vec<usize>> {
     let mut walk = OuterWalk::new(dims, strides, offset, 0);
-    (0..dims.iter().product())
-        .map(|_| {
-            let at = walk.at;
-            walk.step();
-            at
-        })
-        .collect()
+    memory::try_collect((0..dims.iter().product()).map(|_| {
+        let at = walk.at;
+        walk.step();
+        at
+    }))
 }
 
 /// Walks the storage offsets of outer axes in row-major order, from any starting position.

@@ -310,7 +310,7 @@ impl Captured {
     /// Index error for the first index out of range; what the device reports.
     pub(crate) fn replay(&mut self, numbers: &[f64], key: Key) -> Result<()> {
         if self.live_used > 0 {
-            let mut words = vec![0i64; self.live_used];
+            let mut words = crate::memory::vec_of(0i64, self.live_used)?;
             for (w, n) in words.iter_mut().zip(numbers) {
                 *w = n.to_bits() as i64;
             }

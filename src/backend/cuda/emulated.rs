@@ -210,7 +210,7 @@ unsafe impl Driver for Emulated {
             return unsafe { run_kernel(kernel, grid, params) };
         }
         let copy = |(&p, &size): (&*mut c_void, &usize)| {
-            let mut words = vec![0u64; size.div_ceil(8)];
+            let mut words = vec![0u64; size.div_ceil(8)]; // the size of one argument of a kernel
             // SAFETY: by contract the pointer is to a value of this size.
             unsafe { std::ptr::copy_nonoverlapping(p.cast::<u8>().cast_const(), words.as_mut_ptr().cast(), size) };
             words
@@ -261,14 +261,17 @@ unsafe fn matrix<'a, T: Element>(m: &Matrices, batch: usize, rows: usize, cols: 
 
 /// # Safety
 /// As [`Driver::gemm`].
-unsafe fn run<T: Element + std::ops::AddAssign>(g: &Gemm, product: impl Fn(T, Mat<T>, Mat<T>, T, &mut [T], usize)) -> Result<()> {
+unsafe fn run<T: Element + std::ops::AddAssign>(
+    g: &Gemm,
+    product: impl Fn(T, Mat<T>, Mat<T>, T, &mut [T], usize) -> Result<()>,
+) -> Result<()> {
     for i in 0..g.batch {
         // SAFETY: the caller vouches for the operands; each result is written once.
         let (a, b, c) = unsafe {
             let c = std::slice::from_raw_parts_mut((g.c as *mut T).add(i * g.m * g.n), g.m * g.n);
             (matrix::<T>(&g.a, i, g.m, g.k), matrix::<T>(&g.b, i, g.k, g.n), c)
         };
-        product(T::from_f64(1.0), a, b, T::from_f64(f64::from(u8::from(g.accumulate))), c, g.n);
+        product(T::from_f64(1.0), a, b, T::from_f64(f64::from(u8::from(g.accumulate))), c, g.n)?;
         if let Some(bias) = g.bias {
             // SAFETY: the caller vouches for the operand.
             let bias = unsafe { std::slice::from_raw_parts(bias as *const T, g.n) };
@@ -299,7 +302,7 @@ unsafe fn run_half<T: Half + Element>(g: &Gemm) -> Result<()> {
             let bias = unsafe { std::slice::from_raw_parts(bias as *const T, g.n) };
             c.chunks_mut(g.n).for_each(|row| row.copy_from_slice(bias));
         }
-        gemm_half(1.0, a, b, if g.accumulate || g.bias.is_some() { 1.0 } else { 0.0 }, c, g.n);
+        gemm_half(1.0, a, b, if g.accumulate || g.bias.is_some() { 1.0 } else { 0.0 }, c, g.n)?;
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use super::operand::{In, Out};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::layout::{Layout, collapse};
+use crate::memory;
 use crate::shape::Shape;
 
 /// A stack of matrices in device memory. One of the two strides is 1.
@@ -135,7 +136,7 @@ pub(crate) fn matmul(
     let (sa, sb) = (steps[0].last().copied().unwrap_or(0), steps[1].last().copied().unwrap_or(0));
     let outer = dims.len().saturating_sub(1);
     let offsets = |s: &[usize]| -> Result<Vec<usize>> {
-        Ok(Layout::from_parts(Shape::from(&dims[..outer]), s[..outer].iter().copied().collect(), 0)?.indices().collect())
+        memory::try_collect(Layout::from_parts(Shape::from(&dims[..outer]), s[..outer].iter().copied().collect(), 0)?.indices())
     };
     for (i, (oa, ob)) in offsets(&steps[0])?.into_iter().zip(offsets(&steps[1])?).enumerate() {
         let a = Matrices { addr: pa.src.addr() + oa as u64 * size, row_stride: pa.rows, col_stride: pa.cols, batch_stride: sa };

@@ -61,7 +61,7 @@ fn outside(found: &[i64], shape: &Shape, limit: usize) -> Result<()> {
     let n = shape.numel() as i64;
     let Some(&[at, id]) = found.as_chunks::<2>().0.iter().min_by_key(|f| f[0]).filter(|f| f[0] < n) else { return Ok(()) };
     let mut rest = at as usize;
-    let mut position = vec![0; shape.rank()];
+    let mut position = Dims::from_elem(0, shape.rank());
     for (p, &d) in position.iter_mut().zip(shape.iter()).rev() {
         *p = rest % d;
         rest /= d;

@@ -1,6 +1,7 @@
 //! Rotary position embedding: base and stretching to longer contexts.
 
 use super::fields::{Fields, positive};
+use crate::memory;
 
 /// Rotary position embedding of a model.
 #[derive(Clone, Debug, PartialEq)]
@@ -141,21 +142,25 @@ impl RopeConfig {
     /// ```
     /// use cotangent::io::{RopeConfig, RopeScaling};
     /// let rope = RopeConfig { theta: 10_000.0, scaling: RopeScaling::Linear { factor: 2.0 } };
-    /// let (frequencies, factor) = rope.frequencies(4, 16);
+    /// let (frequencies, factor) = rope.frequencies(4, 16)?;
     /// assert!((frequencies[0] - 0.5).abs() < 1e-12 && (frequencies[1] - 0.005).abs() < 1e-12 && factor == 1.0);
+    /// # Ok::<(), cotangent::Error>(())
     /// ```
-    pub fn frequencies(&self, head_dim: usize, length: usize) -> (Vec<f64>, f64) {
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn frequencies(&self, head_dim: usize, length: usize) -> crate::Result<(Vec<f64>, f64)> {
         let dim = head_dim as f64;
         let of = |theta: f64| (0..head_dim / 2).map(move |i| theta.powf(-2.0 * i as f64 / dim));
         let plain = of(self.theta);
-        match self.scaling {
-            RopeScaling::None => (plain.collect(), 1.0),
-            RopeScaling::Linear { factor } => (plain.map(|f| f / factor).collect(), 1.0),
+        Ok(match self.scaling {
+            RopeScaling::None => (memory::try_collect(plain)?, 1.0),
+            RopeScaling::Linear { factor } => (memory::try_collect(plain.map(|f| f / factor))?, 1.0),
             RopeScaling::Dynamic { factor, original_positions } => {
                 let old = original_positions as f64;
                 let longest = (length as f64).max(old);
                 let base = self.theta * (factor * longest / old - (factor - 1.0)).powf(dim / (dim - 2.0));
-                (of(base).collect(), 1.0)
+                (memory::try_collect(of(base))?, 1.0)
             }
             RopeScaling::Yarn { factor, original_positions, attention_factor, beta_fast, beta_slow, truncate } => {
                 // The index at which a frequency turns so many times over the old context.
@@ -172,7 +177,7 @@ impl RopeConfig {
                     let stretched = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
                     f / factor * stretched + f * (1.0 - stretched)
                 };
-                (plain.enumerate().map(mix).collect(), attention_factor)
+                (memory::try_collect(plain.enumerate().map(mix))?, attention_factor)
             }
             RopeScaling::Llama3 { factor, original_positions, low_freq_factor, high_freq_factor } => {
                 let old = original_positions as f64;
@@ -187,10 +192,10 @@ impl RopeConfig {
                         (1.0 - smooth) * f / factor + smooth * f
                     }
                 };
-                (plain.map(change).collect(), 1.0)
+                (memory::try_collect(plain.map(change))?, 1.0)
             }
-            RopeScaling::Divided { ref factors } => (plain.zip(factors).map(|(f, &d)| f / f64::from(d)).collect(), 1.0),
-        }
+            RopeScaling::Divided { ref factors } => (memory::try_collect(plain.zip(factors).map(|(f, &d)| f / f64::from(d)))?, 1.0),
+        })
     }
 }
 

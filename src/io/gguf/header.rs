@@ -5,6 +5,7 @@
 
 use super::types::GgufType;
 use super::value::{GgufArray, GgufValue};
+use crate::memory;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 
@@ -283,7 +284,7 @@ impl<R: Read> Cursor<R> {
             return Err(format!("{} at byte {} has {n} bytes; {longest} are allowed", self.about, self.at));
         }
         self.expect(n, 1, "bytes of text")?;
-        let mut out = vec![0; n as usize];
+        let mut out = room(n, 0)?;
         self.fill(&mut out)?;
         String::from_utf8(out)
             .map_err(|e| format!("{} is not UTF-8 at byte {}", self.about, self.at - n + e.utf8_error().valid_up_to() as u64))
@@ -291,14 +292,22 @@ impl<R: Read> Cursor<R> {
 
     fn numbers<T, const N: usize>(&mut self, n: u64, convert: fn([u8; N]) -> T) -> Result<Vec<T>, String> {
         self.expect(n, N as u64, "numbers")?;
-        let mut bytes = vec![0; n as usize * N];
+        let mut bytes = room(n.saturating_mul(N as u64), 0)?;
         self.fill(&mut bytes)?;
-        Ok(bytes.as_chunks::<N>().0.iter().map(|b| convert(*b)).collect())
+        memory::try_collect(bytes.as_chunks::<N>().0.iter().map(|b| convert(*b))).map_err(|e| e.to_string())
     }
 
     /// `n` things of at least `size` bytes each. The list grows as they come.
     fn list<T>(&mut self, n: u64, size: u64, mut read: impl FnMut(&mut Self) -> Result<T, String>) -> Result<Vec<T>, String> {
         self.expect(n, size, "list items")?;
-        (0..n).map(|_| read(self)).collect()
+        let mut out = Vec::new();
+        for _ in 0..n {
+            memory::push(&mut out, read(self)?).map_err(|e| e.to_string())?;
+        }
+        Ok(out)
     }
+}
+
+fn room(n: u64, value: u8) -> Result<Vec<u8>, String> {
+    memory::vec_of(value, usize::try_from(n).unwrap_or(usize::MAX)).map_err(|e| e.to_string())
 }

@@ -197,9 +197,9 @@ impl GgufFile {
     /// Hands a tensor's bytes over in stretches, with the elements to fill.
     fn stretches<T: crate::dtype::Element>(&self, t: &Entry, mut fill: impl FnMut(&[u8], &mut [T])) -> Result<Array> {
         let mut result = Ok(());
-        let array = Array::build::<T>(Shape::from(&t.shape[..]), Device::Cpu, |out| {
-            let size = |elements: usize| elements / t.kind.block() * t.kind.bytes();
-            let mut bytes = vec![0; size(STRETCH.min(out.len()))];
+        let (shape, size) = (Shape::from(&t.shape[..]), |elements: usize| elements / t.kind.block() * t.kind.bytes());
+        let mut bytes = crate::memory::vec_of(0, size(STRETCH.min(shape.checked_numel()?)))?;
+        let array = Array::build::<T>(shape, Device::Cpu, |out| {
             let mut at = t.begin;
             for y in out.chunks_mut(STRETCH) {
                 let bytes = &mut bytes[..size(y.len())];

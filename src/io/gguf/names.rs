@@ -186,7 +186,7 @@ impl GgufFile {
             return Ok(None);
         }
         let row = columns / entry.kind.block() * kind.bytes();
-        let mut bytes = vec![0u8; rows * row];
+        let mut bytes = crate::memory::vec_of(0u8, rows * row)?;
         self.read_at(entry.begin, &mut bytes).map_err(|e| crate::io::failed("read", &self.path, e))?;
         let t = Tensor::from_vec(bytes, [rows, row])?;
         let t = match change {

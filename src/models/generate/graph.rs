@@ -4,6 +4,7 @@ use super::{Input, LanguageModel, device, ids};
 use crate::capture::Graph;
 use crate::error::{Error, Result, bail};
 use crate::io::{ModelConfig, RopeScaling};
+use crate::memory;
 use crate::models::Cache;
 use crate::models::input::Slot;
 use crate::nn::{Rotation, write};
@@ -42,11 +43,11 @@ impl Decode {
         let dtype = memory.first().map_or(crate::F32, Tensor::dtype);
         let (windows, table) = match model.config() {
             ModelConfig::Decoder(c) if !matches!(c.rope.scaling, RopeScaling::None) => {
-                let (frequencies, factor) = c.rope.frequencies(c.head_dim, capacity);
-                if c.rope.frequencies(c.head_dim, 1) != (frequencies.clone(), factor) {
+                let (frequencies, factor) = c.rope.frequencies(c.head_dim, capacity)?;
+                if c.rope.frequencies(c.head_dim, 1)? != (frequencies.clone(), factor) {
                     bail!(argument, "the rotation's frequencies follow the length of the text: its steps cannot be captured");
                 }
-                (c.windows, Some(Rotation::new(&frequencies, factor, &[(0..capacity).collect()], dtype)?))
+                (c.windows, Some(Rotation::new(&frequencies, factor, &[memory::try_collect(0..capacity)?], dtype)?))
             }
             ModelConfig::Decoder(c) => (c.windows, None),
             _ => (Vec::new(), None),
@@ -58,7 +59,7 @@ impl Decode {
             *memory = cache.into_memory();
             Ok(vec![logits?])
         };
-        let tokens = vec![0; pads.len()];
+        let tokens = memory::vec_of(0, pads.len())?;
         let limit = model.limit().unwrap_or(usize::MAX);
         let first = inputs(&tokens, pads, len, limit)?;
         let there = first.iter().map(|x| x.to_device(device)).collect::<Result<Vec<_>>>()?;

@@ -174,7 +174,7 @@ impl<'a> Generator<'a> {
     pub fn stream(&self, prompt: &[u32]) -> Result<Stream<'a>> {
         let at = Location::caller();
         self.check_options().and_then(|()| self.check(prompt)).map_err(|e| e.in_op("generate", at))?;
-        Ok(Stream { rows: Rows::new(self, std::slice::from_ref(&prompt.to_vec())), generator: self.clone() })
+        Ok(Stream { rows: Rows::new(self, std::slice::from_ref(&prompt.to_vec()))?, generator: self.clone() })
     }
 
     /// [`Generator::stream`] with what an earlier stream of the same model computed: tokens that the prompt begins with as that text
@@ -220,7 +220,7 @@ impl<'a> Generator<'a> {
         let run = || {
             self.check_options()?;
             prompts.iter().try_for_each(|p| self.check(p))?;
-            let mut rows = Rows::new(self, prompts);
+            let mut rows = Rows::new(self, prompts)?;
             loop {
                 match rows.advance(self) {
                     Ok(true) => {}
@@ -254,7 +254,7 @@ impl<'a> Generator<'a> {
         let at = Location::caller();
         let run = || {
             self.check(tokens)?;
-            let mut cache = Cache::new(self.model.layers(), tokens.len());
+            let mut cache = Cache::new(self.model.layers(), tokens.len())?;
             let mut out = Vec::with_capacity(tokens.len());
             for start in (0..tokens.len() - 1).step_by(PIECE) {
                 let end = (start + PIECE).min(tokens.len() - 1);

@@ -122,16 +122,16 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    pub fn new(g: &Generator<'_>, prompts: &[Vec<u32>]) -> Self {
+    pub fn new(g: &Generator<'_>, prompts: &[Vec<u32>]) -> Result<Self> {
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-        Rows {
+        Ok(Rows {
             rows: prompts.iter().enumerate().map(|(i, p)| Row::new(g, p, g.options.key.fold(i as u64))).collect(),
             pads: prompts.iter().map(|p| longest - p.len()).collect(),
-            cache: Cache::new(g.model.layers(), longest),
+            cache: Cache::new(g.model.layers(), longest)?,
             decode: None,
             speed: Speed { prompt: longest * prompts.len(), ..Speed::default() },
             begun: false,
-        }
+        })
     }
 
     /// Draws a token for every row that goes on; `false` when none does.

@@ -1,5 +1,7 @@
 //! Attention within documents, where a window holds several.
 
+use crate::array::Array;
+use crate::backend::Device;
 use crate::error::{Result, bail};
 use crate::tensor::Tensor;
 
@@ -23,16 +25,20 @@ pub fn document_mask(tokens: &Tensor, separator: i64) -> Result<Tensor> {
     let &[batch, time] = tokens.shape().dims() else {
         bail!(shape, "document_mask: tokens must have shape [batch, time], found {}", tokens.shape());
     };
+    let at = std::panic::Location::caller();
     let ids = tokens.to_vec::<i64>()?;
-    let mut mask = vec![0u8; batch * time * time];
-    for (row, ids) in mask.chunks_mut((time * time).max(1)).zip(ids.chunks(time.max(1))) {
-        let mut start = 0;
-        for (t, id) in ids.iter().enumerate() {
-            row[t * time + start..=t * time + t].fill(1);
-            if *id == separator {
-                start = t + 1;
+    let fill = |mask: &mut [u8]| {
+        mask.fill(0);
+        for (row, ids) in mask.chunks_mut((time * time).max(1)).zip(ids.chunks(time.max(1))) {
+            let mut start = 0;
+            for (t, id) in ids.iter().enumerate() {
+                row[t * time + start..=t * time + t].fill(1);
+                if *id == separator {
+                    start = t + 1;
+                }
             }
         }
-    }
-    Tensor::from_slice(&mask, [batch, 1, time, time])
+    };
+    let mask = Array::build([batch, 1, time, time].into(), Device::Cpu, fill).map_err(|e| e.in_op("document_mask", at))?;
+    Ok(Tensor::from_array(mask))
 }

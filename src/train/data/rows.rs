@@ -66,7 +66,8 @@ impl<M: Module + Clone> Batches for Rows<M> {
     type Batch = M;
 
     fn batch(&self, position: u64) -> Result<M> {
-        let items: Vec<i64> = self.epochs.items(position, self.batch, self.rows).into_iter().map(|i| i as i64).collect();
+        let items: Vec<i64> =
+            crate::memory::try_collect(self.epochs.items(position, self.batch, self.rows)?.into_iter().map(|i| i as i64))?;
         let items = Tensor::from_slice(&items, [self.batch])?;
         self.all.map(|_, t| t.index_select(0, &items.to_device(t.device())?))
     }

@@ -2,6 +2,7 @@
 
 use crate::error::{Result, bail};
 use crate::io::{failed, open, replace};
+use crate::memory;
 use std::fmt;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -147,22 +148,22 @@ impl Tokens {
         }
         let start = self.range.start + start;
         match &self.source {
-            Source::Memory(ids) => Ok(ids[start..start + count].to_vec()),
-            Source::File(f) => f.read(start, count).map_err(|e| failed("read", &f.path, e)),
+            Source::Memory(ids) => memory::copied(&ids[start..start + count]),
+            Source::File(f) => f.read(start, count),
         }
     }
 }
 
 impl TokenFile {
-    fn read(&self, start: usize, count: usize) -> std::io::Result<Vec<u32>> {
+    fn read(&self, start: usize, count: usize) -> Result<Vec<u32>> {
         let width = self.width.bytes();
-        let mut bytes = vec![0; count * width];
+        let mut bytes = memory::vec_of(0, count * width)?;
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.seek(SeekFrom::Start(start as u64 * width as u64))?;
-        file.read_exact(&mut bytes)?;
-        Ok(match self.width {
-            Width::U16 => bytes.as_chunks().0.iter().map(|b| u32::from(u16::from_le_bytes(*b))).collect(),
-            Width::U32 => bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect(),
-        })
+        let read = file.seek(SeekFrom::Start(start as u64 * width as u64)).and_then(|_| file.read_exact(&mut bytes));
+        read.map_err(|e| failed("read", &self.path, e))?;
+        match self.width {
+            Width::U16 => memory::try_collect(bytes.as_chunks().0.iter().map(|b| u32::from(u16::from_le_bytes(*b)))),
+            Width::U32 => memory::try_collect(bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b))),
+        }
     }
 }

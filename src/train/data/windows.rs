@@ -3,6 +3,7 @@
 use super::order::{Epochs, Order};
 use super::{Batches, Tokens};
 use crate::error::{Error, Result, bail};
+use crate::memory;
 use crate::rng::Key;
 use crate::tensor::Tensor;
 
@@ -71,12 +72,12 @@ impl Windows {
     }
 
     /// Where the windows of a batch start.
-    fn starts(&self, position: u64) -> Vec<usize> {
+    fn starts(&self, position: u64) -> Result<Vec<usize>> {
         if self.epochs.order == Order::Random {
             let last = self.tokens.len() - self.context;
             return self.epochs.random(position, self.batch, last);
         }
-        self.epochs.items(position, self.batch, self.windows()).into_iter().map(|w| w * self.context).collect()
+        memory::try_collect(self.epochs.items(position, self.batch, self.windows())?.into_iter().map(|w| w * self.context))
     }
 }
 
@@ -90,7 +91,7 @@ impl Batches for Windows {
             v.try_reserve_exact(batch * context)
                 .map_err(|_| Error::out_of_memory(format!("a batch of {batch} × {context} tokens does not fit memory")))?;
         }
-        for start in self.starts(position) {
+        for start in self.starts(position)? {
             let ids = self.tokens.read(start, context + 1)?;
             x.extend(ids[..context].iter().map(|&t| i64::from(t)));
             y.extend(ids[1..].iter().map(|&t| i64::from(t)));
