@@ -89,7 +89,7 @@ pub fn config(bytes: &[u8]) -> Result<()> {
     let Ok(text) = std::str::from_utf8(bytes) else { return Ok(()) };
     let settings = GenerationConfig::parse(text).map(|_| ());
     if let ModelConfig::Decoder(c) = ModelConfig::parse(text)? {
-        c.rope.frequencies(c.head_dim, c.context);
+        let _ = c.rope.frequencies(c.head_dim, c.context);
     }
     settings
 }

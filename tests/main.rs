@@ -3,6 +3,7 @@
 
 mod absent;
 mod advice;
+mod api_fuzz;
 mod attention;
 mod callers;
 #[cfg(feature = "emulator")]
@@ -35,6 +36,8 @@ mod layers;
 mod load_page;
 mod lora;
 mod lost;
+#[cfg(target_os = "linux")]
+mod memory_limits;
 mod models;
 mod module_macro;
 mod modules;

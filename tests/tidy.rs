@@ -53,6 +53,64 @@ const LONGER: &[(&str, usize, &str)] = &[
 /// Lines a source file may have, its unit tests not counted.
 const BUDGET: usize = 600;
 
+/// Where lists are made without asking for memory, with the reason why their length is small: all others come from `memory`.
+const UNASKED: &[(&str, &str, &str)] = &[
+    ("src/array/print.rs", "let grid", "one number per axis"),
+    ("src/array/print.rs", "repeat", "spaces before a row that is shown"),
+    ("src/backend/cpu/attention_panel.rs", "Layout::from_parts", "one number per axis"),
+    ("src/backend/cpu/attention_plan.rs", "Layout::from_parts", "one number per axis"),
+    ("src/backend/cpu/gemm.rs", "buffer.resize(len, 0.0)", "there is room: it was asked for"),
+    ("src/backend/cpu/matmul.rs", "", "one number per axis"),
+    ("src/backend/cpu/order.rs", ".collect();", "one number per axis"),
+    ("src/backend/cpu/par.rs", "fn collect", "asks"),
+    ("src/backend/cpu/reduce.rs", ".collect()?", "the parallel one: it asks"),
+    ("src/backend/cpu/remap.rs", "let runs", "a few per axis"),
+    ("src/backend/cuda/attention.rs", "lead", "one number per axis"),
+    ("src/backend/cuda/buffer.rs", "self.lock().ops", "one per op's name"),
+    ("src/backend/cuda/check.rs", "MODULES", "one per module of kernels"),
+    ("src/backend/cuda/emulated.rs", "", "a kernel's arguments"),
+    ("src/backend/cuda/gemm.rs", "", "one number per axis"),
+    ("src/backend/cuda/load.rs", "", "a kernel's code"),
+    ("src/backend/cuda/optim.rs", "", "one per parameter"),
+    ("src/backend/cuda/real.rs", "MODULES", "one per module of kernels"),
+    ("src/backend/cuda/rope.rs", "leading", "one number per axis"),
+    ("src/backend/freed.rs", "", "one per block that waits"),
+    ("src/diagnostics/attention.rs", "lead.to_vec()", "one number per axis"),
+    ("src/diagnostics/depth.rs", "repeat", "a bar of a picture in text"),
+    ("src/diagnostics/health.rs", "with_capacity", "one per parameter"),
+    ("src/diagnostics/history.rs", "self.layers.len()", "one per layer"),
+    ("src/diagnostics/profile.rs", "ops.len()", "one per op that ran"),
+    ("src/diagnostics/report.rs", "all.to_vec()", "one per recorded step"),
+    ("src/diagnostics/stats.rs", "extents.len()", "one number per axis"),
+    ("src/diagnostics/trace.rs", "shape().to_vec()", "one number per axis"),
+    ("src/functional.rs", "", "one per parameter"),
+    ("src/io/atomic.rs", "BufWriter::with_capacity", "a fixed size"),
+    ("src/io/gguf/hyper.rs", "layers]", "one per layer, checked against the file"),
+    ("src/io/gguf/mod.rs", "BufReader::with_capacity", "a fixed size"),
+    ("src/io/gguf/vocabulary.rs", "tokens.to_vec()", "a vocabulary that was read already"),
+    ("src/io/safetensors.rs", "dims().to_vec()", "one number per axis"),
+    ("src/io/safetensors.rs", "next_multiple_of(8)", "seven bytes at most"),
+    ("src/layout.rs", "", "one number per axis"),
+    ("src/memory.rs", "", "there is room: it was asked for"),
+    ("src/models/generate/graph.rs", "pads.to_vec()", "one number per row of a batch"),
+    ("src/models/generate/mod.rs", "prompt.to_vec()", "a prompt, which fits the context"),
+    ("src/models/input.rs", "input.pads.to_vec()", "one number per row of a batch"),
+    ("src/module.rs", "n.values.resize", "a few numbers of a structure"),
+    ("src/nn/cache.rs", "pub fn with_capacity", "a function's name"),
+    ("src/models/input.rs", "KvCache::with_capacity", "takes no memory yet"),
+    ("src/ops/einsum.rs", "of.to_vec()", "one number per axis"),
+    ("src/ops/flip.rs", "shape.rank()", "one number per axis"),
+    ("src/ops/linear_cross_entropy.rs", "bars.resize", "one per operand"),
+    ("src/ops/pad.rs", "smallvec!", "one number per axis"),
+    ("src/ops/permute.rs", "order.len()", "one number per axis"),
+    ("src/ops/repeat.rs", "shape.to_vec()", "one number per axis"),
+    ("src/ops/second_order.rs", "first.resize", "one per operand"),
+    ("src/ops/split.rs", "self.parts", "at most the number of parts that are made"),
+    ("src/tape/checkpoint.rs", "want.len()", "one per operand"),
+    ("src/train/data/tokenizer.rs", "get_ids().to_vec()", "as long as what the tokenizer's library made"),
+    ("src/train/data/tokenizer_file.rs", "get_ids().to_vec()", "as long as what the tokenizer's library made"),
+];
+
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -306,6 +364,69 @@ fn files_are_opened_in_io_only() {
     }
     let idle = OPENERS.iter().enumerate().filter(|(i, _)| !needed.contains(i));
     problems.extend(idle.map(|(_, (file, _))| format!("OPENERS allows {file} to open files, but it does not any more")));
+    assert_none(&problems);
+}
+
+/// [`product_code`] without definitions and samples: they compute what is small.
+fn without_definitions(code: &str) -> String {
+    let mut out = code.to_owned();
+    for (at, _) in code.match_indices("fn ") {
+        let Some(open) = code[at..].find(['{', ';']).map(|i| at + i).filter(|&i| code[i..].starts_with('{')) else { continue };
+        let head = &code[at..open];
+        let small = ["fn define", "samples", "sample", "Nd<", "Gen", "Scalar"].iter().any(|w| head.contains(w));
+        if !small {
+            continue;
+        }
+        let mut depth = 0;
+        let end = code[open..].char_indices().find_map(|(i, c)| {
+            depth += i32::from(c == '{') - i32::from(c == '}');
+            (depth == 0).then_some(open + i)
+        });
+        let body = open + 1..end.unwrap_or(code.len());
+        let blank: String =
+            code[body.clone()].chars().filter(|c| c.is_ascii() || *c == '\n').map(|c| if c == '\n' { '\n' } else { ' ' }).collect();
+        // Bytes stay where they are: what is not ASCII was blanked as several.
+        let missing = body.len() - blank.len();
+        out.replace_range(body, &(blank + &" ".repeat(missing)));
+    }
+    out
+}
+
+/// Memory whose size comes from data or an argument is asked for: `vec!`, `with_capacity` and their like end the process when there
+/// is none. In backend and arrays, where nearly everything is of that kind, `collect` is looked at too.
+#[test]
+fn sizes_from_data_cannot_abort() {
+    let (mut problems, mut needed) = (Vec::new(), BTreeSet::new());
+    for file in rust(&["src"]) {
+        if file.starts_with("src/testing/") || file.ends_with("tests.rs") || file.ends_with("samples.rs") || file.ends_with("_define.rs") {
+            continue;
+        }
+        let source = read(&file);
+        let code = without_definitions(&product_code(&source));
+        let kernels = file.starts_with("src/backend/") || file.starts_with("src/array/");
+        for line in code.lines().map(str::trim) {
+            let of = |start: &str| line.find(start).map(|i| &line[i + start.len()..]);
+            // A list of a written number of items is small.
+            let fixed = |rest: &str| {
+                let Some((_, n)) = rest.split_once("; ") else { return true };
+                n.split(']').next().is_some_and(|n| n.chars().all(|c| c.is_ascii_digit()))
+            };
+            let list = of("vec![").is_some_and(|rest| rest.contains(';') && !fixed(rest));
+            let copies = ["with_capacity(", ".to_vec()", ".resize(", ".repeat("].iter().any(|w| line.contains(w))
+                && !line.contains("to_vec().map_err");
+            let collects =
+                kernels && line.contains("collect") && !["try_collect", "Dims", "Shape>", "SmallVec"].iter().any(|w| line.contains(w));
+            if !(list || copies || collects) {
+                continue;
+            }
+            match UNASKED.iter().position(|(f, part, _)| *f == file && line.contains(part)) {
+                Some(i) => drop(needed.insert(i)),
+                None => problems.push(format!("{file}: `{line}`: take it from `crate::memory`, or say in UNASKED why it is small")),
+            }
+        }
+    }
+    let idle = UNASKED.iter().enumerate().filter(|(i, (file, ..))| !needed.contains(i) && root().join(file).exists());
+    problems.extend(idle.map(|(_, (file, part, _))| format!("UNASKED allows `{part}` in {file}, which is not there any more")));
     assert_none(&problems);
 }
 

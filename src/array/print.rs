@@ -47,12 +47,13 @@ impl Array {
     /// The shown elements in row-major order, as text.
     fn shown(&self, elide: bool) -> Result<Vec<String>> {
         if self.dtype().is_float() {
-            let values: Vec<f64> = with_dtype!(self.dtype(), T => self.edges::<T>(0, elide)?.into_iter().map(Element::to_f64).collect());
+            let values: Vec<f64> =
+                with_dtype!(self.dtype(), T => memory::try_collect(self.edges::<T>(0, elide)?.into_iter().map(Element::to_f64))?);
             let style = Style::of(values.iter().copied());
-            Ok(values.into_iter().map(|x| style.show(x)).collect())
+            memory::try_collect(values.into_iter().map(|x| style.show(x)))
         } else {
             // Not through f64, which rounds large integers.
-            with_dtype!(self.dtype(), T => Ok(self.edges::<T>(0, elide)?.into_iter().map(|x| format!("{x:?}")).collect()))
+            with_dtype!(self.dtype(), T => memory::try_collect(self.edges::<T>(0, elide)?.into_iter().map(|x| format!("{x:?}"))))
         }
     }
 

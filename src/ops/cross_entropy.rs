@@ -129,18 +129,19 @@ impl CrossEntropyLoss {
         let targets = Classes::read(&targets.array.cpu()?, classes, self.ignore_index)?;
         let w = weights.map(Tensor::to_f64_vec).transpose()?;
         let scale = self.reduction.scale(targets.total(w.as_ref().map(|w| |t: usize| w[t]))?);
-        let mut q = vec![0.0; x.numel()];
-        for (q, t) in q.chunks_mut(classes.max(1)).zip(&targets.of) {
-            let Some(t) = *t else { continue };
-            for (j, q) in q.iter_mut().enumerate() {
-                let w = w.as_ref().map_or(1.0, |w| w[j]);
-                let on = if j == t { 1.0 - self.label_smoothing } else { 0.0 };
-                *q = -scale * w * (on + self.label_smoothing / classes as f64);
-            }
-        }
         with_float!(x.dtype(), T => {
-            let q: Vec<T> = q.into_iter().map(<T as Element>::from_f64).collect();
-            Tensor::from_slice(&q, x.shape())
+            let fill = |q: &mut [T]| {
+                q.fill(<T as Element>::from_f64(0.0));
+                for (q, t) in q.chunks_mut(classes.max(1)).zip(&targets.of) {
+                    let Some(t) = *t else { continue };
+                    for (j, q) in q.iter_mut().enumerate() {
+                        let w = w.as_ref().map_or(1.0, |w| w[j]);
+                        let on = if j == t { 1.0 - self.label_smoothing } else { 0.0 };
+                        *q = <T as Element>::from_f64(-scale * w * (on + self.label_smoothing / classes as f64));
+                    }
+                }
+            };
+            Ok(Tensor::from_array(Array::build(x.shape().clone(), x.device(), fill)?))
         })
     }
 }

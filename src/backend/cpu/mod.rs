@@ -8,6 +8,8 @@ mod attention_decode;
 mod attention_panel;
 mod attention_plan;
 mod buffer;
+#[cfg(all(test, target_arch = "x86_64"))]
+mod denormal_tests;
 pub(crate) mod gemm;
 mod gemm_bf16;
 pub(crate) mod index;

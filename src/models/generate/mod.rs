@@ -255,7 +255,7 @@ impl<'a> Generator<'a> {
         let run = || {
             self.check(tokens)?;
             let mut cache = Cache::new(self.model.layers(), tokens.len())?;
-            let mut out = Vec::with_capacity(tokens.len());
+            let mut out = crate::memory::room(tokens.len())?;
             for start in (0..tokens.len() - 1).step_by(PIECE) {
                 let end = (start + PIECE).min(tokens.len() - 1);
                 let x = ids(&tokens[start..end], 1)?.to_device(device(self.model))?;

@@ -1,6 +1,7 @@
 //! Texts to token ids and back.
 
 use crate::error::{Result, bail};
+use crate::memory;
 
 /// Turns texts into token ids below [`Tokenizer::vocabulary`], and back.
 pub trait Tokenizer {
@@ -41,11 +42,11 @@ pub struct Bytes;
 
 impl Tokenizer for Bytes {
     fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        Ok(text.bytes().map(u32::from).collect())
+        memory::try_collect(text.bytes().map(u32::from))
     }
 
     fn decode(&self, tokens: &[u32]) -> Result<String> {
-        let mut bytes = Vec::with_capacity(tokens.len());
+        let mut bytes = memory::room(tokens.len())?;
         for &t in tokens {
             let Ok(b) = u8::try_from(t) else { bail!(index, "token {t} is no byte") };
             bytes.push(b);
@@ -87,7 +88,7 @@ impl Characters {
 
 impl Tokenizer for Characters {
     fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let mut out = Vec::with_capacity(text.len());
+        let mut out = memory::room(text.len())?;
         for (i, c) in text.char_indices() {
             let Some(id) = self.id(c) else { bail!(argument, "the character {c:?} at byte {i} is not among the {} known", self.0.len()) };
             out.push(id);

@@ -1,0 +1,801 @@
+//! The methods of `Tensor`, each with random operands and arguments.
+
+use super::{Call, Pick};
+use cotangent::ops::{Blocks, CrossEntropy, NegativeLogLikelihood, Reduction, RopePositions, RopeStyle, Rotary, Sdpa, Span};
+use cotangent::{Device, F32, I64, Result, Tensor, U8};
+use std::sync::Arc;
+
+type Made = (Vec<Tensor>, Call);
+
+fn call(f: impl Fn(&[Tensor]) -> Result<Vec<Tensor>> + Send + Sync + 'static) -> Call {
+    Arc::new(f)
+}
+
+/// One operand of any dtype and arguments that `make` draws.
+fn on<F>(g: &mut Pick, make: impl FnOnce(&mut Pick, &Tensor) -> F) -> Made
+where
+    F: Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static,
+{
+    let (s, d) = (g.extents(), g.dtype());
+    let x = g.tensor(&s, d);
+    let f = make(g, &x);
+    (vec![x], call(move |x| Ok(vec![f(&x[0])?])))
+}
+
+fn plain(g: &mut Pick, f: fn(&Tensor) -> Result<Tensor>) -> Made {
+    on(g, |_, _| f)
+}
+
+/// A number as argument.
+fn number(g: &mut Pick, f: fn(&Tensor, f64) -> Result<Tensor>) -> Made {
+    on(g, |g, _| {
+        let c = g.number();
+        move |x| f(x, c)
+    })
+}
+
+/// An axis as argument.
+fn axis(g: &mut Pick, f: fn(&Tensor, isize) -> Result<Tensor>) -> Made {
+    on(g, |g, x| {
+        let a = g.axis(x.rank());
+        move |x| f(x, a)
+    })
+}
+
+/// Axes as argument, now and then all of them.
+fn axes(g: &mut Pick, f: fn(&Tensor, Option<&[isize]>) -> Result<Tensor>) -> Made {
+    on(g, |g, x| {
+        let a = if g.rarely(4) { None } else { Some(g.axes(x.rank())) };
+        move |x| f(x, a.as_deref())
+    })
+}
+
+macro_rules! reduce {
+    ($name:ident) => {
+        |g| axes(g, |x, a| a.map_or_else(|| x.$name(..), |a| x.$name(a)))
+    };
+    ($name:ident, $n:ident) => {
+        |g| {
+            on(g, |g, x| {
+                let ($n, a) = (g.size(), g.axes(x.rank()));
+                move |x| x.$name(&a[..], $n)
+            })
+        }
+    };
+}
+
+/// Two operands that mostly broadcast.
+fn two(g: &mut Pick, f: fn(&Tensor, &Tensor) -> Result<Tensor>) -> Made {
+    let (s, d) = (g.extents(), g.dtype());
+    let t = g.near(&s);
+    let e = if g.rarely(10) { g.dtype() } else { d };
+    (vec![g.tensor(&s, d), g.tensor(&t, e)], call(move |x| Ok(vec![f(&x[0], &x[1])?])))
+}
+
+/// A mask of the operand's shape.
+fn masks(g: &mut Pick, f: fn(&Tensor, &Tensor) -> Result<Tensor>) -> Made {
+    let s = g.extents();
+    let t = g.near(&s);
+    (vec![g.mask(&s), g.mask(&t)], call(move |x| Ok(vec![f(&x[0], &x[1])?])))
+}
+
+/// Shapes of a product of matrices.
+fn product(g: &mut Pick, f: fn(&Tensor, &Tensor) -> Result<Tensor>, kind: usize) -> Made {
+    let (m, k, n) = (g.one(&[0, 1, 2, 5, 9, 33]), g.one(&[0, 1, 3, 8, 40]), g.one(&[0, 1, 2, 7, 16]));
+    let lead = if g.rarely(2) { vec![] } else { g.one(&[vec![2], vec![1], vec![2, 3], vec![0], vec![9]]) };
+    let other = if g.rarely(3) { vec![] } else { lead.clone() };
+    let (a, b) = match kind {
+        1 => ([m, k], [n, k]),
+        2 => ([k, m], [k, n]),
+        _ => ([m, k], [k, n]),
+    };
+    let d = g.float();
+    let (mut a, mut b) = ([&lead[..], &a].concat(), [&other[..], &b].concat());
+    if g.rarely(20) {
+        (a, b) = (g.extents(), g.extents());
+    }
+    (vec![g.tensor(&a, d), g.tensor(&b, d)], call(move |x| Ok(vec![f(&x[0], &x[1])?])))
+}
+
+fn reduction(g: &mut Pick) -> Reduction {
+    g.one(&[Reduction::Mean, Reduction::Sum, Reduction::None])
+}
+
+/// Scores and class targets.
+fn classes(g: &mut Pick) -> (Vec<Tensor>, usize) {
+    let (lead, classes, d) = (g.one(&[vec![], vec![1], vec![4], vec![2, 3], vec![0]]), g.one(&[0, 1, 2, 5, 17]), g.float());
+    let scores = g.tensor(&[&lead[..], &[classes]].concat(), d);
+    (vec![scores, g.ids(&lead, classes)], classes)
+}
+
+fn weights(g: &mut Pick, classes: usize, of: &Tensor) -> Option<Tensor> {
+    g.rarely(3).then(|| g.tensor(&[classes], of.dtype()))
+}
+
+fn cross_entropy(g: &mut Pick, classes: usize, x: &Tensor) -> CrossEntropy {
+    CrossEntropy {
+        ignore_index: g.one(&[Some(-100), None, Some(0)]),
+        label_smoothing: if g.rarely(3) { g.number() } else { 0.1 },
+        reduction: reduction(g),
+        weights: weights(g, classes, x),
+        z_loss: g.one(&[0.0, 0.0, 1e-4, f64::NAN]),
+    }
+}
+
+fn sdpa(g: &mut Pick) -> Sdpa {
+    Sdpa {
+        causal: g.rarely(2),
+        window: if g.rarely(3) { Some((g.size(), g.size())) } else { None },
+        softcap: if g.rarely(4) { Some(g.number()) } else { None },
+        scale: if g.rarely(4) { Some(g.number()) } else { None },
+        dropout: if g.rarely(4) { g.one(&[0.2, 1.0, 0.0, -1.0]) } else { 0.0 },
+        key: if g.rarely(3) { None } else { Some(g.key()) },
+    }
+}
+
+/// Queries, keys and values that mostly fit.
+fn attention(g: &mut Pick, packed: bool) -> Vec<Tensor> {
+    let (b, hk, group) = (g.one(&[1, 2, 0]), g.one(&[1, 2]), g.one(&[1, 1, 2, 3]));
+    let (tq, tk) = (g.one(&[0, 1, 3, 9, 20]), g.one(&[0, 1, 3, 9, 40]));
+    let (d, dv) = (g.one(&[0, 1, 4, 8]), g.one(&[0, 1, 4, 8]));
+    let dtype = g.float();
+    let lead = |h: usize| if packed { vec![h] } else { vec![b, h] };
+    let mut x = vec![
+        g.tensor(&[&lead(hk * group)[..], &[tq, d]].concat(), dtype),
+        g.tensor(&[&lead(hk)[..], &[tk, d]].concat(), dtype),
+        g.tensor(&[&lead(hk)[..], &[tk, dv]].concat(), dtype),
+    ];
+    if packed {
+        let mut offsets = |t: usize| {
+            let cut = g.below(t + 1) as i64;
+            let ends = if g.rarely(10) { vec![1, cut, t as i64 + 1] } else { vec![0, cut, t as i64] };
+            Tensor::from_vec(ends, [3]).unwrap()
+        };
+        let (q, k) = (offsets(tq), offsets(tk));
+        x.extend([q, k]);
+    } else if g.rarely(2) {
+        let shape = g.one(&[vec![tq, tk], vec![1, tk], vec![b, 1, tq, tk], vec![hk * group, tq, 1]]);
+        let mask = if g.rarely(2) { g.mask(&shape) } else { g.tensor(&shape, dtype) };
+        x.push(mask);
+    }
+    x
+}
+
+fn rotary(g: &mut Pick, x: &Tensor) -> Rotary {
+    let t = if x.rank() > 1 { x.shape()[x.rank() - 2] } else { 3 };
+    Rotary {
+        base: if g.rarely(8) { g.number() } else { 1e4 },
+        style: g.one(&[RopeStyle::Half, RopeStyle::Interleaved]),
+        positions: if g.rarely(3) && t < 1 << 16 { RopePositions::Given(g.ids(&[t], 100)) } else { RopePositions::From(g.size()) },
+        rotary_dim: if g.rarely(3) { Some(g.size()) } else { None },
+    }
+}
+
+fn heads(g: &mut Pick) -> Tensor {
+    let (s, d) = (vec![g.one(&[0, 1, 2]), g.one(&[1, 3]), g.one(&[0, 1, 5]), g.one(&[0, 2, 4, 8])], g.float());
+    let s = if g.rarely(10) { g.extents() } else { s };
+    g.tensor(&s, d)
+}
+
+fn norm(g: &mut Pick) -> (Vec<Tensor>, usize, bool, bool) {
+    let (s, d) = (g.extents(), g.float());
+    let n = if g.rarely(8) { g.size() } else { 1 };
+    let tail = s[s.len().saturating_sub(n)..].to_vec();
+    let mut x = vec![g.tensor(&s, d)];
+    let (w, b) = (g.rarely(2), g.rarely(2));
+    for wanted in [w, b] {
+        if wanted {
+            x.push(g.tensor(&tail, d));
+        }
+    }
+    (x, n, w, b)
+}
+
+fn span(g: &mut Pick, extent: usize) -> Span {
+    let end = |g: &mut Pick| if g.rarely(6) { g.whole() } else { g.below(extent + 1) as isize };
+    let (a, b) = (end(g), end(g));
+    match g.below(4) {
+        0 => Span::from(a..),
+        1 => Span::from(..b),
+        2 => Span::from(..),
+        _ => Span::from(a.min(b)..a.max(b)),
+    }
+}
+
+fn extent(x: &Tensor, axis: isize) -> usize {
+    x.size(axis).unwrap_or(3).min(1 << 20)
+}
+
+/// Blocks of a quantised matrix: random bytes, whose scales are halves.
+fn blocks(g: &mut Pick, rows: usize) -> (Tensor, Blocks, usize) {
+    let (kind, n) = (g.one(&[Blocks::Q8_0, Blocks::Q4_0]), g.one(&[0, 1, 2]));
+    let bytes = n * kind.bytes() + usize::from(g.rarely(20));
+    (g.ids_of(U8, &[rows, bytes], 120), kind, n * 32)
+}
+
+pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
+    ("exp", |g| plain(g, Tensor::exp)),
+    ("expm1", |g| plain(g, Tensor::expm1)),
+    ("log", |g| plain(g, Tensor::log)),
+    ("log1p", |g| plain(g, Tensor::log1p)),
+    ("relu", |g| plain(g, Tensor::relu)),
+    ("relu_squared", |g| plain(g, Tensor::relu_squared)),
+    ("silu", |g| plain(g, Tensor::silu)),
+    ("gelu", |g| plain(g, Tensor::gelu)),
+    ("gelu_tanh", |g| plain(g, Tensor::gelu_tanh)),
+    ("sqrt", |g| plain(g, Tensor::sqrt)),
+    ("rsqrt", |g| plain(g, Tensor::rsqrt)),
+    ("recip", |g| plain(g, Tensor::recip)),
+    ("square", |g| plain(g, Tensor::square)),
+    ("tanh", |g| plain(g, Tensor::tanh)),
+    ("sigmoid", |g| plain(g, Tensor::sigmoid)),
+    ("softplus", |g| plain(g, Tensor::softplus)),
+    ("erf", |g| plain(g, Tensor::erf)),
+    ("normal_cdf", |g| plain(g, Tensor::normal_cdf)),
+    ("neg", |g| plain(g, Tensor::neg)),
+    ("abs", |g| plain(g, Tensor::abs)),
+    ("sign", |g| plain(g, Tensor::sign)),
+    ("floor", |g| plain(g, Tensor::floor)),
+    ("ceil", |g| plain(g, Tensor::ceil)),
+    ("round", |g| plain(g, Tensor::round)),
+    ("sin", |g| plain(g, Tensor::sin)),
+    ("cos", |g| plain(g, Tensor::cos)),
+    ("t", |g| plain(g, Tensor::t)),
+    ("contiguous", |g| plain(g, Tensor::contiguous)),
+    ("squeeze_all", |g| plain(g, Tensor::squeeze_all)),
+    ("zeros_like", |g| plain(g, Tensor::zeros_like)),
+    ("ones_like", |g| plain(g, Tensor::ones_like)),
+    ("logical_not", |g| {
+        let s = g.extents();
+        (vec![g.mask(&s)], call(|x| Ok(vec![x[0].logical_not()?])))
+    }),
+    ("detach", |g| plain(g, |x| Ok(x.detach()))),
+    ("stop_gradient", |g| plain(g, |x| Ok(x.stop_gradient()))),
+    ("leaky_relu", |g| number(g, Tensor::leaky_relu)),
+    ("elu", |g| number(g, Tensor::elu)),
+    ("powf", |g| number(g, Tensor::powf)),
+    ("add_scalar", |g| number(g, Tensor::add_scalar)),
+    ("sub_scalar", |g| number(g, Tensor::sub_scalar)),
+    ("rsub_scalar", |g| number(g, Tensor::rsub_scalar)),
+    ("mul_scalar", |g| number(g, Tensor::mul_scalar)),
+    ("div_scalar", |g| number(g, Tensor::div_scalar)),
+    ("rdiv_scalar", |g| number(g, Tensor::rdiv_scalar)),
+    ("eq_scalar", |g| number(g, Tensor::eq_scalar)),
+    ("ne_scalar", |g| number(g, Tensor::ne_scalar)),
+    ("lt_scalar", |g| number(g, Tensor::lt_scalar)),
+    ("le_scalar", |g| number(g, Tensor::le_scalar)),
+    ("gt_scalar", |g| number(g, Tensor::gt_scalar)),
+    ("ge_scalar", |g| number(g, Tensor::ge_scalar)),
+    ("powi", |g| {
+        on(g, |g, _| {
+            let n = g.one(&[0, 1, 2, 3, -1, -2, 100, i32::MAX, i32::MIN]);
+            move |x| x.powi(n)
+        })
+    }),
+    ("clamp", |g| {
+        on(g, |g, _| {
+            let (a, b) = (g.number(), g.number());
+            let (a, b) = (if g.rarely(3) { None } else { Some(a.min(b)) }, if g.rarely(3) { None } else { Some(a.max(b)) });
+            move |x| x.clamp(a, b)
+        })
+    }),
+    ("softmax", |g| axis(g, |x, a| x.softmax(a))),
+    ("log_softmax", |g| axis(g, |x, a| x.log_softmax(a))),
+    ("cumsum", |g| axis(g, |x, a| x.cumsum(a))),
+    ("argmax", |g| axis(g, |x, a| x.argmax(a))),
+    ("argmax_keep", |g| axis(g, |x, a| x.argmax_keep(a))),
+    ("argmin", |g| axis(g, |x, a| x.argmin(a))),
+    ("argmin_keep", |g| axis(g, |x, a| x.argmin_keep(a))),
+    ("squeeze", |g| axis(g, |x, a| x.squeeze(a))),
+    ("unsqueeze", |g| axis(g, |x, a| x.unsqueeze(a))),
+    ("max_with_index", |g| axis(g, |x, a| x.max_with_index(a)?.0.add(&x.max_with_index(a)?.0))),
+    ("min_with_index", |g| axis(g, |x, a| Ok(x.min_with_index(a)?.0))),
+    ("sum", reduce!(sum)),
+    ("sum_keep", reduce!(sum_keep)),
+    ("mean", reduce!(mean)),
+    ("mean_keep", reduce!(mean_keep)),
+    ("max", reduce!(max)),
+    ("max_keep", reduce!(max_keep)),
+    ("min", reduce!(min)),
+    ("min_keep", reduce!(min_keep)),
+    ("prod", reduce!(prod)),
+    ("prod_keep", reduce!(prod_keep)),
+    ("norm", reduce!(norm)),
+    ("norm_keep", reduce!(norm_keep)),
+    ("logsumexp", reduce!(logsumexp)),
+    ("logsumexp_keep", reduce!(logsumexp_keep)),
+    ("flip", reduce!(flip)),
+    ("permute", |g| {
+        on(g, |g, x| {
+            let mut order: Vec<isize> = (0..x.rank() as isize).collect();
+            (0..x.rank()).for_each(|i| order.swap(i, g.below(x.rank())));
+            if g.rarely(10) {
+                order = g.axes(x.rank());
+            }
+            move |x| x.permute(&order[..])
+        })
+    }),
+    ("var", reduce!(var, n)),
+    ("var_keep", reduce!(var_keep, n)),
+    ("std", reduce!(std, n)),
+    ("std_keep", reduce!(std_keep, n)),
+    ("any", |g| mask_axes(g, |x, a| x.any(a))),
+    ("any_keep", |g| mask_axes(g, |x, a| x.any_keep(a))),
+    ("all", |g| mask_axes(g, |x, a| x.all(a))),
+    ("all_keep", |g| mask_axes(g, |x, a| x.all_keep(a))),
+    ("add", |g| two(g, Tensor::add)),
+    ("sub", |g| two(g, Tensor::sub)),
+    ("mul", |g| two(g, Tensor::mul)),
+    ("div", |g| two(g, Tensor::div)),
+    ("pow", |g| two(g, Tensor::pow)),
+    ("maximum", |g| two(g, Tensor::maximum)),
+    ("minimum", |g| two(g, Tensor::minimum)),
+    ("eq", |g| two(g, Tensor::eq)),
+    ("ne", |g| two(g, Tensor::ne)),
+    ("lt", |g| two(g, Tensor::lt)),
+    ("le", |g| two(g, Tensor::le)),
+    ("gt", |g| two(g, Tensor::gt)),
+    ("ge", |g| two(g, Tensor::ge)),
+    ("swiglu", |g| two(g, Tensor::swiglu)),
+    ("geglu", |g| two(g, Tensor::geglu)),
+    ("geglu_tanh", |g| two(g, Tensor::geglu_tanh)),
+    ("expand_as", |g| two(g, Tensor::expand_as)),
+    ("outer", |g| {
+        let d = g.float();
+        let (a, b) = (vec![g.one(&[0, 1, 3, 8])], vec![g.one(&[0, 1, 3, 8])]);
+        (vec![g.tensor(&a, d), g.tensor(&b, d)], call(|x| Ok(vec![x[0].outer(&x[1])?])))
+    }),
+    ("dot", |g| {
+        let (d, n) = (g.float(), g.one(&[0, 1, 3, 8, 200]));
+        (vec![g.tensor(&[n], d), g.tensor(&[n], d)], call(|x| Ok(vec![x[0].dot(&x[1])?])))
+    }),
+    ("logical_and", |g| masks(g, Tensor::logical_and)),
+    ("logical_or", |g| masks(g, Tensor::logical_or)),
+    ("matmul", |g| product(g, Tensor::matmul, 0)),
+    ("matmul_nt", |g| product(g, Tensor::matmul_nt, 1)),
+    ("matmul_tn", |g| product(g, Tensor::matmul_tn, 2)),
+    ("linear", |g| {
+        let (mut x, _) = product(g, Tensor::matmul_nt, 1);
+        x[1] = g.tensor(&[x[1].size(-2).unwrap_or(2).min(99), x[0].size(-1).unwrap_or(2).min(99)], x[0].dtype());
+        let bias = g.rarely(2);
+        if bias {
+            x.push(g.tensor(&[x[1].shape()[0]], x[0].dtype()));
+        }
+        (x, call(move |x| Ok(vec![x[0].linear(&x[1], x.get(2))?])))
+    }),
+    ("einsum", |g| {
+        let equation =
+            g.one(&["ij,jk->ik", "bij,bjk->bik", "ii->i", "...i,i->...", "ij->ji", "i,i->", "ij,ij->i", "i,j->ij", "a,,->a", "i->ij"]);
+        let d = g.float();
+        let (i, j, k, b) = (g.below(4), g.below(4), g.below(4), g.below(3));
+        let of = |c: char| match c {
+            'i' => i,
+            'j' => j,
+            'k' => k,
+            _ => b,
+        };
+        let left = equation.split("->").next().unwrap();
+        let shapes = left.split(',').map(|t| t.chars().filter(|c| c.is_alphabetic()).map(of).collect::<Vec<usize>>());
+        let x: Vec<Tensor> = shapes.collect::<Vec<_>>().iter().map(|s| g.tensor(s, d)).collect();
+        (x, call(move |x| Ok(vec![Tensor::einsum(equation, &x.iter().collect::<Vec<_>>())?])))
+    }),
+    ("concat", |g| joined(g, |x, a| Tensor::concat(x, a), true)),
+    ("stack", |g| joined(g, |x, a| Tensor::stack(x, a), false)),
+    ("split", |g| {
+        let (s, d) = (g.extents(), g.dtype());
+        let x = g.tensor(&s, d);
+        let a = g.axis(x.rank());
+        let n = extent(&x, a);
+        let cut = g.below(n + 1);
+        let sizes = if g.rarely(6) { vec![g.size(), g.size()] } else { vec![cut, n - cut] };
+        (vec![x], call(move |x| x[0].split(&sizes, a)))
+    }),
+    ("chunk", |g| {
+        let (s, d) = (g.extents(), g.dtype());
+        let x = g.tensor(&s, d);
+        let (a, n) = (g.axis(x.rank()), g.size());
+        (vec![x], call(move |x| x[0].chunk(n, a)))
+    }),
+    ("sort", |g| pair(g, |x, a, n, _| x.sort(a, n % 2 == 0))),
+    ("topk", |g| pair(g, |x, a, n, down| x.topk(n, a, down))),
+    ("transpose", |g| {
+        on(g, |g, x| {
+            let (a, b) = (g.axis(x.rank()), g.axis(x.rank()));
+            move |x| x.transpose(a, b)
+        })
+    }),
+    ("diagonal", |g| {
+        on(g, |g, x| {
+            let (a, b) = (g.axis(x.rank()), g.axis(x.rank()));
+            move |x| x.diagonal(a, b)
+        })
+    }),
+    ("triu", |g| {
+        on(g, |g, _| {
+            let k = g.whole();
+            move |x| x.triu(k)
+        })
+    }),
+    ("tril", |g| {
+        on(g, |g, _| {
+            let k = g.whole();
+            move |x| x.tril(k)
+        })
+    }),
+    ("slice", |g| {
+        on(g, |g, x| {
+            let a = g.axis(x.rank());
+            let s = span(g, extent(x, a));
+            move |x| x.slice(a, s.clone())
+        })
+    }),
+    ("slice_step", |g| {
+        on(g, |g, x| {
+            let (a, step) = (g.axis(x.rank()), g.size());
+            let s = span(g, extent(x, a));
+            move |x| x.slice_step(a, s.clone(), step)
+        })
+    }),
+    ("narrow", |g| {
+        on(g, |g, x| {
+            let a = g.axis(x.rank());
+            let (start, len) = if g.rarely(4) { (g.size(), g.size()) } else { (0, g.below(extent(x, a) + 1)) };
+            move |x| x.narrow(a, start, len)
+        })
+    }),
+    ("select", |g| {
+        on(g, |g, x| {
+            let a = g.axis(x.rank());
+            let i = if g.rarely(4) { g.whole() } else { g.below(extent(x, a)) as isize };
+            move |x| x.select(a, i)
+        })
+    }),
+    ("roll", |g| {
+        on(g, |g, x| {
+            let axes = g.axes(x.rank());
+            let shifts: Vec<isize> = axes.iter().map(|_| g.whole()).collect();
+            move |x| x.roll(&shifts, &axes[..])
+        })
+    }),
+    ("pad", |g| {
+        on(g, |g, x| {
+            let by: Vec<(usize, usize)> =
+                (0..x.rank()).map(|_| if g.rarely(6) { (g.size(), g.size()) } else { (g.below(3), g.below(3)) }).collect();
+            let c = g.number();
+            move |x| x.pad(&by, c)
+        })
+    }),
+    ("pad_axis", |g| {
+        on(g, |g, x| {
+            let (a, b, n, c) = (g.axis(x.rank()), g.size(), g.below(3), g.number());
+            move |x| x.pad_axis(a, b, n, c)
+        })
+    }),
+    ("repeat", |g| {
+        on(g, |g, x| {
+            let counts: Vec<usize> = (0..x.rank() + g.below(2)).map(|_| if g.rarely(8) { g.size() } else { g.below(3) }).collect();
+            move |x| x.repeat(&counts[..])
+        })
+    }),
+    ("repeat_interleave", |g| {
+        on(g, |g, x| {
+            let (n, a) = (g.size(), g.axis(x.rank()));
+            move |x| x.repeat_interleave(n, a)
+        })
+    }),
+    ("reshape", |g| {
+        on(g, |g, x| {
+            let mut shape: Vec<usize> = x.shape().to_vec();
+            match g.below(6) {
+                0 => shape = g.extents(),
+                1 => shape = vec![g.size(), g.size()],
+                2 => shape.reverse(),
+                3 => shape = vec![x.numel()],
+                _ => shape.insert(g.below(shape.len() + 1), 1),
+            }
+            move |x| x.reshape(&shape[..])
+        })
+    }),
+    ("expand", |g| {
+        on(g, |g, x| {
+            let shape: Vec<usize> = x.shape().iter().map(|&d| if d == 1 { g.size() } else { d }).collect();
+            let shape = if g.rarely(8) { g.extents() } else { shape };
+            move |x| x.expand(&shape[..])
+        })
+    }),
+    ("flatten", |g| {
+        on(g, |g, x| {
+            let (a, b) = (g.axis(x.rank()), g.axis(x.rank()));
+            move |x| x.flatten(a, b)
+        })
+    }),
+    ("cast", |g| {
+        on(g, |g, _| {
+            let d = g.dtype();
+            move |x| x.cast(d)
+        })
+    }),
+    ("to_device", |g| {
+        on(g, |g, _| {
+            let d = g.one(&[Device::Cpu, Device::Cpu, Device::Cuda(u32::MAX)]);
+            move |x| x.to_device(d)
+        })
+    }),
+    ("one_hot", |g| {
+        let (s, n, d) = (g.extents(), g.size(), g.dtype());
+        (vec![g.ids(&s, n.clamp(1, 9))], call(move |x| Ok(vec![x[0].one_hot(n, d)?])))
+    }),
+    ("embedding", |g| {
+        let (rows, width, d) = (g.one(&[0, 1, 5, 30]), g.one(&[0, 1, 4, 9]), g.float());
+        let s = g.extents();
+        let padding = if g.rarely(3) { Some(g.size()) } else { None };
+        (vec![g.tensor(&[rows, width], d), g.ids(&s, rows)], call(move |x| Ok(vec![x[0].embedding(&x[1], padding)?])))
+    }),
+    ("index_select", |g| {
+        let (s, d) = (g.extents(), g.dtype());
+        let x = g.tensor(&s, d);
+        let a = g.axis(x.rank());
+        let n = g.below(6);
+        let ids = g.ids(&[n], extent(&x, a));
+        (vec![x, ids], call(move |x| Ok(vec![x[0].index_select(a, &x[1])?])))
+    }),
+    ("gather", |g| {
+        let (x, ids, a) = indexed(g);
+        (vec![x, ids], call(move |x| Ok(vec![x[0].gather(a, &x[1])?])))
+    }),
+    ("scatter_add", |g| {
+        let (x, ids, a) = indexed(g);
+        let shape: Vec<usize> = ids.shape().to_vec();
+        let src = if ids.numel() < 1 << 20 { g.tensor(&shape, x.dtype()) } else { Tensor::zeros(shape, x.dtype()).unwrap() };
+        (vec![x, ids, src], call(move |x| Ok(vec![x[0].scatter_add(a, &x[1], &x[2])?])))
+    }),
+    ("where_select", |g| {
+        let (s, d) = (g.extents(), g.dtype());
+        let (t, u) = (g.near(&s), g.near(&s));
+        (vec![g.mask(&s), g.tensor(&t, d), g.tensor(&u, d)], call(|x| Ok(vec![x[0].where_select(&x[1], &x[2])?])))
+    }),
+    ("masked_fill", |g| {
+        let (s, d) = (g.extents(), g.dtype());
+        let (t, c) = (g.near(&s), g.number());
+        (vec![g.tensor(&s, d), g.mask(&t)], call(move |x| Ok(vec![x[0].masked_fill(&x[1], c)?])))
+    }),
+    ("nll_loss", |g| {
+        let (x, _) = classes(g);
+        (x, call(|x| Ok(vec![x[0].nll_loss(&x[1])?])))
+    }),
+    ("nll_loss_with", |g| {
+        let (x, n) = classes(g);
+        let o = NegativeLogLikelihood {
+            ignore_index: g.one(&[Some(-100), None, Some(0)]),
+            reduction: reduction(g),
+            weights: weights(g, n, &x[0]),
+        };
+        (x, call(move |x| Ok(vec![x[0].nll_loss_with(&x[1], &o)?])))
+    }),
+    ("cross_entropy", |g| {
+        let (x, _) = classes(g);
+        (x, call(|x| Ok(vec![x[0].cross_entropy(&x[1])?])))
+    }),
+    ("cross_entropy_with", |g| {
+        let (x, n) = classes(g);
+        let o = cross_entropy(g, n, &x[0]);
+        (x, call(move |x| Ok(vec![x[0].cross_entropy_with(&x[1], &o)?])))
+    }),
+    ("linear_cross_entropy", |g| {
+        let (mut x, n) = classes(g);
+        let (width, lead) = (g.one(&[0, 1, 4]), x[1].shape().to_vec());
+        let d = x[0].dtype();
+        x[0] = if x[1].numel() < 1 << 16 { g.tensor(&[&lead[..], &[width]].concat(), d) } else { x[0].clone() };
+        x.push(g.tensor(&[n, width], d));
+        let o = cross_entropy(g, n, &x[0]);
+        (x, call(move |x| Ok(vec![x[0].linear_cross_entropy(&x[2], &x[1], &o)?])))
+    }),
+    ("mse_loss", |g| {
+        let r = reduction(g);
+        let (x, _) = two(g, Tensor::add);
+        (x, call(move |x| Ok(vec![x[0].mse_loss(&x[1], r)?])))
+    }),
+    ("bce_with_logits", |g| {
+        let (r, s, d) = (reduction(g), g.extents(), g.float());
+        let t = g.near(&s);
+        (
+            vec![g.tensor(&s, d), g.tensor(&s, d), g.tensor(&t, d)],
+            call(move |x| {
+                let weight = (r == Reduction::Sum).then_some(&x[2]);
+                Ok(vec![x[0].bce_with_logits(&x[1], weight, r)?])
+            }),
+        )
+    }),
+    ("dropout", |g| {
+        on(g, |g, _| {
+            let (p, k) = (g.one(&[0.0, 0.1, 0.5, 1.0, -1.0, f64::NAN]), g.key());
+            move |x| x.dropout(p, k)
+        })
+    }),
+    ("dropout_add", |g| {
+        let (p, k) = (g.one(&[0.0, 0.1, 0.5, 1.0, 2.0]), g.key());
+        let (x, _) = two(g, Tensor::add);
+        (x, call(move |x| Ok(vec![x[0].dropout_add(&x[1], p, k)?])))
+    }),
+    ("layer_norm", |g| {
+        let (x, n, w, b) = norm(g);
+        let eps = g.one(&[1e-5, 0.0, -1.0, f64::NAN, 1e-5]);
+        (x, call(move |x| Ok(vec![x[0].layer_norm(n, w.then(|| &x[1]), b.then(|| &x[1 + usize::from(w)]), eps)?])))
+    }),
+    ("rms_norm", |g| {
+        let (x, _, w, _) = norm(g);
+        let eps = g.one(&[1e-5, 0.0, -1.0]);
+        (x, call(move |x| Ok(vec![x[0].rms_norm(w.then(|| &x[1]), eps)?])))
+    }),
+    ("add_layer_norm", |g| {
+        let (mut x, n, w, b) = norm(g);
+        x.push(x[0].detach());
+        (
+            x,
+            call(move |x| {
+                let r = x.len() - 1;
+                let (y, s) = x[0].add_layer_norm(&x[r], n, w.then(|| &x[1]), b.then(|| &x[1 + usize::from(w)]), 1e-5)?;
+                Ok(vec![y, s])
+            }),
+        )
+    }),
+    ("add_rms_norm", |g| {
+        let (mut x, _, w, _) = norm(g);
+        x.push(x[0].detach());
+        (
+            x,
+            call(move |x| {
+                let (y, s) = x[0].add_rms_norm(&x[x.len() - 1], w.then(|| &x[1]), 1e-5)?;
+                Ok(vec![y, s])
+            }),
+        )
+    }),
+    ("scaled_dot_product_attention", |g| {
+        let (x, o) = (attention(g, false), sdpa(g));
+        (x, call(move |x| Ok(vec![x[0].scaled_dot_product_attention(&x[1], &x[2], x.get(3), o.clone())?])))
+    }),
+    ("scaled_dot_product_attention_packed", |g| {
+        let (x, o) = (attention(g, true), sdpa(g));
+        (x, call(move |x| Ok(vec![x[0].scaled_dot_product_attention_packed(&x[1], &x[2], None, &x[3], &x[4], o.clone())?])))
+    }),
+    ("rope", |g| {
+        let x = heads(g);
+        let r = rotary(g, &x);
+        (vec![x], call(move |x| Ok(vec![x[0].rope(&r)?])))
+    }),
+    ("rope_with_key", |g| {
+        let x = heads(g);
+        let (r, k) = (rotary(g, &x), if g.rarely(8) { heads(g) } else { x.detach() });
+        (
+            vec![x, k],
+            call(move |x| {
+                let (q, k) = x[0].rope_with_key(&x[1], &r)?;
+                Ok(vec![q, k])
+            }),
+        )
+    }),
+    ("quant_linear", |g| {
+        let rows = g.one(&[0, 1, 3]);
+        let (w, kind, k) = blocks(g, rows);
+        let (n, d) = (g.one(&[0, 1, 2, 40]), g.float());
+        (vec![g.tensor(&[n, k], d), w], call(move |x| Ok(vec![x[0].quant_linear(&x[1], kind)?])))
+    }),
+    ("dequantise", |g| {
+        let rows = g.one(&[0, 1, 3]);
+        let (w, kind, _) = blocks(g, rows);
+        let d = g.float();
+        (vec![w], call(move |x| Ok(vec![x[0].dequantise(kind, d)?])))
+    }),
+    // Constructors.
+    ("full", |g| made(g, |s, c, d, _| Tensor::full(s, c, d))),
+    ("full_on", |g| made(g, |s, c, d, _| Tensor::full_on(s, c, d, Device::Cpu))),
+    ("zeros", |g| made(g, |s, _, d, _| Tensor::zeros(s, d))),
+    ("ones", |g| made(g, |s, _, d, _| Tensor::ones(s, d))),
+    ("from_vec", |g| made(g, |s, c, _, _| Tensor::from_vec(vec![c; 6], s))),
+    ("from_slice", |g| made(g, |s, c, _, _| Tensor::from_slice(&[c; 6], s))),
+    ("from_rows", |g| made(g, |s, c, _, _| Tensor::from_rows(&vec![[c, 1.0]; s.len()]))),
+    ("scalar", |g| made(g, |_, c, _, _| Tensor::scalar(c))),
+    ("eye", |g| made(g, |s, _, d, _| Tensor::eye(s.first().copied().unwrap_or(3), d))),
+    ("arange", |g| made(g, |s, c, d, _| Tensor::arange(0.0, c * s.len() as f64, if c < 1.0 { 0.25 } else { c }, d))),
+    ("linspace", |g| made(g, |s, c, d, _| Tensor::linspace(-c, c, s.first().copied().unwrap_or(3), d))),
+    ("rand", |g| made(g, |s, _, d, k| Tensor::rand(s, d, k))),
+    ("uniform", |g| made(g, |s, c, d, k| Tensor::uniform(s, -1.0..c, d, k))),
+    ("randn", |g| made(g, |s, _, d, k| Tensor::randn(s, d, k))),
+    ("normal", |g| made(g, |s, c, d, k| Tensor::normal(s, 0.0, c, d, k))),
+    ("truncated_normal", |g| made(g, |s, c, d, k| Tensor::truncated_normal(s, 0.0, 1.0, -c.abs()..c.abs(), d, k))),
+    ("bernoulli", |g| made(g, |s, c, d, k| Tensor::bernoulli(s, c, d, k))),
+    ("randint", |g| made(g, |s, c, d, k| Tensor::randint(s, 0..c as i64, d, k))),
+    ("randperm", |g| made(g, |s, _, d, k| Tensor::randperm(s.first().copied().unwrap_or(3), d, k))),
+    // What reads.
+    ("to_vec", |g| plain(g, |x| x.cast(F32)?.to_vec::<f32>().and_then(|v| Tensor::from_vec(v, x.shape())))),
+    ("to_f64_vec", |g| plain(g, |x| x.to_f64_vec().and_then(|v| Tensor::from_vec(v, x.shape())))),
+    ("item", |g| plain(g, |x| Tensor::scalar(x.item()?))),
+    ("size", |g| axis(g, |x, a| Tensor::scalar(x.size(a)? as f64))),
+    ("update", |g| {
+        plain(g, |x| {
+            let mut y = x.detach().cast(I64)?;
+            y.update(|v: &mut [i64]| v.iter_mut().for_each(|v| *v = v.wrapping_add(1)))?;
+            Ok(y)
+        })
+    }),
+    ("shape", |g| plain(g, |x| Ok(if x.shape().rank() == x.rank() { x.clone() } else { panic!("ranks differ") }))),
+    ("rank", |g| plain(g, |x| Tensor::scalar(x.rank() as f64))),
+    ("numel", |g| plain(g, |x| Tensor::scalar(x.numel() as f64))),
+    ("layout", |g| plain(g, |x| Tensor::scalar(x.layout().offset() as f64))),
+    ("is_contiguous", |g| plain(g, |x| Tensor::scalar(f64::from(u8::from(x.is_contiguous()))))),
+    ("shares_storage", |g| {
+        plain(g, |x| if x.shares_storage(&x.detach()) { Ok(x.clone()) } else { panic!("a value shares its own storage") })
+    }),
+    ("tap", |g| {
+        plain(g, |x| {
+            x.tap(|| "here");
+            Ok(x.clone())
+        })
+    }),
+];
+
+/// Methods that take nothing that could vary, or are called by every other entry.
+pub(super) const ELSEWHERE: &[(&str, &str)] = &[
+    ("dtype", "each context"),
+    ("device", "no argument"),
+    ("is_tracked", "no argument"),
+    ("tap_beside", "needs a module: the tracer's tests"),
+];
+
+fn mask_axes(g: &mut Pick, f: fn(&Tensor, &[isize]) -> Result<Tensor>) -> Made {
+    let s = g.extents();
+    let (x, a) = (g.mask(&s), g.axes(s.len()));
+    (vec![x], call(move |x| Ok(vec![f(&x[0], &a)?])))
+}
+
+fn joined(g: &mut Pick, f: fn(&[&Tensor], isize) -> Result<Tensor>, vary: bool) -> Made {
+    let (s, d, n) = (g.extents(), g.dtype(), g.below(4));
+    let a = g.axis(s.len() + usize::from(!vary));
+    let mut x = Vec::new();
+    for _ in 0..n {
+        let mut s = s.clone();
+        let at = a.rem_euclid(s.len().max(1) as isize) as usize;
+        if vary && at < s.len() {
+            s[at] = g.below(4);
+        }
+        if g.rarely(20) {
+            s = g.extents();
+        }
+        x.push(g.tensor(&s, d));
+    }
+    (x, call(move |x| Ok(vec![f(&x.iter().collect::<Vec<_>>(), a)?])))
+}
+
+fn pair(g: &mut Pick, f: fn(&Tensor, isize, usize, bool) -> Result<(Tensor, Tensor)>) -> Made {
+    let (s, d) = (g.extents(), g.dtype());
+    let x = g.tensor(&s, d);
+    let a = g.axis(x.rank());
+    let (n, down) = (if g.rarely(4) { g.size() } else { g.below(extent(&x, a) + 1) }, g.rarely(2));
+    (
+        vec![x],
+        call(move |x| {
+            let (v, i) = f(&x[0], a, n, down)?;
+            Ok(vec![v, i])
+        }),
+    )
+}
+
+/// A tensor, indices of its rank into an axis, and the axis.
+fn indexed(g: &mut Pick) -> (Tensor, Tensor, isize) {
+    let (s, d) = (g.extents(), g.dtype());
+    let x = g.tensor(&s, d);
+    let a = g.axis(x.rank());
+    let mut shape: Vec<usize> = x.shape().iter().map(|&d| g.below(d.min(8) + 1)).collect();
+    if !shape.is_empty() {
+        let at = a.rem_euclid(shape.len() as isize) as usize;
+        shape[at] = g.below(6);
+    }
+    let ids = g.ids(&shape, extent(&x, a));
+    (x, ids, a)
+}
+
+fn made(g: &mut Pick, f: fn(&[usize], f64, cotangent::DType, cotangent::Key) -> Result<Tensor>) -> Made {
+    let shape = if g.rarely(4) { vec![g.size(), g.size()] } else { g.extents() };
+    let (c, d, k) = (g.number(), g.dtype(), g.key());
+    (vec![], call(move |_| Ok(vec![f(&shape, c, d, k)?])))
+}
