@@ -197,7 +197,7 @@ fn c_the_last_position_of_a_trainer_is_an_error() {
     let mut t = trainer();
     t.restore(&snapshot).unwrap();
     let before = t.snapshot().unwrap();
-    let e = t.run(&|_: u64| Ok(()), |w: &Tensor, (), _| w.square()?.sum(..)).unwrap_err();
+    let e = t.run(&|_: u64| Ok(()), |w: &Tensor, (), _| w.square()?.sum(..)).map(drop).unwrap_err();
     assert!(e.is_argument() && e.to_string().contains("18446744073709551615"), "{e}");
     assert_eq!(t.snapshot().unwrap().step, before.step);
 }
