@@ -30,13 +30,14 @@ pub use dtype::{BF16, F16, F32, F64, I64, U8, U32};
 pub use dtype::{DType, Element};
 pub use error::{Error, ErrorKind, Result};
 pub use functional::{
-    GradOptions, Grads, Pullback, grad, gradcheck_module, hvp, jacobian, jvp, value_and_grad, value_and_grad_with, value_aux_and_grad, vjp,
+    GradOptions, Grads, Inputs, Pullback, checkpoint_module, grad, gradcheck_module, hvp, jacobian, jvp, value_and_grad,
+    value_and_grad_with, value_aux_and_grad, vjp,
 };
 pub use layout::Layout;
 pub use module::{Buffer, Leaf, LowRank, Module, ModuleExt, Param, Role, Summary, SummaryRow, Visitor, try_walk, walk};
 pub use rng::{Key, Rng};
 pub use shape::{Axes, Axis, Extent, Extents, Shape};
-pub use tape::{Gradients, Observer, Pulled, Ran, Tape, checkpoint};
+pub use tape::{Gradients, Observer, Pulled, Ran, Tape, checkpoint, custom_vjp, custom_vjp_once};
 pub use tensor::Tensor;
 
 /// The types of half precision, as tensors store them.

@@ -19,7 +19,7 @@ use std::fmt::Debug;
 use std::panic::Location;
 use std::sync::Arc;
 
-pub use crate::tape::{Cotangents, InputCotangents, Saved};
+pub use crate::tape::{Cotangents, InputCotangents, Saved, Stretch, once_differentiable};
 
 /// Outputs of an op, in order.
 pub type Outputs = SmallVec<[Tensor; 2]>;
@@ -127,6 +127,10 @@ pub trait View: Describe {
     /// # Errors
     /// What the tensor ops refuse.
     fn vjp(&self, x: &Spec, y_bar: &Tensor) -> Result<Tensor>;
+
+    /// For a stretch of one axis of the input, which one: a sweep puts the cotangents of many such parts of one value side by side,
+    /// instead of adding as many tensors of the value's size. `None` for any other view.
+    fn stretch(&self, x: &Shape) -> Option<Stretch>;
 }
 
 /// An op made of other ops; its derivative is theirs.
@@ -277,7 +281,8 @@ pub fn apply_view<V: View>(view: V, x: &Tensor) -> Result<Tensor> {
             && tape.is_recording()?
         {
             let spec = Spec { shape: x.shape().clone(), dtype: x.dtype() };
-            let pull = Arc::new(RecordedView(view, spec, at));
+            let stretch = view.stretch(&spec.shape);
+            let pull = Arc::new(RecordedView(view, spec, at, stretch));
             tape::record(&tape, V::NAME, at, &[x], std::slice::from_mut(&mut y), Saved::none(), pull, tape::start(&[x]))?;
         }
         Ok(y)
@@ -285,12 +290,16 @@ pub fn apply_view<V: View>(view: V, x: &Tensor) -> Result<Tensor> {
     run().map_err(|e: Error| refused(e, V::NAME, &[x], at))
 }
 
-struct RecordedView<V>(V, Spec, &'static Location<'static>);
+struct RecordedView<V>(V, Spec, &'static Location<'static>, Option<Stretch>);
 
 impl<V: View> Pull for RecordedView<V> {
     fn pull(&self, _: &PullContext<'_>, y_bar: &Cotangents, want: &[bool]) -> Result<InputCotangents> {
         let bar = |g| self.0.vjp(&self.1, g).map_err(|e| e.called_at(self.2));
         Ok(SmallVec::from_iter([if want[0] { Some(bar(y_bar.only()?)?) } else { None }]))
+    }
+
+    fn stretch(&self) -> Option<Stretch> {
+        self.3
     }
 }
 

@@ -22,6 +22,75 @@ use std::fmt;
 /// println!("{y}");
 /// # Ok::<(), cotangent::Error>(())
 /// ```
+///
+/// # What there is
+///
+/// - **Create**: [`from_slice`](Tensor::from_slice), [`from_vec`](Tensor::from_vec), [`from_rows`](Tensor::from_rows),
+///   [`scalar`](Tensor::scalar), [`full`](Tensor::full), [`full_on`](Tensor::full_on), [`zeros`](Tensor::zeros),
+///   [`ones`](Tensor::ones), [`zeros_like`](Tensor::zeros_like), [`ones_like`](Tensor::ones_like), [`eye`](Tensor::eye),
+///   [`arange`](Tensor::arange), [`linspace`](Tensor::linspace), [`rand`](Tensor::rand), [`uniform`](Tensor::uniform),
+///   [`randn`](Tensor::randn), [`normal`](Tensor::normal), [`truncated_normal`](Tensor::truncated_normal),
+///   [`bernoulli`](Tensor::bernoulli), [`randint`](Tensor::randint), [`randperm`](Tensor::randperm).
+/// - **Ask**: [`shape`](Tensor::shape), [`dims`](Tensor::dims), [`size`](Tensor::size), [`rank`](Tensor::rank),
+///   [`numel`](Tensor::numel), [`dtype`](Tensor::dtype), [`device`](Tensor::device), [`layout`](Tensor::layout),
+///   [`is_contiguous`](Tensor::is_contiguous), [`is_tracked`](Tensor::is_tracked), [`shares_storage`](Tensor::shares_storage).
+/// - **Read and write**: [`to_vec`](Tensor::to_vec), [`to_f64_vec`](Tensor::to_f64_vec), [`item`](Tensor::item),
+///   [`update`](Tensor::update).
+/// - **History and place**: [`detach`](Tensor::detach), [`stop_gradient`](Tensor::stop_gradient), [`tap`](Tensor::tap),
+///   [`tap_beside`](Tensor::tap_beside), [`to_device`](Tensor::to_device), [`cast`](Tensor::cast).
+/// - **Shape**: [`reshape`](Tensor::reshape), [`flatten`](Tensor::flatten), [`squeeze`](Tensor::squeeze),
+///   [`squeeze_all`](Tensor::squeeze_all), [`unsqueeze`](Tensor::unsqueeze), [`expand`](Tensor::expand),
+///   [`expand_as`](Tensor::expand_as), [`transpose`](Tensor::transpose), [`t`](Tensor::t), [`permute`](Tensor::permute),
+///   [`contiguous`](Tensor::contiguous).
+/// - **Parts and joints**: [`slice`](Tensor::slice), [`slice_step`](Tensor::slice_step), [`narrow`](Tensor::narrow),
+///   [`select`](Tensor::select), [`unbind`](Tensor::unbind), [`split`](Tensor::split), [`chunk`](Tensor::chunk),
+///   [`concat`](Tensor::concat), [`stack`](Tensor::stack), [`repeat`](Tensor::repeat),
+///   [`repeat_interleave`](Tensor::repeat_interleave), [`pad`](Tensor::pad), [`pad_axis`](Tensor::pad_axis),
+///   [`flip`](Tensor::flip), [`roll`](Tensor::roll), [`diagonal`](Tensor::diagonal), [`tril`](Tensor::tril),
+///   [`triu`](Tensor::triu).
+/// - **Index**: [`gather`](Tensor::gather), [`scatter_add`](Tensor::scatter_add), [`index_select`](Tensor::index_select),
+///   [`embedding`](Tensor::embedding), [`one_hot`](Tensor::one_hot), [`where_select`](Tensor::where_select),
+///   [`masked_fill`](Tensor::masked_fill), [`sort`](Tensor::sort), [`topk`](Tensor::topk), [`argmax`](Tensor::argmax),
+///   [`argmax_keep`](Tensor::argmax_keep), [`argmin`](Tensor::argmin), [`argmin_keep`](Tensor::argmin_keep),
+///   [`max_with_index`](Tensor::max_with_index), [`min_with_index`](Tensor::min_with_index).
+/// - **Numbers**: [`add_scalar`](Tensor::add_scalar), [`sub_scalar`](Tensor::sub_scalar), [`rsub_scalar`](Tensor::rsub_scalar),
+///   [`mul_scalar`](Tensor::mul_scalar), [`div_scalar`](Tensor::div_scalar), [`rdiv_scalar`](Tensor::rdiv_scalar),
+///   [`powi`](Tensor::powi), [`powf`](Tensor::powf), [`clamp`](Tensor::clamp).
+/// - **Two operands**: [`add`](Tensor::add), [`sub`](Tensor::sub), [`mul`](Tensor::mul), [`div`](Tensor::div),
+///   [`pow`](Tensor::pow), [`maximum`](Tensor::maximum), [`minimum`](Tensor::minimum).
+/// - **Elementwise**: [`neg`](Tensor::neg), [`abs`](Tensor::abs), [`sign`](Tensor::sign), [`floor`](Tensor::floor),
+///   [`ceil`](Tensor::ceil), [`round`](Tensor::round), [`sqrt`](Tensor::sqrt), [`rsqrt`](Tensor::rsqrt),
+///   [`recip`](Tensor::recip), [`square`](Tensor::square), [`exp`](Tensor::exp), [`expm1`](Tensor::expm1),
+///   [`log`](Tensor::log), [`log1p`](Tensor::log1p), [`sin`](Tensor::sin), [`cos`](Tensor::cos), [`tanh`](Tensor::tanh),
+///   [`erf`](Tensor::erf), [`normal_cdf`](Tensor::normal_cdf).
+/// - **Activations**: [`relu`](Tensor::relu), [`relu_squared`](Tensor::relu_squared), [`leaky_relu`](Tensor::leaky_relu),
+///   [`elu`](Tensor::elu), [`silu`](Tensor::silu), [`gelu`](Tensor::gelu), [`gelu_tanh`](Tensor::gelu_tanh),
+///   [`sigmoid`](Tensor::sigmoid), [`softplus`](Tensor::softplus), [`swiglu`](Tensor::swiglu), [`geglu`](Tensor::geglu),
+///   [`geglu_tanh`](Tensor::geglu_tanh), [`softmax`](Tensor::softmax), [`log_softmax`](Tensor::log_softmax).
+/// - **Compare**: [`eq`](Tensor::eq), [`ne`](Tensor::ne), [`lt`](Tensor::lt), [`le`](Tensor::le), [`gt`](Tensor::gt),
+///   [`ge`](Tensor::ge), [`eq_scalar`](Tensor::eq_scalar), [`ne_scalar`](Tensor::ne_scalar), [`lt_scalar`](Tensor::lt_scalar),
+///   [`le_scalar`](Tensor::le_scalar), [`gt_scalar`](Tensor::gt_scalar), [`ge_scalar`](Tensor::ge_scalar),
+///   [`logical_and`](Tensor::logical_and), [`logical_or`](Tensor::logical_or), [`logical_not`](Tensor::logical_not),
+///   [`any`](Tensor::any), [`any_keep`](Tensor::any_keep), [`all`](Tensor::all), [`all_keep`](Tensor::all_keep).
+/// - **Reduce**: [`sum`](Tensor::sum), [`sum_keep`](Tensor::sum_keep), [`mean`](Tensor::mean),
+///   [`mean_keep`](Tensor::mean_keep), [`max`](Tensor::max), [`max_keep`](Tensor::max_keep), [`min`](Tensor::min),
+///   [`min_keep`](Tensor::min_keep), [`prod`](Tensor::prod), [`prod_keep`](Tensor::prod_keep), [`var`](Tensor::var),
+///   [`var_keep`](Tensor::var_keep), [`std`](Tensor::std), [`std_keep`](Tensor::std_keep), [`norm`](Tensor::norm),
+///   [`norm_keep`](Tensor::norm_keep), [`logsumexp`](Tensor::logsumexp), [`logsumexp_keep`](Tensor::logsumexp_keep),
+///   [`cumsum`](Tensor::cumsum).
+/// - **Products**: [`matmul`](Tensor::matmul), [`matmul_nt`](Tensor::matmul_nt), [`matmul_tn`](Tensor::matmul_tn),
+///   [`dot`](Tensor::dot), [`outer`](Tensor::outer), [`einsum`](Tensor::einsum), [`linear`](Tensor::linear),
+///   [`quant_linear`](Tensor::quant_linear), [`dequantise`](Tensor::dequantise).
+/// - **Layers**: [`layer_norm`](Tensor::layer_norm), [`rms_norm`](Tensor::rms_norm),
+///   [`add_layer_norm`](Tensor::add_layer_norm), [`add_rms_norm`](Tensor::add_rms_norm), [`dropout`](Tensor::dropout),
+///   [`dropout_add`](Tensor::dropout_add), [`rope`](Tensor::rope), [`rope_with_key`](Tensor::rope_with_key),
+///   [`scaled_dot_product_attention`](Tensor::scaled_dot_product_attention),
+///   [`scaled_dot_product_attention_packed`](Tensor::scaled_dot_product_attention_packed).
+/// - **Losses**: [`cross_entropy`](Tensor::cross_entropy), [`cross_entropy_with`](Tensor::cross_entropy_with),
+///   [`linear_cross_entropy`](Tensor::linear_cross_entropy), [`nll_loss`](Tensor::nll_loss),
+///   [`nll_loss_with`](Tensor::nll_loss_with), [`bce_with_logits`](Tensor::bce_with_logits), [`mse_loss`](Tensor::mse_loss).
+///
+/// Names of PyTorch's and JAX's functions lead to these in the search of this page (`cat`, `bmm`, `view`).
 #[derive(Clone)]
 pub struct Tensor {
     pub(crate) array: Array,
@@ -35,8 +104,12 @@ impl Tensor {
 
     /// Copies host values in row-major order to the CPU.
     ///
+    /// The dtype is that of the values. **A float without a suffix is `f64` in Rust**: write `1f32` once in the list, or use
+    /// [`tensor!`](crate::tensor), which is `f32` unless told otherwise.
+    ///
     /// # Errors
     /// Shape error when the number of values differs from the shape's element count; out of memory.
+    #[doc(alias("tensor", "from_numpy", "array"))]
     #[track_caller]
     pub fn from_slice<T: Element>(data: &[T], shape: impl Into<Shape>) -> Result<Self> {
         let at = std::panic::Location::caller();
@@ -58,11 +131,13 @@ impl Tensor {
     }
 
     /// Number of axes.
+    #[doc(alias("ndim", "dim"))]
     pub fn rank(&self) -> usize {
         self.shape().rank()
     }
 
     /// Number of elements.
+    #[doc(alias = "nelement")]
     pub fn numel(&self) -> usize {
         self.shape().numel()
     }
@@ -71,10 +146,31 @@ impl Tensor {
     ///
     /// # Errors
     /// Shape error when the axis does not exist.
+    #[doc(alias = "shape")]
     #[track_caller]
     pub fn size(&self, axis: impl Into<crate::Axis>) -> Result<usize> {
         let at = std::panic::Location::caller();
         Ok(self.shape()[self.shape().axis(axis).map_err(|e| e.in_op("size", at))?])
+    }
+
+    /// The extents as an array, for a tensor whose number of axes is known: `let [batch, time, width] = x.dims()?`.
+    ///
+    /// # Errors
+    /// Shape error when there are more or fewer axes.
+    ///
+    /// ```
+    /// # use cotangent::{Tensor, F32};
+    /// let x = Tensor::zeros([2, 5, 3], F32)?;
+    /// let [batch, time, width] = x.dims()?;
+    /// assert_eq!((batch, time, width), (2, 5, 3));
+    /// assert!(x.dims::<2>().unwrap_err().to_string().contains("expected 2 axes, found 3: [2, 5, 3]"));
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn dims<const N: usize>(&self) -> Result<[usize; N]> {
+        let at = std::panic::Location::caller();
+        let wrong = || Error::shape(format!("expected {N} axes, found {}: {}", self.rank(), self.shape())).in_op("dims", at);
+        <[usize; N]>::try_from(&self.shape()[..]).map_err(|_| wrong())
     }
 
     /// Element type.
@@ -88,6 +184,7 @@ impl Tensor {
     }
 
     /// Extents, strides and offset in the storage.
+    #[doc(alias("stride", "strides"))]
     pub fn layout(&self) -> &Layout {
         self.array.layout()
     }
@@ -103,6 +200,7 @@ impl Tensor {
     }
 
     /// The same value without history: no gradient flows through it. Costs nothing.
+    #[doc(alias = "no_grad")]
     #[must_use]
     #[track_caller]
     pub fn detach(&self) -> Self {
@@ -131,6 +229,7 @@ impl Tensor {
     ///
     /// # Errors
     /// Dtype error when `T` is not the tensor's element type.
+    #[doc(alias("tolist", "numpy"))]
     #[track_caller]
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
         let at = std::panic::Location::caller();
@@ -177,6 +276,7 @@ impl Tensor {
     ///
     /// # Errors
     /// Tape error when a tape tracks the tensor (its saved value would change); dtype error when `T` differs.
+    #[doc(alias("copy_", "fill_", "setitem"))]
     #[track_caller]
     pub fn update<T: Element>(&mut self, f: impl FnOnce(&mut [T])) -> Result<()> {
         let at = std::panic::Location::caller();
@@ -189,16 +289,36 @@ impl Tensor {
 
 impl fmt::Display for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.array.fmt(f)
+        fmt::Display::fmt(&self.array, f)
     }
 }
 
 impl fmt::Debug for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.array.fmt(f)?;
-        if let Some(n) = &self.node {
-            write!(f, " @ node {}", n.id)?;
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A tensor as one of many in a `{:?}`: dtype and shape, and the values where they are few.
+pub(crate) struct Short<'a>(pub(crate) &'a Tensor);
+
+impl fmt::Debug for Short<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const FEW: usize = 8;
+        let t = self.0;
+        if t.rank() <= 1 && t.numel() <= FEW {
+            return fmt::Display::fmt(t, f);
         }
-        Ok(())
+        write!(f, "tensor({}, shape {}", t.dtype(), t.shape())?;
+        if t.device() != Device::Cpu {
+            write!(f, ", {}", t.device())?;
+        }
+        f.write_str(")")
+    }
+}
+
+impl AsRef<Tensor> for Tensor {
+    fn as_ref(&self) -> &Tensor {
+        self
     }
 }

@@ -9,13 +9,18 @@ mod callers;
 #[cfg(feature = "emulator")]
 mod capture;
 mod checker;
+<<<<<<< HEAD
 mod definitions;
+=======
+mod custom_vjp;
+>>>>>>> c1b39df (Doors of tensors and the tape: custom_vjp, unbind, checkpoint_module, tensor!, operators with numbers and results, {:?}, names to search for)
 mod device;
 #[cfg(feature = "emulator")]
 mod device_generation;
 #[cfg(feature = "emulator")]
 mod device_lines;
 mod diagnostics;
+mod doors;
 #[cfg(feature = "emulator")]
 mod endurance;
 mod engine;

@@ -11,7 +11,7 @@ use crate::shape::Shape;
 use std::sync::Arc;
 
 /// A value without history: shared storage and the layout to read it by.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Array {
     storage: Arc<Storage>,
     dtype: DType,

@@ -43,6 +43,12 @@ impl fmt::Display for Array {
     }
 }
 
+impl fmt::Debug for Array {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 impl Array {
     /// The shown elements in row-major order, as text.
     fn shown(&self, elide: bool) -> Result<Vec<String>> {

@@ -9,7 +9,7 @@ use crate::dtype::with_float;
 use crate::error::{Error, Result, bail};
 use crate::module::{Module, ModuleExt, try_walk};
 use crate::ops::ACCUMULATE;
-use crate::tensor::Tensor;
+use crate::tensor::{Short, Tensor};
 use std::ops::Deref;
 use std::panic::Location;
 
@@ -42,11 +42,27 @@ impl Losses {
         }
         Ok(self.finite)
     }
+
+    /// Notes the loss that gradients are of: read at once in host memory, later on a device.
+    pub(super) fn note(&mut self, y: &Tensor) -> Result<()> {
+        if y.device().is_cuda() {
+            // A captured step's loss is the caller's to read.
+            if !capture::active() {
+                self.waiting.push(y.array.clone());
+            }
+        } else if y.dtype().is_float() {
+            self.finite = y.untracked().item()?.is_finite();
+        }
+        Ok(())
+    }
 }
 
 impl<M: Module + Clone> std::fmt::Debug for Grads<M> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_map().entries(self.named().iter().map(|(name, g)| (name, g))).finish()
+        match self.named().as_slice() {
+            [(name, only)] if name.is_empty() => std::fmt::Debug::fmt(only, f),
+            named => f.debug_map().entries(named.iter().map(|(name, g)| (name, Short(g)))).finish(),
+        }
     }
 }
 
@@ -54,6 +70,18 @@ impl<M> Deref for Grads<M> {
     type Target = M;
     fn deref(&self) -> &M {
         &self.tree
+    }
+}
+
+impl AsRef<Tensor> for Grads<Tensor> {
+    fn as_ref(&self) -> &Tensor {
+        &self.tree
+    }
+}
+
+impl From<Grads<Tensor>> for Tensor {
+    fn from(g: Grads<Tensor>) -> Self {
+        g.tree
     }
 }
 
@@ -204,19 +232,6 @@ impl<M: Module + Clone> Grads<M> {
         self.disconnected = both;
         self.losses.finite &= other.losses.finite;
         self.losses.waiting.extend(other.losses.waiting.iter().cloned());
-        Ok(())
-    }
-
-    /// Notes the loss that these are the gradients of: read at once in host memory, later on a device.
-    pub(super) fn of_loss(&mut self, y: &Tensor) -> Result<()> {
-        if y.device().is_cuda() {
-            // A captured step's loss is the caller's to read.
-            if !capture::active() {
-                self.losses.waiting.push(y.array.clone());
-            }
-        } else if y.dtype().is_float() {
-            self.losses.finite = y.detach().item()?.is_finite();
-        }
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use super::{Leaf, Module, Visitor, like};
 use crate::error::Result;
-use crate::tensor::Tensor;
+use crate::tensor::{Short, Tensor};
 use std::ops::Deref;
 use std::panic::Location;
 
@@ -30,7 +30,7 @@ use std::panic::Location;
 /// assert_eq!(m.names(), ["scale", "mean"]); // in files, too
 /// # Ok::<(), cotangent::Error>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Buffer(Tensor);
 
 impl Buffer {
@@ -54,6 +54,18 @@ impl Buffer {
         let at = Location::caller();
         self.0 = like(&self.0, &value.detach()).map_err(|e| e.rename_op("buffer").called_at(at))?;
         Ok(())
+    }
+}
+
+impl std::fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Buffer({:?})", Short(&self.0))
+    }
+}
+
+impl AsRef<Tensor> for Buffer {
+    fn as_ref(&self) -> &Tensor {
+        &self.0
     }
 }
 

@@ -41,20 +41,12 @@ pub trait ModuleExt: Module + Clone {
 
     /// All tensors by name, in visiting order (cheap clones).
     fn named_tensors(&self) -> Vec<(String, Tensor)> {
-        let mut out = Vec::new();
-        walk(&mut self.clone(), |name, leaf| out.push((name.to_owned(), leaf.tensor.clone())));
-        out
+        tensors_of(&mut self.clone(), false)
     }
 
     /// The trainable tensors by name.
     fn trainable(&self) -> Vec<(String, Tensor)> {
-        let mut out = Vec::new();
-        walk(&mut self.clone(), |name, leaf| {
-            if leaf.is_trainable() {
-                out.push((name.to_owned(), leaf.tensor.clone()));
-            }
-        });
-        out
+        tensors_of(&mut self.clone(), true)
     }
 
     /// The buffers by name.

@@ -15,7 +15,7 @@ pub use ext::ModuleExt;
 pub use summary::{Role, Summary, SummaryRow};
 
 use crate::error::{Result, bail};
-use crate::tensor::Tensor;
+use crate::tensor::{Short, Tensor};
 use std::collections::BTreeSet;
 use std::ops::Deref;
 use std::panic::Location;
@@ -24,7 +24,7 @@ use std::panic::Location;
 ///
 /// Assigning a new `Param` to a field makes a trainable one; [`set`](Param::set) gives a value to the one that is there, which stays
 /// frozen if it is.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Param {
     value: Tensor,
     frozen: bool,
@@ -90,6 +90,25 @@ impl Param {
     /// The change beside it, which the layer that owns it has to compute.
     pub fn low_rank(&self) -> Option<&LowRank> {
         self.low_rank.as_deref()
+    }
+}
+
+impl std::fmt::Debug for Param {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Param({:?}", Short(&self.value))?;
+        if self.frozen {
+            f.write_str(", frozen")?;
+        }
+        if let Some(change) = &self.low_rank {
+            write!(f, ", low rank {}", change.a.shape().first().copied().unwrap_or(0))?;
+        }
+        f.write_str(")")
+    }
+}
+
+impl AsRef<Tensor> for Param {
+    fn as_ref(&self) -> &Tensor {
+        &self.value
     }
 }
 
@@ -283,11 +302,28 @@ pub fn try_walk<M: Module + ?Sized>(m: &mut M, mut f: impl FnMut(&str, Leaf<'_>)
 
 /// An error when two tensors of a tree have one name: optimizer state and files go by it.
 pub(crate) fn unique_names<M: Module + Clone>(m: &M) -> Result<()> {
+    unique(&mut m.clone())
+}
+
+/// [`unique_names`] without the tree's type; changes nothing.
+pub(crate) fn unique(m: &mut dyn Module) -> Result<()> {
     let mut seen = BTreeSet::new();
-    try_walk(&mut m.clone(), |name, _| {
+    try_walk(m, |name, _| {
         if !seen.insert(name.to_owned()) {
             bail!(argument, "two tensors of the model are called `{name}`: give one of the fields another name");
         }
         Ok(())
     })
+}
+
+/// The tensors of a tree by name, in visiting order: all, or the trainable ones. Changes nothing; without the tree's type, so that
+/// it is compiled here once.
+pub(crate) fn tensors_of(m: &mut dyn Module, trainable: bool) -> Vec<(String, Tensor)> {
+    let mut out = Vec::new();
+    walk(m, |name, leaf| {
+        if !trainable || leaf.is_trainable() {
+            out.push((name.to_owned(), leaf.tensor.clone()));
+        }
+    });
+    out
 }

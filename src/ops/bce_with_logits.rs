@@ -99,6 +99,7 @@ impl Tensor {
     /// # Errors
     /// Shape error unless logits and targets have one shape, to which the weight broadcasts; dtype error unless all are the
     /// same float type.
+    #[doc(alias = "binary_cross_entropy_with_logits")]
     #[track_caller]
     pub fn bce_with_logits(&self, targets: &Tensor, pos_weight: Option<&Tensor>, reduction: Reduction) -> Result<Tensor> {
         let x: SmallVec<[&Tensor; 3]> = [Some(self), Some(targets), pos_weight].into_iter().flatten().collect();

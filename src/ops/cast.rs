@@ -203,6 +203,7 @@ impl Tensor {
     ///
     /// # Errors
     /// Out of memory.
+    #[doc(alias("to", "type", "astype", "float", "double", "half"))]
     #[track_caller]
     pub fn cast(&self, dtype: DType) -> Result<Tensor> {
         if dtype == self.dtype() { Ok(self.clone()) } else { apply1(Cast { to: dtype }, &[self]) }

@@ -228,6 +228,7 @@ impl Tensor {
     /// assert_eq!(Tensor::concat(&[&a, &b], 0)?.to_vec::<f32>()?, [1., 2., 3., 4., 5., 6.]);
     /// # Ok::<(), cotangent::Error>(())
     /// ```
+    #[doc(alias("cat", "concatenate"))]
     #[track_caller]
     pub fn concat(parts: &[&Tensor], axis: impl Into<Axis>) -> Result<Tensor> {
         let axis = axis.into();

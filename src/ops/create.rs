@@ -14,6 +14,7 @@ impl Tensor {
     ///
     /// # Errors
     /// Argument error when an integer dtype cannot hold the value; out of memory when the shape overflows.
+    #[doc(alias("constant", "new_full"))]
     #[track_caller]
     pub fn full(shape: impl Into<Shape>, value: f64, dtype: DType) -> Result<Tensor> {
         Self::full_on(shape, value, dtype, Device::Cpu)
@@ -150,6 +151,7 @@ impl Tensor {
     ///
     /// # Errors
     /// Out of memory.
+    #[doc(alias = "identity")]
     #[track_caller]
     pub fn eye(n: usize, dtype: DType) -> Result<Tensor> {
         let at = Location::caller();

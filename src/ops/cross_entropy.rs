@@ -567,6 +567,7 @@ impl Tensor {
     /// # Errors
     /// Index error for a target outside `0..C` (on a GPU the forward pass waits for this check, the backward pass does not);
     /// shape error unless there is one target per row; dtype error unless the logits are floats and the targets integers.
+    #[doc(alias = "softmax_cross_entropy")]
     #[track_caller]
     pub fn cross_entropy(&self, targets: &Tensor) -> Result<Tensor> {
         self.cross_entropy_with(targets, &CrossEntropy::default())

@@ -3,7 +3,7 @@
 use super::slice::{Slice, SliceVjp};
 use crate::error::{ErrorKind, Result, bail};
 use crate::layout::Layout;
-use crate::op::{Describe, Math, Spec, View, apply_view, apply1};
+use crate::op::{Describe, Math, Spec, Stretch, View, apply_view, apply1};
 use crate::shape::{Axis, Dims, Shape};
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Nd, Sample, Scalar};
@@ -113,6 +113,10 @@ impl View for Diagonal {
         }
         bar.reshape(square)?.permute(&back[..])
     }
+
+    fn stretch(&self, _: &Shape) -> Option<Stretch> {
+        None
+    }
 }
 
 impl Tensor {
@@ -138,6 +142,7 @@ impl Tensor {
     /// assert_eq!(grads.get(&x)?.to_vec::<f32>()?, [2., 0., 0., 8.]);
     /// # Ok::<(), cotangent::Error>(())
     /// ```
+    #[doc(alias = "diag")]
     #[track_caller]
     pub fn diagonal(&self, a: impl Into<Axis>, b: impl Into<Axis>) -> Result<Tensor> {
         apply_view(Diagonal { a: a.into(), b: b.into() }, self)

@@ -494,6 +494,7 @@ impl Tensor {
     /// Argument error for a character that is no index, an output index that no operand has or that stands twice, and a
     /// wrong number of operands; shape error when a rank does not fit or the extents of an index differ; dtype error unless
     /// all operands have the same float type.
+    #[doc(alias = "tensordot")]
     #[track_caller]
     pub fn einsum(equation: &str, operands: &[&Tensor]) -> Result<Tensor> {
         compose1(Einsum(equation.into()), operands)

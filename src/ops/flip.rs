@@ -215,6 +215,7 @@ impl Tensor {
     ///
     /// # Errors
     /// Shape error when an axis does not exist or is named twice.
+    #[doc(alias = "reverse")]
     #[track_caller]
     pub fn flip(&self, axes: impl Into<Axes>) -> Result<Tensor> {
         apply1(Flip(axes.into()), &[self])

@@ -237,6 +237,7 @@ impl Tensor {
     /// assert_eq!(log_p.gather(1, &target)?.to_vec::<f32>()?, [-3., -4.]);
     /// # Ok::<(), cotangent::Error>(())
     /// ```
+    #[doc(alias("take_along_dim", "take_along_axis"))]
     #[track_caller]
     pub fn gather(&self, axis: impl Into<Axis>, index: &Tensor) -> Result<Tensor> {
         apply1(Gather { axis: axis.into(), of: self.shape().clone() }, &[self, index])
@@ -255,6 +256,7 @@ impl Tensor {
     ///
     /// # Errors
     /// As [`Tensor::gather`].
+    #[doc(alias("index_add", "scatter", "segment_sum"))]
     #[track_caller]
     pub fn scatter_add(&self, axis: impl Into<Axis>, index: &Tensor, src: &Tensor) -> Result<Tensor> {
         apply1(ScatterAdd(axis.into()), &[self, index, src])

@@ -213,6 +213,7 @@ impl Tensor {
     /// # Errors
     /// Index error when an index is negative or not below the extent; shape error when the axis does not exist or `ids` has
     /// not one axis; dtype error for float indices.
+    #[doc(alias = "take")]
     #[track_caller]
     pub fn index_select(&self, axis: impl Into<Axis>, ids: &Tensor) -> Result<Tensor> {
         let axis = axis.into();

@@ -169,6 +169,7 @@ impl Tensor {
     ///
     /// # Errors
     /// Shape error when the extents do not fit; dtype error unless all have the same float type.
+    #[doc(alias = "addmm")]
     #[track_caller]
     pub fn linear(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         match bias {

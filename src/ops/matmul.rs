@@ -368,6 +368,7 @@ impl Tensor {
     /// # Errors
     /// Shape error when the inner extents differ, batch axes do not broadcast, or an operand is a scalar; dtype error unless
     /// both have the same float type.
+    #[doc(alias("mm", "bmm", "mv"))]
     #[track_caller]
     pub fn matmul(&self, other: &Tensor) -> Result<Tensor> {
         apply1(MatMul::new(self.shape(), other.shape(), false, false), &[self, other])
@@ -404,6 +405,7 @@ impl Tensor {
     ///
     /// # Errors
     /// Shape error unless both have one axis of the same extent; dtype error unless both have the same float type.
+    #[doc(alias("vdot", "inner"))]
     #[track_caller]
     pub fn dot(&self, other: &Tensor) -> Result<Tensor> {
         compose1(Dot, &[self, other])
@@ -416,6 +418,7 @@ impl Tensor {
     ///
     /// # Errors
     /// Shape error unless both have one axis; dtype error unless both have the same float type.
+    #[doc(alias = "ger")]
     #[track_caller]
     pub fn outer(&self, other: &Tensor) -> Result<Tensor> {
         compose1(Outer, &[self, other])

@@ -25,6 +25,7 @@ pub mod index_select;
 pub mod linear;
 pub mod linear_cross_entropy;
 mod linear_cross_entropy_samples;
+mod literal;
 pub mod log_softmax;
 pub mod logical;
 pub mod loss;
@@ -53,15 +54,20 @@ pub mod softmax;
 pub mod sort;
 pub mod split;
 pub mod squeeze;
+mod stretches;
 pub mod sum;
 mod to_device;
 pub mod triangle;
+pub mod unbind;
 pub mod views;
 
 pub use crate::backend::cpu::quant::Blocks;
 pub use cross_entropy::CrossEntropy;
+#[doc(hidden)]
+pub use literal::Nested;
 pub use loss::Reduction;
 pub use nll_loss::NegativeLogLikelihood;
+pub use operators::Number;
 pub use rope::{RopePositions, RopeStyle, Rotary};
 pub use sdpa::Sdpa;
 pub use second_order::{differentiate, differentiate_vjp};
@@ -76,7 +82,7 @@ use crate::tensor::Tensor;
 use crate::testing::{Config, OpEntry, Report};
 
 /// How the sweep adds cotangents.
-pub(crate) const ACCUMULATE: Accumulate = Accumulate { add: add_cotangents, reduce_to };
+pub(crate) const ACCUMULATE: Accumulate = Accumulate { add: add_cotangents, reduce_to, assemble: stretches::assemble };
 
 fn add_cotangents(mut acc: Tensor, bar: &Tensor) -> Result<Tensor> {
     // In place when nothing else can see the first one and the sum is not being recorded.
@@ -287,6 +293,7 @@ registry! {
         slice::Select,
         split::Chunk,
         split::Split,
+        unbind::Unbind,
         views::Flatten,
     ]
 }

@@ -275,6 +275,7 @@ impl Tensor {
     ///
     /// # Errors
     /// As [`Tensor::cross_entropy`].
+    #[doc(alias = "negative_log_likelihood")]
     #[track_caller]
     pub fn nll_loss(&self, targets: &Tensor) -> Result<Tensor> {
         self.nll_loss_with(targets, &NegativeLogLikelihood::default())

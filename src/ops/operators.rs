@@ -1,7 +1,9 @@
-//! `+ − * /` on tensors and numbers. They panic where the named methods return `Err`, with the same message.
+//! `+ − * /` on tensors and numbers. They panic where the named methods return `Err`, with the same message; with a `Result` on one
+//! side they return one.
 
 use crate::error::Result;
 use crate::tensor::Tensor;
+use half::{bf16, f16};
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
 #[track_caller]
@@ -13,14 +15,47 @@ fn or_panic(result: Result<Tensor>) -> Tensor {
     }
 }
 
+/// A number beside a tensor: `&x * 2`, `&x + 0.5f32`. All floats and integers of Rust are.
+///
+/// One trait and not an implementation per type, so that the type of `&x * 2.0` is known without that of the literal.
+pub trait Number: Copy + sealed::Sealed {
+    /// The number as the scalar ops take it.
+    fn to_f64(self) -> f64;
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+macro_rules! numbers {
+    ($($t:ty),* => |$x:ident| $to:expr) => {$(
+        impl sealed::Sealed for $t {}
+        impl Number for $t {
+            fn to_f64(self) -> f64 {
+                let $x = self;
+                $to
+            }
+        }
+    )*};
+}
+numbers!(f64, f32, i8, i16, i32, i64, isize, u8, u16, u32, u64, usize => |x| x as f64);
+numbers!(bf16, f16 => |x| x.to_f64());
+
 macro_rules! operator {
     ($trait:ident, $method:ident, $tensors:ident, $right:ident, $left:ident) => {
         operator!(@pair $trait, $method, $tensors, &Tensor, &Tensor);
         operator!(@pair $trait, $method, $tensors, &Tensor, Tensor);
         operator!(@pair $trait, $method, $tensors, Tensor, &Tensor);
         operator!(@pair $trait, $method, $tensors, Tensor, Tensor);
-        operator!(@number $trait, $method, $right, $left, &Tensor);
-        operator!(@number $trait, $method, $right, $left, Tensor);
+        operator!(@number $trait, $method, $right, &Tensor);
+        operator!(@number $trait, $method, $right, Tensor);
+        // One float and one integer type: the type of a literal on the left is then known.
+        operator!(@left $trait, $method, $left, f64, &Tensor);
+        operator!(@left $trait, $method, $left, f64, Tensor);
+        operator!(@left $trait, $method, $left, i32, &Tensor);
+        operator!(@left $trait, $method, $left, i32, Tensor);
+        operator!(@result $trait, $method, $tensors, &Tensor);
+        operator!(@result $trait, $method, $tensors, Tensor);
     };
     (@pair $trait:ident, $method:ident, $call:ident, $lhs:ty, $rhs:ty) => {
         impl $trait<$rhs> for $lhs {
@@ -33,21 +68,49 @@ macro_rules! operator {
             }
         }
     };
-    (@number $trait:ident, $method:ident, $right:ident, $left:ident, $tensor:ty) => {
-        impl $trait<f64> for $tensor {
+    (@number $trait:ident, $method:ident, $right:ident, $tensor:ty) => {
+        impl<N: Number> $trait<N> for $tensor {
             type Output = Tensor;
             #[doc = concat!("[`Tensor::", stringify!($right), "`] that panics where the method returns an error.")]
             #[track_caller]
-            fn $method(self, c: f64) -> Tensor {
-                or_panic(self.$right(c))
+            fn $method(self, c: N) -> Tensor {
+                or_panic(self.$right(c.to_f64()))
             }
         }
-        impl $trait<$tensor> for f64 {
+    };
+    (@left $trait:ident, $method:ident, $left:ident, $number:ty, $tensor:ty) => {
+        impl $trait<$tensor> for $number {
             type Output = Tensor;
             #[doc = concat!("[`Tensor::", stringify!($left), "`] that panics where the method returns an error.")]
             #[track_caller]
             fn $method(self, x: $tensor) -> Tensor {
-                or_panic(x.$left(self))
+                or_panic(x.$left(self.into()))
+            }
+        }
+    };
+    (@result $trait:ident, $method:ident, $call:ident, $tensor:ty) => {
+        impl $trait<$tensor> for Result<Tensor> {
+            type Output = Result<Tensor>;
+            #[doc = concat!("[`Tensor::", stringify!($call), "`], or the error on the left.")]
+            #[track_caller]
+            fn $method(self, rhs: $tensor) -> Result<Tensor> {
+                let b: &Tensor = std::borrow::Borrow::borrow(&rhs);
+                match self {
+                    Ok(a) => Tensor::$call(&a, b),
+                    Err(e) => Err(e),
+                }
+            }
+        }
+        impl $trait<Result<Tensor>> for $tensor {
+            type Output = Result<Tensor>;
+            #[doc = concat!("[`Tensor::", stringify!($call), "`], or the error on the right.")]
+            #[track_caller]
+            fn $method(self, rhs: Result<Tensor>) -> Result<Tensor> {
+                let a: &Tensor = std::borrow::Borrow::borrow(&self);
+                match rhs {
+                    Ok(b) => Tensor::$call(a, &b),
+                    Err(e) => Err(e),
+                }
             }
         }
     };

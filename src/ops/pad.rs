@@ -136,6 +136,7 @@ impl Tensor {
     /// assert_eq!(x.pad(&[(1, 0), (0, 1)], 9.0)?.to_vec::<f32>()?, [9., 9., 9., 1., 2., 9.]);
     /// # Ok::<(), cotangent::Error>(())
     /// ```
+    #[doc(alias = "constant_pad")]
     #[track_caller]
     pub fn pad(&self, by: &[(usize, usize)], value: f64) -> Result<Tensor> {
         apply1(Pad { by: by.into(), value }, &[self])

@@ -2,8 +2,8 @@
 
 use crate::error::{ErrorKind, Result, bail};
 use crate::layout::Layout;
-use crate::op::{Describe, Math, Spec, View, apply_view};
-use crate::shape::{Axes, Axis, Dims};
+use crate::op::{Describe, Math, Spec, Stretch, View, apply_view};
+use crate::shape::{Axes, Axis, Dims, Shape};
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Nd, Sample, Scalar};
 
@@ -73,6 +73,10 @@ impl View for Permute {
         }
         y_bar.permute(&back[..])
     }
+
+    fn stretch(&self, _: &Shape) -> Option<Stretch> {
+        None
+    }
 }
 
 /// Two axes exchanged; see [`Tensor::transpose`].
@@ -128,6 +132,10 @@ impl View for Transpose {
     fn vjp(&self, _: &Spec, y_bar: &Tensor) -> Result<Tensor> {
         apply_view(self.clone(), y_bar)
     }
+
+    fn stretch(&self, _: &Shape) -> Option<Stretch> {
+        None
+    }
 }
 
 impl Tensor {
@@ -157,6 +165,7 @@ impl Tensor {
     ///
     /// # Errors
     /// Shape error when an axis does not exist.
+    #[doc(alias("swapaxes", "swapdims"))]
     #[track_caller]
     pub fn transpose(&self, a: impl Into<Axis>, b: impl Into<Axis>) -> Result<Tensor> {
         apply_view(Transpose { a: a.into(), b: b.into() }, self)
@@ -169,6 +178,7 @@ impl Tensor {
     ///
     /// # Errors
     /// Shape error when there are fewer than two axes.
+    #[doc(alias = "mT")]
     #[track_caller]
     pub fn t(&self) -> Result<Tensor> {
         apply_view(Transpose { a: Axis(-2), b: Axis(-1) }, self)

@@ -52,6 +52,7 @@ impl Tensor {
     ///
     /// # Errors
     /// Dtype error for integers; out of memory.
+    #[doc(alias = "random")]
     #[track_caller]
     pub fn rand(shape: impl Into<Shape>, dtype: DType, key: Key) -> Result<Tensor> {
         Self::uniform(shape, 0.0..1.0, dtype, key)
@@ -99,6 +100,7 @@ impl Tensor {
     /// assert_eq!(x.to_vec::<f32>()?, again.to_vec::<f32>()?);
     /// # Ok::<(), cotangent::Error>(())
     /// ```
+    #[doc(alias = "random_normal")]
     #[track_caller]
     pub fn randn(shape: impl Into<Shape>, dtype: DType, key: Key) -> Result<Tensor> {
         Self::normal(shape, 0.0, 1.0, dtype, key)
@@ -168,6 +170,7 @@ impl Tensor {
     ///
     /// # Errors
     /// Argument error for an empty range; dtype error when the dtype cannot hold its values exactly; out of memory.
+    #[doc(alias = "random_integers")]
     #[track_caller]
     pub fn randint(shape: impl Into<Shape>, range: Range<i64>, dtype: DType, key: Key) -> Result<Tensor> {
         #[track_caller]
@@ -196,6 +199,7 @@ impl Tensor {
     ///
     /// # Errors
     /// Dtype error when the dtype cannot hold `n - 1` exactly; out of memory.
+    #[doc(alias("permutation", "shuffle"))]
     #[track_caller]
     pub fn randperm(n: usize, dtype: DType, key: Key) -> Result<Tensor> {
         let at = Location::caller();

@@ -142,6 +142,7 @@ impl Tensor {
     ///
     /// # Errors
     /// Shape error when there are fewer counts than axes.
+    #[doc(alias = "tile")]
     #[track_caller]
     pub fn repeat(&self, counts: impl Into<Shape>) -> Result<Tensor> {
         compose1(Repeat(counts.into()), &[self])

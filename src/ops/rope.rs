@@ -438,6 +438,7 @@ impl Tensor {
     /// # Errors
     /// Shape error unless x has two axes and an even number of rotated elements that fits a row, or when positions do not fit;
     /// argument error for a base that is not positive; dtype error for integers, or positions that are floats.
+    #[doc(alias = "rotary")]
     #[track_caller]
     pub fn rope(&self, options: &Rotary) -> Result<Tensor> {
         let (op, given) = options.op();

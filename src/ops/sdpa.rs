@@ -395,6 +395,7 @@ impl Tensor {
     /// Shape error when operands or mask do not fit; dtype error unless q, k, v have one float type and the mask is `u8` or
     /// float; argument error for a dropout outside `[0, 1]` or without a key, for a scale that is not finite, and for a soft
     /// cap that is not positive and finite.
+    #[doc(alias("sdpa", "flash_attention"))]
     #[track_caller]
     pub fn scaled_dot_product_attention(&self, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, options: Sdpa) -> Result<Tensor> {
         let op = SdpaOp { options, boolean: mask.is_some_and(|m| m.dtype() == U8), packed: false };

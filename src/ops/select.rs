@@ -190,6 +190,7 @@ impl Tensor {
     /// assert_eq!(g.get(&a)?.to_vec::<f32>()?, [1.0, 0.0]);
     /// # Ok::<(), cotangent::Error>(())
     /// ```
+    #[doc(alias("where", "masked_select"))]
     #[track_caller]
     pub fn where_select(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
         apply1(WhereSelect, &[self, a, b])

@@ -6,7 +6,9 @@ use crate::backend::{cpu, cuda};
 use crate::dtype::{Element, with_dtype};
 use crate::error::{ErrorKind, Result, bail};
 use crate::layout::Layout;
-use crate::op::{Composite, Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, View, apply_view, apply1, compose1};
+use crate::op::{
+    Composite, Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, Stretch, View, apply_view, apply1, compose1,
+};
 use crate::shape::{Axis, Shape};
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Nd, Sample, Scalar, axis_index};
@@ -195,6 +197,11 @@ impl View for Slice {
     fn vjp(&self, x: &Spec, y_bar: &Tensor) -> Result<Tensor> {
         apply1(SliceVjp { slice: self.clone(), of: x.shape.clone() }, &[y_bar])
     }
+
+    fn stretch(&self, x: &Shape) -> Option<Stretch> {
+        let (axis, start, len) = self.resolve(x).ok()?;
+        Some(Stretch { axis, start, len, step: self.step })
+    }
 }
 
 /// The derivative of [`Slice`]: writes ȳ into zeros.
@@ -375,6 +382,7 @@ impl Tensor {
     /// assert_eq!(grads.get(&x)?.to_vec::<f32>()?, [0., 4., 6., 0.]);
     /// # Ok::<(), cotangent::Error>(())
     /// ```
+    #[doc(alias("getitem", "dynamic_slice"))]
     #[track_caller]
     pub fn slice(&self, axis: impl Into<Axis>, span: impl Into<Span>) -> Result<Tensor> {
         apply_view(Slice { axis: axis.into(), span: span.into(), step: 1 }, self)

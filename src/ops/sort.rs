@@ -152,6 +152,7 @@ impl Tensor {
     ///
     /// # Errors
     /// Shape error when the axis does not exist; dtype error for integers.
+    #[doc(alias = "argsort")]
     #[track_caller]
     pub fn sort(&self, axis: impl Into<Axis>, descending: bool) -> Result<(Tensor, Tensor)> {
         sort(self, axis.into(), descending)
@@ -167,6 +168,7 @@ impl Tensor {
     ///
     /// # Errors
     /// Shape error when the axis does not exist; argument error when `k` exceeds its extent; dtype error for integers.
+    #[doc(alias = "top_k")]
     #[track_caller]
     pub fn topk(&self, k: usize, axis: impl Into<Axis>, largest: bool) -> Result<(Tensor, Tensor)> {
         topk(self, k, axis.into(), largest)

@@ -87,7 +87,7 @@ impl Composite for Split {
 }
 
 /// The cotangents of the parts one after the other, in one pass; zero where a part was not used.
-fn join(y_bar: &Cotangents, sizes: &[usize], axis: usize, of: &Shape) -> Result<Tensor> {
+pub(super) fn join(y_bar: &Cotangents, sizes: &[usize], axis: usize, of: &Shape) -> Result<Tensor> {
     let used: SmallVec<[usize; 4]> = (0..sizes.len()).filter(|&i| y_bar.get(i).is_some()).collect();
     let Some((&first, others)) = used.split_first() else {
         return Err(Error::tape("no part has a cotangent"));
@@ -199,6 +199,7 @@ impl Tensor {
     ///
     /// # Errors
     /// Shape error when the sizes do not add up to the extent, or the axis does not exist; argument error for an empty list.
+    #[doc(alias = "array_split")]
     #[track_caller]
     pub fn split(&self, sizes: &[usize], axis: impl Into<Axis>) -> Result<Vec<Tensor>> {
         Ok(compose(Split { sizes: sizes.into(), axis: axis.into() }, &[self])?.into_vec())

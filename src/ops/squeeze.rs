@@ -2,8 +2,8 @@
 
 use crate::error::{ErrorKind, Result, bail};
 use crate::layout::Layout;
-use crate::op::{Describe, Math, Spec, View, apply_view};
-use crate::shape::Axis;
+use crate::op::{Describe, Math, Spec, Stretch, View, apply_view};
+use crate::shape::{Axis, Shape};
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Nd, Sample, Scalar, axis_index};
 
@@ -53,6 +53,10 @@ impl View for Squeeze {
     fn vjp(&self, x: &Spec, y_bar: &Tensor) -> Result<Tensor> {
         y_bar.reshape(&x.shape)
     }
+
+    fn stretch(&self, _: &Shape) -> Option<Stretch> {
+        None
+    }
 }
 
 /// Every axis of extent 1 removed; see [`Tensor::squeeze_all`].
@@ -98,6 +102,10 @@ impl View for SqueezeAll {
 
     fn vjp(&self, x: &Spec, y_bar: &Tensor) -> Result<Tensor> {
         y_bar.reshape(&x.shape)
+    }
+
+    fn stretch(&self, _: &Shape) -> Option<Stretch> {
+        None
     }
 }
 
@@ -152,6 +160,10 @@ impl View for Unsqueeze {
     fn vjp(&self, x: &Spec, y_bar: &Tensor) -> Result<Tensor> {
         y_bar.reshape(&x.shape)
     }
+
+    fn stretch(&self, _: &Shape) -> Option<Stretch> {
+        None
+    }
 }
 
 impl Tensor {
@@ -188,6 +200,7 @@ impl Tensor {
     ///
     /// # Errors
     /// Shape error when `axis` is outside `-rank - 1..=rank`.
+    #[doc(alias("expand_dims", "newaxis"))]
     #[track_caller]
     pub fn unsqueeze(&self, axis: impl Into<Axis>) -> Result<Tensor> {
         apply_view(Unsqueeze(axis.into()), self)

@@ -36,6 +36,7 @@ impl Tensor {
     /// }
     /// # Ok::<(), cotangent::Error>(())
     /// ```
+    #[doc(alias("cuda", "device_put"))]
     #[track_caller]
     pub fn to_device(&self, device: Device) -> Result<Self> {
         if device == self.device() {

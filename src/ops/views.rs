@@ -4,7 +4,9 @@ use crate::backend::{cpu, cuda};
 use crate::dtype::with_dtype;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::Layout;
-use crate::op::{Composite, Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, View, apply_view, apply1, compose1};
+use crate::op::{
+    Composite, Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, Stretch, View, apply_view, apply1, compose1,
+};
 use crate::shape::{Axis, Extents, Shape};
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Nd, Sample, Scalar};
@@ -55,6 +57,10 @@ impl View for Reshape {
     fn vjp(&self, x: &Spec, y_bar: &Tensor) -> Result<Tensor> {
         y_bar.reshape(&x.shape)
     }
+
+    fn stretch(&self, _: &Shape) -> Option<Stretch> {
+        None
+    }
 }
 
 /// Repetition along axes of extent 1; see [`Tensor::expand`].
@@ -97,6 +103,10 @@ impl View for Expand {
     fn vjp(&self, _: &Spec, y_bar: &Tensor) -> Result<Tensor> {
         // The sweep sums over what was broadcast.
         Ok(y_bar.clone())
+    }
+
+    fn stretch(&self, _: &Shape) -> Option<Stretch> {
+        None
     }
 }
 
@@ -242,6 +252,7 @@ impl Tensor {
     ///
     /// # Errors
     /// Shape error when the element counts differ, or an extent cannot be inferred.
+    #[doc(alias("view", "unflatten"))]
     #[track_caller]
     pub fn reshape(&self, shape: impl Extents) -> Result<Tensor> {
         let at = Location::caller();
@@ -259,6 +270,7 @@ impl Tensor {
     ///
     /// # Errors
     /// Shape error when an extent other than 1 would change.
+    #[doc(alias = "broadcast_to")]
     #[track_caller]
     pub fn expand(&self, shape: impl Into<Shape>) -> Result<Tensor> {
         apply_view(Expand(shape.into()), self)

@@ -1,8 +1,7 @@
 //! Parameter groups: other learning rates and weight decays for some parameters, chosen by a predicate.
 
-use super::memory::named;
 use crate::error::{Result, bail};
-use crate::module::Module;
+use crate::module::{Module, tensors_of};
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
@@ -78,7 +77,7 @@ pub(super) fn check(groups: &[Group], lr: f64, weight_decay: f64) -> Result<()> 
 pub(super) fn check_for(groups: &[Group], asked: &mut usize, model: &mut dyn Module, lr: f64, weight_decay: f64) -> Result<()> {
     check(groups, lr, weight_decay)?;
     if *asked != groups.len() {
-        let named = named(model);
+        let named = tensors_of(model, false);
         if let Some(i) = groups.iter().position(|g| !named.iter().any(|(name, t)| (g.matches)(name, t))) {
             let some: Vec<&str> = named.iter().take(3).map(|(name, _)| name.as_str()).collect();
             bail!(argument, "groups[{i}] matches no parameter of the model, which has [{}, …]", some.join(", "));

@@ -8,8 +8,8 @@ use crate::capture::not_in_state;
 use crate::dtype::DType;
 use crate::error::{Result, bail};
 use crate::functional::{Grads, Losses};
-use crate::module::{Module, Visitor, try_walk, walk};
-use crate::tensor::Tensor;
+use crate::module::{Module, Visitor, tensors_of, try_walk};
+use crate::tensor::{Short, Tensor};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Most tensors that an optimizer keeps for one parameter, the master aside.
@@ -110,15 +110,8 @@ impl Named {
     }
 }
 
-/// Every tensor of a tree by name.
-pub(super) fn named(model: &mut dyn Module) -> Vec<(String, Tensor)> {
-    let mut out = Vec::new();
-    walk(model, |name, leaf| out.push((name.to_owned(), leaf.tensor.clone())));
-    out
-}
-
 /// What is remembered about one parameter.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub(super) struct Slots {
     /// Steps of this parameter: fewer than the optimizer's when it was frozen meanwhile.
     pub(super) steps: u64,
@@ -131,6 +124,13 @@ pub(super) struct Slots {
     pub(super) live: Option<usize>,
     /// Whether the captured step has stepped it.
     captured: bool,
+}
+
+impl std::fmt::Debug for Slots {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kept: Vec<Short<'_>> = self.tensors.iter().chain([&self.master]).flatten().map(Short).collect();
+        f.debug_struct("Slots").field("steps", &self.steps).field("kept", &kept).finish_non_exhaustive()
+    }
 }
 
 impl Slots {
@@ -264,7 +264,7 @@ impl Memory {
             }
         })?;
         if self.unverified {
-            let names: BTreeSet<String> = named(model).into_iter().map(|(name, _)| name).collect();
+            let names: BTreeSet<String> = tensors_of(model, false).into_iter().map(|(name, _)| name).collect();
             if let Some(name) = self.params.keys().find(|n| !names.contains(*n)) {
                 bail!(argument, "the loaded state has `{name}`, the model does not: it belongs to another model");
             }

@@ -5,12 +5,14 @@
 //! graph. Nothing here is global or thread-local: a tensor that is not tracked costs nothing.
 
 mod checkpoint;
+mod custom;
 mod explain;
 mod observe;
 mod sweep;
 
 pub(crate) use checkpoint::Isolated;
 pub use checkpoint::checkpoint;
+pub use custom::{custom_vjp, custom_vjp_once, once_differentiable};
 pub(crate) use explain::{explain, lost_message, parameters, stops};
 pub use observe::{Observer, Pulled, Ran};
 pub(crate) use observe::{Started, ran, relocate, start};
@@ -121,6 +123,24 @@ pub type InputCotangents = SmallVec<[Option<Tensor>; 4]>;
 /// The recorded half of an op: turns output cotangents into input cotangents.
 pub(crate) trait Pull: Send + Sync {
     fn pull(&self, ctx: &PullContext<'_>, y_bar: &Cotangents, want: &[bool]) -> Result<InputCotangents>;
+
+    /// Where the only output lies in the only input, when it is a stretch of one of its axes.
+    fn stretch(&self) -> Option<Stretch> {
+        None
+    }
+}
+
+/// A part of a value along one axis: `len` positions from `start` on, every `step`-th.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stretch {
+    /// The axis.
+    pub axis: usize,
+    /// First position.
+    pub start: usize,
+    /// Number of positions.
+    pub len: usize,
+    /// Distance between them, at least 1.
+    pub step: usize,
 }
 
 /// What a pull sees besides the cotangents.
@@ -166,7 +186,8 @@ pub(crate) struct Inner {
     watchers: observe::Watchers,
     stops: explain::Stops,
     paused: AtomicUsize,
-    /// A checkpointed function is running: whatever it captured instead of taking as input would lose its gradient.
+    /// A checkpointed function (or one with its own derivative) is running: whatever it captured instead of taking as input would
+    /// lose its gradient.
     sealed: AtomicUsize,
     /// Of a gradient function, which may turn out to run inside another one.
     nested: bool,
@@ -252,7 +273,8 @@ impl Inner {
         if self.sealed.load(SeqCst) > 0 {
             bail!(
                 tape,
-                "a checkpointed function uses a tracked tensor that it captured; pass it as an input, or its gradient would be lost"
+                "a checkpointed function, or one with a derivative of its own, uses a tracked tensor that it captured; pass it as an input, or its \
+                 gradient would be lost"
             );
         }
         Ok(self.paused.load(SeqCst) == 0)

@@ -1,6 +1,6 @@
 //! The reverse sweep: walks the tape backwards, turns output cotangents into input cotangents, and adds them up.
 
-use super::{Cotangents, Inner, Kind, OpNode, PullContext, observe};
+use super::{Cotangents, Inner, Kind, OpNode, PullContext, Stretch, observe};
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::shape::Shape;
@@ -16,6 +16,8 @@ pub(crate) struct Accumulate {
     pub(crate) add: fn(Tensor, &Tensor) -> Result<Tensor>,
     /// Sums a cotangent over the axes that broadcasting repeated.
     pub(crate) reduce_to: fn(&Tensor, &Shape) -> Result<Tensor>,
+    /// The sum of cotangents of parts of a value of this shape, each in its place within zeros.
+    pub(crate) assemble: fn(Vec<(Stretch, Tensor)>, &Shape) -> Result<Tensor>,
 }
 
 /// What to sweep.
@@ -39,11 +41,12 @@ pub(crate) fn sweep(tape: &Arc<Inner>, s: Sweep<'_>, ops: Accumulate) -> Result<
     let needed = reaches_wanted(tape, s.floor, top, &wanted)?;
     let is_needed = |id: usize| if id < s.floor { wanted.contains(&id) } else { needed[id - s.floor] };
 
+    let many = many_stretches(tape, s.floor, top);
     let mut found: HashMap<usize, Tensor> = HashMap::new();
-    let mut bars: Vec<Option<Tensor>> = memory::vec_of(None, (top + 1).saturating_sub(s.floor))?;
+    let dense = memory::vec_of(None, (top + 1).saturating_sub(s.floor))?;
+    let mut bars = Bars { tape, floor: s.floor, dense, below: HashMap::new(), parts: HashMap::new(), ops };
     for (id, seed) in s.seeds {
-        let seed = if s.record { seed } else { seed.untracked() };
-        deposit(tape, &mut bars, &mut found, s.floor, id, seed, ops)?;
+        bars.add(id, if s.record { seed } else { seed.untracked() })?;
     }
     for id in (s.floor..=top).rev() {
         let (op, at) = {
@@ -60,7 +63,7 @@ pub(crate) fn sweep(tape: &Arc<Inner>, s: Sweep<'_>, ops: Accumulate) -> Result<
                 Kind::Sibling(_) => continue,
                 Kind::Leaf(_) => {
                     drop(nodes);
-                    if let Some(bar) = bars[id - s.floor].take() {
+                    if let Some(bar) = bars.take(id).map_err(|e| e.in_op("backward", at))? {
                         run_hooks(tape, id, &bar);
                         if wanted.contains(&id) {
                             found.insert(id, bar);
@@ -73,7 +76,7 @@ pub(crate) fn sweep(tape: &Arc<Inner>, s: Sweep<'_>, ops: Accumulate) -> Result<
         let mut y_bar: SmallVec<[Option<Tensor>; 2]> = SmallVec::new();
         for j in id..id + op.outputs {
             // Only outputs up to the highest seed can have a cotangent.
-            let bar = bars.get_mut(j - s.floor).and_then(Option::take);
+            let bar = if j <= top { bars.take(j).map_err(|e| e.in_op(op.name, at))? } else { None };
             if let Some(bar) = &bar {
                 run_hooks(tape, j, bar);
                 if wanted.contains(&j) {
@@ -86,11 +89,25 @@ pub(crate) fn sweep(tape: &Arc<Inner>, s: Sweep<'_>, ops: Accumulate) -> Result<
             continue;
         }
         let want: SmallVec<[bool; 4]> = op.parents.iter().map(|p| p.is_some_and(is_needed)).collect();
+        let pull = op.pull.as_ref().ok_or_else(|| Error::tape("the op was never completely recorded").in_op(op.name, at))?;
+        // One of several parts of a value waits for the others.
+        if let (Some(stretch), &[Some(parent)]) = (pull.stretch(), op.parents.as_slice())
+            && want[0]
+            && many.contains(&parent)
+        {
+            let bar = y_bar.pop().flatten();
+            let (y_bar, x_bar) = (Cotangents(SmallVec::from_iter([bar.clone()])), SmallVec::from_iter([bar]));
+            observe::pulled(tape, id, observe::started(tape), op.name, at, &y_bar, &x_bar)?;
+            drop(y_bar);
+            for bar in x_bar.into_iter().flatten() {
+                bars.add_part(parent, stretch, bar).map_err(|e| e.in_op(op.name, at))?;
+            }
+            continue;
+        }
         let saved = if s.record { op.saved } else { op.saved.detached() };
         let ctx = PullContext { saved, tape, record: s.record, ops };
         let name = op.name;
         let started = observe::started(tape);
-        let pull = op.pull.as_ref().ok_or_else(|| Error::tape("the op was never completely recorded").in_op(name, at))?;
         let y_bar = Cotangents(y_bar);
         let x_bar = pull.pull(&ctx, &y_bar, &want).map_err(|e| e.in_op(name, at))?;
         drop(ctx);
@@ -101,10 +118,30 @@ pub(crate) fn sweep(tape: &Arc<Inner>, s: Sweep<'_>, ops: Accumulate) -> Result<
         }
         for (i, (parent, bar)) in op.parents.iter().zip(x_bar).enumerate() {
             let (Some(p), Some(bar), true) = (*parent, bar, want[i]) else { continue };
-            deposit(tape, &mut bars, &mut found, s.floor, p, bar, ops).map_err(|e| e.in_op(name, at))?;
+            bars.add(p, bar).map_err(|e| e.in_op(name, at))?;
+        }
+    }
+    for &id in s.wanted.iter().filter(|&&id| id < s.floor) {
+        if let Some(bar) = bars.take(id)? {
+            found.insert(id, bar);
         }
     }
     Ok(found)
+}
+
+/// The values of which several nodes are stretches: their cotangents are put side by side.
+fn many_stretches(tape: &Inner, floor: usize, top: usize) -> HashSet<usize> {
+    let nodes = tape.nodes();
+    let (mut once, mut many) = (HashSet::new(), HashSet::new());
+    for node in &nodes[floor.min(nodes.len())..(top + 1).min(nodes.len())] {
+        if let Kind::Op(op) = &node.kind
+            && let (Some(_), &[Some(parent)]) = (op.pull.as_ref().and_then(|p| p.stretch()), op.parents.as_slice())
+            && !once.insert(parent)
+        {
+            many.insert(parent);
+        }
+    }
+    many
 }
 
 /// For each node from `floor` to `top`: whether a wanted value lies below it.
@@ -125,34 +162,79 @@ fn reaches_wanted(tape: &Inner, floor: usize, top: usize, wanted: &HashSet<usize
     Ok(out)
 }
 
-/// Adds a cotangent to what a value has received so far: the first one moves in, later ones are added.
-fn deposit(
-    tape: &Arc<Inner>,
-    bars: &mut [Option<Tensor>],
-    found: &mut HashMap<usize, Tensor>,
+/// What the values have received so far.
+struct Bars<'a> {
+    tape: &'a Arc<Inner>,
     floor: usize,
-    id: usize,
-    bar: Tensor,
+    /// By place on the tape, from the floor on.
+    dense: Vec<Option<Tensor>>,
+    below: HashMap<usize, Tensor>,
+    parts: HashMap<usize, Parts>,
     ops: Accumulate,
-) -> Result<()> {
-    let (shape, dtype) = {
-        let nodes = tape.nodes();
+}
+
+/// Cotangents of stretches of one value, not yet put into their places.
+#[derive(Default)]
+struct Parts {
+    list: Vec<(Stretch, Tensor)>,
+    elements: usize,
+}
+
+impl Bars<'_> {
+    fn spec(&self, id: usize) -> (Shape, crate::DType) {
+        let nodes = self.tape.nodes();
         (nodes[id].shape.clone(), nodes[id].dtype)
-    };
+    }
+
+    /// Adds a cotangent: the first one moves in, later ones are added.
+    fn add(&mut self, id: usize, bar: Tensor) -> Result<()> {
+        let (shape, dtype) = self.spec(id);
+        fits(dtype, &bar)?;
+        let bar = if bar.shape() == &shape { bar } else { (self.ops.reduce_to)(&bar, &shape)? };
+        let old = if id < self.floor { self.below.remove(&id) } else { self.dense[id - self.floor].take() };
+        let sum = match old {
+            None => bar,
+            Some(acc) => (self.ops.add)(acc, &bar)?,
+        };
+        if id < self.floor {
+            self.below.insert(id, sum);
+        } else {
+            self.dense[id - self.floor] = Some(sum);
+        }
+        Ok(())
+    }
+
+    /// Keeps the cotangent of a part until the value's own is asked for. As many elements as the value has are put together at
+    /// once: however many parts there are, this takes time and memory in proportion to their elements.
+    fn add_part(&mut self, id: usize, stretch: Stretch, bar: Tensor) -> Result<()> {
+        let (shape, dtype) = self.spec(id);
+        fits(dtype, &bar)?;
+        let parts = self.parts.entry(id).or_default();
+        parts.elements += bar.numel();
+        memory::push(&mut parts.list, (stretch, bar))?;
+        if parts.elements > shape.numel() { self.settle(id, &shape) } else { Ok(()) }
+    }
+
+    fn settle(&mut self, id: usize, shape: &Shape) -> Result<()> {
+        match self.parts.remove(&id) {
+            Some(parts) => self.add(id, (self.ops.assemble)(parts.list, shape)?),
+            None => Ok(()),
+        }
+    }
+
+    /// All that a value has received.
+    fn take(&mut self, id: usize) -> Result<Option<Tensor>> {
+        if self.parts.contains_key(&id) {
+            let (shape, _) = self.spec(id);
+            self.settle(id, &shape)?;
+        }
+        Ok(if id < self.floor { self.below.remove(&id) } else { self.dense[id - self.floor].take() })
+    }
+}
+
+fn fits(dtype: crate::DType, bar: &Tensor) -> Result<()> {
     if bar.dtype() != dtype {
         return Err(Error::dtype(format!("the cotangent of a {dtype} value has dtype {}", bar.dtype())));
-    }
-    let bar = if bar.shape() == &shape { bar } else { (ops.reduce_to)(&bar, &shape)? };
-    let add = |old: Option<Tensor>, bar: Tensor| match old {
-        None => Ok(bar),
-        Some(acc) => (ops.add)(acc, &bar),
-    };
-    if id < floor {
-        let sum = add(found.remove(&id), bar)?;
-        found.insert(id, sum);
-    } else {
-        let slot = &mut bars[id - floor];
-        *slot = Some(add(slot.take(), bar)?);
     }
     Ok(())
 }

@@ -260,6 +260,7 @@ impl Tensor {
     ///
     /// # Errors
     /// As [`Tensor::add`].
+    #[doc(alias = "multiply")]
     #[track_caller]
     pub fn mul(&self, other: &Tensor) -> Result<Tensor> {
         apply1(Zip(Mul), &[self, other])
@@ -272,6 +273,7 @@ impl Tensor {
     ///
     /// # Errors
     /// As [`Tensor::add`].
+    #[doc(alias = "subtract")]
     #[track_caller]
     pub fn sub(&self, other: &Tensor) -> Result<Tensor> {
         apply1(Zip(Sub), &[self, other])
@@ -297,6 +299,7 @@ impl Tensor {
     /// assert_eq!((g.get(&a)?.item()?, g.get(&b)?.item()?), (0.5, -1.5));
     /// # Ok::<(), cotangent::Error>(())
     /// ```
+    #[doc(alias("divide", "true_divide"))]
     #[track_caller]
     pub fn div(&self, other: &Tensor) -> Result<Tensor> {
         apply1(Zip(Div), &[self, other])

@@ -186,6 +186,7 @@ impl Tensor {
     ///
     /// # Errors
     /// As [`Tensor::add`].
+    #[doc(alias = "power")]
     #[track_caller]
     pub fn pow(&self, exponent: &Tensor) -> Result<Tensor> {
         apply1(Zip(POWER), &[self, exponent])

@@ -308,6 +308,7 @@ impl Tensor {
     ///
     /// # Errors
     /// Dtype error for integers.
+    #[doc(alias = "swish")]
     #[track_caller]
     pub fn silu(&self) -> Result<Tensor> {
         apply1(Map(Silu), &[self])

@@ -169,6 +169,7 @@ impl Tensor {
     ///
     /// # Errors
     /// Dtype error for integers.
+    #[doc(alias = "negative")]
     #[track_caller]
     pub fn neg(&self) -> Result<Tensor> {
         apply1(Map(Neg), &[self])
@@ -181,6 +182,7 @@ impl Tensor {
     ///
     /// # Errors
     /// Dtype error for integers.
+    #[doc(alias = "absolute")]
     #[track_caller]
     pub fn abs(&self) -> Result<Tensor> {
         apply1(Map(Abs), &[self])
@@ -255,6 +257,7 @@ impl Tensor {
     ///
     /// # Errors
     /// Dtype error for integers; argument error when `min > max` or an end is NaN.
+    #[doc(alias("clip", "clamp_min", "clamp_max"))]
     #[track_caller]
     pub fn clamp(&self, min: impl Into<Option<f64>>, max: impl Into<Option<f64>>) -> Result<Tensor> {
         // Not generic, so compiled here and not by every user.

@@ -207,6 +207,7 @@ impl Tensor {
     ///
     /// # Errors
     /// Dtype error for integers.
+    #[doc(alias = "reciprocal")]
     #[track_caller]
     pub fn recip(&self) -> Result<Tensor> {
         apply1(Map(Recip), &[self])

@@ -146,6 +146,7 @@ impl Tensor {
     ///
     /// # Errors
     /// Dtype error for integers.
+    #[doc(alias("expit", "logistic"))]
     #[track_caller]
     pub fn sigmoid(&self) -> Result<Tensor> {
         apply1(Map(Sigmoid), &[self])
@@ -191,6 +192,7 @@ impl Tensor {
     ///
     /// # Errors
     /// Dtype error for integers.
+    #[doc(alias("ndtr", "Phi"))]
     #[track_caller]
     pub fn normal_cdf(&self) -> Result<Tensor> {
         apply1(Map(NormalCdf), &[self])

@@ -98,6 +98,7 @@ reduction_method!(
     ///
     /// # Errors
     /// Shape error when an axis does not exist or a group is empty; dtype error for integers.
+    #[doc(alias("amax"))]
     max, max_keep => Max
 );
 reduction_method!(
@@ -111,6 +112,7 @@ reduction_method!(
     ///
     /// # Errors
     /// As [`Tensor::max`].
+    #[doc(alias("amin"))]
     min, min_keep => Min
 );
 

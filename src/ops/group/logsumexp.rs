@@ -119,5 +119,6 @@ reduction_method!(
     /// assert_eq!(tape.backward(&y)?.get(&x)?.to_vec::<f64>()?, [0.5, 0.5]);
     /// # Ok::<(), cotangent::Error>(())
     /// ```
+    #[doc(alias("log_sum_exp"))]
     logsumexp, logsumexp_keep => LogSumExp
 );

@@ -106,5 +106,6 @@ reduction_method!(
     ///
     /// # Errors
     /// Shape error when an axis does not exist; dtype error for integers.
+    #[doc(alias("vector_norm", "linalg_norm"))]
     norm, norm_keep => Norm
 );

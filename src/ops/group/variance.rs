@@ -194,6 +194,7 @@ reduction_method!(
     ///
     /// # Errors
     /// Shape error when an axis does not exist; dtype error for integers.
+    #[doc(alias("variance"))]
     var, var_keep, correction: usize => Var { correction }
 );
 reduction_method!(
@@ -208,6 +209,7 @@ reduction_method!(
     ///
     /// # Errors
     /// As [`Tensor::var`].
+    #[doc(alias("standard_deviation"))]
     std, std_keep, correction: usize => Std { correction }
 );
 

@@ -1,0 +1,100 @@
+//! The positions of an axis as tensors of their own: views, no element moves.
+
+use super::split::join;
+use crate::error::{ErrorKind, Result, bail};
+use crate::op::{Composite, Cotangents, Describe, Math, Outputs, apply_parts, compose};
+use crate::shape::Axis;
+use crate::tensor::Tensor;
+use crate::testing::{Gen, Nd, Sample, Scalar};
+
+/// Every position of an axis; see [`Tensor::unbind`].
+#[derive(Clone, Debug)]
+pub struct Unbind(pub Axis);
+
+/// More tensors than this would take gigabytes for their layouts alone.
+const MOST: usize = 1 << 24;
+
+impl Describe for Unbind {
+    const NAME: &'static str = "unbind";
+    const MATH: Math = Math {
+        forward: "y₁[…, …] = x[…, 0, …], y₂[…, …] = x[…, 1, …], …",
+        vjp: "x̄ = ȳ₁, ȳ₂, … side by side, zero where a position was not used",
+        kinks: "linear",
+        cost: "none: views; the derivative writes x̄ once",
+        references: "torch.unbind",
+    };
+
+    fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
+        let shape = &x[0].shape;
+        let Ok(axis) = self.0.resolve(shape.rank()) else { return Vec::new() };
+        let position = |k: usize| {
+            Nd::from_fn(shape.reduced(&[axis], false), |i| {
+                let mut at = i.to_vec();
+                at.insert(axis, k);
+                x[0].at(&at)
+            })
+        };
+        (0..shape[axis]).map(position).collect()
+    }
+
+    fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
+        let (a, b) = (g.extent(), g.extent());
+        let of = |axis: i32| Unbind(axis.into());
+        vec![
+            Sample::check(of(0), [g.normal([3, a])]),
+            Sample::check(of(1), [g.normal([a, 4, b])]),
+            Sample::check(of(-1), [g.normal([a, b, 2])]),
+            Sample::check(of(0), [g.normal([3])]).note("to scalars"),
+            Sample::check(of(0), [g.normal([1, 2])]).note("one position"),
+            Sample::check(of(0), [g.normal([2, 0])]).note("no elements"),
+            Sample::reject(of(1), [g.normal([3])], ErrorKind::Shape).note("C14: axis out of range"),
+        ]
+    }
+}
+
+impl Composite for Unbind {
+    fn compose(&self, x: &[&Tensor]) -> Result<Outputs> {
+        let axis = x[0].shape().axis(self.0)?;
+        let n = x[0].shape()[axis];
+        if n > MOST {
+            bail!(out_of_memory, "{n} positions of {} are {n} tensors; at most {MOST} are made", x[0].shape());
+        }
+        if n == 0 {
+            return Ok(Outputs::new());
+        }
+        let position = |k: usize| Ok(x[0].layout().slice(axis, k, 1, 1)?.with_axis(axis, false));
+        let of = x[0].shape().clone();
+        apply_parts(Self::NAME, x[0], (0..n).map(position), move |y_bar| {
+            let bars = y_bar.0.iter().map(|bar| bar.as_ref().map(|bar| bar.unsqueeze(axis)).transpose()).collect::<Result<_>>()?;
+            join(&Cotangents(bars), &vec![1; n], axis, &of)
+        })
+    }
+}
+
+impl Tensor {
+    /// The positions of an axis as tensors without it: the steps of a sequence, the rows of a matrix. Views; no element moves.
+    ///
+    /// # Shapes
+    /// `x.unbind(1)` of `[batch, time, width]` gives `time` tensors `[batch, width]`.
+    ///
+    /// # Gradient
+    /// Each part's `ȳ` at its place, written once for all; saves nothing.
+    ///
+    /// # Errors
+    /// Shape error when the axis does not exist; out of memory for more than 2²⁴ positions.
+    ///
+    /// ```
+    /// # use cotangent::{Tensor, grad};
+    /// let x = Tensor::from_rows(&[[1f32, 2., 3.], [4., 5., 6.]])?;
+    /// let columns = x.unbind(1)?;
+    /// assert_eq!((columns.len(), columns[2].to_vec::<f32>()?), (3, vec![3., 6.]));
+    /// let g = grad(&x, |x| x.unbind(0)?[1].square()?.sum(..))?;
+    /// assert_eq!(g.to_vec::<f32>()?, [0., 0., 0., 8., 10., 12.]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    #[doc(alias = "unstack")]
+    #[track_caller]
+    pub fn unbind(&self, axis: impl Into<Axis>) -> Result<Vec<Tensor>> {
+        Ok(compose(Unbind(axis.into()), &[self])?.into_vec())
+    }
+}
