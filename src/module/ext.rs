@@ -1,6 +1,6 @@
 //! What every module can do.
 
-use super::{Leaf, Module, Role, Summary, SummaryRow, try_walk, walk};
+use super::{Leaf, Module, Role, Summary, SummaryRow, tensors_of, try_walk, walk};
 use crate::dtype::DType;
 use crate::error::{Error, Result, bail};
 use crate::tensor::Tensor;
