@@ -97,7 +97,7 @@ fn call(
     let started = started.stop()?;
     if let Some(tape) = tape.filter(|_| recording && outputs.iter().any(|t| t.dtype().is_float())) {
         // The outputs are kept with their place on the tape, so that a second derivative also passes through them.
-        let id = reserve(&tape, name, at, inputs, &mut outputs);
+        let id = reserve(&tape, name, at, inputs, &mut outputs)?;
         let saved = Saved::list(inputs.iter().map(|&t| Some(t.clone())).chain(outputs.iter().map(|t| Some(t.clone()))));
         let bytes = started.bytes(&saved);
         fulfil(&tape, id, saved, Arc::new(Custom { name, at, inputs: inputs.len(), backward, once }));
