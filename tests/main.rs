@@ -9,11 +9,8 @@ mod callers;
 #[cfg(feature = "emulator")]
 mod capture;
 mod checker;
-<<<<<<< HEAD
-mod definitions;
-=======
 mod custom_vjp;
->>>>>>> c1b39df (Doors of tensors and the tape: custom_vjp, unbind, checkpoint_module, tensor!, operators with numbers and results, {:?}, names to search for)
+mod definitions;
 mod device;
 #[cfg(feature = "emulator")]
 mod device_generation;
