@@ -21,7 +21,7 @@ fn main() -> Result<()> {
     let (mut by_hand, mut adam) = (Gpt::new(&config, F32, key)?, AdamW::default());
     let mut trainer = Trainer::new(by_hand.clone(), AdamW::default());
     trainer.on(|event| {
-        if let Event::Step { report, model, grads } = event
+        if let Event::Step { report, model, grads, .. } = event
             && report.step.is_multiple_of(10)
         {
             black_box(HealthReport::new(*model, grads)?);

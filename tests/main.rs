@@ -72,6 +72,7 @@ mod user_models;
 mod user_numbers;
 #[cfg(feature = "tokenizers")]
 mod user_tokenizers;
+mod user_training;
 
 /// Shown even when the test passes: the runner keeps what `println!` writes to itself.
 pub fn say(text: &str) {

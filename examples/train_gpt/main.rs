@@ -66,6 +66,7 @@ fn train(args: &Args) -> Result<()> {
         clip: Some(args.clip),
         evaluate_every: args.eval_every,
         patience: args.patience(),
+        quiet: true, // says it itself
         ..Options::default()
     };
     trainer.schedule = Some(Box::new(WarmupCosine { peak: args.lr, floor: args.floor(), warmup: args.warmup_steps(), end: args.steps }));
@@ -80,7 +81,7 @@ fn train(args: &Args) -> Result<()> {
     trainer.on(bar.callback());
     trainer.on(|event| {
         match event {
-            Event::Evaluated { step, loss } => bar.suspend(|| say(format_args!("step {step:>5}  validation loss {loss:.4}"))),
+            Event::Evaluated { step, loss, .. } => bar.suspend(|| say(format_args!("step {step:>5}  validation loss {loss:.4}"))),
             // On the other stream: also seen where the output goes to a file.
             Event::Skipped { step, loss, norm, .. } => bar.suspend(|| {
                 let _ = writeln!(io::stderr(), "{NAME}: step {step} is left out: loss {loss}, gradient norm {norm}");

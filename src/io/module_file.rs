@@ -111,6 +111,39 @@ pub trait ModuleFile: Module + Clone {
         save(self, path.as_ref()).map_err(|e| at_callers_line(e, "save", at))
     }
 
+    /// Writes the tensors that training changes, and no others: what a fine-tuned model has to ship, as adapters or a new head. Put them
+    /// back with [`ModuleFile::load_partial`].
+    ///
+    /// ```
+    /// use cotangent::{io::ModuleFile, nn::Linear, Key, ModuleExt, F32};
+    /// # let folder = std::env::temp_dir().join(format!("cotangent-doc-t-{}", std::process::id()));
+    /// # std::fs::create_dir_all(&folder)?;
+    /// let mut net = (Linear::new(3, 2, true, F32, Key::new(1))?, Linear::new(2, 2, true, F32, Key::new(2))?);
+    /// let _ = net.freeze(|name| name.starts_with("0."));
+    /// net.save_trainable(folder.join("head.safetensors"))?;
+    /// let mut other = (Linear::new(3, 2, true, F32, Key::new(1))?, Linear::new(2, 2, true, F32, Key::new(9))?);
+    /// let report = other.load_partial(folder.join("head.safetensors"))?;
+    /// assert_eq!(report.loaded, ["1.weight", "1.bias"]);
+    /// assert_eq!(other.1.weight.to_vec::<f32>()?, net.1.weight.to_vec::<f32>()?);
+    /// # std::fs::remove_dir_all(&folder)?;
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Argument error when nothing is trainable, or two tensors have one name; I/O error. An old file is only replaced by a whole new one.
+    #[track_caller]
+    fn save_trainable(&self, path: impl AsRef<Path>) -> Result<()> {
+        let at = Location::caller();
+        let run = || {
+            let named = self.trainable();
+            if named.is_empty() {
+                return Err(Error::argument("nothing of the model is trainable: every tensor is frozen or holds integers"));
+            }
+            save_named(self, &named, path.as_ref())
+        };
+        run().map_err(|e| at_callers_line(e, "save_trainable", at))
+    }
+
     /// Replaces every tensor by the one of the same name in the file, cast to the model's dtype, on the model's device. Casts are
     /// listed in [`LoadReport::converted`].
     ///
@@ -137,8 +170,11 @@ pub trait ModuleFile: Module + Clone {
 impl<M: Module + Clone> ModuleFile for M {}
 
 fn save<M: Module + Clone>(model: &M, path: &Path) -> Result<()> {
+    save_named(model, &model.named_tensors(), path)
+}
+
+fn save_named<M: Module + Clone>(model: &M, named: &[(String, Tensor)], path: &Path) -> Result<()> {
     unique_names(model)?;
-    let named = model.named_tensors();
     let tensors: Vec<(&str, &Tensor)> = named.iter().map(|(n, t)| (n.as_str(), t)).collect();
     // Without this key transformers refuses the file.
     write_tensors(path, &tensors, &[("format", "pt")])

@@ -68,7 +68,12 @@ impl<M: Module + Clone> Accumulator<M> {
                 return Ok(());
             }
             grads.change(|_, g| {
-                *g = if g.dtype().is_half() { g.cast(DType::F32)? } else { g.clone() }.mul_scalar(weight)?;
+                if g.dtype().is_half() {
+                    *g = g.cast(DType::F32)?;
+                }
+                if weight != 1.0 {
+                    *g = g.mul_scalar(weight)?;
+                }
                 Ok(())
             })?;
             match &mut self.grads {

@@ -93,6 +93,16 @@ impl AdamW {
         Moments { betas: self.betas, eps: self.eps, amsgrad: self.amsgrad }
     }
 
+    /// What a run must have in common with one that it continues.
+    fn hyperparameters(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("betas", format!("{:?}", self.betas)),
+            ("eps", format!("{:?}", self.eps)),
+            ("weight_decay", format!("{:?}", self.weight_decay)),
+            ("amsgrad", format!("{:?}", self.amsgrad)),
+        ]
+    }
+
     fn run(&mut self, model: &mut dyn Module, grads: &Named) -> Result<()> {
         let adam = self.rule();
         let Self { groups, memory, lr, weight_decay, .. } = self;
@@ -187,6 +197,16 @@ impl Default for Adam {
 
 impl Adam {
     const RULE: Rule = Rule { name: "adam", slots: AdamW::RULE.slots, squares: true };
+
+    /// What a run must have in common with one that it continues.
+    fn hyperparameters(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("betas", format!("{:?}", self.betas)),
+            ("eps", format!("{:?}", self.eps)),
+            ("weight_decay", format!("{:?}", self.weight_decay)),
+            ("amsgrad", format!("{:?}", self.amsgrad)),
+        ]
+    }
 
     fn run(&mut self, model: &mut dyn Module, grads: &Named) -> Result<()> {
         let Self { groups, memory, lr, weight_decay, .. } = self;

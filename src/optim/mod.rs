@@ -11,6 +11,7 @@ mod scaler;
 mod schedule;
 mod schedules;
 mod sgd;
+mod split;
 mod state;
 
 pub use accumulate::Accumulator;
@@ -26,4 +27,5 @@ pub use schedules::{
     CosineAnnealingWarmRestarts, ExponentialLr, MultiStepLr, OneCycleLr, Plateau, PolynomialLr, ReduceLrOnPlateau, StepLr,
 };
 pub use sgd::Sgd;
+pub use split::Split;
 pub use state::{Optimizer, State};

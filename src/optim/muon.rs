@@ -93,6 +93,19 @@ impl Muon {
     const RULE: Rule = Rule { name: "muon", slots: &["exp_avg", "exp_avg_sq", "momentum_buffer"], squares: true };
     const MOMENTUM: usize = 2;
 
+    /// What a run must have in common with one that it continues.
+    fn hyperparameters(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("momentum", format!("{:?}", self.momentum)),
+            ("nesterov", format!("{:?}", self.nesterov)),
+            ("newton_schulz", format!("{:?}", self.newton_schulz)),
+            ("scale", format!("{:?}", self.scale)),
+            ("weight_decay", format!("{:?}", self.weight_decay)),
+            ("betas", format!("{:?}", self.betas)),
+            ("eps", format!("{:?}", self.eps)),
+        ]
+    }
+
     fn run(&mut self, model: &mut dyn Module, grads: &Named) -> Result<()> {
         if !(0.0..1.0).contains(&self.momentum) {
             bail!(argument, "momentum must be in [0, 1), found {}", self.momentum);

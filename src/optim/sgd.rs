@@ -67,6 +67,16 @@ impl Sgd {
         self.memory.tensor(name, 0)
     }
 
+    /// What a run must have in common with one that it continues.
+    fn hyperparameters(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("momentum", format!("{:?}", self.momentum)),
+            ("dampening", format!("{:?}", self.dampening)),
+            ("weight_decay", format!("{:?}", self.weight_decay)),
+            ("nesterov", format!("{:?}", self.nesterov)),
+        ]
+    }
+
     fn run(&mut self, model: &mut dyn Module, grads: &Named) -> Result<()> {
         let (momentum, dampening, nesterov) = (self.momentum, self.dampening, self.nesterov);
         if !momentum.is_finite() || momentum < 0.0 || !dampening.is_finite() {

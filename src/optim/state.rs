@@ -37,6 +37,12 @@ pub trait Optimizer<M: Module + Clone> {
         0
     }
 
+    /// Its name and hyperparameters by name, without the learning rate, as texts. Snapshots keep them, so that a run does not continue by
+    /// another rule unnoticed; functions that choose parameters have no text.
+    fn settings(&self) -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
+
     /// The learning rate of the next step.
     fn learning_rate(&self) -> f64;
 
@@ -69,6 +75,10 @@ impl<M: Module + Clone, O: Optimizer<M> + ?Sized> Optimizer<M> for Box<O> {
 
     fn skipped(&self) -> u64 {
         (**self).skipped()
+    }
+
+    fn settings(&self) -> BTreeMap<String, String> {
+        (**self).settings()
     }
 
     fn learning_rate(&self) -> f64 {
@@ -161,6 +171,11 @@ macro_rules! optimizer {
 
             fn skipped(&self) -> u64 {
                 self.skipped()
+            }
+
+            fn settings(&self) -> std::collections::BTreeMap<String, String> {
+                let own = [("name", Self::RULE.name.to_owned()), ("groups", format!("{:?}", self.groups))];
+                self.hyperparameters().into_iter().chain(own).map(|(n, v)| (n.to_owned(), v)).collect()
             }
 
             fn learning_rate(&self) -> f64 {

@@ -39,6 +39,8 @@ pub enum Event<'a, M> {
     Step {
         /// Its numbers.
         report: StepReport,
+        /// What the loss function had to say besides: see [`Loss::metric`](super::Loss::metric).
+        metrics: &'a [(String, f64)],
         /// The model after the update.
         model: &'a M,
         /// The gradients, after clipping.
@@ -61,6 +63,12 @@ pub enum Event<'a, M> {
         step: usize,
         /// What the evaluation gave.
         loss: f64,
+        /// The numbers beside it.
+        metrics: &'a [(String, f64)],
+        /// The model that was evaluated.
+        model: &'a M,
+        /// Whether it is the best so far, by [`Trainer::keep_best`](super::Trainer::keep_best).
+        best: bool,
     },
     /// A snapshot lies on the disk.
     Saved {

@@ -31,22 +31,29 @@ pub trait MetricSink {
 }
 
 /// A callback for [`Trainer::on`](super::Trainer::on) that hands what every step and evaluation gives to a sink, under the names
-/// of [`Csv::COLUMNS`].
+/// of [`Csv::COLUMNS`]; numbers that a loss or an evaluation has besides come under their own names, those of evaluations with
+/// `validation_` before them. A [`Csv`] needs a column for each.
 pub fn record<M>(mut sink: impl MetricSink) -> impl FnMut(&Event<'_, M>) -> Result<()> {
     let truth = |b| if b { 1.0 } else { 0.0 };
     move |event| match event {
-        Event::Step { report: r, .. } => sink.write(
-            r.step,
-            &[
+        Event::Step { report: r, metrics, .. } => {
+            let mut values = vec![
                 ("loss", r.loss),
                 ("learning_rate", r.learning_rate),
                 ("gradient_norm", r.norm),
                 ("clipped", truth(r.clipped.clipped)),
                 ("skipped", truth(r.skipped)),
                 ("seconds", r.seconds),
-            ],
-        ),
-        Event::Evaluated { step, loss } => sink.write(*step, &[("validation_loss", *loss)]),
+            ];
+            values.extend(metrics.iter().map(|(name, v)| (name.as_str(), *v)));
+            sink.write(r.step, &values)
+        }
+        Event::Evaluated { step, loss, metrics, .. } => {
+            let names: Vec<String> = metrics.iter().map(|(name, _)| format!("validation_{name}")).collect();
+            let mut values = vec![("validation_loss", *loss)];
+            values.extend(names.iter().zip(*metrics).map(|(name, (_, v))| (name.as_str(), *v)));
+            sink.write(*step, &values)
+        }
         Event::Saved { .. } => sink.sync(),
         _ => Ok(()),
     }

@@ -6,9 +6,11 @@
 mod data;
 mod event;
 mod generate;
+mod loss;
 mod metrics;
 #[cfg(feature = "progress")]
 mod progress;
+mod resume;
 mod rules;
 mod snapshot;
 mod tensorboard;
@@ -17,15 +19,17 @@ mod watch;
 
 #[cfg(feature = "tokenizers")]
 pub use data::TokenizerFile;
-pub use data::{Batches, Bytes, Characters, Order, Prefetch, Rows, Tokenizer, Tokens, Width, Windows, document_mask};
+pub use data::{Batches, Bytes, Characters, Epoch, Order, Prefetch, Rows, Tokenizer, Tokens, Width, Windows, document_mask};
 pub use event::{Event, StepReport};
 pub use generate::{Sampling, generate};
+pub use loss::{Evaluation, Loss, Metric, count_targets};
 pub use metrics::{Csv, Jsonl, MetricSink, record};
 #[cfg(feature = "progress")]
 pub use progress::Progress;
+pub use resume::{Best, KeepBest, Resumed};
 pub(crate) use rules::Sampler;
 pub use rules::TokenRules;
 pub use snapshot::{Found, Snapshot, Snapshots};
 pub use tensorboard::TensorBoard;
-pub use trainer::{Options, Outcome, Resumed, Trainer, mean_loss};
+pub use trainer::{Options, Outcome, Trainer, mean_loss};
 pub use watch::HealthWatch;

@@ -18,6 +18,10 @@ const ENTRY: &str = "cotangent.snapshot";
 const VERSION: u64 = 2;
 /// Prefix of the model's tensors: with it taken off, the file is a checkpoint like any other.
 const MODEL: &str = "model.";
+/// File of the best model's snapshot.
+pub(super) const BEST: &str = "best.safetensors";
+/// Prefix of the settings that the trainer finds out itself, and compares itself.
+pub(super) const RUN: &str = "run.";
 /// Prefix of the optimizer's tensors.
 const OPTIMIZER: &str = "optimizer.";
 
@@ -144,7 +148,7 @@ impl Snapshot {
         let of = |s: &BTreeMap<String, String>, n: &String| s.get(n).map_or("absent".to_owned(), |v| format!("`{v}`"));
         let differ: Vec<String> = names
             .into_iter()
-            .filter(|n| self.settings.get(*n) != now.get(*n))
+            .filter(|n| !n.starts_with(RUN) && self.settings.get(*n) != now.get(*n))
             .map(|n| format!("{n} was {}, is {}", of(&self.settings, n), of(now, n)))
             .collect();
         if !differ.is_empty() {
@@ -213,7 +217,7 @@ impl Snapshots {
         }
         let lock = lock_run(folder)?;
         if !lock.shared {
-            sweep_partial(folder, |name| name.to_str().and_then(step_of_name).is_some())?;
+            sweep_partial(folder, |name| name.to_str().is_some_and(|n| n == BEST || step_of_name(n).is_some()))?;
         }
         Ok(Snapshots { folder: folder.to_owned(), every, lock: Some(lock) })
     }
@@ -235,6 +239,11 @@ impl Snapshots {
         self.lock.as_ref().ok_or_else(|| {
             Error::argument(format!("{} is only looked at: `Snapshots::open` takes a folder for a run", self.folder.display()))
         })
+    }
+
+    /// Where the best model's snapshot lies.
+    pub(super) fn best(&self) -> PathBuf {
+        self.folder.join(BEST)
     }
 
     /// The files, oldest first.

@@ -1,18 +1,19 @@
-//! The loop: gradients, clipping, schedule, update, and everything between the steps.
+//! The loop: gradients, clipping, schedule, update, and what happens between the steps. Files are in `resume`.
 
 use super::data::Batches;
 use super::event::{Event, StepReport};
-use super::snapshot::{Found, Snapshot, Snapshots};
-use crate::error::{Error, Result, bail};
-use crate::functional::{GradOptions, Grads, value_and_grad_with};
+use super::loss::{Evaluation, Loss, Means, Said};
+use super::resume::{Best, KeepBest};
+use super::snapshot::Snapshots;
+use crate::error::{Result, bail};
+use crate::functional::{GradOptions, Grads, value_aux_and_grad};
 use crate::io::at_callers_line;
-use crate::module::{Module, ModuleExt, unique_names};
-use crate::optim::{Clipped, Ema, LossScaler, Optimizer, Schedule, State};
+use crate::module::Module;
+use crate::optim::{Accumulator, Clipped, Ema, LossScaler, Optimizer, Schedule};
 use crate::rng::Key;
-use crate::tensor::Tensor;
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::panic::Location;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
@@ -27,11 +28,15 @@ use std::time::Instant;
 /// | `evaluate_every` | 0: at the end only |
 /// | `patience` | 100 |
 /// | `gradients` | every parameter must take part in the loss |
+/// | `absent_as_zero` | false: what the loss does not reach stays as it is |
+/// | `allow_changes` | false |
+/// | `quiet` | false |
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Steps of the whole run, those before a snapshot included.
     pub steps: usize,
-    /// Batches whose gradients are averaged for one step.
+    /// Batches whose gradients are averaged for one step; by their numbers of targets, where the loss says them
+    /// ([`Loss::targets`](super::Loss::targets)).
     pub accumulate: usize,
     /// Largest global norm of the gradients.
     pub clip: Option<f64>,
@@ -41,22 +46,39 @@ pub struct Options {
     pub patience: usize,
     /// How gradients are taken.
     pub gradients: GradOptions,
+    /// Take absent gradients for zeros: see [`Grads::absent_as_zero`].
+    pub absent_as_zero: bool,
+    /// Continue a run though its learning rate, schedule, optimizer, accumulation, clipping or data are others than before. What the
+    /// program says now counts then.
+    pub allow_changes: bool,
+    /// Do not say on stderr that a step was left out. Without it the first one is a line there, whether anybody subscribes to `tracing` or not.
+    pub quiet: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { steps: 1000, accumulate: 1, clip: None, evaluate_every: 0, patience: 100, gradients: GradOptions::default() }
+        Options {
+            steps: 1000,
+            accumulate: 1,
+            clip: None,
+            evaluate_every: 0,
+            patience: 100,
+            gradients: GradOptions::default(),
+            absent_as_zero: false,
+            allow_changes: false,
+            quiet: false,
+        }
     }
 }
 
 /// How far a run is: what a snapshot stores beside the tensors.
 #[derive(Clone, Copy, Debug, Default)]
-struct Progress {
-    step: usize,
-    position: u64,
-    clipped: usize,
-    skipped: usize,
-    skipped_in_a_row: usize,
+pub(super) struct Progress {
+    pub(super) step: usize,
+    pub(super) position: u64,
+    pub(super) clipped: usize,
+    pub(super) skipped: usize,
+    pub(super) skipped_in_a_row: usize,
 }
 
 /// What a run leaves behind.
@@ -79,15 +101,6 @@ pub struct Outcome<M> {
     pub grads: Option<Grads<M>>,
     /// Whether the stop flag ended it.
     pub stopped: bool,
-}
-
-/// What [`Trainer::resume`] continued from.
-#[derive(Debug)]
-pub struct Resumed {
-    /// The snapshot's file.
-    pub path: PathBuf,
-    /// Newer snapshots that were passed over, and why; newest first. Each lies beside the others as `NAME.damaged` now.
-    pub damaged: Vec<(PathBuf, Error)>,
 }
 
 /// Trains a model: give it data and a loss with [`Trainer::run`].
@@ -119,7 +132,9 @@ pub struct Resumed {
 /// # Ok(())
 /// # }
 /// ```
-pub struct Trainer<'a, M, O> {
+///
+/// `S` is a state that goes on from step to step beside the model: see [`Trainer::with_carry`].
+pub struct Trainer<'a, M, O, S = ()> {
     /// The model, as trained so far.
     pub model: M,
     /// The optimizer with its state.
@@ -134,6 +149,12 @@ pub struct Trainer<'a, M, O> {
     pub ema: Option<Ema>,
     /// Scales the loss, for gradients in `f16`: a step that overflows is left out and changes the scale; part of the snapshots.
     pub scaler: Option<LossScaler>,
+    /// What goes on from step to step beside the model, as a recurrent state does; part of the snapshots.
+    pub carry: S,
+    /// By what the best model so far is kept, if at all.
+    pub keep_best: Option<KeepBest>,
+    /// The best model so far; with snapshots it is also in the folder, as `best.safetensors`, a snapshot like the others.
+    pub best: Option<Best<M>>,
     /// Where snapshots go, if anywhere.
     pub snapshots: Option<Snapshots>,
     /// What snapshots of this run say about it; a snapshot with other settings is refused.
@@ -141,19 +162,47 @@ pub struct Trainer<'a, M, O> {
     /// Ends the run before the next step when set; the state is saved first. Let the signals that ask a process to end (SIGINT, SIGTERM,
     /// SIGHUP) set it, and none of them costs a step: the book's page "What survives what" has the lines.
     pub stop: Arc<AtomicBool>,
-    callbacks: Vec<Callback<'a, M>>,
+    pub(super) callbacks: Vec<Callback<'a, M>>,
     evaluate: Option<Evaluate<'a, M>>,
-    done: Progress,
+    pub(super) done: Progress,
     /// Whether the folder's snapshots are this trainer's: restored or begun.
-    begun: bool,
+    pub(super) begun: bool,
+    /// Learning rate that the run began with, once it has begun.
+    pub(super) first_rate: Option<f64>,
+    /// What the data of the run say about themselves.
+    pub(super) data: Option<String>,
+    /// The data are those of a snapshot, with which the next run's have to agree.
+    pub(super) data_of_snapshot: bool,
+    /// Step at which the schedule was last told of an evaluation.
+    observed: Option<usize>,
+    warned: bool,
 }
 
-type Callback<'a, M> = Box<dyn FnMut(&Event<'_, M>) -> Result<()> + 'a>;
-type Evaluate<'a, M> = Box<dyn FnMut(&M) -> Result<Option<f64>> + 'a>;
+pub(super) type Callback<'a, M> = Box<dyn FnMut(&Event<'_, M>) -> Result<()> + 'a>;
+type Evaluate<'a, M> = Box<dyn FnMut(&M) -> Result<Evaluation> + 'a>;
 
-impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
+/// What the micro-batches of a step give.
+struct Gathered<M, S> {
+    loss: f64,
+    grads: Grads<M>,
+    metrics: Vec<(String, f64)>,
+    carry: S,
+    /// Position after them.
+    position: u64,
+}
+
+impl<M: Module + Clone, O: Optimizer<M>> Trainer<'_, M, O> {
     /// A trainer with default options that has done nothing yet.
     pub fn new(model: M, optimizer: O) -> Self {
+        Trainer::with_carry(model, optimizer, ())
+    }
+}
+
+impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O, S> {
+    /// [`Trainer::new`] with a state that goes on from step to step beside the model: what a recurrent network has seen, running
+    /// statistics of the data, a queue of keys. Any tree of tensors; it is detached after each batch, part of the snapshots, and as it
+    /// was before where a step is left out. Train with [`Trainer::run_carrying`].
+    pub fn with_carry(model: M, optimizer: O, carry: S) -> Self {
         Trainer {
             model,
             optimizer,
@@ -162,6 +211,9 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
             key: Key::new(0),
             ema: None,
             scaler: None,
+            carry,
+            keep_best: None,
+            best: None,
             snapshots: None,
             settings: BTreeMap::new(),
             stop: Arc::default(),
@@ -169,6 +221,11 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
             evaluate: None,
             done: Progress::default(),
             begun: false,
+            first_rate: None,
+            data: None,
+            data_of_snapshot: false,
+            observed: None,
+            warned: false,
         }
     }
 
@@ -179,9 +236,10 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
         self.callbacks.push(Box::new(f));
     }
 
-    /// Evaluates the model with `f` every so many steps and at the end; `None` says that it was interrupted.
-    pub fn evaluate_with(&mut self, f: impl FnMut(&M) -> Result<Option<f64>> + 'a) {
-        self.evaluate = Some(Box::new(f));
+    /// Evaluates the model with `f` every so many steps and at the end. It gives a loss, a loss with named numbers,
+    /// `(loss, [("accuracy", 0.9)])`, or an `Option` of a loss, of which `None` says that it was interrupted.
+    pub fn evaluate_with<E: Into<Evaluation>>(&mut self, mut f: impl FnMut(&M) -> Result<E> + 'a) {
+        self.evaluate = Some(Box::new(move |m| f(m).map(Into::into)));
     }
 
     /// Steps done.
@@ -189,24 +247,62 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
         self.done.step
     }
 
-    /// Makes the steps that are left. `loss` gets the model, a batch and a key, and returns a scalar.
+    /// Makes the steps that are left. `loss` gets the model, a batch and a key, and returns a scalar, or a [`Loss`] that says more.
     ///
     /// # Errors
     /// Whatever data, loss, optimizer, callbacks or evaluation return; argument error for options out of range, for a folder that has
-    /// snapshots of another run or in which one is training, and when more steps in a row than [`Options::patience`], or all steps of the run, were not finite.
+    /// snapshots of another run or in which one is training, for data other than those of the snapshot that the run continues from, and
+    /// when more steps in a row than [`Options::patience`], or all steps of the run, were not finite.
     /// The trainer can be run again after an error: model,
     /// optimizer and position are those of the last whole step.
     #[track_caller]
-    pub fn run<D: Batches>(&mut self, data: &D, loss: impl Fn(&M, &D::Batch, Key) -> Result<Tensor>) -> Result<Outcome<M>> {
+    pub fn run<D: Batches, L: Into<Loss>>(&mut self, data: &D, loss: impl Fn(&M, &D::Batch, Key) -> Result<L>) -> Result<Outcome<M>> {
         let at = Location::caller();
-        self.train(data, loss).map_err(|e| at_callers_line(e, "train", at))
+        let run = |m: &M, batch: &D::Batch, key: Key, carry: &S| Ok((loss(m, batch, key)?.into(), carry.clone()));
+        self.train(data, run).map_err(|e| at_callers_line(e, "train", at))
     }
 
-    fn train<D: Batches>(&mut self, data: &D, loss: impl Fn(&M, &D::Batch, Key) -> Result<Tensor>) -> Result<Outcome<M>> {
+    /// [`Trainer::run`] with a state that goes on: `loss` gets [`Trainer::carry`] too, and returns the next one beside the loss.
+    ///
+    /// ```
+    /// use cotangent::{F64, Tensor, optim::Sgd, train::Trainer};
+    /// // A mean that leaks, of numbers that come one by one.
+    /// let mut t = Trainer::with_carry(Tensor::scalar(1f64)?, Sgd::new(0.0), Tensor::scalar(0f64)?);
+    /// t.options.steps = 3;
+    /// t.run_carrying(&|i: u64| Tensor::full([], i as f64, F64), |w, x, _, mean| {
+    ///     let mean = mean.mul_scalar(0.5)?.add(&x.mul(w)?)?;
+    ///     Ok((mean.clone(), mean)) // the loss, and the state of the next batch
+    /// })?;
+    /// assert_eq!(t.carry.item()?, 2.5);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Trainer::run`].
+    #[track_caller]
+    pub fn run_carrying<D: Batches, L: Into<Loss>>(
+        &mut self,
+        data: &D,
+        loss: impl Fn(&M, &D::Batch, Key, &S) -> Result<(L, S)>,
+    ) -> Result<Outcome<M>> {
+        let at = Location::caller();
+        let run = |m: &M, batch: &D::Batch, key: Key, carry: &S| loss(m, batch, key, carry).map(|(l, next)| (l.into(), next));
+        self.train(data, run).map_err(|e| at_callers_line(e, "train", at))
+    }
+
+    fn train<D: Batches>(&mut self, data: &D, loss: impl Fn(&M, &D::Batch, Key, &S) -> Result<(Loss, S)>) -> Result<Outcome<M>> {
         let Options { steps, accumulate, evaluate_every, .. } = self.options;
         if accumulate == 0 {
             bail!(argument, "accumulate must be at least 1");
         }
+        if let Some(s) = &self.schedule {
+            s.check()?;
+            if s.observes() && (evaluate_every == 0 || self.evaluate.is_none()) {
+                bail!(argument, "the schedule follows an evaluation: set evaluate_with, and evaluate_every to the steps between two");
+            }
+        }
+        self.know(data.fingerprint()?)?;
+        self.first_rate.get_or_insert(self.optimizer.learning_rate());
         let _mine = self.snapshots.as_ref().map(Snapshots::begin).transpose()?;
         self.refuse_another_runs_folder()?;
         let mut out =
@@ -214,7 +310,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
         let mut saved = None;
         while self.done.step < steps {
             if evaluate_every > 0 && self.done.step.is_multiple_of(evaluate_every) {
-                self.evaluate(&mut out)?;
+                self.evaluate(&mut out, true)?;
             }
             if self.stop.load(Relaxed) {
                 out.stopped = true;
@@ -223,11 +319,11 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
             // Their memory serves the next gradients.
             out.grads = None;
             emit(&mut self.callbacks, &Event::Begin { step: self.done.step, model: &self.model })?;
-            let (report, grads) = self.one_step(data, &loss)?;
+            let (report, metrics, grads) = self.one_step(data, &loss)?;
             out.seconds += report.seconds;
             out.made += 1;
             out.loss = Some(report.loss);
-            emit(&mut self.callbacks, &Event::Step { report, model: &self.model, grads: &grads })?;
+            emit(&mut self.callbacks, &Event::Step { report, metrics: &metrics, model: &self.model, grads: &grads })?;
             out.grads = Some(grads);
             if report.skipped {
                 let in_a_row = self.done.skipped_in_a_row;
@@ -240,7 +336,12 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
         }
         // Shorter than the patience, such a run would look like any other.
         if !out.stopped && self.done.step > 0 && self.done.skipped == self.done.step {
-            bail!(argument, "nothing was trained: in all {} steps the loss or a gradient was not finite", self.done.step);
+            bail!(
+                argument,
+                "nothing was trained: in all {} steps the loss or a gradient was not finite; `diagnostics::detect_anomaly` around one loss \
+                 names the op and the line where it begins",
+                self.done.step
+            );
         }
         if self.snapshots.is_some() && saved != Some(self.done.step) {
             self.save()?;
@@ -249,7 +350,8 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
             tracing::info!(step = self.done.step, "stopped");
             emit(&mut self.callbacks, &Event::Stopped { step: self.done.step })?;
         } else {
-            self.evaluate(&mut out)?;
+            let regular = evaluate_every > 0 && self.done.step.is_multiple_of(evaluate_every);
+            self.evaluate(&mut out, regular)?;
         }
         (out.steps, out.clipped, out.skipped) = (self.done.step, self.done.clipped, self.done.skipped);
         Ok(out)
@@ -266,13 +368,20 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
         Ok(())
     }
 
-    fn one_step<D: Batches>(&mut self, data: &D, loss: &impl Fn(&M, &D::Batch, Key) -> Result<Tensor>) -> Result<(StepReport, Grads<M>)> {
+    fn one_step<D: Batches>(
+        &mut self,
+        data: &D,
+        loss: &impl Fn(&M, &D::Batch, Key, &S) -> Result<(Loss, S)>,
+    ) -> Result<(StepReport, Vec<(String, f64)>, Grads<M>)> {
         let started = Instant::now();
         let step = self.done.step;
         if let Some(s) = &self.schedule {
             self.optimizer.set_learning_rate(s.at(step))?;
         }
-        let (loss, mut grads, position) = self.gradients(data, loss)?;
+        let Gathered { loss, mut grads, metrics, carry, position } = self.gradients(data, loss)?;
+        if self.options.absent_as_zero {
+            grads.absent_as_zero();
+        }
         let fits = match &mut self.scaler {
             Some(scaler) => scaler.unscale(&mut grads)?,
             None => true,
@@ -285,11 +394,17 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
             }
         };
         let norm = clipped.norm;
-        let skipped = !(fits && clipped.finite && loss.is_finite());
+        let mut skipped = !(fits && clipped.finite && loss.is_finite());
+        if !skipped {
+            // The optimizer may find more: squares that are infinite.
+            let before = self.optimizer.skipped();
+            self.optimizer.step(&mut self.model, &grads)?;
+            skipped = self.optimizer.skipped() > before;
+        }
         if skipped {
             self.skip(loss, norm)?;
         } else {
-            self.optimizer.step(&mut self.model, &grads)?;
+            self.carry = carry;
             if let Some(ema) = &mut self.ema {
                 ema.update(&self.model)?;
             }
@@ -318,7 +433,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
             seconds = report.seconds,
             "step"
         );
-        Ok((report, grads))
+        Ok((report, metrics, grads))
     }
 
     /// Counts a step that is not finite, or gives up.
@@ -330,43 +445,74 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
         }
         self.done.skipped_in_a_row = row;
         self.done.skipped = self.done.skipped.saturating_add(1);
-        tracing::warn!(step = self.done.step, loss, norm, "not finite: the step is left out");
+        let step = self.done.step;
+        tracing::warn!(step, loss, norm, "not finite: the step is left out");
+        if !std::mem::replace(&mut self.warned, true) && !self.options.quiet {
+            // Nobody may be listening to `tracing`; and a closed stderr is no reason to end a run.
+            let _ = writeln!(
+                std::io::stderr(),
+                "cotangent: step {step} is left out: loss {loss}, gradient norm {norm}; further ones are counted in Outcome::skipped \
+                 (diagnostics::detect_anomaly finds the op)"
+            );
+        }
         Ok(())
     }
 
-    /// Mean loss and gradients over the micro-batches, and the position after them.
-    fn gradients<D: Batches>(&self, data: &D, loss: &impl Fn(&M, &D::Batch, Key) -> Result<Tensor>) -> Result<(f64, Grads<M>, u64)> {
+    /// Mean loss, numbers and gradients over the micro-batches, the state after them, and the position.
+    fn gradients<D: Batches>(&self, data: &D, loss: &impl Fn(&M, &D::Batch, Key, &S) -> Result<(Loss, S)>) -> Result<Gathered<M, S>> {
         let n = self.options.accumulate;
-        let (mut sum, mut total, mut position) = (0.0, None::<Grads<M>>, self.done.position);
+        let scale = self.scaler.as_ref().map_or(1.0, |s| s.scale);
+        let (mut position, mut carry) = (self.done.position, self.carry.clone());
+        let (mut sum, mut means, mut last, mut counted) = (Accumulator::new(), Means::default(), None, None);
         for _ in 0..n {
             let batch = data.batch(position)?;
             let key = self.key.fold(position);
-            let (l, g) = value_and_grad_with(&self.model, self.options.gradients, |m| {
-                let l = loss(m, &batch, key)?;
-                self.scaler.as_ref().map_or(Ok(l.clone()), |s| s.scale(&l))
+            let mut said = Said::default();
+            let (l, (tensors, next), g) = value_aux_and_grad(&self.model, self.options.gradients, |m| {
+                let (Loss { value, targets, metrics }, next) = loss(m, &batch, key, &carry)?;
+                let value = self.scaler.as_ref().map_or(Ok(value.clone()), |s| s.scale(&value))?;
+                Ok((value, (said.take(targets, metrics), next)))
             })?;
+            carry = next;
             // A power of two: divided exactly.
-            sum += l.item()? / self.scaler.as_ref().map_or(1.0, |s| s.scale);
-            match &mut total {
-                None => total = Some(g),
-                Some(t) => t.accumulate(&g)?,
+            let l = l.item()? / scale;
+            if *counted.get_or_insert(said.targets.is_some()) != said.targets.is_some() {
+                bail!(argument, "the loss says its number of targets for some batches and not for others");
+            }
+            let weight = said.targets.unwrap_or(1.0);
+            means.add(said.numbers(&tensors)?, weight);
+            // One batch alone is its own mean; one without targets has none.
+            last = Some((if weight == 0.0 { f64::NAN } else { l }, g));
+            if n > 1
+                && let Some((_, g)) = last.take_if(|_| weight != 0.0)
+            {
+                sum.add(l, g, weight)?;
             }
             let Some(next) = position.checked_add(1) else { bail!(argument, "there is no batch after position {position}") };
             position = next;
         }
-        let Some(mut grads) = total else { bail!(argument, "accumulate must be at least 1") };
-        if n > 1 {
-            grads.scale(1.0 / n as f64)?;
-        }
-        Ok((sum / n as f64, grads, position))
+        let (loss, grads) = match last {
+            _ if sum.weight() > 0.0 => sum.finish()?,
+            Some(alone) => alone,
+            None => bail!(argument, "accumulate must be at least 1"),
+        };
+        Ok(Gathered { loss, grads, metrics: means.finish(), carry, position })
     }
 
-    fn evaluate(&mut self, out: &mut Outcome<M>) -> Result<()> {
+    fn evaluate(&mut self, out: &mut Outcome<M>, regular: bool) -> Result<()> {
         let Some(f) = &mut self.evaluate else { return Ok(()) };
-        let Some(loss) = f(&self.model)? else { return Ok(()) };
+        let Evaluation { loss: Some(loss), metrics } = f(&self.model)? else { return Ok(()) };
+        let step = self.done.step;
         out.evaluation = Some(loss);
-        tracing::info!(step = self.done.step, loss, "evaluated");
-        emit(&mut self.callbacks, &Event::Evaluated { step: self.done.step, loss })
+        tracing::info!(step, loss, "evaluated");
+        let best = self.judge(loss, &metrics)?;
+        if regular && self.observed != Some(step) {
+            self.observed = Some(step);
+            if let Some(s) = &mut self.schedule {
+                s.observe(loss)?;
+            }
+        }
+        emit(&mut self.callbacks, &Event::Evaluated { step, loss, metrics: &metrics, model: &self.model, best })
     }
 
     fn save(&mut self) -> Result<()> {
@@ -375,149 +521,36 @@ impl<'a, M: Module + Clone, O: Optimizer<M>> Trainer<'a, M, O> {
         tracing::info!(step = self.done.step, path = %path.display(), "saved");
         emit(&mut self.callbacks, &Event::Saved { step: self.done.step, path: &path })
     }
-
-    /// The state between two steps.
-    ///
-    /// # Errors
-    /// Argument error when two tensors of the model have one name.
-    pub fn snapshot(&self) -> Result<Snapshot> {
-        unique_names(&self.model)?;
-        let d = &self.done;
-        let counters = [("clipped", d.clipped), ("skipped", d.skipped), ("skipped_in_a_row", d.skipped_in_a_row)];
-        let mut numbers: BTreeMap<String, f64> = counters.into_iter().map(|(k, n)| (k.to_owned(), n as f64)).collect();
-        numbers.insert("learning_rate".to_owned(), self.optimizer.learning_rate());
-        let mut optimizer = self.optimizer.state();
-        for more in [self.ema.as_ref().map(Ema::state), self.scaler.as_ref().map(LossScaler::state)].into_iter().flatten() {
-            optimizer.tensors.extend(more.tensors);
-            optimizer.numbers.extend(more.numbers);
-        }
-        Ok(Snapshot {
-            step: d.step as u64,
-            position: d.position,
-            key: self.key.parts(),
-            model: self.model.named_tensors().into_iter().map(|(n, t)| (n, t.detach())).collect(),
-            optimizer,
-            numbers,
-            settings: self.settings.clone(),
-        })
-    }
-
-    /// Continues from a snapshot of the same run: model, optimizer, key and position are those it was taken with.
-    ///
-    /// # Errors
-    /// Argument error that names what differs when it is of other settings, another model or another optimizer; shape and
-    /// dtype errors. Nothing is changed then.
-    #[track_caller]
-    pub fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
-        let at = Location::caller();
-        self.continue_from(snapshot).map_err(|e| at_callers_line(e, "restore", at))
-    }
-
-    fn continue_from(&mut self, s: &Snapshot) -> Result<()> {
-        s.check_settings(&self.settings)?;
-        let mut model = self.model.clone();
-        model.load_named(&s.model)?;
-        let old: BTreeMap<String, Tensor> = self.model.named_tensors().into_iter().collect();
-        let model = model.map(|name, t| {
-            let (old, file) = (&old[name], &s.model[name]);
-            if old.dtype() != file.dtype() {
-                // A cast would continue, but not with the same numbers.
-                bail!(dtype, "`{name}` is {} in the snapshot, {} in the model", file.dtype(), old.dtype());
-            }
-            t.to_device(old.device())
-        })?;
-        let count = |name: &str| {
-            let n = s.numbers.get(name).copied().filter(|n| *n >= 0.0 && n.fract() == 0.0);
-            n.map(|n| n as usize).ok_or_else(|| Error::corrupt_file(format!("the snapshot has no count `{name}`")))
-        };
-        let done = Progress {
-            step: usize::try_from(s.step).map_err(|e| Error::corrupt_file("the snapshot's step").with_source(e))?,
-            position: s.position,
-            clipped: count("clipped")?,
-            skipped: count("skipped")?,
-            skipped_in_a_row: count("skipped_in_a_row")?,
-        };
-        let Some(&rate) = s.numbers.get("learning_rate") else { bail!(corrupt_file, "the snapshot has no learning rate") };
-        let mut state = s.optimizer.clone();
-        // Copies, so that nothing is changed when a later part is refused.
-        let (mut ema, mut scaler) = (self.ema.clone(), self.scaler.clone());
-        if let Some(ema) = &mut ema {
-            ema.load_state(&taken(&mut state, "ema."))?;
-        }
-        if let Some(scaler) = &mut scaler {
-            scaler.load_state(&taken(&mut state, "loss_scaler."))?;
-        }
-        let before = self.optimizer.learning_rate();
-        self.optimizer.set_learning_rate(rate)?;
-        if let Err(e) = self.optimizer.load_state(state) {
-            self.optimizer.set_learning_rate(before)?;
-            return Err(e);
-        }
-        (self.model, self.done, self.key, self.begun) = (model, done, s.key(), true);
-        (self.ema, self.scaler) = (ema, scaler);
-        Ok(())
-    }
-
-    /// Continues from the newest snapshot of [`Trainer::snapshots`] that can be read; `None` when there is none yet.
-    ///
-    /// A damaged one is passed over when the one before it is whole, and renamed to `NAME.damaged`: look at [`Resumed::damaged`], steps
-    /// are made again then. Whatever else keeps the newest from being read is an error, after which the folder is as it was.
-    ///
-    /// # Errors
-    /// As [`Trainer::restore`] and [`Snapshots::newest`]; argument error when the trainer has no folder of snapshots, or another trainer
-    /// runs there.
-    #[track_caller]
-    pub fn resume(&mut self) -> Result<Option<Resumed>> {
-        let at = Location::caller();
-        self.continue_newest().map_err(|e| at_callers_line(e, "resume", at))
-    }
-
-    fn continue_newest(&mut self) -> Result<Option<Resumed>> {
-        let Some(snapshots) = &self.snapshots else { bail!(argument, "there is no folder of snapshots to resume from") };
-        let _mine = snapshots.begin()?;
-        let Some(Found { path, snapshot, damaged }) = snapshots.newest()? else { return Ok(None) };
-        self.continue_from(&snapshot).map_err(|e| refused(&path, e))?;
-        tracing::info!(step = self.done.step, path = %path.display(), "resumed");
-        Ok(Some(Resumed { path, damaged }))
-    }
 }
 
-/// The mean of a loss over the first `batches` of some data, for [`Trainer::evaluate_with`]; `None` when `stop` is set meanwhile.
+/// The mean of a loss over the first `batches` of some data, for [`Trainer::evaluate_with`]; `None` when `stop` is set meanwhile. Batches
+/// count alike, or by their targets where the loss says them ([`Loss::targets`]), as for a last batch that is partly filled.
 ///
 /// # Errors
 /// What data and loss return; argument error for no batches.
-pub fn mean_loss<D: Batches>(
+pub fn mean_loss<D: Batches, L: Into<Loss>>(
     data: &D,
     batches: usize,
     stop: &AtomicBool,
-    loss: impl Fn(&D::Batch) -> Result<Tensor>,
+    loss: impl Fn(&D::Batch) -> Result<L>,
 ) -> Result<Option<f64>> {
     if batches == 0 {
         bail!(argument, "mean_loss: there must be at least one batch");
     }
-    let mut sum = 0.0;
+    let (mut sum, mut weights) = (0.0, 0.0);
     for i in 0..batches {
         if stop.load(Relaxed) {
             return Ok(None);
         }
-        sum += loss(&data.batch(i as u64)?)?.item()?;
+        let Loss { value, targets, .. } = loss(&data.batch(i as u64)?)?.into();
+        let weight = targets.unwrap_or(1.0);
+        if weight != 0.0 {
+            (sum, weights) = (sum + weight * value.item()?, weights + weight);
+        }
     }
-    Ok(Some(sum / batches as f64))
+    Ok(Some(sum / weights))
 }
 
-/// The entries whose names start with `prefix`, taken out.
-fn taken(state: &mut State, prefix: &str) -> State {
-    let (tensors, other_tensors) = std::mem::take(&mut state.tensors).into_iter().partition(|(name, _)| name.starts_with(prefix));
-    let (numbers, other_numbers) = std::mem::take(&mut state.numbers).into_iter().partition(|(name, _)| name.starts_with(prefix));
-    (state.tensors, state.numbers) = (other_tensors, other_numbers);
-    State { tensors, numbers }
-}
-
-fn emit<M>(callbacks: &mut [Callback<'_, M>], event: &Event<'_, M>) -> Result<()> {
+pub(super) fn emit<M>(callbacks: &mut [Callback<'_, M>], event: &Event<'_, M>) -> Result<()> {
     callbacks.iter_mut().try_for_each(|f| f(event))
-}
-
-/// The file's name before what is wrong with it; the kind stays.
-fn refused(path: &Path, e: Error) -> Error {
-    Error::new(e.kind(), format!("cannot continue from {}", path.display())).with_source(e)
 }

@@ -47,7 +47,7 @@ impl HealthWatch {
         move |event| {
             match event {
                 Event::Begin { step, model } if this.records(*step) => before = Some((*model).clone()),
-                Event::Step { report: r, model, grads } => {
+                Event::Step { report: r, model, grads, .. } => {
                     let mut history = this.history.borrow_mut();
                     if let Some(before) = before.take() {
                         history.record(r.step as u64, &before, grads, r.loss, r.learning_rate, &r.clipped)?;

@@ -52,6 +52,21 @@ pub fn memory_stats() -> MemoryStats {
     MemoryStats { in_use, peak, cached: free.bytes(), limit: free.limit(peak), fresh_blocks: FRESH.load(Relaxed) }
 }
 
+/// Sets [`MemoryStats::peak`] to what is in use now, so that the peaks of two phases can be compared. How much freed memory is kept
+/// follows the peak.
+///
+/// ```
+/// use cotangent::{F32, Tensor, backend::cpu};
+/// drop(Tensor::zeros([1 << 20], F32)?);
+/// let before = cpu::memory_stats().peak;
+/// cpu::reset_peak_memory_stats();
+/// assert!(before >= 4 << 20 && cpu::memory_stats().peak < before);
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+pub fn reset_peak_memory_stats() {
+    PEAK.store(IN_USE.load(Relaxed), Relaxed);
+}
+
 /// Returns every cached block to the system.
 pub fn release_cached_memory() {
     // Take the blocks out first: freeing happens without the lock.

@@ -28,7 +28,7 @@ pub(crate) mod rows;
 pub(crate) mod simd;
 mod view;
 
-pub use buffer::{MemoryStats, memory_stats, poison_fresh_memory, release_cached_memory};
+pub use buffer::{MemoryStats, memory_stats, poison_fresh_memory, release_cached_memory, reset_peak_memory_stats};
 pub use map::Compute;
 pub use math::Real;
 pub use view::{Contiguous, In, Out};

@@ -106,6 +106,12 @@ impl Pool {
         self.lock().stats
     }
 
+    /// The peak begins anew with what is held now.
+    pub(super) fn reset_peak(&self) {
+        let mut state = self.lock();
+        state.stats.peak = state.stats.allocated;
+    }
+
     /// Forgets what was recorded by op; from now on records, or does not.
     pub(super) fn record(&self, on: bool) {
         self.lock().ops = on.then(HashMap::new);

@@ -67,6 +67,16 @@ pub fn memory_stats(device: Device) -> Result<DeviceMemory> {
     Ok(Context::of(device)?.memory())
 }
 
+/// Sets [`DeviceMemory::peak`] to what is held now, so that the peaks of two phases can be compared. How much freed memory is kept
+/// follows the peak.
+///
+/// # Errors
+/// Device error when it is no CUDA device or cannot be opened.
+pub fn reset_peak_memory_stats(device: Device) -> Result<()> {
+    Context::of(device)?.pool().reset_peak();
+    Ok(())
+}
+
 /// Starts, or ends, the record of what each op takes of the device's memory; what was recorded before is forgotten. For finding
 /// out where memory goes: it costs a look into a table for each block.
 ///

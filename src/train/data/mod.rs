@@ -13,7 +13,7 @@ mod tokens;
 mod windows;
 
 pub use documents::document_mask;
-pub use order::Order;
+pub use order::{Epoch, Order};
 pub use prefetch::Prefetch;
 pub use rows::Rows;
 #[cfg(feature = "tokenizers")]
@@ -35,6 +35,15 @@ pub trait Batches {
     /// # Errors
     /// Whatever reading the data can give.
     fn batch(&self, position: u64) -> Result<Self::Batch>;
+
+    /// What tells these data from others, in words: sizes, order, and a sum over samples of the values. Snapshots keep it, so that a run does
+    /// not continue on other data unnoticed. A closure has none.
+    ///
+    /// # Errors
+    /// Whatever reading the data can give.
+    fn fingerprint(&self) -> Result<Option<String>> {
+        Ok(None)
+    }
 }
 
 impl<B, F: Fn(u64) -> Result<B>> Batches for F {

@@ -158,4 +158,8 @@ where
         *slot = Some(worker);
         Ok(batch)
     }
+
+    fn fingerprint(&self) -> Result<Option<String>> {
+        self.data.fingerprint()
+    }
 }

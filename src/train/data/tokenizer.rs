@@ -1,6 +1,6 @@
 //! Texts to token ids and back.
 
-use crate::error::{Result, bail};
+use crate::error::{Error, Result, bail};
 use crate::memory;
 
 /// Turns texts into token ids below [`Tokenizer::vocabulary`], and back.
@@ -9,6 +9,7 @@ pub trait Tokenizer {
     ///
     /// # Errors
     /// Argument error when the text has something without an id.
+    #[track_caller]
     fn encode(&self, text: &str) -> Result<Vec<u32>>;
 
     /// The ids of a prompt: a text with what the tokenizer's own rules add, as a token that begins it.
@@ -87,10 +88,18 @@ impl Characters {
 }
 
 impl Tokenizer for Characters {
+    #[track_caller]
     fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let at = std::panic::Location::caller();
         let mut out = memory::room(text.len())?;
         for (i, c) in text.char_indices() {
-            let Some(id) = self.id(c) else { bail!(argument, "the character {c:?} at byte {i} is not among the {} known", self.0.len()) };
+            let Some(id) = self.id(c) else {
+                let known = self.0.len();
+                let e = Error::argument(format!(
+                    "the character {c:?} at byte {i} is not among the {known} known: make `Characters` of all texts, or take `Bytes`"
+                ));
+                return Err(e.in_op("characters", at));
+            };
             out.push(id);
         }
         Ok(out)

@@ -1,6 +1,6 @@
 //! Batches of windows into a long list of tokens.
 
-use super::order::{Epochs, Order};
+use super::order::{Epoch, Epochs, Hash, Order};
 use super::{Batches, Tokens};
 use crate::error::{Error, Result, bail};
 use crate::memory;
@@ -28,11 +28,11 @@ pub struct Windows {
 }
 
 impl Windows {
-    /// Windows of `context` tokens and the one after, `batch` at a time.
+    /// Windows of `context` tokens and the one after, `batch` at a time. Windows that do not fill the last batch of an epoch are a batch
+    /// of fewer in [`Order::Sequential`], and left out in [`Order::Shuffled`]: see [`Windows::keep_last`].
     ///
     /// # Errors
-    /// Argument error for a size of zero, or when there are too few tokens for one window, or for one batch of windows side by
-    /// side; out of memory.
+    /// Argument error for a size of zero, or when there are too few tokens for one window, or for one batch of shuffled windows; out of memory.
     #[track_caller]
     pub fn new(tokens: Tokens, batch: usize, context: usize, order: Order, key: Key) -> Result<Self> {
         let out = Windows { tokens, batch, context, epochs: Epochs::new(order, key) };
@@ -52,7 +52,7 @@ impl Windows {
         if tokens <= context {
             bail!(argument, "{tokens} tokens are too short for a context of {context}");
         }
-        if self.epochs.order != Order::Random && self.windows() < batch {
+        if self.epochs.order == Order::Shuffled && self.windows() < batch {
             bail!(argument, "{tokens} tokens have {} windows of {context}, fewer than a batch of {batch}", self.windows());
         }
         if u32::try_from(self.windows()).is_err() {
@@ -66,9 +66,24 @@ impl Windows {
         (self.tokens.len() - 1) / self.context
     }
 
-    /// Batches in an epoch of windows side by side; an incomplete one at the end is left out.
+    /// Whether an epoch ends with a batch of the windows that are left, so that each is seen. Without effect in [`Order::Random`], which
+    /// has no epochs.
+    #[must_use]
+    pub fn keep_last(mut self, keep: bool) -> Self {
+        self.epochs.keep_last = keep;
+        self
+    }
+
+    /// Batches in an epoch of windows side by side.
     pub fn epoch(&self) -> usize {
-        self.windows() / self.batch
+        self.epochs.batches(self.batch, self.windows())
+    }
+
+    /// The batches of one epoch, the first being 0.
+    pub fn iter_epoch(&self, epoch: u64) -> Epoch<'_, Self> {
+        let n = self.epoch() as u64;
+        let first = epoch.saturating_mul(n);
+        Epoch { data: self, positions: first..first.saturating_add(n) }
     }
 
     /// Where the windows of a batch start.
@@ -85,17 +100,29 @@ impl Batches for Windows {
     type Batch = (Tensor, Tensor);
 
     fn batch(&self, position: u64) -> Result<(Tensor, Tensor)> {
-        let (batch, context) = (self.batch, self.context);
+        let context = self.context;
+        let starts = self.starts(position)?;
+        let rows = starts.len();
         let (mut x, mut y) = (Vec::new(), Vec::new());
         for v in [&mut x, &mut y] {
-            v.try_reserve_exact(batch * context)
-                .map_err(|_| Error::out_of_memory(format!("a batch of {batch} × {context} tokens does not fit memory")))?;
+            v.try_reserve_exact(rows * context)
+                .map_err(|_| Error::out_of_memory(format!("a batch of {rows} × {context} tokens does not fit memory")))?;
         }
-        for start in self.starts(position)? {
+        for start in starts {
             let ids = self.tokens.read(start, context + 1)?;
             x.extend(ids[..context].iter().map(|&t| i64::from(t)));
             y.extend(ids[1..].iter().map(|&t| i64::from(t)));
         }
-        Ok((Tensor::from_slice(&x, [batch, context])?, Tensor::from_slice(&y, [batch, context])?))
+        Ok((Tensor::from_slice(&x, [rows, context])?, Tensor::from_slice(&y, [rows, context])?))
+    }
+
+    fn fingerprint(&self) -> Result<Option<String>> {
+        let mut hash = Hash::new();
+        let drawn = self.epochs.describe(&mut hash);
+        let n = self.tokens.len();
+        for i in Hash::sampled(n) {
+            self.tokens.read(i, 64.min(n - i))?.into_iter().for_each(|id| hash.add(u64::from(id)));
+        }
+        Ok(Some(format!("{n} tokens in batches of {} windows of {}, {drawn}, {}", self.batch, self.context, hash.text())))
     }
 }

@@ -1,0 +1,346 @@
+//! Snapshots of a run and what continues from them: the state between two steps, what must be as it was, and the best model.
+
+use super::snapshot::{Found, RUN, Snapshot};
+use super::trainer::{Progress, Trainer};
+use crate::error::{Error, Result, bail};
+use crate::io::at_callers_line;
+use crate::module::{Module, ModuleExt, unique_names};
+use crate::optim::{Ema, LossScaler, Optimizer, State};
+use crate::tensor::Tensor;
+use std::collections::BTreeMap;
+use std::panic::Location;
+use std::path::{Path, PathBuf};
+
+/// Prefix of the carried state among the optimizer's tensors.
+const CARRY: &str = "carry.";
+/// A learning rate that is a schedule's.
+const SCHEDULED: &str = "by schedule ";
+
+/// By what the best model is kept: the loss of evaluations, or a number beside it.
+///
+/// ```
+/// use cotangent::{F64, Tensor, optim::Sgd};
+/// use cotangent::train::{KeepBest, Options, Trainer};
+/// let mut t = Trainer::new(Tensor::scalar(4f64)?, Sgd::new(0.75)); // oscillates around 0 and falls
+/// t.options = Options { steps: 3, evaluate_every: 1, ..Options::default() };
+/// t.keep_best = Some(KeepBest::highest("score"));
+/// t.evaluate_with(|w| Ok((w.item()?, [("score", w.item()?)])));
+/// t.run(&|_| Ok(()), |w, (), _| w.square())?;
+/// let best = t.best.as_ref().unwrap();
+/// assert_eq!((best.step, best.value, best.model.item()?), (0, 4.0, 4.0));
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeepBest {
+    /// Name of the number beside the loss; none: the loss itself.
+    pub metric: Option<String>,
+    /// Whether a larger one is a better one.
+    pub higher_is_better: bool,
+}
+
+impl KeepBest {
+    /// The model with the lowest loss.
+    pub fn lowest_loss() -> Self {
+        KeepBest { metric: None, higher_is_better: false }
+    }
+
+    /// The model with the highest number of that name, as an accuracy.
+    pub fn highest(metric: impl Into<String>) -> Self {
+        KeepBest { metric: Some(metric.into()), higher_is_better: true }
+    }
+
+    /// The model with the lowest number of that name, as an error.
+    pub fn lowest(metric: impl Into<String>) -> Self {
+        KeepBest { metric: Some(metric.into()), higher_is_better: false }
+    }
+}
+
+/// The best model so far. It keeps the memory of a model.
+#[derive(Clone, Debug)]
+pub struct Best<M> {
+    /// Steps done when it was evaluated.
+    pub step: usize,
+    /// What it is the best by.
+    pub value: f64,
+    /// The model.
+    pub model: M,
+}
+
+/// What [`Trainer::resume`] continued from.
+#[derive(Debug)]
+pub struct Resumed {
+    /// The snapshot's file.
+    pub path: PathBuf,
+    /// Newer snapshots that were passed over, and why; newest first. Each lies beside the others as `NAME.damaged` now.
+    pub damaged: Vec<(PathBuf, Error)>,
+}
+
+impl<M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'_, M, O, S> {
+    /// The state between two steps.
+    ///
+    /// # Errors
+    /// Argument error when two tensors of the model have one name.
+    pub fn snapshot(&self) -> Result<Snapshot> {
+        unique_names(&self.model)?;
+        unique_names(&self.carry)?;
+        let d = &self.done;
+        let counters = [("clipped", d.clipped), ("skipped", d.skipped), ("skipped_in_a_row", d.skipped_in_a_row)];
+        let mut numbers: BTreeMap<String, f64> = counters.into_iter().map(|(k, n)| (k.to_owned(), n as f64)).collect();
+        numbers.insert("learning_rate".to_owned(), self.optimizer.learning_rate());
+        let mut optimizer = self.optimizer.state();
+        let carried = self.carry.named_tensors().into_iter().map(|(n, t)| (format!("{CARRY}{n}"), t.detach()));
+        optimizer.tensors.extend(carried);
+        let schedule = self.schedule.as_ref().map(|s| s.state());
+        for more in [self.ema.as_ref().map(Ema::state), self.scaler.as_ref().map(LossScaler::state), schedule].into_iter().flatten() {
+            optimizer.tensors.extend(more.tensors);
+            optimizer.numbers.extend(more.numbers);
+        }
+        if let Some(best) = &self.best {
+            numbers.extend([("best".to_owned(), best.value), ("best_step".to_owned(), best.step as f64)]);
+        }
+        let mut settings = self.settings.clone();
+        settings.extend(self.run_settings(d.step));
+        settings.extend(self.data.clone().map(|d| (format!("{RUN}data"), d)));
+        Ok(Snapshot {
+            step: d.step as u64,
+            position: d.position,
+            key: self.key.parts(),
+            model: self.model.named_tensors().into_iter().map(|(n, t)| (n, t.detach())).collect(),
+            optimizer,
+            numbers,
+            settings,
+        })
+    }
+
+    /// Continues from a snapshot of the same run: model, optimizer, key and position are those it was taken with.
+    ///
+    /// # Errors
+    /// Argument error that names what differs when it is of other settings, another model or another optimizer, or of a run with other
+    /// learning rates, hyperparameters, accumulation or clipping ([`Options::allow_changes`](super::Options::allow_changes) lets it); shape
+    /// and dtype errors. Nothing is changed then.
+    #[track_caller]
+    pub fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
+        let at = Location::caller();
+        self.continue_from(snapshot).map_err(|e| at_callers_line(e, "restore", at))
+    }
+
+    fn continue_from(&mut self, s: &Snapshot) -> Result<()> {
+        s.check_settings(&self.settings)?;
+        let model = self.model_of(s)?;
+        let count = |name: &str| {
+            let n = s.numbers.get(name).copied().filter(|n| *n >= 0.0 && n.fract() == 0.0);
+            n.map(|n| n as usize).ok_or_else(|| Error::corrupt_file(format!("the snapshot has no count `{name}`")))
+        };
+        let done = Progress {
+            step: usize::try_from(s.step).map_err(|e| Error::corrupt_file("the snapshot's step").with_source(e))?,
+            position: s.position,
+            clipped: count("clipped")?,
+            skipped: count("skipped")?,
+            skipped_in_a_row: count("skipped_in_a_row")?,
+        };
+        let Some(&rate) = s.numbers.get("learning_rate") else { bail!(corrupt_file, "the snapshot has no learning rate") };
+        let mut state = s.optimizer.clone();
+        // Copies, so that nothing is changed when a later part is refused.
+        let (mut ema, mut scaler) = (self.ema.clone(), self.scaler.clone());
+        if let Some(ema) = &mut ema {
+            ema.load_state(&taken(&mut state, "ema."))?;
+        }
+        if let Some(scaler) = &mut scaler {
+            scaler.load_state(&taken(&mut state, "loss_scaler."))?;
+        }
+        let of_schedule = taken(&mut state, "schedule.");
+        let carry = self.carry_of(taken(&mut state, CARRY))?;
+        let other_rates = self.other_rates(s)?;
+        let before = (self.optimizer.learning_rate(), self.schedule.as_ref().map(|s| s.state()));
+        if !other_rates {
+            if let Some(mine) = &mut self.schedule {
+                mine.load_state(&of_schedule)?;
+            }
+            self.optimizer.set_learning_rate(rate)?;
+        }
+        if let Err(e) = self.optimizer.load_state(state) {
+            self.optimizer.set_learning_rate(before.0)?;
+            if let (Some(mine), Some(old)) = (&mut self.schedule, before.1) {
+                mine.load_state(&old)?;
+            }
+            return Err(e);
+        }
+        (self.model, self.done, self.key, self.begun) = (model, done, s.key(), true);
+        (self.ema, self.scaler, self.carry) = (ema, scaler, carry);
+        let first = s.settings.get(&format!("{RUN}learning_rate")).and_then(|r| r.parse().ok());
+        self.first_rate = Some(if other_rates { before.0 } else { first.unwrap_or(rate) });
+        self.data = s.settings.get(&format!("{RUN}data")).cloned();
+        self.data_of_snapshot = self.data.is_some();
+        Ok(())
+    }
+
+    /// Continues from the newest snapshot of [`Trainer::snapshots`] that can be read; `None` when there is none yet.
+    ///
+    /// A damaged one is passed over when the one before it is whole, and renamed to `NAME.damaged`: look at [`Resumed::damaged`], steps
+    /// are made again then. Whatever else keeps the newest from being read is an error, after which the folder is as it was.
+    ///
+    /// # Errors
+    /// As [`Trainer::restore`] and [`Snapshots::newest`]; argument error when the trainer has no folder of snapshots, or another trainer
+    /// runs there.
+    #[track_caller]
+    pub fn resume(&mut self) -> Result<Option<Resumed>> {
+        let at = Location::caller();
+        self.continue_newest(at).map_err(|e| at_callers_line(e, "resume", at))
+    }
+
+    fn continue_newest(&mut self, at: &'static Location<'static>) -> Result<Option<Resumed>> {
+        let Some(snapshots) = &self.snapshots else { bail!(argument, "there is no folder of snapshots to resume from") };
+        let _mine = snapshots.begin()?;
+        let Some(Found { path, snapshot, mut damaged }) = snapshots.newest()? else { return Ok(None) };
+        let best = snapshots.best();
+        self.continue_from(&snapshot).map_err(|e| refused(&path, at_callers_line(e, "resume", at)))?;
+        if self.keep_best.is_some()
+            && best.is_file()
+            && let Err(e) = self.load_best(&best)
+        {
+            // The run is what counts: the next evaluation begins anew with the best.
+            tracing::warn!(path = %best.display(), "the best model cannot be read: {e}");
+            damaged.push((best, e));
+        }
+        tracing::info!(step = self.done.step, path = %path.display(), "resumed");
+        Ok(Some(Resumed { path, damaged }))
+    }
+
+    /// What a run like this one must have in common with a snapshot of it, after so many steps.
+    fn run_settings(&self, steps: usize) -> BTreeMap<String, String> {
+        let rate = match &self.schedule {
+            Some(s) => format!("{SCHEDULED}{}", s.fingerprint(steps)),
+            None => format!("{:?}", self.first_rate.unwrap_or(self.optimizer.learning_rate())),
+        };
+        let clip = self.options.clip.map_or("none".to_owned(), |c| format!("{c:?}"));
+        let own = [("learning_rate", rate), ("accumulate", self.options.accumulate.to_string()), ("clip", clip)];
+        let mut all: BTreeMap<String, String> = own.into_iter().map(|(n, v)| (format!("{RUN}{n}"), v)).collect();
+        all.extend(self.optimizer.settings().into_iter().map(|(n, v)| (format!("{RUN}optimizer.{n}"), v)));
+        all
+    }
+
+    /// Refuses what is otherwise now than in a snapshot's run, the data not counted, unless that is allowed; says whether learning rates are.
+    fn other_rates(&self, s: &Snapshot) -> Result<bool> {
+        let now = self.run_settings(usize::try_from(s.step).unwrap_or(usize::MAX));
+        // Of another optimizer: its state will say so.
+        let name = format!("{RUN}optimizer.name");
+        if s.settings.get(&name) != now.get(&name) {
+            return Ok(false);
+        }
+        let rate = format!("{RUN}learning_rate");
+        let mut differ = Vec::new();
+        for (key, now) in &now {
+            let Some(was) = s.settings.get(key).filter(|was| *was != now) else { continue };
+            let shown = key.trim_start_matches(RUN);
+            let by = |v: &str| if v.starts_with(SCHEDULED) { "a schedule's".to_owned() } else { format!("`{v}`") };
+            differ.push(if *key == rate && was.starts_with(SCHEDULED) && now.starts_with(SCHEDULED) {
+                format!("the schedule gives other rates for the {} steps that are done", s.step)
+            } else {
+                format!("{shown} was {}, is {}", by(was), by(now))
+            });
+        }
+        if differ.is_empty() {
+            return Ok(false);
+        }
+        let differ = differ.join("; ");
+        if !self.options.allow_changes {
+            bail!(argument, "the run would go on by other rules: {differ}; Options::allow_changes lets it, with those of now");
+        }
+        tracing::warn!("the run goes on by other rules: {differ}");
+        Ok(s.settings.get(&rate) != now.get(&rate))
+    }
+
+    /// Notes what the data say about themselves: the data of a snapshot must say the same.
+    pub(super) fn know(&mut self, now: Option<String>) -> Result<()> {
+        if std::mem::take(&mut self.data_of_snapshot)
+            && let (Some(was), Some(now)) = (&self.data, &now)
+            && was != now
+        {
+            if !self.options.allow_changes {
+                self.data_of_snapshot = true;
+                bail!(argument, "the data are others than before: {was}; now {now}; Options::allow_changes lets the run go on with them");
+            }
+            tracing::warn!("the data are others than before: {was}; now {now}");
+        }
+        self.data = now;
+        Ok(())
+    }
+
+    /// Keeps the model where an evaluation says that it is the best.
+    pub(super) fn judge(&mut self, loss: f64, metrics: &[(String, f64)]) -> Result<bool> {
+        let Some(KeepBest { metric, higher_is_better }) = &self.keep_best else { return Ok(false) };
+        let value = match metric {
+            None => loss,
+            Some(name) => match metrics.iter().find(|(n, _)| n == name) {
+                Some((_, v)) => *v,
+                None => {
+                    let all: Vec<&str> = metrics.iter().map(|(n, _)| n.as_str()).collect();
+                    bail!(argument, "the best model is kept by `{name}`, the evaluation has only the loss and [{}]", all.join(", "));
+                }
+            },
+        };
+        let better = |best: f64| if *higher_is_better { value > best } else { value < best };
+        if value.is_nan() || self.best.as_ref().is_some_and(|b| !better(b.value)) {
+            return Ok(false);
+        }
+        self.best = Some(Best { step: self.done.step, value, model: self.model.map(|_, t| Ok(t.detach()))? });
+        if let Some(snapshots) = &self.snapshots {
+            self.snapshot()?.save(snapshots.best())?;
+        }
+        Ok(true)
+    }
+
+    fn load_best(&mut self, path: &Path) -> Result<()> {
+        let s = Snapshot::load(path)?;
+        let (Some(value), Some(step)) = (s.numbers.get("best"), s.numbers.get("best_step")) else {
+            bail!(corrupt_file, "{} does not say what it is the best by", path.display());
+        };
+        self.best = Some(Best { step: *step as usize, value: *value, model: self.model_of(&s)? });
+        Ok(())
+    }
+
+    /// The model with a snapshot's tensors, which must be those that it has.
+    fn model_of(&self, s: &Snapshot) -> Result<M> {
+        let mut model = self.model.clone();
+        model.load_named(&s.model)?;
+        let old: BTreeMap<String, Tensor> = self.model.named_tensors().into_iter().collect();
+        model.map(|name, t| {
+            let (old, file) = (&old[name], &s.model[name]);
+            if old.dtype() != file.dtype() {
+                // A cast would continue, but not with the same numbers.
+                bail!(dtype, "`{name}` is {} in the snapshot, {} in the model", file.dtype(), old.dtype());
+            }
+            t.to_device(old.device())
+        })
+    }
+
+    /// The carried state with a snapshot's tensors.
+    fn carry_of(&self, state: State) -> Result<S> {
+        let own: BTreeMap<String, Tensor> = self.carry.named_tensors().into_iter().map(|(n, t)| (format!("{CARRY}{n}"), t)).collect();
+        if let Some(name) = state.tensors.keys().find(|n| !own.contains_key(*n)) {
+            bail!(argument, "the snapshot has `{name}`, this trainer does not carry it: see Trainer::with_carry");
+        }
+        self.carry.map(|name, old| {
+            let Some(t) = state.tensors.get(&format!("{CARRY}{name}")) else {
+                bail!(argument, "the snapshot has no `{CARRY}{name}`, which this trainer carries");
+            };
+            if t.shape() != old.shape() || t.dtype() != old.dtype() {
+                bail!(shape, "`{CARRY}{name}` is {} {} in the snapshot, {} {} here", t.dtype(), t.shape(), old.dtype(), old.shape());
+            }
+            t.to_device(old.device())
+        })
+    }
+}
+
+/// The entries whose names start with `prefix`, taken out.
+fn taken(state: &mut State, prefix: &str) -> State {
+    let (tensors, other_tensors) = std::mem::take(&mut state.tensors).into_iter().partition(|(name, _)| name.starts_with(prefix));
+    let (numbers, other_numbers) = std::mem::take(&mut state.numbers).into_iter().partition(|(name, _)| name.starts_with(prefix));
+    (state.tensors, state.numbers) = (other_tensors, other_numbers);
+    State { tensors, numbers }
+}
+
+/// The file's name before what is wrong with it; the kind stays.
+fn refused(path: &Path, e: Error) -> Error {
+    Error::new(e.kind(), format!("cannot continue from {}", path.display())).with_source(e)
+}
