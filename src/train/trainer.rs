@@ -402,7 +402,8 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
             skipped = self.optimizer.skipped() > before;
         }
         if skipped {
-            self.skip(loss, norm)?;
+            // Finding the scale by overflows is the scaler's way.
+            self.skip(loss, norm, fits || !loss.is_finite())?;
         } else {
             self.carry = carry;
             if let Some(ema) = &mut self.ema {
@@ -437,7 +438,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
     }
 
     /// Counts a step that is not finite, or gives up.
-    fn skip(&mut self, loss: f64, norm: f64) -> Result<()> {
+    fn skip(&mut self, loss: f64, norm: f64, unexpected: bool) -> Result<()> {
         let row = self.done.skipped_in_a_row.saturating_add(1);
         if row > self.options.patience {
             let step = self.done.step;
@@ -447,7 +448,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
         self.done.skipped = self.done.skipped.saturating_add(1);
         let step = self.done.step;
         tracing::warn!(step, loss, norm, "not finite: the step is left out");
-        if !std::mem::replace(&mut self.warned, true) && !self.options.quiet {
+        if unexpected && !self.options.quiet && !std::mem::replace(&mut self.warned, true) {
             // Nobody may be listening to `tracing`; and a closed stderr is no reason to end a run.
             let _ = writeln!(
                 std::io::stderr(),
