@@ -225,9 +225,13 @@ impl Describe for SliceVjp {
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
         let axis = axis_index(self.slice.axis, self.of.rank());
-        let places = define_places(&self.slice, self.of[axis]);
+        // For every position of the axis, which element of the slice it was.
+        let mut taken = vec![None; self.of[axis]];
+        for (k, place) in define_places(&self.slice, self.of[axis]).into_iter().enumerate() {
+            taken[place] = Some(k);
+        }
         vec![Nd::from_fn(&self.of, |i| {
-            let Some(k) = places.iter().position(|&p| p == i[axis]) else { return S::zero() };
+            let Some(k) = taken[i[axis]] else { return S::zero() };
             let mut at = i.to_vec();
             at[axis] = k;
             x[0].at(&at)
