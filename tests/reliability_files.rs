@@ -640,7 +640,9 @@ fn d_errors_name_the_callers_line() {
     let mut cache = KvCache::default();
     let e = here(
         "KvCache::append",
-        cache.append(huge().reshape([1, 1, 1 << 30, 1 << 31]).unwrap(), huge().reshape([1, 1, 1 << 30, 1 << 31]).unwrap()).map(drop),
+        cache
+            .append(huge().reshape([1, 1, 1 << 30, 1usize << 31]).unwrap(), huge().reshape([1, 1, 1 << 30, 1usize << 31]).unwrap())
+            .map(drop),
         "kv_cache",
     );
     assert!(e.is_out_of_memory(), "{e}");
