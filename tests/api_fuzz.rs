@@ -142,6 +142,11 @@ impl Pick {
 
     fn laid_out(&mut self, shape: &[usize], dtype: DType, limit: Option<usize>) -> Tensor {
         let kind = self.below(8);
+        if shape.iter().fold(1usize, |n, &d| n.saturating_mul(d)) > 1 << 16 {
+            // The shape of a large tensor without memory: another one.
+            let other = Tensor::full(shape, if limit == Some(0) { 0.0 } else { 1.0 }, dtype);
+            return other.or_else(|_| Tensor::full([1], 0.0, dtype)).unwrap();
+        }
         if kind == 0 {
             // One value everywhere, also in shapes that no memory holds.
             let mut shape = shape.to_vec();

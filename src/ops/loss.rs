@@ -114,11 +114,6 @@ impl Classes {
     }
 
     /// What a mean divides by: the number of targets that count, or the sum of their weights.
-    pub(crate) fn weight(&self, weights: Option<impl Fn(usize) -> f64>) -> f64 {
-        self.total(weights).unwrap_or(f64::NAN) // definitions only: a kernel asks for the total
-    }
-
-    /// [`Classes::weight`] for a kernel.
     pub(crate) fn total(&self, weights: Option<impl Fn(usize) -> f64>) -> Result<f64> {
         let counted = self.of.iter().flatten();
         Ok(match weights {
