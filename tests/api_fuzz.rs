@@ -429,7 +429,7 @@ fn public_methods() -> BTreeSet<String> {
         for name in ["methods! {", "reduction_method! {", "reduction_method!("] {
             for (at, _) in source.match_indices(name).filter(|(at, _)| !source[..*at].ends_with("macro_rules! ")) {
                 let rest = &source[at + name.len()..];
-                let end = rest.find("\n}").or_else(|| rest.find(");")).unwrap_or(rest.len());
+                let end = rest.find(if name.ends_with('(') { "\n);" } else { "\n}" }).unwrap_or(rest.len());
                 for line in rest[..end].lines().filter(|l| !l.trim_start().starts_with("//")) {
                     let line = line.split("=>").next().unwrap();
                     let line = line.rsplit('"').next().unwrap();

@@ -343,7 +343,7 @@ pub(super) fn pool(x: &Tensor, mask: Option<&Tensor>, pooling: &Pooling, dense: 
     let rows = match mask {
         Some(m) if m.dtype() != U8 => bail!(dtype, "the mask must be u8, found {}", m.dtype()),
         Some(m) => m.to_vec::<u8>()?,
-        None => vec![1; batch * time],
+        None => crate::memory::vec_of(1, batch * time)?,
     };
     let rows: Vec<&[u8]> = rows.chunks_exact(time).collect();
     let first = |row: &[u8]| row.iter().position(|&m| m != 0).unwrap_or(0);

@@ -215,7 +215,7 @@ fn run<C: Cell>(
                 None => vec![zero.clone(); C::STATE.len()],
             };
             // The inputs' part of all steps is one product, and cut once: `select` in a loop would be quadratic in its derivative.
-            let (steps, mut outputs) = (cell.of_input(&x)?.chunk(time, 1)?, vec![zero.clone(); time]);
+            let (steps, mut outputs) = (cell.of_input(&x)?.chunk(time, 1)?, crate::memory::vec_of(zero.clone(), time)?);
             for step in 0..time {
                 let t = if direction == 0 { step } else { time - 1 - step };
                 let new = cell.step(&steps[t].squeeze(1)?, &state)?;
@@ -241,7 +241,7 @@ fn run<C: Cell>(
 
 /// For each step which sequences it counts for, `[batch, 1]`; `None` where it counts for all.
 fn masks(lengths: Option<&[usize]>, batch: usize, time: usize, x: &Tensor) -> Result<Vec<Option<Tensor>>> {
-    let Some(lengths) = lengths else { return Ok(vec![None; time]) };
+    let Some(lengths) = lengths else { return crate::memory::vec_of(None, time) };
     if lengths.len() != batch {
         bail!(argument, "{} lengths for a batch of {batch}: one is needed for each sequence of x {}", lengths.len(), x.shape());
     }

@@ -120,7 +120,7 @@ impl Sampler<'_> {
         if self.rules.idle() {
             return Ok(self.sampling.draw_after(logits, tokens, uniform)? as u32);
         }
-        let mut allowed = logits.to_vec();
+        let mut allowed = crate::memory::copied(logits)?;
         self.rules.apply(&mut allowed, tokens, self.prompt, self.ends, self.most);
         Ok(self.sampling.draw_after(&allowed, tokens, uniform)? as u32)
     }

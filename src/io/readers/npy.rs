@@ -75,7 +75,7 @@ pub(super) fn read_from(from: &mut dyn Read, length: u64) -> Result<Tensor> {
     if header_length > LONGEST_HEADER || header_length as u64 > length.saturating_sub(prefix) {
         bail!(corrupt_file, "its header's length is {header_length}; the file has {length} bytes and {LONGEST_HEADER} are allowed");
     }
-    let mut header = vec![0; header_length];
+    let mut header = crate::memory::vec_of(0, header_length)?;
     exact(from, &mut header)?;
     let header = Header::parse(&header)?;
     let shape = Shape::from(&header.shape[..]);
