@@ -71,6 +71,25 @@ fn greedy_tokens_are_hugging_faces_on_the_device() {
     assert!(scores.iter().all(|p| p.is_finite() && *p < 0.0));
 }
 
+/// User finding U8 on a device: rows that reach the last learned position end there, by ordinary and by captured steps.
+#[test]
+fn rows_end_at_the_last_position_on_the_device() {
+    let cpu = model(&folders("tiny-gpt2").remove(0), LoadOptions::dtype(F32));
+    let there = cpu.to_device(device()).unwrap();
+    let prompts: Vec<Vec<u32>> = vec![(0..61).collect(), vec![7], (0..64).collect(), (100..158).collect()];
+    let a = Generator::new(&cpu, options(9)).batch(&prompts).unwrap();
+    assert_eq!(a.iter().map(|r| r.tokens.len()).collect::<Vec<_>>(), [3, 9, 0, 6]);
+    for graph in [false, true] {
+        let b = Generator::new(&there, GenerateOptions { graph, ..options(9) }).batch(&prompts).unwrap();
+        for (a, b) in a.iter().zip(&b) {
+            assert_eq!((&a.tokens, a.finish, &b.error), (&b.tokens, b.finish, &None), "graph: {graph}");
+        }
+    }
+    // Memory is for what may be drawn, be it limited by the length alone.
+    let o = GenerateOptions { max_tokens: usize::MAX, max_length: Some(12), graph: true, ..options(0) };
+    assert_eq!(Generator::new(&there, o).complete(&[1, 2, 3]).unwrap().tokens.len(), 9);
+}
+
 /// Windows, scaled rotations, norms on heads.
 #[test]
 fn every_family_generates_on_the_device() {

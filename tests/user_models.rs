@@ -126,6 +126,9 @@ fn rows_end_at_the_last_position_alone() {
             }
         }
     }
+    // A prompt that cannot be is named before anything is computed.
+    let e = Generator::new(&model, options(2)).batch(&[vec![1], vec![1; 65]]).unwrap_err();
+    assert!(e.is_argument() && e.to_string().contains("prompt 1: the prompt has 65 tokens"), "{e}");
     // Beyond the positions there is nothing to compute.
     assert!(model.forward(&Tensor::zeros([1, 65], I64).unwrap()).unwrap_err().to_string().contains("65 tokens exceed the context of 64"));
 }

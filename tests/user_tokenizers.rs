@@ -55,6 +55,9 @@ fn names_cut_texts_in_their_own_way() {
     for pre in ["starcoder", "refact", "deepseek-coder", "deepseek-llm"] {
         assert_eq!(ids(pre, &["1", "2", "12"], &[("1", "2")], "12"), [0, 1], "{pre}");
     }
+    // A file from before there were names: llama.cpp's default, which sets marks apart and takes digits by threes.
+    let old = GgufTokenizer { pre: None, ..bpe("", &["1", "2", "!", "12", "1!"], &[("1", "2"), ("1", "!")]) };
+    assert_eq!(of(&old).encode("121!").unwrap(), of(&GgufTokenizer { pre: Some("default".into()), ..old }).encode("121!").unwrap());
     for pre in ["nonsense", "", "GPT-2", "gemma4", "kimi-k2", "superbpe", "roberta-bpe"] {
         let e = TokenizerFile::from_gguf(&bpe(pre, &["a"], &[])).unwrap_err();
         assert!(e.is_argument() && e.to_string().contains(&format!("`tokenizer.ggml.pre` is `{pre}`")), "{e}");

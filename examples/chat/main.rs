@@ -46,6 +46,7 @@ fn run(args: &Args) -> Result<()> {
     let tokenizer = shared::need_tokenizer(&loaded, &args.open.model)?;
     let mut generator = Generator::of(&loaded);
     generator.options.max_tokens = args.max_tokens;
+    generator.options.max_length = None; // of each answer, not of the conversation
     if let Some(t) = args.temperature {
         generator.options.sampling.temperature = t;
     }

@@ -71,6 +71,9 @@ impl fmt::Display for LoadReport {
             write!(f, "{lead} `{name}` is {file} in the file, {model} in the model")?;
         }
         const SHOWN: usize = 6;
+        if let Some((name, from, to)) = self.converted.first() {
+            write!(f, "; {} converted, `{name}` from {from} to {to}", self.converted.len())?;
+        }
         if !self.ignored.is_empty() {
             let more = self.ignored.len().saturating_sub(SHOWN);
             let shown = self.ignored[..self.ignored.len() - more].join(", ");

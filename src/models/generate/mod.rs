@@ -219,7 +219,12 @@ impl<'a> Generator<'a> {
         let at = Location::caller();
         let run = || {
             self.check_options()?;
-            prompts.iter().try_for_each(|p| self.check(p))?;
+            // Nothing is computed yet, so nothing is lost: which of them it is is said.
+            let named = |(i, p): (usize, &Vec<u32>)| match self.check(p) {
+                Err(e) if prompts.len() > 1 => Err(Error::new(e.kind(), format!("prompt {i}: {e}"))),
+                checked => checked,
+            };
+            prompts.iter().enumerate().try_for_each(named)?;
             let mut rows = Rows::new(self, prompts)?;
             loop {
                 match rows.advance(self) {

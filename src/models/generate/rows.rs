@@ -180,7 +180,8 @@ impl Rows {
         let there = device(g.model);
         if self.begun && g.options.graph && there != Device::Cpu {
             if self.decode.is_none() {
-                let most = self.pads.iter().max().copied().unwrap_or(0).saturating_add(g.model.limit().unwrap_or(usize::MAX));
+                let longest = g.model.limit().unwrap_or(usize::MAX).min(g.options.max_length.unwrap_or(usize::MAX));
+                let most = self.pads.iter().max().copied().unwrap_or(0).saturating_add(longest);
                 let capacity = self.cache.len().saturating_add(g.options.max_tokens).min(most);
                 self.decode = Some(Decode::new(g.model, &self.cache, &self.pads, capacity)?);
                 // Its keys and values are the graph's now.
