@@ -398,6 +398,12 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
     }),
     ("sort", |g| pair(g, |x, a, n, _| x.sort(a, n % 2 == 0))),
     ("topk", |g| pair(g, |x, a, n, down| x.topk(n, a, down))),
+    ("unbind", |g| {
+        let (s, d) = (g.extents(), g.dtype());
+        let x = g.tensor(&s, d);
+        let a = g.axis(x.rank());
+        (vec![x], call(move |x| x[0].unbind(a)))
+    }),
     ("transpose", |g| {
         on(g, |g, x| {
             let (a, b) = (g.axis(x.rank()), g.axis(x.rank()));
@@ -719,6 +725,8 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
         })
     }),
     ("shape", |g| plain(g, |x| Ok(if x.shape().rank() == x.rank() { x.clone() } else { panic!("ranks differ") }))),
+    ("dims", |g| plain(g, |x| x.dims::<2>().and_then(|[a, b]| Tensor::scalar((a + b.min(7)) as f64)))),
+    ("from_nested", |g| made(g, |_, c, _, _| Tensor::from_nested(&[[c, 1.0], [2.0, c]]))),
     ("rank", |g| plain(g, |x| Tensor::scalar(x.rank() as f64))),
     ("numel", |g| plain(g, |x| Tensor::scalar(x.numel() as f64))),
     ("layout", |g| plain(g, |x| Tensor::scalar(x.layout().offset() as f64))),

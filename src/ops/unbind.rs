@@ -66,7 +66,7 @@ impl Composite for Unbind {
         let of = x[0].shape().clone();
         apply_parts(Self::NAME, x[0], (0..n).map(position), move |y_bar| {
             let bars = y_bar.0.iter().map(|bar| bar.as_ref().map(|bar| bar.unsqueeze(axis)).transpose()).collect::<Result<_>>()?;
-            join(&Cotangents(bars), &vec![1; n], axis, &of)
+            join(&Cotangents(bars), &crate::memory::vec_of(1, n)?, axis, &of)
         })
     }
 }
