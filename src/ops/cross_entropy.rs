@@ -135,8 +135,7 @@ impl CrossEntropyLoss {
                 for (q, t) in q.chunks_mut(classes.max(1)).zip(&targets.of) {
                     let Some(t) = *t else { continue };
                     for (j, q) in q.iter_mut().enumerate() {
-                        let w = w.as_ref().map_or(1.0, |w| w[j]);
-                        let on = if j == t { 1.0 - self.label_smoothing } else { 0.0 };
+                        let (w, on) = (w.as_ref().map_or(1.0, |w| w[j]), if j == t { 1.0 - self.label_smoothing } else { 0.0 });
                         *q = <T as Element>::from_f64(-scale * w * (on + self.label_smoothing / classes as f64));
                     }
                 }
