@@ -288,7 +288,8 @@ impl std::error::Error for Error {
 
 impl From<std::io::Error> for Error {
     fn from(e: std::io::Error) -> Self {
-        Error::io("input/output failed").with_source(e)
+        Error::io("input or output failed, outside of this crate: name the file yourself, or read it by io::read_file, which does")
+            .with_source(e)
     }
 }
 

@@ -382,9 +382,14 @@ pub mod expect {
     /// Dtype error when one is no float or they differ.
     pub fn same_float(x: &[Spec]) -> Result<DType> {
         let Some(first) = x.first() else { bail!(argument, "at least one tensor is needed") };
-        for s in x {
+        for (i, s) in x.iter().enumerate() {
             if !s.dtype.is_float() {
-                bail!(dtype, "expected float operands, found {}: cast it first", s.dtype);
+                let which = if x.len() == 1 { String::new() } else { format!(" as operand {i}") };
+                let hint = match s.dtype {
+                    DType::U8 => "; as numbers: .cast(F32)?; to choose by a mask: where_select or masked_fill",
+                    _ => "; as numbers: .cast(F32)?, and for whole numbers .cast(F64)? and back",
+                };
+                bail!(dtype, "expected floats, found {} {}{which}{hint}", s.dtype, s.shape);
             }
         }
         same_dtype(x)?;

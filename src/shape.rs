@@ -381,7 +381,7 @@ impl Axes {
                 for a in list {
                     let i = a.resolve(rank)?;
                     if out.contains(&i) {
-                        bail!(shape, "axis {} is named twice", a.0);
+                        bail!(shape, "axis {} is named twice among the {rank} axes: as {i} and as {}", a.0, i as isize - rank as isize);
                     }
                     out.push(i);
                 }

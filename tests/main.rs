@@ -40,6 +40,7 @@ mod lora;
 mod lost;
 #[cfg(target_os = "linux")]
 mod memory_limits;
+mod mistakes;
 mod models;
 mod module_macro;
 mod modules;

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | Do all layers get a gradient of a sensible size? | [`HealthReport`]; over a whole run [`HealthHistory`] |
 //! | Does clipping decide the step? | [`ClipTracker`] |
+//! | Does the program mean what it says? | [`lint`] |
 //! | Which op gave the first NaN? | [`Anomaly`] |
 //! | Are the targets the inputs shifted by one? | [`Alignment`] |
 //! | Which layer differs from the reference first? | [`Trace`] |
@@ -19,6 +20,7 @@ mod compare;
 mod depth;
 mod health;
 mod history;
+mod lint;
 mod modules;
 mod profile;
 mod report;
@@ -34,6 +36,7 @@ pub use compare::{Comparison, Difference};
 pub use depth::DepthProfile;
 pub use health::{Health, HealthReport, LayerHealth, Thresholds, Verdict};
 pub use history::{HealthHistory, HistoryStep};
+pub use lint::{Slip, Suspicion, lint};
 pub use profile::{OpTime, Profile, Profiler, Total};
 pub use review::{Review, Twin, review};
 pub use stats::Stats;

@@ -25,7 +25,12 @@ fn fits(x: &Shape, index: &Spec, axis: Axis) -> Result<usize> {
     let axis = axis.resolve(x.rank())?;
     let ids = &index.shape;
     if ids.rank() != x.rank() {
-        bail!(shape, "the index {ids} has rank {}, the operand {x} rank {}; they must be equal", ids.rank(), x.rank());
+        let hint = if ids.rank() == 1 {
+            "; for whole rows: index.unsqueeze(-1)?.expand(..)? to one index for each element (to read rows: index_select)"
+        } else {
+            ""
+        };
+        bail!(shape, "the index {ids} has rank {}, the operand {x} rank {}; they must be equal{hint}", ids.rank(), x.rank());
     }
     if let Some(a) = (0..x.rank()).find(|&a| a != axis && ids[a] > x[a]) {
         bail!(shape, "the index {ids} reaches beyond the operand {x} along axis {a} ({} vs {})", ids[a], x[a]);

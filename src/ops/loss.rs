@@ -129,7 +129,15 @@ pub(crate) fn check_classes(x: &Spec, targets: &Spec, weights: Option<&Spec>) ->
     expect::index(targets)?;
     let Some((classes, lead)) = x.shape.split_last() else { bail!(shape, "scores need an axis of classes, found a scalar") };
     if &targets.shape[..] != lead {
-        bail!(shape, "there must be one target per row of scores: scores {}, targets {} (expected {lead:?})", x.shape, targets.shape);
+        let hint = if targets.shape == x.shape {
+            "; targets are class indices, not one-hot rows or probabilities: targets.argmax(-1)?"
+        } else if x.shape.rank() > 2 && targets.shape[..] == [&x.shape[..1], &x.shape[2..]].concat() {
+            "; classes are the last axis here: scores.transpose(1, -1)?, where PyTorch has them on axis 1"
+        } else {
+            ""
+        };
+        let (x, targets) = (&x.shape, &targets.shape);
+        bail!(shape, "there must be one target per row of scores: scores {x}, targets {targets} (expected {lead:?}){hint}");
     }
     if let Some(w) = weights {
         expect::same_dtype(&[x.clone(), w.clone()])?;

@@ -49,6 +49,9 @@ pub struct InputVerdict {
     pub numeric: f64,
     /// How far the two finest difference quotients were apart.
     pub uncertainty: f64,
+    /// Whether the derivative is wrong where the slopes to both sides differ: the function has a kink there, and the tape gives one of the
+    /// slopes between. Move the inputs off the kink.
+    pub kink: bool,
 }
 
 /// What a check found, by input. Prints as a table.
@@ -73,7 +76,9 @@ impl fmt::Display for GradCheckReport {
             if !v.connected {
                 write!(f, " (the tape does not connect the result with it)")?;
             }
-            if !v.ok && !(v.uncertainty <= 1e-4 * v.numeric.abs()) {
+            if v.kink {
+                write!(f, " (a kink: the slopes to both sides differ there; check beside it)")?;
+            } else if !v.ok && !(v.uncertainty <= 1e-4 * v.numeric.abs()) {
                 write!(f, " (the differences are uncertain by {:.1e}: is this a kink?)", v.uncertainty)?;
             }
         }
@@ -237,21 +242,19 @@ impl GradCheck {
                 analytic: 0.0,
                 numeric: 0.0,
                 uncertainty: 0.0,
+                kink: false,
             };
             let mut worst = f64::NEG_INFINITY;
             let mut try_along = |along: &dyn Fn(usize) -> f64, index: Option<Vec<usize>>| -> Result<()> {
                 let analytic: f64 = gradient.iter().enumerate().map(|(j, g)| g * along(j)).sum();
                 let scale: f64 = gradient.iter().enumerate().map(|(j, g)| (g * along(j)).abs()).sum();
                 let mut tensors = x.to_vec();
-                let (numeric, apart) = difference_quotient(
-                    |t| {
-                        let moved: Vec<f64> = values.iter().enumerate().map(|(j, v)| v + t * along(j)).collect();
-                        tensors[i] = Tensor::from_slice(&moved, x[i].shape())?;
-                        f(&tensors)
-                    },
-                    self.step,
-                    scale,
-                )?;
+                let mut moved_by = |t: f64| {
+                    let moved: Vec<f64> = values.iter().enumerate().map(|(j, v)| v + t * along(j)).collect();
+                    tensors[i] = Tensor::from_slice(&moved, x[i].shape())?;
+                    f(&tensors)
+                };
+                let (numeric, apart) = difference_quotient(&mut moved_by, self.step, scale)?;
                 report.compared += 1;
                 // Differences of a large value that stays the same leave rounding errors.
                 verdict.flat &= scale == 0.0 && numeric.abs() <= 1e-9;
@@ -263,6 +266,7 @@ impl GradCheck {
                 if ratio > worst {
                     worst = ratio;
                     verdict.ok = error <= allowed;
+                    verdict.kink = !verdict.ok && has_kink(&mut moved_by)?;
                     (verdict.worst, verdict.analytic, verdict.numeric, verdict.uncertainty) = (index, analytic, numeric, apart);
                 }
                 Ok(())
@@ -291,6 +295,14 @@ impl GradCheck {
         let wrong: Vec<String> = report.inputs.iter().filter(|v| !v.ok).map(|v| v.name.clone()).collect();
         if wrong.is_empty() { Ok(report) } else { Err(Error::gradcheck(format!("{what}: {report}")).with_names(wrong)) }
     }
+}
+
+/// Whether the slopes to both sides of 0 differ by more than curvature explains.
+fn has_kink(f: &mut impl FnMut(f64) -> Result<f64>) -> Result<bool> {
+    let h = 1e-5;
+    let (left, here, right) = (f(-h)?, f(0.0)?, f(h)?);
+    let (left, right) = ((here - left) / h, (right - here) / h);
+    Ok((right - left).abs() > 0.1 * left.abs().max(right.abs()) + 1e-9)
 }
 
 fn number(inputs: &[Tensor]) -> Vec<(String, Tensor)> {

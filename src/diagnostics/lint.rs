@@ -1,0 +1,188 @@
+//! Programs that run and mean something else: what a reader of the code would ask about.
+
+use crate::error::Result;
+use crate::functional::{Grads, value_and_grad};
+use crate::module::{Module, ModuleExt};
+use crate::tape::{Observer, Pulled, Ran};
+use crate::tensor::Tensor;
+use std::fmt;
+use std::panic::Location;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What kind of slip a [`Suspicion`] is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Slip {
+    /// A difference of `[n, 1]` and `[n]`: all pairs, where pairs of the same index were meant.
+    AllPairs,
+    /// Classes may be on axis 1, as PyTorch has them; here they are the last axis, and both have the same extent.
+    ClassAxis,
+    /// Probabilities where logits are expected: a softmax or sigmoid is applied twice.
+    Twice,
+    /// A softmax, or a loss, over an axis of one element: constant, whatever the model gives.
+    OneClass,
+    /// A mean over no elements: NaN.
+    MeanOfNothing,
+    /// The loss is NaN or infinite.
+    LossNotFinite,
+}
+
+/// Something that is allowed and rarely meant.
+#[derive(Clone, Debug)]
+pub struct Suspicion {
+    /// The kind of slip.
+    pub slip: Slip,
+    /// The op.
+    pub op: &'static str,
+    /// The line that called it.
+    pub at: &'static Location<'static>,
+    /// What was seen, and what to do if it was not meant.
+    pub text: String,
+}
+
+impl fmt::Display for Suspicion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} (at {}:{})", self.op, self.text, self.at.file(), self.at.line())
+    }
+}
+
+/// Runs a loss once, with its gradient, and lists what is allowed and rarely meant: the silent slips of people who come from another
+/// framework. For the first batch of a new program; an empty list is no proof.
+///
+/// Seen are ops on tracked values outside of checkpoints. Each line is reported once for each kind of slip.
+///
+/// ```
+/// use cotangent::{Key, Tensor, F32, diagnostics::{Slip, lint}, nn::Linear};
+/// let net = Linear::new(3, 1, true, F32, Key::new(1))?;
+/// let x = Tensor::randn([8, 3], F32, Key::new(2))?;
+/// let y = Tensor::randn([8], F32, Key::new(3))?;
+/// // [8, 1] − [8] is [8, 8].
+/// let (_, _, found) = lint(&net, |net| net.forward(&x)?.sub(&y)?.square()?.mean(..))?;
+/// assert_eq!(found[0].slip, Slip::AllPairs);
+/// assert!(found[0].text.contains("squeeze"), "{}", found[0]);
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+///
+/// # Errors
+/// As [`value_and_grad`].
+#[track_caller]
+pub fn lint<M: Module + Clone>(model: &M, f: impl FnOnce(&M) -> Result<Tensor>) -> Result<(Tensor, Grads<M>, Vec<Suspicion>)> {
+    let at = Location::caller();
+    let seen = Arc::new(Watch::default());
+    let watch = Arc::clone(&seen);
+    let (loss, grads) = value_and_grad(model, move |m| {
+        super::observe(m, watch)?;
+        f(m)
+    })
+    .map_err(|e| e.in_op("lint", at))?;
+    let mut found = std::mem::take(&mut seen.state.lock().unwrap_or_else(PoisonError::into_inner).found);
+    if !loss.to_f64_vec()?.iter().all(|v| v.is_finite()) {
+        let hint = "an optimizer skips such a step; detect_anomaly names the op that gave the first";
+        found.push(Suspicion { slip: Slip::LossNotFinite, op: "lint", at, text: format!("the loss is {}; {hint}", loss.item_f64()?) });
+    }
+    Ok((loss, grads, found))
+}
+
+#[derive(Default)]
+struct Watch {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Results of softmax, sigmoid and log-softmax. Kept, so that no other value takes their memory.
+    probabilities: Vec<(&'static str, Tensor)>,
+    found: Vec<Suspicion>,
+}
+
+impl State {
+    fn add(&mut self, slip: Slip, op: &Ran<'_>, text: String) {
+        if !self.found.iter().any(|s| s.slip == slip && s.at == op.at) {
+            self.found.push(Suspicion { slip, op: op.name, at: op.at, text });
+        }
+    }
+
+    fn from(&self, x: &Tensor) -> Option<&'static str> {
+        self.probabilities.iter().find(|(_, p)| p.same_storage(x)).map(|&(name, _)| name)
+    }
+}
+
+impl Observer for Watch {
+    fn ran(&self, op: &Ran<'_>) -> Result<()> {
+        let state = &mut *self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match (op.name, op.inputs) {
+            ("sub" | "mse_loss", [a, b]) => {
+                if let Some(n) = all_pairs(a, b) {
+                    let (a, b) = (a.shape(), b.shape());
+                    let text = format!(
+                        "{a} and {b} broadcast to [{n}, {n}], every pair; if pairs of one index are meant: squeeze(-1) or unsqueeze(-1)"
+                    );
+                    state.add(Slip::AllPairs, op, text);
+                }
+            }
+            ("softplus", [x, ..]) => twice(state, op, x, &["sigmoid"], "bce_with_logits takes logits"),
+            ("softmax" | "log_softmax", [x, ..]) => {
+                if op.outputs.first().is_some_and(|y| y.shape().dims().last() == Some(&1)) {
+                    one_class(state, op, x);
+                }
+                twice(state, op, x, &["softmax", "log_softmax"], "it is a softmax of a softmax");
+            }
+            ("cross_entropy" | "nll_loss", [x, targets, ..]) => {
+                classes(state, op, x, targets);
+                if op.name == "cross_entropy" {
+                    twice(state, op, x, &["softmax", "log_softmax", "sigmoid"], "cross_entropy takes logits");
+                }
+            }
+            ("mean", [x, ..]) if x.numel() == 0 => {
+                state.add(Slip::MeanOfNothing, op, format!("the mean of {}, no elements, is NaN", x.shape()));
+            }
+            _ => {}
+        }
+        if matches!(op.name, "softmax" | "log_softmax" | "sigmoid") {
+            state.probabilities.extend(op.outputs.first().map(|y| (op.name, y.detach())));
+        }
+        Ok(())
+    }
+
+    fn pulled(&self, _: &Pulled<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    fn tapped(&self, _: &str, _: &Tensor) {}
+}
+
+/// `n` when one is `[n, 1]` and the other `[n]`, or the last axes are.
+fn all_pairs(a: &Tensor, b: &Tensor) -> Option<usize> {
+    let column = |x: &Tensor, y: &Tensor| match (x.shape().dims(), y.shape().dims()) {
+        (&[n, 1], &[m]) if n == m && n > 1 => Some(n),
+        _ => None,
+    };
+    column(a, b).or_else(|| column(b, a))
+}
+
+fn twice(state: &mut State, op: &Ran<'_>, x: &Tensor, of: &[&str], what: &str) {
+    if let Some(first) = state.from(x).filter(|first| of.contains(first)) {
+        state.add(Slip::Twice, op, format!("the operand is the result of {first}; {what}: leave the {first} out"));
+    }
+}
+
+fn one_class(state: &mut State, op: &Ran<'_>, x: &Tensor) {
+    state.add(
+        Slip::OneClass,
+        op,
+        format!("the axis of {} that is normalised has one element: the result does not depend on it", x.shape()),
+    );
+}
+
+fn classes(state: &mut State, op: &Ran<'_>, x: &Tensor, targets: &Tensor) {
+    match *x.shape().dims() {
+        [.., 1] => one_class(state, op, x),
+        [_, c, .., last] if x.rank() > 2 && c == last => {
+            let (x, targets) = (x.shape(), targets.shape());
+            let text =
+                format!("scores {x}, targets {targets}: classes are the last axis; if they are on axis 1, as in PyTorch: transpose(1, -1)");
+            state.add(Slip::ClassAxis, op, text);
+        }
+        _ => {}
+    }
+}
