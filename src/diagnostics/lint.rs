@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::functional::{Grads, value_and_grad};
-use crate::module::{Module, ModuleExt};
+use crate::module::Module;
 use crate::tape::{Observer, Pulled, Ran};
 use crate::tensor::Tensor;
 use std::fmt;
@@ -78,7 +78,7 @@ pub fn lint<M: Module + Clone>(model: &M, f: impl FnOnce(&M) -> Result<Tensor>) 
     let mut found = std::mem::take(&mut seen.state.lock().unwrap_or_else(PoisonError::into_inner).found);
     if !loss.to_f64_vec()?.iter().all(|v| v.is_finite()) {
         let hint = "an optimizer skips such a step; detect_anomaly names the op that gave the first";
-        found.push(Suspicion { slip: Slip::LossNotFinite, op: "lint", at, text: format!("the loss is {}; {hint}", loss.item_f64()?) });
+        found.push(Suspicion { slip: Slip::LossNotFinite, op: "lint", at, text: format!("the loss is {}; {hint}", loss.item()?) });
     }
     Ok((loss, grads, found))
 }
@@ -103,7 +103,7 @@ impl State {
     }
 
     fn from(&self, x: &Tensor) -> Option<&'static str> {
-        self.probabilities.iter().find(|(_, p)| p.same_storage(x)).map(|&(name, _)| name)
+        self.probabilities.iter().find(|(_, p)| p.array.same_storage(&x.array)).map(|&(name, _)| name)
     }
 }
 
