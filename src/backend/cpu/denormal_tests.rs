@@ -1,6 +1,6 @@
 //! A host program that flushes denormals: what docs/book/numerics.md says of it.
 
-use crate::{F32, Key, Tensor};
+use crate::{F32, Key, Result, Tensor};
 use std::arch::asm;
 
 /// Flush to zero, and denormals are zero.
@@ -19,13 +19,13 @@ fn set(to: u32) {
 }
 
 /// Values and gradients of ordinary numbers.
-fn ordinary() -> Vec<f32> {
-    let x = Tensor::randn([64, 48], F32, Key::new(1)).unwrap();
-    let w = Tensor::randn([48, 32], F32, Key::new(2)).unwrap();
-    let (y, g) = crate::value_and_grad(&w, |w| x.matmul(w)?.gelu()?.softmax(-1)?.square()?.sum(..)).unwrap();
-    let mut out = g.to_vec::<f32>().unwrap();
-    out.extend(y.to_vec::<f32>().unwrap());
-    out
+fn ordinary() -> Result<Vec<f32>> {
+    let x = Tensor::randn([64, 48], F32, Key::new(1))?;
+    let w = Tensor::randn([48, 32], F32, Key::new(2))?;
+    let (y, g) = crate::value_and_grad(&w, |w| x.matmul(w)?.gelu()?.softmax(-1)?.square()?.sum(..))?;
+    let mut out = g.to_vec::<f32>()?;
+    out.extend(y.to_vec::<f32>()?);
+    Ok(out)
 }
 
 #[test]
@@ -34,9 +34,9 @@ fn ordinary_numbers_have_the_same_bits_and_the_register_stays() {
     let double = || tiny.mul_scalar(2.0).unwrap().to_vec::<f32>().unwrap()[0];
     let before = register();
     assert_eq!(before & FLUSH, 0, "tests run without flushing");
-    let (plain, kept) = (ordinary(), double());
+    let (plain, kept) = (ordinary().unwrap(), double());
     set(before | FLUSH);
-    let (flushed, lost, after) = (ordinary(), double(), register());
+    let (flushed, lost, after) = (ordinary().unwrap(), double(), register());
     set(before);
     assert_eq!(after & FLUSH, FLUSH, "the register is left as it was");
     assert_eq!(plain.iter().map(|v| v.to_bits()).collect::<Vec<_>>(), flushed.iter().map(|v| v.to_bits()).collect::<Vec<_>>());

@@ -137,9 +137,8 @@ pub fn save_image(path: impl AsRef<Path>, x: &Tensor) -> Result<()> {
 }
 
 fn save(path: &Path, x: &Tensor) -> Result<()> {
-    let format = match ImageFormat::from_path(path) {
-        Ok(f @ (ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::Bmp)) => f,
-        _ => bail!(argument, "{}: images are written as .png, .jpg or .bmp", path.display()),
+    let Ok(format @ (ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::Bmp)) = ImageFormat::from_path(path) else {
+        bail!(argument, "{}: images are written as .png, .jpg or .bmp", path.display())
     };
     let dims = x.shape().dims();
     let (channels, h, w) = match *dims {
