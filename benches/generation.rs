@@ -60,7 +60,7 @@ fn main() -> Result<()> {
     let tokens = Tensor::from_vec(ids, [1, prompt])?;
     println!("load_s,weights_mib,peak_after_load_mib,prompt,prefill_tokens_s,decode_tokens_s,cache_mib,peak_mib,checksum");
     for _ in 0..rounds {
-        let mut cache = Cache::new(model.layers(), prompt + count).unwrap();
+        let mut cache = Cache::new(model.layers(), prompt + count)?;
         let started = Instant::now();
         let mut next = likeliest(&model.forward_with(Input { cache: Some(&mut cache), last: true, ..Input::new(&tokens) })?)?;
         let prefill = prompt as f64 / started.elapsed().as_secs_f64();
