@@ -91,19 +91,24 @@ struct Watch {
 #[derive(Default)]
 struct State {
     /// Results of softmax, sigmoid and log-softmax. Kept, so that no other value takes their memory.
-    probabilities: Vec<(&'static str, Tensor)>,
+    probabilities: Vec<(&'static str, &'static Location<'static>, Tensor)>,
     found: Vec<Suspicion>,
 }
 
 impl State {
     fn add(&mut self, slip: Slip, op: &Ran<'_>, text: String) {
-        if !self.found.iter().any(|s| s.slip == slip && s.at == op.at) {
-            self.found.push(Suspicion { slip, op: op.name, at: op.at, text });
+        self.add_at(slip, op.name, op.at, text);
+    }
+
+    fn add_at(&mut self, slip: Slip, op: &'static str, at: &'static Location<'static>, text: String) {
+        if !self.found.iter().any(|s| s.slip == slip && s.at == at) {
+            self.found.push(Suspicion { slip, op, at, text });
         }
     }
 
-    fn from(&self, x: &Tensor) -> Option<&'static str> {
-        self.probabilities.iter().find(|(_, p)| p.array.same_storage(&x.array)).map(|&(name, _)| name)
+    /// The op, and its line, that made a value which is a probability.
+    fn maker(&self, x: &Tensor) -> Option<(&'static str, &'static Location<'static>)> {
+        self.probabilities.iter().find(|(_, _, p)| p.shares_storage(x)).map(|&(name, at, _)| (name, at))
     }
 }
 
@@ -139,7 +144,7 @@ impl Observer for Watch {
             _ => {}
         }
         if matches!(op.name, "softmax" | "log_softmax" | "sigmoid") {
-            state.probabilities.extend(op.outputs.first().map(|y| (op.name, y.detach())));
+            state.probabilities.extend(op.outputs.first().map(|y| (op.name, op.at, y.detach())));
         }
         Ok(())
     }
@@ -160,9 +165,11 @@ fn all_pairs(a: &Tensor, b: &Tensor) -> Option<usize> {
     column(a, b).or_else(|| column(b, a))
 }
 
+/// Reported at the line of the first op: it is the one to leave out, and the second may be a part of a loss.
 fn twice(state: &mut State, op: &Ran<'_>, x: &Tensor, of: &[&str], what: &str) {
-    if let Some(first) = state.from(x).filter(|first| of.contains(first)) {
-        state.add(Slip::Twice, op, format!("the operand is the result of {first}; {what}: leave the {first} out"));
+    if let Some((first, at)) = state.maker(x).filter(|(first, _)| of.contains(first)) {
+        let text = format!("its result is the operand of {}; {what}: leave the {first} out", op.name);
+        state.add_at(Slip::Twice, first, at, text);
     }
 }
 
