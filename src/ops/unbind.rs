@@ -25,16 +25,17 @@ impl Describe for Unbind {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let shape = &x[0].shape;
-        let Ok(axis) = self.0.resolve(shape.rank()) else { return Vec::new() };
+        let axis = x[0].axis_at(self.0);
+        let mut rest = x[0].shape.to_vec();
+        let positions = rest.remove(axis);
         let position = |k: usize| {
-            Nd::from_fn(shape.reduced(&[axis], false), |i| {
+            Nd::from_fn(rest.clone(), |i| {
                 let mut at = i.to_vec();
                 at.insert(axis, k);
                 x[0].at(&at)
             })
         };
-        (0..shape[axis]).map(position).collect()
+        (0..positions).map(position).collect()
     }
 
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
