@@ -432,14 +432,14 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
         on(g, |g, x| {
             let a = g.axis(x.rank());
             let s = span(g, extent(x, a));
-            move |x| x.slice(a, s.clone())
+            move |x| x.slice(a, s)
         })
     }),
     ("slice_step", |g| {
         on(g, |g, x| {
             let (a, step) = (g.axis(x.rank()), g.size());
             let s = span(g, extent(x, a));
-            move |x| x.slice_step(a, s.clone(), step)
+            move |x| x.slice_step(a, s, step)
         })
     }),
     ("narrow", |g| {

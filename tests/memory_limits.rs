@@ -135,7 +135,7 @@ fn calls(folder: &std::path::Path) -> Vec<(&'static str, Box<dyn Fn() -> Result<
             "second derivative of a product",
             Box::new(|| {
                 let v = x([300])?.add_scalar(0.5)?;
-                sum(&*hvp(&v, &v, |v| v.prod(..))?.1)
+                sum(&hvp(&v, &v, |v| v.prod(..))?.1)
             }),
         ),
         ("einsum", Box::new(|| sum(&Tensor::einsum("bij,bkj->bik", &[&x([4, 128, 64])?, &x([4, 128, 64])?])?))),

@@ -184,6 +184,7 @@ struct Pair<M>(M, Param);
 module!(Pair<M>(a, b));
 
 #[derive(Clone)]
+#[allow(clippy::large_enum_variant)] // three variants on purpose, of which one is a whole layer
 enum Mixer<L> {
     Dense(L),
     Scale { gate: Param, shift: Option<Param>, power: i32 },
