@@ -293,6 +293,27 @@ fn infer(extents: &[Option<usize>], numel: usize) -> Result<Shape> {
     Ok(extents.iter().map(|e| e.unwrap_or(found)).collect())
 }
 
+/// Calls a macro with the tuples of one to twelve types, `(A 0, B 1, ..)`: a letter for the type, a number for the field.
+macro_rules! up_to_twelve {
+    ($m:ident) => {
+        $m! {
+            (A 0);
+            (A 0, B 1);
+            (A 0, B 1, C 2);
+            (A 0, B 1, C 2, D 3);
+            (A 0, B 1, C 2, D 3, E 4);
+            (A 0, B 1, C 2, D 3, E 4, F 5);
+            (A 0, B 1, C 2, D 3, E 4, F 5, G 6);
+            (A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7);
+            (A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7, I 8);
+            (A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7, I 8, J 9);
+            (A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7, I 8, J 9, K 10);
+            (A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7, I 8, J 9, K 10, L 11);
+        }
+    };
+}
+pub(crate) use up_to_twelve;
+
 macro_rules! tuples {
     ($(($($T:ident $i:tt),+);)*) => {$(
         impl<$($T: Extent),+> Extents for ($($T,)+) {
@@ -302,14 +323,7 @@ macro_rules! tuples {
         }
     )*};
 }
-tuples! {
-    (A 0);
-    (A 0, B 1);
-    (A 0, B 1, C 2);
-    (A 0, B 1, C 2, D 3);
-    (A 0, B 1, C 2, D 3, E 4);
-    (A 0, B 1, C 2, D 3, E 4, F 5);
-}
+up_to_twelve!(tuples);
 
 /// One axis; negative values count from the end (`-1` is the last).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 use super::scope::{detach, replace, tensors};
 use crate::error::{Error, Result};
 use crate::module::Module;
+use crate::shape::up_to_twelve;
 use crate::tape::checkpoint;
 use crate::tensor::Tensor;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,14 +33,7 @@ macro_rules! tuples {
         }
     )*};
 }
-tuples! {
-    (A 0);
-    (A 0, B 1);
-    (A 0, B 1, C 2);
-    (A 0, B 1, C 2, D 3);
-    (A 0, B 1, C 2, D 3, E 4);
-    (A 0, B 1, C 2, D 3, E 4, F 5);
-}
+up_to_twelve!(tuples);
 
 /// [`checkpoint`] of a module: runs `f` and keeps only the module's parameters and the inputs for the derivative; the sweep runs `f`
 /// again.

@@ -1,6 +1,7 @@
 //! Trees of trees: options, boxes, lists, tuples, maps.
 
 use super::{Module, Visitor};
+use crate::shape::up_to_twelve;
 use std::collections::{BTreeMap, HashMap};
 
 impl<M: Module> Module for Option<M> {
@@ -42,20 +43,7 @@ macro_rules! tuples {
         }
     )*};
 }
-tuples! {
-    (A 0);
-    (A 0, B 1);
-    (A 0, B 1, C 2);
-    (A 0, B 1, C 2, D 3);
-    (A 0, B 1, C 2, D 3, E 4);
-    (A 0, B 1, C 2, D 3, E 4, F 5);
-    (A 0, B 1, C 2, D 3, E 4, F 5, G 6);
-    (A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7);
-    (A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7, I 8);
-    (A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7, I 8, J 9);
-    (A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7, I 8, J 9, K 10);
-    (A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7, I 8, J 9, K 10, L 11);
-}
+up_to_twelve!(tuples);
 
 /// By name, in the order of the names.
 impl<M: Module> Module for BTreeMap<String, M> {

@@ -4,6 +4,7 @@ use super::layers::{Activation, Embedding, LayerNorm, Linear, RmsNorm};
 use crate::error::{Result, bail};
 use crate::module::{Module, Visitor};
 use crate::rng::Key;
+use crate::shape::up_to_twelve;
 use crate::tensor::Tensor;
 
 /// A layer from one tensor to one tensor. Tuples and lists of layers are layers that call theirs in turn.
@@ -211,20 +212,7 @@ macro_rules! tuples {
         }
     )*};
 }
-tuples! {
-    (A 0);
-    (A 0, B 1);
-    (A 0, B 1, C 2);
-    (A 0, B 1, C 2, D 3);
-    (A 0, B 1, C 2, D 3, E 4);
-    (A 0, B 1, C 2, D 3, E 4, F 5);
-    (A 0, B 1, C 2, D 3, E 4, F 5, G 6);
-    (A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7);
-    (A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7, I 8);
-    (A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7, I 8, J 9);
-    (A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7, I 8, J 9, K 10);
-    (A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7, I 8, J 9, K 10, L 11);
-}
+up_to_twelve!(tuples);
 
 /// A layer of any type that can be cloned: what a [`Sequential`] holds. Implemented by every such layer.
 #[diagnostic::on_unimplemented(
