@@ -95,12 +95,7 @@ impl AdamW {
 
     /// What a run must have in common with one that it continues.
     fn hyperparameters(&self) -> Vec<(&'static str, String)> {
-        vec![
-            ("betas", format!("{:?}", self.betas)),
-            ("eps", format!("{:?}", self.eps)),
-            ("weight_decay", format!("{:?}", self.weight_decay)),
-            ("amsgrad", format!("{:?}", self.amsgrad)),
-        ]
+        self.rule().hyperparameters(self.weight_decay)
     }
 
     fn run(&mut self, model: &mut dyn Module, grads: &Named) -> Result<()> {
@@ -198,19 +193,18 @@ impl Default for Adam {
 impl Adam {
     const RULE: Rule = Rule { name: "adam", slots: AdamW::RULE.slots, squares: true };
 
+    fn rule(&self) -> Moments {
+        Moments { betas: self.betas, eps: self.eps, amsgrad: self.amsgrad }
+    }
+
     /// What a run must have in common with one that it continues.
     fn hyperparameters(&self) -> Vec<(&'static str, String)> {
-        vec![
-            ("betas", format!("{:?}", self.betas)),
-            ("eps", format!("{:?}", self.eps)),
-            ("weight_decay", format!("{:?}", self.weight_decay)),
-            ("amsgrad", format!("{:?}", self.amsgrad)),
-        ]
+        self.rule().hyperparameters(self.weight_decay)
     }
 
     fn run(&mut self, model: &mut dyn Module, grads: &Named) -> Result<()> {
+        let adam = self.rule();
         let Self { groups, memory, lr, weight_decay, .. } = self;
-        let adam = Moments { betas: self.betas, eps: self.eps, amsgrad: self.amsgrad };
         adam.check()?;
         groups::check_for(groups, &mut memory.grouped, model, *lr, *weight_decay)?;
         memory.keeps(&Self::RULE, |_, p, slot| adam.keeps(p, slot))?;
@@ -241,6 +235,16 @@ impl Moments {
             bail!(argument, "betas must be in [0, 1), eps finite and not negative; found betas {:?}, eps {}", self.betas, self.eps);
         }
         Ok(())
+    }
+
+    /// What a run must have in common with one that it continues.
+    fn hyperparameters(&self, weight_decay: f64) -> Vec<(&'static str, String)> {
+        vec![
+            ("betas", format!("{:?}", self.betas)),
+            ("eps", format!("{:?}", self.eps)),
+            ("weight_decay", format!("{weight_decay:?}")),
+            ("amsgrad", format!("{:?}", self.amsgrad)),
+        ]
     }
 
     /// Which slots a parameter must have.

@@ -6,7 +6,7 @@ use crate::backend::cuda::capture;
 use crate::backend::cuda::optim::{Adams, Descents};
 use crate::capture::not_in_state;
 use crate::dtype::DType;
-use crate::error::{Result, bail};
+use crate::error::{Error, ErrorKind, Result, bail};
 use crate::functional::{Grads, Losses};
 use crate::module::{Module, Visitor, tensors_of, try_walk};
 use crate::tensor::{Short, Tensor};
@@ -176,27 +176,16 @@ impl Slots {
         let kept = self.tensors.iter().zip(rule.slots).filter_map(|(t, slot)| t.as_ref().map(|t| (t, *slot)));
         for (t, slot) in kept.chain(self.master.as_ref().map(|t| (t, "master"))) {
             let dtype = if p.dtype().is_half() { DType::F32 } else { p.dtype() };
+            let other = |kind| {
+                let (pd, ps, td, ts) = (p.dtype(), p.shape(), t.dtype(), t.shape());
+                let text = format!("{} is {pd} {ps}, its {slot} {td} {ts}: this optimizer has stepped another model", called(name));
+                Err(Error::new(kind, text))
+            };
             if t.shape() != p.shape() {
-                bail!(
-                    shape,
-                    "{} is {} {}, its {slot} {} {}: this optimizer has stepped another model",
-                    called(name),
-                    p.dtype(),
-                    p.shape(),
-                    t.dtype(),
-                    t.shape()
-                );
+                return other(ErrorKind::Shape);
             }
             if t.dtype() != dtype || (slot == "master" && !p.dtype().is_half()) {
-                bail!(
-                    dtype,
-                    "{} is {} {}, its {slot} {} {}: this optimizer has stepped another model",
-                    called(name),
-                    p.dtype(),
-                    p.shape(),
-                    t.dtype(),
-                    t.shape()
-                );
+                return other(ErrorKind::Dtype);
             }
         }
         Ok(())
