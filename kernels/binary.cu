@@ -56,9 +56,14 @@ struct Pow {
     // Highest order of derivative in the exponent, plus one.
     static constexpr int ORDERS = 8;
 
+    // Higher orders in double: a factor b(b-1)... may leave the range of a float where the power brings the product back.
     template <class A> static DEVICE A f(A a, A b, const Params& p) {
         i32 n = i32(p.p[0]), k = i32(p.p[1]);
         if (n == 0 && k == 0) return m_pow(a, b);
+        return n + k > 1 ? A(partial(f64(a), f64(b), n, k)) : partial(a, b, n, k);
+    }
+
+    template <class A> static DEVICE A partial(A a, A b, i32 n, i32 k) {
         // a^(b-n) (d/db + ln a)^k b(b-1)...(b-n+1): first the falling factorial and its derivatives, then the powers of ln a.
         // The loops have fixed lengths, so that d stays in registers.
         A d[ORDERS];
@@ -82,7 +87,11 @@ struct Pow {
         A rest = b - A(n);
         // A vanishing factor beats an infinite power, and at base 0 a positive power beats the logarithm.
         bool zero = k == 0 ? factor == A(0) : a == A(0) && rest >= A(0);
-        return zero ? A(0) : factor * m_pow(a, rest);
+        if (zero) return A(0);
+        A power = m_pow(a, rest);
+        // A power that vanishes beats a polynomial that overflows.
+        bool vanishes = power == A(0) && a != A(0) && is_finite(a) && is_finite(b);
+        return vanishes ? A(0) : factor * power;
     }
 };
 

@@ -32,8 +32,11 @@ const WEYL1: u32 = 0xBB67_AE85;
 /// Elements that one parallel task fills; a multiple of every block size, and fixed, though values would not depend on it.
 const CHUNK: usize = 1 << 14;
 
-/// Words that [`Key::words`] makes at a time: enough blocks for four AVX-512 registers a variable.
-pub(crate) const WORDS: usize = 256;
+/// Blocks that [`Key::blocks`] makes at a time: enough for four AVX-512 registers a variable.
+pub(crate) const BLOCKS: usize = 64;
+
+/// Words that [`Key::words`] makes at a time.
+pub(crate) const WORDS: usize = 4 * BLOCKS;
 
 /// Philox 4×32-10: a bijection of 128-bit counters for each 64-bit key.
 #[inline(always)]
@@ -252,22 +255,12 @@ impl Key {
 
     /// `out[j] = uniform_f64(start + j)`, in parallel.
     pub fn fill_uniform_f64(self, start: u64, out: &mut [f64]) {
-        self.fill_uniform_as(start, out, |x| x);
+        self.fill_pairs(start, out, |b| [unit_f64(join(b[0], b[1])), unit_f64(join(b[2], b[3]))], |x| x);
     }
 
     /// `out[j] = normal(start + j)`, in parallel.
     pub fn fill_normal(self, start: u64, out: &mut [f64]) {
-        self.fill_normal_as(start, out, |x| x);
-    }
-
-    /// `out[j] = f(normal(start + j))`, in parallel.
-    pub(crate) fn fill_normal_as<T: Send>(self, start: u64, out: &mut [T], f: impl Fn(f64) -> T + Sync) {
-        self.fill_pairs(start, out, normal_pair, f);
-    }
-
-    /// `out[j] = f(uniform_f64(start + j))`, in parallel.
-    pub(crate) fn fill_uniform_as<T: Send>(self, start: u64, out: &mut [T], f: impl Fn(f64) -> T + Sync) {
-        self.fill_pairs(start, out, |b| [unit_f64(join(b[0], b[1])), unit_f64(join(b[2], b[3]))], f);
+        self.fill_pairs(start, out, normal_pair, |x| x);
     }
 
     /// Fills from blocks that give two numbers each, drawing each block once.
@@ -308,8 +301,8 @@ impl Key {
         });
     }
 
-    /// Fills from the words of the stream, some blocks at a time.
-    fn fill_words<T: Copy + Send>(self, start: u64, out: &mut [T], f: impl Fn(u32) -> T + Sync) {
+    /// `out[j] = f(u32(start + j))`, in parallel: some blocks at a time.
+    pub(crate) fn fill_words<T: Copy + Send>(self, start: u64, out: &mut [T], f: impl Fn(u32) -> T + Sync) {
         out.par_chunks_mut(CHUNK).enumerate().for_each(|(c, chunk)| {
             let at = start.wrapping_add((c * CHUNK) as u64);
             let lead = ((at.wrapping_neg() % 4) as usize).min(chunk.len());
@@ -333,11 +326,23 @@ impl Key {
         });
     }
 
-    /// The words of the 64 blocks from `first` on, in the order of the stream. Each round goes over all blocks before the
-    /// next: inside a run-time feature level those loops become vector code, where LLVM leaves whole blocks scalar.
+    /// The words of the 64 blocks from `first` on, in the order of the stream.
     #[inline(always)]
     pub(crate) fn words(self, first: u64, out: &mut [u32; WORDS]) {
-        const N: usize = WORDS / 4;
+        let [c0, c1, c2, c3] = self.blocks(first);
+        for i in 0..BLOCKS {
+            out[4 * i] = c0[i];
+            out[4 * i + 1] = c1[i];
+            out[4 * i + 2] = c2[i];
+            out[4 * i + 3] = c3[i];
+        }
+    }
+
+    /// The four words of each of the blocks from `first` on. Each round goes over all blocks before the next: inside a run-time
+    /// feature level those loops become vector code, where LLVM leaves whole blocks scalar.
+    #[inline(always)]
+    pub(crate) fn blocks(self, first: u64) -> [[u32; BLOCKS]; 4] {
+        const N: usize = BLOCKS;
         let [s0, s1] = halves(self.stream);
         let [mut k0, mut k1] = halves(self.seed);
         let (mut c0, mut c1, mut c2, mut c3) = ([0u32; N], [0u32; N], [s0; N], [s1; N]);
@@ -356,12 +361,7 @@ impl Key {
             k0 = k0.wrapping_add(WEYL0);
             k1 = k1.wrapping_add(WEYL1);
         }
-        for i in 0..N {
-            out[4 * i] = c0[i];
-            out[4 * i + 1] = c1[i];
-            out[4 * i + 2] = c2[i];
-            out[4 * i + 3] = c3[i];
-        }
+        [c0, c1, c2, c3]
     }
 }
 

@@ -373,3 +373,136 @@ fn a3_second_derivatives_of_long_products() -> Result<()> {
     near(&h, &[0.0, 1e-30, 1e30, 1e30], 1e-6, "wide factors");
     Ok(())
 }
+
+/// User finding U18: whole numbers beyond 2⁵³ do not go through f64.
+#[test]
+fn u18_integers_beyond_doubles() -> Result<()> {
+    let key = Key::new(3);
+    let all = Tensor::randint([1000], i64::MIN..i64::MAX, I64, key)?.to_vec::<i64>()?;
+    assert!(all.iter().any(|&v| v < i64::MIN / 2) && all.iter().any(|&v| v > i64::MAX / 2) && all.iter().any(|v| v % 2 != 0));
+    let from = 1i64 << 60;
+    let few = Tensor::randint([1000], from..from + 10, I64, key)?.to_vec::<i64>()?;
+    assert!((from..from + 10).all(|v| few.contains(&v)) && few.iter().all(|v| (from..from + 10).contains(v)));
+    assert!(Tensor::randint([1000], 0..1 << 60, I64, key)?.to_vec::<i64>()?.iter().any(|v| v % 2 == 1 && *v > 1 << 53));
+    assert_eq!(Tensor::randint([1], i64::MAX - 1..i64::MAX, I64, key)?.to_vec::<i64>()?, [i64::MAX - 1]);
+    // The other types end where they did.
+    for (range, dtype) in [(0..1i64 << 32, U32), (0..256, U8), (-(1i64 << 53)..1 << 53, F64), (0..(1 << 24) + 1, F32), (0..65_505, U32)] {
+        assert!(Tensor::randint([4], range.clone(), dtype, key).is_ok(), "{range:?} {dtype}");
+    }
+    for (range, dtype) in [(0..(1i64 << 32) + 1, U32), (-1..4, U8), (0..(1 << 53) + 2, F64), (0..(1 << 24) + 2, F32), (0..2050, F16)] {
+        assert!(Tensor::randint([4], range.clone(), dtype, key).unwrap_err().is_dtype(), "{range:?} {dtype}");
+    }
+    // Siblings: ranges, comparisons with a number; and what a cast would saturate is refused.
+    let start = 2f64.powi(53);
+    let range = Tensor::arange(start, start + 4.0, 1.0, I64)?.to_vec::<i64>()?;
+    assert_eq!(range, (0..4).map(|i| (1i64 << 53) + i).collect::<Vec<_>>());
+    let down = Tensor::arange(2f64.powi(60), 2f64.powi(60) - 256.0, -3.0, I64)?.to_vec::<i64>()?;
+    assert_eq!(down, (0..86).map(|i| (1i64 << 60) - 3 * i).collect::<Vec<_>>());
+    assert_eq!(Tensor::arange(0.0, 2.5, 1.0, I64)?.to_vec::<i64>()?, [0, 1, 2]);
+    assert_eq!(Tensor::arange(0.0, -2.5, -1.0, I64)?.to_vec::<i64>()?, [0, -1, -2]);
+    assert_eq!(Tensor::arange(3.0, 3.0, 1.0, I64)?.numel() + Tensor::arange(3.0, 1.0, 1.0, I64)?.numel(), 0);
+    assert!(Tensor::arange(2f64.powi(63), 2f64.powi(63) + 5000.0, 1.0, I64).unwrap_err().is_argument());
+    assert!(Tensor::arange(0.0, 1e300, 1.0, I64).is_err());
+    let x = Tensor::from_slice(&[(1i64 << 53) + 1, 1 << 53], [2])?;
+    assert_eq!(x.eq_scalar(start)?.to_vec::<u8>()?, [0, 1]);
+    assert_eq!(x.gt_scalar(start)?.to_vec::<u8>()?, [1, 0]);
+    assert_eq!(Tensor::full([1], -(2f64.powi(63)), I64)?.to_vec::<i64>()?, [i64::MIN]);
+    assert!(Tensor::full([1], 2f64.powi(63), I64).unwrap_err().is_argument());
+    let mask = Tensor::from_slice(&[1u8, 0], [2])?;
+    assert!(mask.masked_fill(&mask, 256.0).unwrap_err().is_argument());
+    assert!(x.pad(&[(1, 0)], 2f64.powi(63)).unwrap_err().is_argument());
+    assert_eq!(x.pad(&[(1, 0)], start + 2.0)?.to_vec::<i64>()?[0], (1 << 53) + 2);
+    Ok(())
+}
+
+/// User finding U19: random values lie in their range after rounding, in every type.
+#[test]
+fn u19_random_values_stay_in_their_range() -> Result<()> {
+    let (n, key) = (200_000, Key::new(7));
+    for dtype in DType::FLOATS {
+        for (lo, hi) in [(-0.3, 0.3), (0.1, 0.11), (-2.0, 2.0), (1e-3, 1.0), (0.0, 1e-6)] {
+            let x = Tensor::truncated_normal([n], 0.0, 1.0, lo..hi, dtype, key)?.to_f64_vec()?;
+            assert!(x.iter().all(|v| (lo..=hi).contains(v)), "truncated_normal {lo}..{hi} {dtype}");
+            let x = Tensor::uniform([n], lo..hi, dtype, key)?.to_f64_vec()?;
+            assert!(x.iter().all(|v| (lo..hi).contains(v)), "uniform {lo}..{hi} {dtype}");
+            let mean = x.iter().sum::<f64>() / n as f64;
+            assert!((mean - (lo + hi) / 2.0).abs() < 0.01 * (hi - lo) + dtype.epsilon() * hi, "uniform {lo}..{hi} {dtype}: {mean}");
+        }
+        let x = Tensor::rand([n], dtype, key)?.to_f64_vec()?;
+        assert!(x.iter().all(|v| (0.0..1.0).contains(v)), "rand {dtype}");
+    }
+    // Narrower than the steps of the type; before, all were the start.
+    let x = Tensor::uniform([n], 0.0..1e-9, F32, key)?.to_f64_vec()?;
+    assert!(x.iter().all(|v| (0.0..1e-9).contains(v)) && (x.iter().sum::<f64>() / n as f64 / 5e-10 - 1.0).abs() < 0.02);
+    assert!(Tensor::uniform([4], 0.1..0.100_000_1, F16, key).unwrap_err().is_argument());
+    assert!(Tensor::truncated_normal([4], 0.0, 1.0, 0.1..0.100_000_1, F16, key).unwrap_err().is_argument());
+    // Bounds beyond the type.
+    let x = Tensor::truncated_normal([n], 6e4, 1e5, 0.0..1e6, F16, key)?.to_f64_vec()?;
+    assert!(x.iter().all(|v| v.is_finite()));
+    Ok(())
+}
+
+/// Finding P-3: second derivatives on constant rows are 0 in f32, whatever 1/ε magnifies; the same for what is composed likewise.
+#[test]
+fn p3_second_derivatives_on_constant_rows() -> Result<()> {
+    type Of = fn(&Tensor) -> Result<Tensor>;
+    let ops: [(&str, Of, f64); 6] = [
+        ("layer_norm", |x| x.layer_norm(1, None, None, 1e-5), 1e-7),
+        ("softmax", |x| x.softmax(-1), 1e-6),
+        ("log_softmax", |x| x.log_softmax(-1), 1e-6),
+        ("logsumexp", |x| x.logsumexp(-1), 1e-6),
+        ("std", |x| x.std(-1, 0), 1e-6),
+        ("var", |x| x.var(-1, 0), 1e-6),
+    ];
+    for (name, f, tolerance) in ops {
+        for c in [2.7, 0.1, 1e3, -1e-3] {
+            for n in [3, 7, 100] {
+                let x = Tensor::full([2, n], f64::from(c as f32), F64)?;
+                let v = Tensor::randn([2, n], F32, Key::new(1))?.cast(F64)?;
+                let along = |x: &Tensor, v: &Tensor| -> Result<Vec<f64>> {
+                    let y = f(x)?;
+                    let w = Tensor::arange(1.0, y.numel() as f64 + 1.0, 1.0, F64)?.reshape(y.shape())?.cast(x.dtype())?;
+                    hvp(x, v, |x| f(x)?.mul(&w.square()?)?.sum(..))?.1.to_f64_vec()
+                };
+                let (got, want) = (along(&x.cast(F32)?, &v.cast(F32)?)?, along(&x, &v)?);
+                // The natural scale: the weights' squares, for layer norm over ε.
+                let top = ((2 * n) as f64).powi(2) * if name == "layer_norm" { 1e5 } else { 1.0 };
+                let worst = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+                assert!(worst <= tolerance * top, "{name} of {c}, {n} long: off by {worst}");
+            }
+        }
+    }
+    // The reported one: exactly the zero of the centred row.
+    let x = Tensor::full([1, 7], f64::from(2.7f32), F32)?;
+    let w = f32s(&[0.3, -1.0, 0.7, 0.1, -0.5, 0.9, -0.2]);
+    let h = hvp(&x, &w.reshape([1, 7])?, |x| x.layer_norm(1, Some(&w), None, 1e-5)?.mul(&w.square()?)?.sum(..))?.1.to_f64_vec()?;
+    assert!(h.iter().all(|h| h.abs() < 1e-3), "{h:?}");
+    Ok(())
+}
+
+/// Finding P-10/6: derivatives of powers whose factors leave the range of the type; PyTorch 2.15.
+#[test]
+fn p10_second_derivatives_of_powers() -> Result<()> {
+    let second = |a: f64, b: f64, by: [usize; 2], seed: f64, dtype: DType| -> Result<f64> {
+        let x = [f64s(&[a]).cast(dtype)?, f64s(&[b]).cast(dtype)?];
+        let first = |x: &[Tensor; 2]| Ok(grad(x, |x| x[0].pow(&x[1])?.sum(..))?.into_inner()[by[0]].clone());
+        let g = grad(&x, |x| first(x)?.mul_scalar(seed)?.sum(..))?.into_inner();
+        g[by[1]].item()
+    };
+    let near = |got: f64, want: f64, tolerance: f64| assert!((got - want).abs() <= tolerance * want.abs(), "{got}, should be {want}");
+    let seed = f64::from(half::f16::from_f64(0.001));
+    near(second(2.0, 12.0, [0, 0], 0.001, F16)?, 12.0 * 11.0 * 1024.0 * seed, 2e-3);
+    near(second(2.0, 12.0, [0, 1], 0.001, F16)?, 2048.0 * (1.0 + 12.0 * 2f64.ln()) * seed, 2e-3);
+    near(second(2.0, 15.0, [1, 1], 0.001, F16)?, 32768.0 * 2f64.ln().powi(2) * seed, 2e-3);
+    for dtype in [F32, F64, BF16] {
+        assert_eq!(second(501.0, -1e20, [0, 0], 1.0, dtype)?, 0.0, "{dtype}");
+        assert_eq!(second(501.0, -1e20, [0, 1], 1.0, dtype)?, 0.0, "{dtype}");
+        assert_eq!(second(501.0, -1e20, [1, 1], 1.0, dtype)?, 0.0, "{dtype}");
+        assert_eq!(second(0.5, 1e20, [0, 0], 1.0, dtype)?, 0.0, "{dtype}");
+    }
+    assert_eq!(second(501.0, -1e200, [0, 0], 1.0, F64)?, 0.0);
+    // Ordinary ones are as before, and poles stay poles.
+    near(second(1.5, 2.5, [0, 0], 1.0, F32)?, 2.5 * 1.5 * 1.5f64.sqrt(), 1e-6);
+    assert!(second(0.0, 0.5, [0, 0], 1.0, F32)?.is_infinite());
+    Ok(())
+}

@@ -39,6 +39,7 @@ DEVICE f32 m_pow(f32 x, f32 p) { return powf(x, p); }
 DEVICE f64 m_pow(f64 x, f64 p) { return pow(x, p); }
 
 template <class A> DEVICE bool is_nan(A x) { return x != x; }
+template <class A> DEVICE bool is_finite(A x) { return m_abs(x) < Limits<A>::infinity(); }
 
 // The larger or smaller one; NaN when either is (fmaxf would drop it).
 template <class A> DEVICE A max_nan(A a, A b) { return a > b || is_nan(a) ? a : b; }

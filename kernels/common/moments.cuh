@@ -3,8 +3,6 @@
 #pragma once
 #include "common/lines.cuh"
 
-template <class A> DEVICE bool is_finite(A x) { return m_abs(x) < Limits<A>::infinity(); }
-
 // Most reductions take elements as they are.
 template <class A> struct Plain {
     typedef A X;

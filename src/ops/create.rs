@@ -87,7 +87,7 @@ impl Tensor {
 
     /// `start, start + step, …` while before `end` (after it, for a negative step).
     ///
-    /// Each element is `start + i·step`, computed in f64 and rounded once; there are `⌈(end − start) / step⌉` of them.
+    /// Each element is `start + i·step`, computed in f64 and rounded once (in i64 exactly, for a whole start and step); there are `⌈(end − start) / step⌉` of them.
     ///
     /// # Errors
     /// Argument error when the step is zero, an argument is not finite, or an integer dtype cannot hold an element; out of memory
@@ -104,6 +104,10 @@ impl Tensor {
         let make = || {
             if step == 0.0 || !(start.is_finite() && end.is_finite() && step.is_finite()) {
                 bail!(argument, "start {start}, end {end} and step {step} must be finite, and the step not zero");
+            }
+            // Whole numbers are counted as such: an f64 skips integers beyond 2⁵³.
+            if dtype == DType::I64 && [start, step].iter().all(|v| v.fract() == 0.0 && v.abs() <= 2f64.powi(63)) {
+                return whole_range(start as i128, end, step as i128);
             }
             // The cast saturates, and so fails as a shape.
             let width = if (end - start).is_finite() { (end - start) / step } else { end / step - start / step };
@@ -168,8 +172,27 @@ impl Tensor {
     }
 }
 
+/// [`Tensor::arange`] in i64, exactly.
+fn whole_range(start: i128, end: f64, step: i128) -> Result<Tensor> {
+    // Casts saturate: what is that far away is refused as a shape or as a value below.
+    let end = if step > 0 { end.ceil() } else { end.floor() } as i128;
+    let width = end.saturating_sub(start);
+    let n = if (width > 0) == (step > 0) { width.unsigned_abs().div_ceil(step.unsigned_abs()) } else { 0 };
+    let n = usize::try_from(n).unwrap_or(usize::MAX);
+    if n > 0 {
+        for v in [Some(start), (n as i128 - 1).checked_mul(step).and_then(|far| far.checked_add(start))] {
+            if !v.is_some_and(|v| i64::try_from(v).is_ok()) {
+                let shown = v.map_or_else(|| "a number of that size".into(), |v| v.to_string());
+                bail!(argument, "i64 does not hold {shown}");
+            }
+        }
+    }
+    let array = Array::build(n.into(), Device::Cpu, |y: &mut [i64]| map::rows(y, 1, |i, y| y[0] = (start + i as i128 * step) as i64))?;
+    Ok(Tensor::from_array(array))
+}
+
 /// The value, if the dtype can hold its whole part: where a cast saturates, a constant of another value would be a mistake.
-fn held(value: f64, dtype: DType) -> Result<f64> {
+pub(super) fn held(value: f64, dtype: DType) -> Result<f64> {
     let (least, most) = match dtype {
         DType::I64 => (i64::MIN as f64, i64::MAX as f64), // 2⁶³: the first that does not fit
         _ => (0.0, dtype.max_value() + 1.0),

@@ -81,7 +81,14 @@ impl<const CENTRED: bool> Norm<CENTRED> {
         let axes: Vec<Axis> = (1..=self.axes as isize).map(|i| Axis(-i)).collect();
         let constant = |v: f64| Tensor::full_on((), v, x.dtype(), x.device());
         let over_n = 1.0 / self.split(x.shape()).1.max(1) as f64;
-        let centred = if CENTRED { x.add(&x.sum_keep(&axes[..])?.mul(&constant(-over_n)?)?)? } else { x.clone() };
+        let mut centred = x.clone();
+        if CENTRED {
+            centred = x.add(&x.sum_keep(&axes[..])?.mul(&constant(-over_n)?)?)?;
+            // Once more, as in the kernel: the rounding of the mean, which 1/σ of a constant row would magnify. Mathematically it is 0, so
+            // it has no derivative.
+            let rest = centred.detach().sum_keep(&axes[..])?.mul(&constant(-over_n)?)?;
+            centred = centred.add(&rest)?;
+        }
         let var = centred.square()?.sum_keep(&axes[..])?.mul(&constant(over_n)?)?;
         let mut y = centred.mul(&var.add(&constant(self.eps)?)?.rsqrt()?)?;
         let mut rest = rest.iter();

@@ -1,5 +1,6 @@
 //! A constant border.
 
+use super::create::held;
 use super::slice::{Slice, Span};
 use crate::backend::cpu::remap::{Run, remap};
 use crate::backend::cuda::remap::AxisMap;
@@ -70,6 +71,7 @@ impl Describe for Pad {
             Sample::value(of(&[(0, 0), (1, 0)], f64::NEG_INFINITY), [g.normal([2, 3])]),
             Sample::value(of(&[(3, 40_000)], 1.0), [g.normal([40_000])]).note("long row in parallel pieces"),
             Sample::value(of(&[(1, 1), (0, 0), (1, 1)], 0.0), [g.normal([60, 9, 65])]),
+            Sample::reject(of(&[(1, 1)], -1.0), [g.below(crate::U32, [2], 3)], ErrorKind::Argument).note("a cast would saturate"),
             Sample::reject(of(&[(1, 1)], 0.0), [g.normal([2, 3])], ErrorKind::Shape),
             Sample::reject(of(&[(1, usize::MAX)], 0.0), [g.normal([2])], ErrorKind::OutOfMemory),
             Sample::bench(of(&[(0, 0), (1, 1), (1, 1)], 0.0), [g.normal([64, 128, 128])]),
@@ -81,6 +83,7 @@ impl Op for Pad {
     const AUX: usize = 0;
 
     fn infer(&self, x: &[Spec]) -> Result<SmallVec<[Spec; 2]>> {
+        held(self.value, x[0].dtype)?;
         Ok(smallvec![Spec { shape: self.shape(&x[0].shape)?, dtype: x[0].dtype }])
     }
 
@@ -128,7 +131,7 @@ impl Tensor {
     /// The inner part of `ȳ`, as a view; saves nothing. The constant has no gradient.
     ///
     /// # Errors
-    /// Shape error when the number of pairs is not the rank.
+    /// Shape error when the number of pairs is not the rank; argument error when an integer dtype does not hold the value.
     ///
     /// ```
     /// # use cotangent::Tensor;

@@ -2,11 +2,14 @@
 
 use crate::array::Array;
 use crate::backend::Device;
+use crate::backend::cpu::par::*;
+use crate::backend::cpu::{SERIAL, normal};
 use crate::dtype::{DType, Element, with_dtype};
 use crate::error::{Result, bail};
 use crate::rng::Key;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
+use half::{bf16, f16};
 use std::ops::Range;
 use std::panic::Location;
 
@@ -37,14 +40,40 @@ fn floats(dtype: DType) -> Result<()> {
     Ok(())
 }
 
-/// The largest value of the dtype below `x`, to within a few of its steps.
-fn below(x: f64, dtype: DType) -> f64 {
-    let round = |v: f64| with_dtype!(dtype, T => Element::to_f64(<T as Element>::from_f64(v)));
-    let mut step = (x.abs() * dtype.epsilon() / 2.0).max(1e-7);
-    while round(x - step) >= x {
-        step *= 1.5;
+/// The neighbour below, among the values of a float type; `x` is one of them, or +∞.
+fn next_down(x: f64, dtype: DType) -> f64 {
+    let half = |bits: u16| {
+        if bits & 0x7fff == 0 {
+            0x8001
+        } else if bits >> 15 == 1 {
+            bits + 1
+        } else {
+            bits - 1
+        }
+    };
+    match dtype {
+        DType::F32 => f64::from((x as f32).next_down()),
+        DType::BF16 => bf16::from_bits(half(bf16::from_f64(x).to_bits())).to_f64(),
+        DType::F16 => f16::from_bits(half(f16::from_f64(x).to_bits())).to_f64(),
+        _ => x.next_down(),
     }
-    round(x - step)
+}
+
+/// The largest value of a float type that is at most `x`.
+fn at_most(x: f64, dtype: DType) -> f64 {
+    let rounded = with_dtype!(dtype, T => Element::to_f64(<T as Element>::from_f64(x)));
+    if rounded > x { next_down(rounded, dtype) } else { rounded }
+}
+
+/// The largest value of a float type that is less than `x`.
+fn below(x: f64, dtype: DType) -> f64 {
+    let most = at_most(x, dtype);
+    if most < x { most } else { next_down(most, dtype) }
+}
+
+/// The smallest value of a float type that is at least `x`.
+fn at_least(x: f64, dtype: DType) -> f64 {
+    -at_most(-x, dtype)
 }
 
 impl Tensor {
@@ -61,10 +90,11 @@ impl Tensor {
     /// Uniform values in `[start, end)`.
     ///
     /// # Numerics
-    /// Drawn with 53 bits and rounded once; what rounds up to `end` becomes a value just below it.
+    /// Drawn with 53 bits for f64 and 32 for the others, and rounded to a value of the type that lies in the range.
     ///
     /// # Errors
-    /// Argument error unless the bounds are finite and in order; dtype error for integers; out of memory.
+    /// Argument error unless the bounds are finite and in order, with a value of the type between them; dtype error for integers; out
+    /// of memory.
     #[track_caller]
     pub fn uniform(shape: impl Into<Shape>, range: Range<f64>, dtype: DType, key: Key) -> Result<Tensor> {
         // The shell converts; what is not generic is compiled here, and not by every user.
@@ -79,16 +109,29 @@ impl Tensor {
                 if !(start < end && start.is_finite() && end.is_finite() && width.is_finite()) {
                     bail!(argument, "the range {start}..{end} must be finite and not empty");
                 }
-                Ok(below(end, dtype).max(start))
+                between(start..end, [at_least(start, dtype), below(end, dtype)], dtype)
             };
-            let last = check().map_err(|e| e.in_op("uniform", at))?;
-            let scale = |u: f64| (start + (end - start) * u).min(last);
-            build!("uniform", at, shape, dtype, |y| key.fill_uniform_as(0, y, |u| <T as Element>::from_f64(scale(u))))
+            let [first, last] = check().map_err(|e| e.in_op("uniform", at))?;
+            let width = end - start;
+            if dtype == DType::F64 {
+                return fill("uniform", at, shape, dtype, key, |i| placed(key.uniform_f64(i), start, width, first, last));
+            }
+            const UNIT: f64 = 1.0 / (1u64 << 32) as f64;
+            build!("uniform", at, shape, dtype, |y| key.fill_words(
+                0,
+                y,
+                #[inline(always)]
+                |w| <T as Element>::from_f64(placed(f64::from(w) * UNIT, start, width, first, last))
+            ))
         }
         run(shape.into(), range, dtype, key)
     }
 
     /// Standard normal values: `Tensor::randn([2, 3], F32, key)`.
+    ///
+    /// # Numerics
+    /// Box & Muller's transform: of 53 bits in f64 (up to ±8.6), of 32 in f32 for the other types (up to ±6.6). The bits depend on key and
+    /// index alone, on every processor.
     ///
     /// # Errors
     /// Dtype error for integers; out of memory.
@@ -117,15 +160,28 @@ impl Tensor {
         fn run(shape: Shape, mean: f64, std: f64, dtype: DType, key: Key) -> Result<Tensor> {
             let at = Location::caller();
             spread(mean, std).and_then(|()| floats(dtype)).map_err(|e| e.in_op("normal", at))?;
-            build!("normal", at, shape, dtype, |y| key.fill_normal_as(0, y, |x| <T as Element>::from_f64(mean + std * x)))
+            let (m, s) = (mean as f32, std as f32);
+            let make = || match dtype {
+                DType::F32 => Array::build(shape, Device::Cpu, |y: &mut [f32]| normal::fill(key, 0, y, m, s)),
+                DType::BF16 => Array::build(shape, Device::Cpu, |y: &mut [bf16]| normal::fill(key, 0, y, m, s)),
+                DType::F16 => Array::build(shape, Device::Cpu, |y: &mut [f16]| normal::fill(key, 0, y, m, s)),
+                _ => Array::build(shape, Device::Cpu, |y: &mut [f64]| {
+                    key.fill_normal(0, y);
+                    y.par_chunks_mut(SERIAL).for_each(|y| y.iter_mut().for_each(|x| *x = mean + std * *x));
+                }),
+            };
+            make().map(Tensor::from_array).map_err(|e| e.in_op("normal", at))
         }
         run(shape.into(), mean, std, dtype, key)
     }
 
     /// Normal values conditioned on lying between two bounds, as PyTorch's `trunc_normal_` (the bounds are absolute).
     ///
+    /// # Numerics
+    /// Rounded to a value of the type that lies between the bounds, the bounds included.
+    ///
     /// # Errors
-    /// Argument error for a negative or not finite parameter, or bounds out of order; dtype error for integers; out of memory.
+    /// Argument error for a negative or not finite parameter, or bounds out of order or without a value of the type between them; dtype error for integers; out of memory.
     #[track_caller]
     pub fn truncated_normal(shape: impl Into<Shape>, mean: f64, std: f64, bounds: Range<f64>, dtype: DType, key: Key) -> Result<Tensor> {
         #[track_caller]
@@ -139,11 +195,11 @@ impl Tensor {
                 if !(start <= end) || std == 0.0 {
                     bail!(argument, "the bounds {start}..{end} must be in order, and the standard deviation {std} positive");
                 }
-                Ok(())
+                between(start..end, [at_least(start, dtype), at_most(end, dtype)], dtype)
             };
-            check().map_err(|e| e.in_op("truncated_normal", at))?;
+            let [first, last] = check().map_err(|e| e.in_op("truncated_normal", at))?;
             let (lo, hi) = ((start - mean) / std, (end - mean) / std);
-            fill("truncated_normal", at, shape, dtype, key, |i| (mean + std * key.truncated_normal(i, lo, hi)).clamp(start, end))
+            fill("truncated_normal", at, shape, dtype, key, |i| (mean + std * key.truncated_normal(i, lo, hi)).clamp(first, last))
         }
         run(shape.into(), mean, std, bounds, dtype, key)
     }
@@ -181,16 +237,29 @@ impl Tensor {
                 if range.start >= range.end {
                     bail!(argument, "the range {}..{} is empty", range.start, range.end);
                 }
-                let exact = |v: i64| with_dtype!(dtype, T => Element::to_f64(<T as Element>::from_f64(v as f64)) == v as f64);
-                // Floats and f64 steps skip integers beyond 1/ε.
-                let limit = if dtype.is_float() { (2.0 / dtype.epsilon()) as u64 } else { 1 << 53 };
-                if !(exact(range.start) && exact(range.end - 1) && range.start.unsigned_abs().max(range.end.unsigned_abs()) <= limit) {
+                let (least, most) = match dtype {
+                    DType::I64 => (i64::MIN, i64::MAX),
+                    DType::U32 => (0, i64::from(u32::MAX)),
+                    DType::U8 => (0, i64::from(u8::MAX)),
+                    // Floats skip integers beyond 1/ε; f16 ends before.
+                    _ => {
+                        let most = (2.0 / dtype.epsilon()).min(dtype.max_value()) as i64;
+                        (-most, most)
+                    }
+                };
+                if range.start < least || range.end - 1 > most {
                     bail!(dtype, "{dtype} does not hold every integer of {}..{}", range.start, range.end);
                 }
                 Ok(range.end.abs_diff(range.start))
             };
             let n = check().map_err(|e: crate::Error| e.in_op("randint", at))?;
-            fill("randint", at, shape, dtype, key, |i| range.start as f64 + key.below(i, n) as f64)
+            // Wraps only on the way: the sum lies in the range.
+            let whole = |i| range.start.wrapping_add(key.below(i, n) as i64);
+            if dtype == DType::I64 {
+                let make = || Array::build(shape, Device::Cpu, |y: &mut [i64]| key.fill_each(0, y, whole));
+                return make().map(Tensor::from_array).map_err(|e| e.in_op("randint", at));
+            }
+            fill("randint", at, shape, dtype, key, |i| whole(i) as f64)
         }
         run(shape.into(), range, dtype, key)
     }
@@ -215,6 +284,22 @@ impl Tensor {
         order.sort_unstable();
         fill("randperm", at, n.into(), dtype, key, |i| order[i as usize].1 as f64)
     }
+}
+
+/// `start + width·u` within `first` and `last`. No operand is NaN.
+#[inline(always)]
+fn placed(u: f64, start: f64, width: f64, first: f64, last: f64) -> f64 {
+    let v = start + width * u;
+    let v = if v > last { last } else { v };
+    if v < first { first } else { v }
+}
+
+/// The first and last value of a type in a range, if there is one.
+fn between(range: Range<f64>, [first, last]: [f64; 2], dtype: DType) -> Result<[f64; 2]> {
+    if first > last {
+        bail!(argument, "no value of {dtype} lies in {}..{}: its neighbours there are {last} and {first}", range.start, range.end);
+    }
+    Ok([first, last])
 }
 
 fn spread(mean: f64, std: f64) -> Result<()> {

@@ -1,5 +1,6 @@
 //! Choosing elements by a mask.
 
+use super::create::held;
 use super::logical::expect_masks;
 use crate::backend::cpu::{self, map};
 use crate::backend::cuda::{self, kernels::select as kernels, map::grid};
@@ -122,6 +123,10 @@ impl Describe for MaskedFill {
         let masked = [Input::values([3], [nan, 1.0, inf]), Input::ints(U8, [3], &[1, 0, 1])];
         out.push(Sample::check(MaskedFill(0.5), masked).at_kink().note("A14, D5: NaN under the mask does not leak"));
         out.push(Sample::value(MaskedFill(7.0), [g.below(I64, [4], 3), g.below(U8, [4], 2)]).note("integers"));
+        out.push(
+            Sample::reject(MaskedFill(300.0), [g.below(U8, [3], 2), g.below(U8, [3], 2)], ErrorKind::Argument)
+                .note("a cast would saturate"),
+        );
         out.push(Sample::reject(MaskedFill(0.0), [g.normal([3]), g.normal([3])], ErrorKind::Dtype));
         out.push(Sample::reject(MaskedFill(0.0), [g.normal([3]), g.below(U8, [2, 3], 2)], ErrorKind::Shape));
         out.push(Sample::bench(MaskedFill(0.0), [g.normal([4096, 1024]), g.below(U8, [4096, 1024], 2)]));
@@ -137,6 +142,7 @@ impl Op for MaskedFill {
         if x[0].shape.broadcast(&x[1].shape)? != x[0].shape {
             bail!(shape, "the mask does not broadcast to the tensor: tensor {}, mask {}", x[0].shape, x[1].shape);
         }
+        held(self.0, x[0].dtype)?;
         Ok(smallvec![x[0].clone()])
     }
 
@@ -202,7 +208,8 @@ impl Tensor {
     /// Exactly 0 where the mask is set, `ȳ` elsewhere; saves the mask.
     ///
     /// # Errors
-    /// Shape error when the mask does not broadcast to the tensor; dtype error unless it is `u8`.
+    /// Shape error when the mask does not broadcast to the tensor; dtype error unless it is `u8`; argument error when an integer
+    /// dtype does not hold the value.
     #[track_caller]
     pub fn masked_fill(&self, mask: &Tensor, value: f64) -> Result<Tensor> {
         apply1(MaskedFill(value), &[self, mask])

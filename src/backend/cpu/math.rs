@@ -22,6 +22,7 @@ mod power;
 use std::f64::consts as c64;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 
+pub(super) use circular::sin_cos_near_f32;
 pub(crate) use circular::{cos_f32, sin_f32};
 pub(crate) use half_types::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 
@@ -227,7 +228,7 @@ pub(crate) fn expm1_f32(x: f32) -> f32 {
 
 /// ln(m · (1 + f)) core: e ln 2 + ln(1 + f) for f in [√½ - 1, √2 - 1], after Cephes' logf in form: f - f²/2 + f³ P(f).
 #[inline(always)]
-fn ln_core_f32(e: f32, f: f32) -> f32 {
+pub(super) fn ln_core_f32(e: f32, f: f32) -> f32 {
     let p = poly!(
         f,
         0.333_333_1,
@@ -248,7 +249,7 @@ fn ln_core_f32(e: f32, f: f32) -> f32 {
 
 /// Splits a positive normal number into (e, m) with x = 2ᵉ m and √½ ≤ m < √2.
 #[inline(always)]
-fn split_f32(x: f32) -> (i32, f32) {
+pub(super) fn split_f32(x: f32) -> (i32, f32) {
     // Adding the distance from √½ to 1 moves the mantissas above √2 to the next exponent.
     const SQRT_HALF: u32 = 0x3f35_04f3;
     let shifted = x.to_bits().wrapping_sub(SQRT_HALF);

@@ -30,7 +30,7 @@ fn reduce_near_f32(x: f32) -> (u32, f32, f32) {
 
 /// sin(w + lost) and cos(w + lost). What a square or a first subtraction loses is taken in: each result is rounded about once.
 #[inline(always)]
-fn sin_cos_near_f32(w: f32, lost: f32) -> (f32, f32) {
+pub(crate) fn sin_cos_near_f32(w: f32, lost: f32) -> (f32, f32) {
     let z = w * w;
     let p = poly!(z, -0.166_666_67, 0.008_333_332, -0.000_198_399_57, 2.723_350_2e-6);
     let s = w + (z * w).mul_add(p, lost);

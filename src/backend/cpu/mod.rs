@@ -18,6 +18,7 @@ pub(crate) mod math;
 pub(crate) mod matmul;
 mod matvec;
 pub(crate) mod moments;
+pub(crate) mod normal;
 pub(crate) mod optim;
 pub(crate) mod order;
 pub(crate) mod par;

@@ -2,6 +2,7 @@
 
 use super::{Binary, Zip, broadcast_samples_of, zip_block};
 use crate::backend::cpu::{Compute, Real};
+use crate::dtype::F32;
 use crate::error::{Result, bail};
 use crate::op::{Math, Saved, apply1};
 use crate::tensor::Tensor;
@@ -54,7 +55,14 @@ impl Binary for Pow {
             (0, 0) => of_order!(0, 0),
             (1, 0) => of_order!(1, 0),
             (0, 1) => of_order!(0, 1),
-            _ => of_order!(n, k),
+            // Rare, and in f64: a factor b(b−1)… may leave the range of an f32 where the power brings the product back.
+            _ => zip_block(
+                a,
+                b,
+                y,
+                #[inline(always)]
+                move |a, b| Real::from_f64(partial(n, k, a.to_f64(), b.to_f64())),
+            ),
         }
     }
     fn define<S: Scalar>(&self, a: S, b: S) -> S {
@@ -100,7 +108,12 @@ impl Binary for Pow {
         if want[1] && k + 1 >= ORDERS {
             bail!(argument, "derivatives in the exponent exist up to order {}", ORDERS - 1);
         }
-        let times = |slope: Pow| g.mul(&apply1(Zip(slope), &[saved.get(0)?, saved.get(1)?])?);
+        // Half types as f32: a partial derivative may leave the range of f16 where its product with the cotangent does not.
+        let (dtype, wide) = (g.dtype(), if g.dtype().is_half() { F32 } else { g.dtype() });
+        let times = |slope: Pow| {
+            let [a, b] = [saved.get(0)?.cast(wide)?, saved.get(1)?.cast(wide)?];
+            g.cast(wide)?.mul(&apply1(Zip(slope), &[&a, &b])?)?.cast(dtype)
+        };
         Ok([
             if want[0] { Some(times(Pow { by_base: n + 1, by_exponent: k })?) } else { None },
             if want[1] { Some(times(Pow { by_base: n, by_exponent: k + 1 })?) } else { None },
@@ -165,7 +178,13 @@ fn partial<T: Real>(n: usize, k: usize, a: T, b: T) -> T {
     let rest = b - T::from_f64(n as f64);
     // A vanishing factor beats an infinite power, and at base 0 a positive power beats the logarithm.
     let zero = if k == 0 { factor == T::ZERO } else { a == T::ZERO && rest >= T::ZERO };
-    if zero { T::ZERO } else { factor * a.powf(rest) }
+    if zero {
+        return T::ZERO;
+    }
+    let power = a.powf(rest);
+    // A power that vanishes beats a polynomial that overflows.
+    let vanishes = (power == T::ZERO) & (a != T::ZERO) & a.is_finite() & b.is_finite();
+    if vanishes { T::ZERO } else { factor * power }
 }
 
 /// `aᵇ` with derivatives in both operands where `a > 0`, and in `a` alone elsewhere.
