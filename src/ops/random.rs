@@ -114,7 +114,13 @@ impl Tensor {
             let [first, last] = check().map_err(|e| e.in_op("uniform", at))?;
             let width = end - start;
             if dtype == DType::F64 {
-                return fill("uniform", at, shape, dtype, key, |i| placed(key.uniform_f64(i), start, width, first, last));
+                let make = || {
+                    Array::build(shape, Device::Cpu, |y: &mut [f64]| {
+                        key.fill_uniform_f64(0, y);
+                        y.par_chunks_mut(SERIAL).for_each(|y| y.iter_mut().for_each(|x| *x = placed(*x, start, width, first, last)));
+                    })
+                };
+                return make().map(Tensor::from_array).map_err(|e| e.in_op("uniform", at));
             }
             const UNIT: f64 = 1.0 / (1u64 << 32) as f64;
             build!("uniform", at, shape, dtype, |y| key.fill_words(
