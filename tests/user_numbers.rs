@@ -485,7 +485,7 @@ fn p3_second_derivatives_on_constant_rows() -> Result<()> {
 fn p10_second_derivatives_of_powers() -> Result<()> {
     let second = |a: f64, b: f64, by: [usize; 2], seed: f64, dtype: DType| -> Result<f64> {
         let x = [f64s(&[a]).cast(dtype)?, f64s(&[b]).cast(dtype)?];
-        let first = |x: &[Tensor; 2]| Ok(grad(x, |x| x[0].pow(&x[1])?.sum(..))?.into_inner()[by[0]].clone());
+        let first = |x: &[Tensor; 2]| -> Result<Tensor> { Ok(grad(x, |x| x[0].pow(&x[1])?.sum(..))?.into_inner()[by[0]].clone()) };
         let g = grad(&x, |x| first(x)?.mul_scalar(seed)?.sum(..))?.into_inner();
         g[by[1]].item()
     };
