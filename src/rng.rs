@@ -255,31 +255,47 @@ impl Key {
 
     /// `out[j] = uniform_f64(start + j)`, in parallel.
     pub fn fill_uniform_f64(self, start: u64, out: &mut [f64]) {
-        self.fill_pairs(start, out, |b| [unit_f64(join(b[0], b[1])), unit_f64(join(b[2], b[3]))], |x| x);
+        self.fill_pairs(start, out, unit_pair);
     }
 
     /// `out[j] = normal(start + j)`, in parallel.
     pub fn fill_normal(self, start: u64, out: &mut [f64]) {
-        self.fill_pairs(start, out, normal_pair, |x| x);
+        self.fill_pairs(start, out, normal_pair);
     }
 
-    /// Fills from blocks that give two numbers each, drawing each block once.
-    fn fill_pairs<T: Send>(self, start: u64, out: &mut [T], pair: impl Fn([u32; 4]) -> [f64; 2] + Sync, f: impl Fn(f64) -> T + Sync) {
+    /// `out[2j], out[2j + 1] = pair(block j)`, in parallel: each block is drawn once, many at a time. Simple pairs become vector code.
+    pub(crate) fn fill_pairs<T: Copy + Send>(self, start: u64, out: &mut [T], pair: impl Fn([u32; 4]) -> [T; 2] + Sync) {
         out.par_chunks_mut(CHUNK).enumerate().for_each(|(c, chunk)| {
             let at = start.wrapping_add((c * CHUNK) as u64);
             // Up to an even index alone, then both numbers of each block.
             let lead = ((at % 2) as usize).min(chunk.len());
             let (head, body) = chunk.split_at_mut(lead);
-            for x in head {
-                *x = f(pair(self.u32x4(at / 2))[1]);
-            }
-            let at = at.wrapping_add(lead as u64);
-            for (j, two) in body.chunks_mut(2).enumerate() {
-                let both = pair(self.u32x4(at / 2 + j as u64));
-                for (x, v) in two.iter_mut().zip(both) {
-                    *x = f(v);
-                }
-            }
+            let one = pair(self.u32x4(at / 2));
+            head.fill(one[1]);
+            let first = at.wrapping_add(lead as u64) / 2;
+            pulp::Arch::new().dispatch(
+                #[inline(always)]
+                || {
+                    let (mut x, mut y) = ([one[0]; BLOCKS], [one[1]; BLOCKS]);
+                    for (j, part) in body.chunks_mut(2 * BLOCKS).enumerate() {
+                        let [a, b, c, d] = self.blocks(first.wrapping_add((BLOCKS * j) as u64));
+                        // Only the blocks that are asked for: a pair may be costly. Slices of one length need no checks.
+                        let n = part.len().div_ceil(2).min(BLOCKS);
+                        let (x, y) = (&mut x[..n], &mut y[..n]);
+                        let (a, b, c, d) = (&a[..n], &b[..n], &c[..n], &d[..n]);
+                        for i in 0..n {
+                            [x[i], y[i]] = pair([a[i], b[i], c[i], d[i]]);
+                        }
+                        let (pairs, last) = part.as_chunks_mut::<2>();
+                        for (two, (x, y)) in pairs.iter_mut().zip(x.iter().zip(&*y)) {
+                            *two = [*x, *y];
+                        }
+                        if let ([last], Some(x)) = (last, x.last()) {
+                            *last = *x;
+                        }
+                    }
+                },
+            );
         });
     }
 
@@ -406,9 +422,15 @@ pub(crate) fn bernoulli_threshold(keep: f64) -> u64 {
     (keep * 4_294_967_296.0).round_ties_even() as u64
 }
 
+/// Two uniform numbers in [0, 1), of 53 bits, from one block.
+#[inline(always)]
+pub(crate) fn unit_pair(b: [u32; 4]) -> [f64; 2] {
+    [unit_f64(join(b[0], b[1])), unit_f64(join(b[2], b[3]))]
+}
+
 /// Box & Muller from one block: the radius from the first 53 bits, in (0, 1] so that the logarithm is finite; the angle from
 /// the next, its octant split off in integers so that cosine and sine only see small, exact angles.
-fn normal_pair(b: [u32; 4]) -> [f64; 2] {
+pub(crate) fn normal_pair(b: [u32; 4]) -> [f64; 2] {
     let u = ((join(b[0], b[1]) >> 11) + 1) as f64 * (1.0 / (1u64 << 53) as f64);
     let radius = libm::sqrt(-2.0 * libm::log(u));
     let turn = join(b[2], b[3]);

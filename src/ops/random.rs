@@ -6,7 +6,7 @@ use crate::backend::cpu::par::*;
 use crate::backend::cpu::{SERIAL, normal};
 use crate::dtype::{DType, Element, with_dtype};
 use crate::error::{Result, bail};
-use crate::rng::Key;
+use crate::rng::{Key, unit_pair};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 use half::{bf16, f16};
@@ -90,7 +90,7 @@ impl Tensor {
     /// Uniform values in `[start, end)`.
     ///
     /// # Numerics
-    /// Drawn with 53 bits for f64 and 32 for the others, and rounded to a value of the type that lies in the range.
+    /// Drawn with 53 bits and rounded once, to a value of the type that lies in the range.
     ///
     /// # Errors
     /// Argument error unless the bounds are finite and in order, with a value of the type between them; dtype error for integers; out
@@ -113,21 +113,11 @@ impl Tensor {
             };
             let [first, last] = check().map_err(|e| e.in_op("uniform", at))?;
             let width = end - start;
-            if dtype == DType::F64 {
-                let make = || {
-                    Array::build(shape, Device::Cpu, |y: &mut [f64]| {
-                        key.fill_uniform_f64(0, y);
-                        y.par_chunks_mut(SERIAL).for_each(|y| y.iter_mut().for_each(|x| *x = placed(*x, start, width, first, last)));
-                    })
-                };
-                return make().map(Tensor::from_array).map_err(|e| e.in_op("uniform", at));
-            }
-            const UNIT: f64 = 1.0 / (1u64 << 32) as f64;
-            build!("uniform", at, shape, dtype, |y| key.fill_words(
+            build!("uniform", at, shape, dtype, |y| key.fill_pairs(
                 0,
                 y,
                 #[inline(always)]
-                |w| <T as Element>::from_f64(placed(f64::from(w) * UNIT, start, width, first, last))
+                |b| unit_pair(b).map(|u| <T as Element>::from_f64(placed(u, start, width, first, last)))
             ))
         }
         run(shape.into(), range, dtype, key)
@@ -136,8 +126,8 @@ impl Tensor {
     /// Standard normal values: `Tensor::randn([2, 3], F32, key)`.
     ///
     /// # Numerics
-    /// Box & Muller's transform: of 53 bits in f64 (up to ±8.6), of 32 in f32 for the other types (up to ±6.6). The bits depend on key and
-    /// index alone, on every processor.
+    /// Box & Muller's transform of 53 bits, up to ±8.6; in f32 for the types other than f64, whose numbers are those of f64 to a few
+    /// roundings. The bits depend on key and index alone, on every processor.
     ///
     /// # Errors
     /// Dtype error for integers; out of memory.
