@@ -405,6 +405,8 @@ def shapes():
         case(fam, "chunk", f"{parts}_{axis}", lambda x: torch.chunk(x, parts, axis), lambda: [q(3, 7)], {"parts": parts, "axis": axis})
     for name, sizes, axis in [("two", [2, 5], 1), ("three", [1, 1, 1], 0), ("zero", [0, 7], -1), ("one", [3], 0)]:
         case(fam, "split", name, lambda x: torch.split(x, sizes, axis), lambda: [q(3, 7)], {"sizes": sizes, "axis": axis})
+    for name, shape, axis in [("first", (3, 4), 0), ("middle", (2, 3, 4), 1), ("last", (2, 3, 4), -1), ("one", (1, 5), 0), ("vector", (4,), 0), ("empty", (2, 0), 0)]:
+        case(fam, "unbind", name, lambda x: torch.unbind(x, axis), lambda: [q(*shape)], {"axis": axis})
     case(fam, "contiguous", "plain", lambda x: x * 1, x3)
     case(fam, "contiguous", "empty", lambda x: x * 1, [torch.zeros(0, 2)], order=1)
     for k in [0, 1, -1, 5, -5]:

@@ -321,6 +321,7 @@ fn moves(c: &Case) -> Option<Call> {
             let parts = o.int("parts")? as usize;
             of(ops::split::Chunk { parts, axis: axis.into() }, move |x| x[0].chunk(parts, axis))
         }
+        "unbind" => of(ops::unbind::Unbind(axis.into()), move |x| x[0].unbind(axis)),
         "split" => {
             let sizes: Vec<usize> = o.ints("sizes").into_iter().map(|s| s as usize).collect();
             let op = ops::split::Split { sizes: SmallVec::from_slice(&sizes), axis: axis.into() };
