@@ -181,7 +181,7 @@ fn whole_range(start: i128, end: f64, step: i128) -> Result<Tensor> {
     let n = usize::try_from(n).unwrap_or(usize::MAX);
     if n > 0 {
         for v in [Some(start), (n as i128 - 1).checked_mul(step).and_then(|far| far.checked_add(start))] {
-            if !v.is_some_and(|v| i64::try_from(v).is_ok()) {
+            if v.is_none_or(|v| i64::try_from(v).is_err()) {
                 let shown = v.map_or_else(|| "a number of that size".into(), |v| v.to_string());
                 bail!(argument, "i64 does not hold {shown}");
             }
