@@ -54,6 +54,7 @@ mod optimizers;
 mod parity;
 mod planted;
 mod postmortems;
+mod programs;
 #[cfg(feature = "readers")]
 mod readers;
 mod recurrence;

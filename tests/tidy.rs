@@ -157,7 +157,7 @@ fn documents() -> Vec<String> {
 }
 
 /// The code without comments, and with the content of strings and characters blanked; line numbers stay.
-fn code_only(source: &str) -> String {
+pub fn code_only(source: &str) -> String {
     let s: Vec<char> = source.chars().collect();
     let at = |i: usize| s.get(i).copied().unwrap_or('\0');
     let mut out = String::with_capacity(source.len());
