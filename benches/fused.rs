@@ -90,7 +90,7 @@ fn main() -> Result<()> {
             &format!("linear_cross_entropy {n}x{width}x{classes}"),
             4,
             &x,
-            |x| x[0].linear_cross_entropy(&x[1], &x[2], &CrossEntropy::default()),
+            |x| x[0].linear_cross_entropy(&x[1], None, &x[2], &CrossEntropy::default()),
             |x| x[0].linear(&x[1], None)?.cross_entropy(&x[2]),
         )?;
     }

@@ -97,7 +97,7 @@ fn work(name: &str, dtype: DType) -> Result<Work> {
             x[0].linear(&x[1], Some(&x[2]))
         }),
         // The last layer and the loss of GPT-2, fused and as two ops.
-        "linear_cross_entropy" => both(head(dtype)?, |x| x[0].linear_cross_entropy(&x[1], &x[2], &CrossEntropy::default())),
+        "linear_cross_entropy" => both(head(dtype)?, |x| x[0].linear_cross_entropy(&x[1], None, &x[2], &CrossEntropy::default())),
         "head_cross_entropy" => both(head(dtype)?, |x| x[0].linear(&x[1], None)?.cross_entropy(&x[2])),
         // As PyTorch's, without a look at the gradients first; and as it is by default, with one.
         "adamw" | "adamw_checked" => {

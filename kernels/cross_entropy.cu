@@ -1,4 +1,4 @@
-// Cross-entropy of logits with class targets: neither probabilities nor their logarithms are ever stored.
+// Cross-entropy of logits with class targets, or with probabilities of the classes: neither probabilities nor their logarithms are ever stored.
 //
 // Math: loss = sum_j q_j (log sum_k e^(x_k - m) - (x_j - m)) with m the row's maximum, q = `on` at the target plus `spread`
 // w_j everywhere, plus z w_y lse^2; the derivative is (softmax_j (sum q + 2 z w_y lse) - q_j) g.
@@ -173,6 +173,104 @@ KERNEL(cross_entropy_targets,
         for (i64 j = threadIdx.x; j < classes; j += blockDim.x) {
             f64 share = (j == t ? 1 - smoothing : 0) + smoothing / f64(classes);
             y[i * classes + j] = store<T>(acc<T>(t < 0 ? 0 : -scale * (w ? f64(load(w[j])) : 1) * share));
+        }
+    }
+}
+
+// ---- probabilities as targets: p = w ((1 - smoothing) q + smoothing / classes)
+
+template <class A> struct Share {
+    A sharp, spread;
+    DEVICE Share(f64 smoothing, i64 classes) : sharp(A(1 - smoothing)), spread(A(smoothing / f64(classes))) {}
+    DEVICE A of(A q, A w) const { return w * m_fma(q, sharp, spread); }
+};
+
+// What the derivative needs of a row: m, the sum of exponentials, and what these are multiplied with; and the loss.
+template <class T>
+DEVICE void soft_row(const T* x, const T* q, const T* w, i64 n, f64 smoothing, f64 z, acc<T> (&partial)[32], acc<T> (&s)[3], acc<T>& loss) {
+    typedef acc<T> A;
+    row_stats(x, n, partial, s[0], s[1]);
+    A m = s[0];
+    s[2] = loss = A(0);
+    if (m == -Limits<A>::infinity()) return;
+    Share<A> share(smoothing, n);
+    A total = A(0), shifted = A(0), mass = A(0);
+    read_row(x, n, [&](i64 j, const auto& v) {
+        constexpr int M = sizeof(v) / sizeof(T);
+#pragma unroll
+        for (int k = 0; k < M; k++) {
+            A u = load(q[j + k]), c = w ? load(w[j + k]) : A(1), p = share.of(u, c);
+            total += p;
+            mass = m_fma(u, c, mass);
+            // Classes without a share do not count, whatever their logit is.
+            if (p != A(0)) shifted = m_fma(p, load(v[k]) - m, shifted);
+        }
+    });
+    total = block_reduce<SumOf>(total, partial);
+    shifted = block_reduce<SumOf>(shifted, partial);
+    A log = m_log(s[1]), lse = m + log;
+    s[2] = total;
+    loss = total * log - shifted;
+    if (z != 0) {
+        mass = A(z) * block_reduce<SumOf>(mass, partial);
+        s[2] += 2 * mass * lse;
+        loss += mass * lse * lse;
+    }
+}
+
+// stats = the three numbers of every row. Writes y if `losses` is missing.
+LAUNCH_BOUNDS(512, 2)
+KERNEL(cross_entropy_soft,
+       (T* y, maybe<acc<T>*> losses, acc<T>* stats, const T* x, const T* q, maybe<const T*> w, i64 rows, i64 classes, f64 smoothing, f64 z),
+       f64, f32, bf16, f16) {
+    typedef acc<T> A;
+    SMEM(A, partial, [32]);
+#pragma unroll 1
+    for (i64 i = blockIdx.x; i < rows; i += gridDim.x) {
+        A s[3], loss;
+        soft_row<T>(x + i * classes, q + i * classes, w, classes, smoothing, z, partial, s, loss);
+        if (threadIdx.x == 0) {
+            for (int k = 0; k < 3; k++) stats[3 * i + k] = s[k];
+            if (losses) losses[i] = loss;
+            else y[i] = store<T>(loss);
+        }
+    }
+}
+
+// The cotangents of the logits, or of the probabilities if `by_targets`; `scale` is what a loss counts in the result.
+LAUNCH_BOUNDS(512, 2)
+KERNEL(cross_entropy_soft_vjp,
+       (T* y, const T* x, const T* q, maybe<const T*> w, const T* g, maybe<const acc<T>*> stats, i64 rows, i64 classes, f64 smoothing, f64 z,
+        f64 scale, i32 each, i32 by_targets),
+       f64, f32, bf16, f16) {
+    typedef acc<T> A;
+    SMEM(A, partial, [32]);
+    Share<A> share(smoothing, classes);
+#pragma unroll 1
+    for (i64 i = blockIdx.x; i < rows; i += gridDim.x) {
+        const T *row = x + i * classes, *of = q + i * classes;
+        A s[3], loss;
+        if (stats) {
+            for (int k = 0; k < 3; k++) s[k] = stats[3 * i + k];
+        } else {
+            soft_row<T>(row, of, w, classes, smoothing, z, partial, s, loss);
+        }
+        A m = s[0], r = load(g[each ? i : 0]) * A(scale);
+        if (m == -Limits<A>::infinity()) {
+            map_row(y + i * classes, row, classes, [](i64, A) { return A(0); });
+        } else if (by_targets) {
+            A log = m_log(s[1]), lse = m + log, square = z != 0 ? A(z) * lse * lse : A(0);
+            map_row(y + i * classes, row, classes, [&](i64 j, A v) {
+                // Not 0 times infinity.
+                A own = share.sharp == A(0) ? square : m_fma(share.sharp, log - (v - m), square);
+                return (w ? load(w[j]) : A(1)) * own * r;
+            });
+        } else {
+            A slope = s[2] / s[1];
+            // The probability and its target may nearly cancel: their difference is taken before it is scaled and rounded.
+            map_row(y + i * classes, row, classes, [&](i64 j, A v) {
+                return m_fma(m_exp(v - m), slope, -share.of(load(of[j]), w ? load(w[j]) : A(1))) * r;
+            });
         }
     }
 }

@@ -54,12 +54,13 @@ KERNEL(loss_weights, (f64* weight, const T* w, const i64* of, i64 n, i64 classes
     }
 }
 
-// y = the sum of the losses, divided by weight[0] if `mean`; a mean of nothing is 0.
-KERNEL(loss_reduce, (T* y, const acc<T>* losses, const f64* weight, i64 n, i32 mean), f64, f32, bf16, f16) {
+// y = the sum of the losses, divided by weight[0] (their number without it) if `mean`; a mean of nothing is 0.
+KERNEL(loss_reduce, (T* y, const acc<T>* losses, maybe<const f64*> weight, i64 n, i32 mean), f64, f32, bf16, f16) {
     SMEM(f64, partial, [32]);
     f64 sum = 0;
 #pragma unroll 4
     for (i64 i = threadIdx.x; i < n; i += blockDim.x) sum += f64(losses[i]);
     sum = block_reduce<SumOf>(sum, partial);
-    if (threadIdx.x == 0) y[0] = store<T>(acc<T>(!mean ? sum : weight[0] == 0 ? 0 : sum / weight[0]));
+    f64 by = weight ? weight[0] : f64(n);
+    if (threadIdx.x == 0) y[0] = store<T>(acc<T>(!mean ? sum : by == 0 ? 0 : sum / by));
 }

@@ -238,6 +238,16 @@ struct Round {
     template <class A> static DEVICE A pull(A, A, const Params&) { return A(0); }
 };
 
+// p[0] is 10 to the number of digits, p[1] the sign of that number: they stand behind the point, or before it.
+UNARY(round_decimals, RoundDecimals)
+struct RoundDecimals {
+    template <class A> static DEVICE A f(A x, const Params& p) {
+        A s = A(p.p[0]), y = p.p[1] >= 0 ? m_round(x * s) / s : m_round(x / s) * s;
+        return is_finite(y) ? y : x;
+    }
+    template <class A> static DEVICE A pull(A, A, const Params&) { return A(0); }
+};
+
 // p[0] and p[1] are the ends; an absent one is NaN. NaN stays; the slope is 0 at the ends and at NaN.
 UNARY(clamp, Clamp)
 struct Clamp {

@@ -174,6 +174,12 @@ def elementwise():
             case("elementwise", name, f"plain{i}", g, lambda: [make()], o, order=2 if smooth else 1)
             case("elementwise", name, f"special{i}", g, [special], o, order=1)
             case("elementwise", name, f"empty{i}", g, [torch.zeros(2, 0)], o, order=1)
+    whole = lambda: q(3, 4, scale=100.0)
+    for d in [0, 1, 2, 3, -1, -2]:
+        f = lambda x, d=d: torch.round(x, decimals=d)
+        case("elementwise", "round_decimals", f"plain{d}", f, lambda: [whole() if d < 0 else normal()], {"decimals": d})
+        case("elementwise", "round_decimals", f"special{d}", f, [special], {"decimals": d}, order=1)
+    case("elementwise", "round_decimals", "ties", lambda x: torch.round(x, decimals=-1), [t(5.0, 15.0, 25.0, -5.0, -15.0, 14.0, 16.0)], {"decimals": -1}, order=1)
     optioned("elu", [1.0, 0.5, 2.0], lambda x, a: F.elu(x, a), key="alpha")
     optioned("leaky_relu", [0.0, 0.25, 0.5], lambda x, s: F.leaky_relu(x, s), key="slope")
     optioned("powf", [0.0, 0.5, 2.0, 3.0, -1.5, 2.5], torch.pow, lambda: pos(3, 4), key="p")
@@ -261,11 +267,11 @@ def reductions():
         "min": lambda x, a, keep: x.amin(a, keepdim=keep), "norm": norm, "prod": prod,
     }
     many = dict(fs)
-    for c in [0, 1, 2]:
+    for c in [0, 1, 2, 0.5, 1.5]:
         many[f"var{c}"] = lambda x, a, keep, c=c: x.var(a, correction=c, keepdim=keep)
         many[f"std{c}"] = lambda x, a, keep, c=c: x.std(a, correction=c, keepdim=keep)
     for key, f in many.items():
-        op, o = (key[:3], {"correction": int(key[3:])}) if key[:3] in ("var", "std") else (key, {})
+        op, o = (key[:3], {"correction": float(key[3:]) if "." in key else int(key[3:])}) if key[:3] in ("var", "std") else (key, {})
         tag = str(o.get("correction", ""))
         for name, axes in AXES.items():
             if tag and name == "none":
@@ -296,6 +302,19 @@ def reductions():
     for c, f in [("std", torch.std), ("var", torch.var)]:
         case("reductions", c, "tiny", lambda x: f(x, [-1], correction=1), [torch.tensor([[2.0**-100, 3 * 2.0**-100]])], {"axes": [-1], "keep": False, "correction": 1}, order=1, dtypes=["f64", "f32"])
         case("reductions", c, "huge", lambda x: f(x, [-1], correction=1), [torch.tensor([[2.0**100, 3 * 2.0**100]])], {"axes": [-1], "keep": False, "correction": 1}, order=1, dtypes=["f64", "f32"])
+
+    # Sums of rows and of columns that lie apart in every type.
+    matrix = torch.tensor([[0.5, -1.0, 3.0], [-2.0, 5.0, 0.25]])
+    pair = torch.stack([matrix, torch.tensor([[8.0, 0.75, -0.5], [1.0, 2.0, -16.0]])])
+    for kind, order in {"Frobenius": "fro", "One": 1, "Infinity": inf, "MinusOne": -1, "MinusInfinity": -inf}.items():
+        f = lambda x, axes, keep=False: torch.linalg.matrix_norm(x, order, dim=axes, keepdim=keep)
+        o = {"kind": kind, "axes": None, "keep": False}
+        case("reductions", "matrix_norm", f"{kind}_all", lambda x: f(x, (0, 1)), [matrix], o)
+        case("reductions", "matrix_norm", f"{kind}_swapped", lambda x: f(x, (1, 0)), [matrix], {**o, "axes": [1, 0]})
+        case("reductions", "matrix_norm", f"{kind}_batch", lambda x: f(x, (-2, -1)), [pair], {**o, "axes": [-2, -1]})
+        case("reductions", "matrix_norm", f"{kind}_keep", lambda x: f(x, (2, 0), True), [pair], {**o, "axes": [2, 0], "keep": True})
+        case("reductions", "matrix_norm", f"{kind}_zero", lambda x: f(x, (0, 1)), [torch.zeros(2, 2)], o, order=1)
+        case("reductions", "matrix_norm", f"{kind}_no_matrices", lambda x: f(x, (1, 2)), [torch.zeros(0, 2, 2)], {**o, "axes": [1, 2]}, order=1)
 
     m = torch.tensor([[[0, 2], [0, 0]], [[1, 1], [9, 3]], [[0, 1], [1, 1]]])
     m.kind = "u8"
@@ -401,6 +420,8 @@ def shapes():
         case(fam, "repeat", name, lambda x: x.repeat(*counts), lambda: [q(*shape)], {"counts": list(counts)})
     for count, axis in [(2, 0), (3, 1), (1, -1), (0, 0), (2, -2)]:
         case(fam, "repeat_interleave", f"{count}_{axis}", lambda x: x.repeat_interleave(count, axis), lambda: [q(2, 3)], {"count": count, "axis": axis})
+    for name, shape, counts, axis, d in [("rows", (3, 2), [2, 0, 3], 0, "i64"), ("last", (2, 3), [0, 2, 1], -1, "u32"), ("middle", (2, 3, 2), [1, 1, 4], 1, "u8"), ("none", (3,), [0, 0, 0], 0, "i64"), ("one", (2, 3), [2], 1, "i64"), ("empty", (0, 2), [], 0, "i64")]:
+        case(fam, "repeat_interleave_by", name, lambda x, n: x.repeat_interleave(n, axis), lambda: [q(*shape), ints(counts, d)], {"axis": axis})
     for parts, axis in [(1, 0), (2, 1), (3, 1), (4, -1), (5, 0)]:
         case(fam, "chunk", f"{parts}_{axis}", lambda x: torch.chunk(x, parts, axis), lambda: [q(3, 7)], {"parts": parts, "axis": axis})
     for name, sizes, axis in [("two", [2, 5], 1), ("three", [1, 1, 1], 0), ("zero", [0, 7], -1), ("one", [3], 0)]:
@@ -445,7 +466,8 @@ def shapes():
         case(fam, "arange", f"case{i}", lambda: torch.arange(a, b, c), [], {"start": a, "end": b, "step": c}, order=0)
     for i, (a, b, n) in enumerate([(0.0, 1.0, 5), (1.0, -1.0, 3), (2.0, 7.0, 1), (0.0, 1.0, 0)]):
         case(fam, "linspace", f"case{i}", lambda: torch.linspace(a, b, n), [], {"start": a, "end": b, "n": n}, order=0)
-    case(fam, "eye", "three", lambda: torch.eye(3), [], {"n": 3}, order=0)
+    for name, shape in {"three": (3,), "wide": (2, 4), "tall": (3, 1), "no_rows": (0, 2)}.items():
+        case(fam, "eye", name, lambda: torch.eye(*shape), [], {"shape": list(shape)}, order=0)
 
 
 # --- indices ------------------------------------------------------------------------------------------------------------
@@ -658,8 +680,38 @@ def xent(x, y, w=None, ignore=-100, smoothing=0.0, reduction="Mean", z=0.0):
     return loss if reduction == "None" else loss.sum() if reduction == "Sum" else loss.sum() / wy.sum()
 
 
+def soft_xent(x, y, w=None, smoothing=0.0, reduction="Mean", z=0.0):
+    """F.cross_entropy with probabilities over the last axis, and a z-loss that counts as much as they do."""
+    c = x.shape[-1]
+    x2, y2 = x.reshape(-1, c), y.reshape(-1, c)
+    loss = F.cross_entropy(x2, y2, w, label_smoothing=smoothing, reduction="none").reshape(x.shape[:-1])
+    if z:
+        loss = loss + z * x.logsumexp(-1).square() * (y if w is None else y * w).sum(-1)
+    return reduced(loss, reduction)
+
+
 def losses():
     fam = "losses"
+    n = 0
+    for reduction in ["Mean", "Sum", "None"]:
+        for weighted in [False, True]:
+            for smoothing in [0.0, 0.125]:
+                for z in [0.0, 0.25]:
+                    o = {"ignore": -100 if n % 3 else None, "smoothing": smoothing, "reduction": reduction, "weighted": weighted, "z": z}
+                    f = lambda x, y, w=None: soft_xent(x, y, w, smoothing, reduction, z)
+                    cw = [t(0.5, 1.0, 2.0, 0.25, 1.5)] * weighted
+                    case(fam, "soft_cross_entropy", f"{reduction}{n}", f, lambda: [q(4, 5), q(4, 5).abs() / 4] + cw, o, diff=[0, 1], order=2 if n % 2 == 0 else 1)
+                    n += 1
+        o = {"ignore": -100, "smoothing": 0.0, "reduction": reduction, "weighted": False, "z": 0.0}
+        f = lambda x, y: soft_xent(x, y, reduction=reduction)
+        case(fam, "soft_cross_entropy", f"no_rows_{reduction}", f, [torch.zeros(0, 3), torch.zeros(0, 3)], o, diff=[0, 1], order=1)
+        case(fam, "soft_cross_entropy", f"one_hot_{reduction}", f, lambda: [q(3, 3), torch.eye(3)], o, diff=[0, 1])
+    o = {"ignore": -100, "smoothing": 0.0, "reduction": "Mean", "weighted": False, "z": 0.0}
+    case(fam, "soft_cross_entropy", "batch", soft_xent, lambda: [q(2, 3, 4), q(2, 3, 4).abs() / 4], o, diff=[0, 1])
+    case(fam, "soft_cross_entropy", "row", lambda x, y: F.cross_entropy(x, y), lambda: [q(4), t(0.25, 0.5, 0.0, 0.25)], o, diff=[0, 1])
+    case(fam, "soft_cross_entropy", "uniform", lambda x, y: soft_xent(x, y, smoothing=1.0), lambda: [q(2, 3), q(2, 3).abs()], {**o, "smoothing": 1.0}, diff=[0, 1])
+    rows = torch.tensor([[0.0, -inf, 1.0], [nan, 0.0, 1.0], [1000.0, 0.0, -1000.0], [0.0, inf, 1.0], [-inf, -inf, -inf], [0.0, -inf, 1.0]])
+    case(fam, "soft_cross_entropy", "special", lambda x, y: soft_xent(x, y, reduction="None"), [rows, torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.25, 0.25, 0.5], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.5, 0.0, 0.5]])], {**o, "reduction": "None"}, diff=[0, 1], order=1)
     y6 = lambda: ints([1, -100, 0, 4, 4, 2])
     n = 0
     for reduction in ["Mean", "Sum", "None"]:
@@ -672,6 +724,8 @@ def losses():
                     case(fam, "cross_entropy", f"{reduction}{n}", f, lambda: [q(6, 5), y6()] + cw, o, diff=[0], order=2 if n % 2 == 0 else 1)
                     g = lambda x, m, y, w=None: f(x @ m.T, y, w)
                     case(fam, "linear_cross_entropy", f"{reduction}{n}", g, lambda: [q(6, 3), q(5, 3), y6()] + cw, o, diff=[0, 1], order=2 if n % 2 == 0 else 1)
+                    b = lambda x, m, y, *w: xent(x @ m.T + w[-1], y, w[0] if weighted else None, -100, smoothing, reduction, z)
+                    case(fam, "linear_cross_entropy", f"{reduction}{n}_bias", b, lambda: [q(6, 3), q(5, 3), y6()] + cw + [q(5)], {**o, "bias": True}, diff=[0, 1, 4 if weighted else 3], order=2 if n % 2 == 1 else 1)
                     n += 1
             o = {"ignore": -100, "reduction": reduction, "weighted": weighted}
             case(fam, "nll_loss", f"{reduction}{'_w' if weighted else ''}", lambda x, y, w=None: F.nll_loss(x, y, w, reduction=reduction.lower()), lambda: [q(6, 5), y6()] + [t(0.5, 1.0, 2.0, 0.25, 1.5)] * weighted, o, diff=[0])
@@ -698,6 +752,7 @@ def losses():
     case(fam, "cross_entropy", "u32_row", lambda x, y: xent(x[None], y[None]), lambda: [q(4), ints(3, "u32")], base, diff=[0])
     case(fam, "nll_loss", "u8_batch", lambda x, y: F.nll_loss(x.reshape(-1, 4), y.reshape(-1)), lambda: [q(2, 3, 4), ints([[0, 3, 1], [2, 2, 0]], "u8")], {"ignore": -100, "reduction": "Mean", "weighted": False}, diff=[0])
     case(fam, "linear_cross_entropy", "batch", lambda x, m, y: xent(x @ m.T, y), lambda: [q(2, 3, 4), q(5, 4), ints([[0, 3, 1], [2, -100, 4]])], base, diff=[0, 1])
+    case(fam, "linear_cross_entropy", "axes_bias", lambda x, m, y, b: F.linear_cross_entropy(x.reshape(-1, 4), m, y.reshape(-1), linear_bias=b), lambda: [q(2, 2, 3, 4), q(5, 4), ints([[[0, 3, 1], [2, -100, 4]], [[1, 1, 0], [4, 2, 3]]]), q(5)], {**base, "bias": True}, diff=[0, 1, 3])
     case(fam, "linear_cross_entropy", "all_ignored", lambda x, m, y: xent(x @ m.T, y), lambda: [q(2, 3), q(4, 3), ints([-100, -100])], base, diff=[0, 1], order=1)
     case(fam, "mse_loss", "large", lambda x, y: F.mse_loss(x, y), [t(1.5 * 2.0**126, 1.0), t(0.0, 0.0)], {"reduction": "Mean"}, order=1, dtypes=["f64", "f32"])
 

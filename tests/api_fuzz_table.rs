@@ -1,7 +1,7 @@
 //! The methods of `Tensor`, each with random operands and arguments.
 
 use super::{Call, Pick};
-use cotangent::ops::{Blocks, CrossEntropy, NegativeLogLikelihood, Reduction, RopePositions, RopeStyle, Rotary, Sdpa, Span};
+use cotangent::ops::{Blocks, CrossEntropy, MatrixNorm, NegativeLogLikelihood, Reduction, RopePositions, RopeStyle, Rotary, Sdpa, Span};
 use cotangent::{Device, F32, I64, Result, Tensor, U8};
 use std::sync::Arc;
 
@@ -106,6 +106,14 @@ fn classes(g: &mut Pick) -> (Vec<Tensor>, usize) {
     let (lead, classes, d) = (g.one(&[vec![], vec![1], vec![4], vec![2, 3], vec![0]]), g.one(&[0, 1, 2, 5, 17]), g.float());
     let scores = g.tensor(&[&lead[..], &[classes]].concat(), d);
     (vec![scores, g.ids(&lead, classes)], classes)
+}
+
+/// Sometimes in the place of class indices.
+fn probabilities(g: &mut Pick, x: &mut [Tensor]) {
+    if g.rarely(3) {
+        let shape = x[0].shape().to_vec();
+        x[1] = g.tensor(&shape, x[0].dtype());
+    }
 }
 
 fn weights(g: &mut Pick, classes: usize, of: &Tensor) -> Option<Tensor> {
@@ -213,6 +221,10 @@ fn blocks(g: &mut Pick, rows: usize) -> (Tensor, Blocks, usize) {
     (g.ids_of(U8, &[rows, bytes], 120), kind, n * 32)
 }
 
+fn matrix_norm(g: &mut Pick) -> MatrixNorm {
+    g.one(&[MatrixNorm::Frobenius, MatrixNorm::One, MatrixNorm::Infinity, MatrixNorm::MinusOne, MatrixNorm::MinusInfinity])
+}
+
 pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
     ("exp", |g| plain(g, Tensor::exp)),
     ("expm1", |g| plain(g, Tensor::expm1)),
@@ -238,6 +250,12 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
     ("floor", |g| plain(g, Tensor::floor)),
     ("ceil", |g| plain(g, Tensor::ceil)),
     ("round", |g| plain(g, Tensor::round)),
+    ("round_decimals", |g| {
+        on(g, |g, _| {
+            let n = g.one(&[0, 1, 2, 7, 38, -1, -38, 39, i32::MAX, i32::MIN]);
+            move |x| x.round_decimals(n)
+        })
+    }),
     ("sin", |g| plain(g, Tensor::sin)),
     ("cos", |g| plain(g, Tensor::cos)),
     ("t", |g| plain(g, Tensor::t)),
@@ -319,6 +337,18 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
     ("var_keep", reduce!(var_keep, n)),
     ("std", reduce!(std, n)),
     ("std_keep", reduce!(std_keep, n)),
+    ("matrix_norm", |g| {
+        on(g, |g, x| {
+            let (kind, a) = (matrix_norm(g), g.axes(x.rank()));
+            move |x| x.matrix_norm(kind, &a[..])
+        })
+    }),
+    ("matrix_norm_keep", |g| {
+        on(g, |g, x| {
+            let (kind, a) = (matrix_norm(g), g.axes(x.rank()));
+            move |x| x.matrix_norm_keep(kind, &a[..])
+        })
+    }),
     ("any", |g| mask_axes(g, |x, a| x.any(a))),
     ("any_keep", |g| mask_axes(g, |x, a| x.any_keep(a))),
     ("all", |g| mask_axes(g, |x, a| x.all(a))),
@@ -486,7 +516,12 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
     ("repeat_interleave", |g| {
         on(g, |g, x| {
             let (n, a) = (g.size(), g.axis(x.rank()));
-            move |x| x.repeat_interleave(n, a)
+            let extent = g.one(&[x.shape().first().copied().unwrap_or(1), 1, 3]);
+            let counts =
+                (0..extent.min(1 << 16)).map(|_| if g.rarely(9) { g.one(&[-1, 1 << 40, i64::MAX]) } else { g.one(&[0, 1, 2, 33]) });
+            let counts = Tensor::from_vec(counts.collect(), [extent.min(1 << 16)]).unwrap();
+            let each = g.below(2) == 0;
+            move |x| if each { x.repeat_interleave(&counts, a) } else { x.repeat_interleave(n, a) }
         })
     }),
     ("reshape", |g| {
@@ -579,12 +614,14 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
         (x, call(move |x| Ok(vec![x[0].nll_loss_with(&x[1], &o)?])))
     }),
     ("cross_entropy", |g| {
-        let (x, _) = classes(g);
+        let (mut x, _) = classes(g);
+        probabilities(g, &mut x);
         (x, call(|x| Ok(vec![x[0].cross_entropy(&x[1])?])))
     }),
     ("cross_entropy_with", |g| {
-        let (x, n) = classes(g);
+        let (mut x, n) = classes(g);
         let o = cross_entropy(g, n, &x[0]);
+        probabilities(g, &mut x);
         (x, call(move |x| Ok(vec![x[0].cross_entropy_with(&x[1], &o)?])))
     }),
     ("linear_cross_entropy", |g| {
@@ -594,7 +631,13 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
         x[0] = if x[1].numel() < 1 << 16 { g.tensor(&[&lead[..], &[width]].concat(), d) } else { x[0].clone() };
         x.push(g.tensor(&[n, width], d));
         let o = cross_entropy(g, n, &x[0]);
-        (x, call(move |x| Ok(vec![x[0].linear_cross_entropy(&x[2], &x[1], &o)?])))
+        x.push(g.tensor(&[n], d));
+        let biased = g.below(2) == 0;
+        if g.rarely(4) && x[1].numel() < 1 << 16 {
+            let lead = x[1].shape().to_vec();
+            x[1] = g.tensor(&[&lead[..], &[n]].concat(), d);
+        }
+        (x, call(move |x| Ok(vec![x[0].linear_cross_entropy(&x[2], biased.then_some(&x[3]), &x[1], &o)?])))
     }),
     ("mse_loss", |g| {
         let r = reduction(g);
@@ -697,11 +740,16 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
     ("full_on", |g| made(g, |s, c, d, _| Tensor::full_on(s, c, d, Device::Cpu))),
     ("zeros", |g| made(g, |s, _, d, _| Tensor::zeros(s, d))),
     ("ones", |g| made(g, |s, _, d, _| Tensor::ones(s, d))),
-    ("from_vec", |g| made(g, |s, c, _, _| Tensor::from_vec(vec![c; 6], s))),
+    ("from_vec", |g| {
+        made(g, |s, c, _, _| {
+            let n = s.iter().fold(1, |n: usize, &d| n.saturating_mul(d));
+            Tensor::from_vec(vec![c; if n < 64 { n } else { 6 }], s)
+        })
+    }),
     ("from_slice", |g| made(g, |s, c, _, _| Tensor::from_slice(&[c; 6], s))),
     ("from_rows", |g| made(g, |s, c, _, _| Tensor::from_rows(&vec![[c, 1.0]; s.len()]))),
     ("scalar", |g| made(g, |_, c, _, _| Tensor::scalar(c))),
-    ("eye", |g| made(g, |s, _, d, _| Tensor::eye(s.first().copied().unwrap_or(3), d))),
+    ("eye", |g| made(g, |s, _, d, _| if s.is_empty() { Tensor::eye(3, d) } else { Tensor::eye(s, d) })),
     ("arange", |g| made(g, |s, c, d, _| Tensor::arange(0.0, c * s.len() as f64, if c < 1.0 { 0.25 } else { c }, d))),
     ("linspace", |g| made(g, |s, c, d, _| Tensor::linspace(-c, c, s.first().copied().unwrap_or(3), d))),
     ("rand", |g| made(g, |s, _, d, k| Tensor::rand(s, d, k))),

@@ -6,7 +6,7 @@ use cotangent::nn::{
     NormOrder, RmsNorm,
 };
 use cotangent::ops::{CrossEntropy, Reduction, Rotary};
-use cotangent::{BF16, DType, Device, F16, F32, F64, Key, Result, Tape, Tensor, value_and_grad};
+use cotangent::{BF16, DType, Device, F16, F32, F64, Key, Result, Tape, Tensor, grad, value_and_grad};
 
 fn randn(shape: &[usize], dtype: DType, key: u64) -> Tensor {
     Tensor::randn(shape, dtype, Key::new(key)).unwrap()
@@ -190,7 +190,7 @@ fn a_loss_by_itself_is_not_multiplied() -> Result<()> {
     let gradients = |by: f64| -> Result<Vec<Tensor>> {
         let tape = Tape::new();
         let x: Vec<Tensor> = x.iter().map(|t| tape.watch(t)).collect::<Result<_>>()?;
-        let y = x[0].linear_cross_entropy(&x[1], &targets, &CrossEntropy::default())?;
+        let y = x[0].linear_cross_entropy(&x[1], None, &targets, &CrossEntropy::default())?;
         let g = tape.backward_from(&[(&y, Tensor::full((), by, F32)?)])?;
         x.iter().map(|x| g.get(x).cloned()).collect()
     };
@@ -198,7 +198,7 @@ fn a_loss_by_itself_is_not_multiplied() -> Result<()> {
         assert_eq!(bits(&one.mul_scalar(2.0)?), bits(&two));
     }
     let both = (x[0].clone(), x[1].clone());
-    let pull = cotangent::vjp(&both, |(x, w)| x.linear_cross_entropy(w, &targets, &CrossEntropy::default()))?;
+    let pull = cotangent::vjp(&both, |(x, w)| x.linear_cross_entropy(w, None, &targets, &CrossEntropy::default()))?;
     let one = Tensor::full((), 1.0, F32)?;
     let (mut first, second) = (pull.pull(&one)?, pull.pull(&one)?);
     let before = bits(&second.0);
@@ -215,18 +215,45 @@ fn a_loss_by_itself_is_not_multiplied() -> Result<()> {
 #[test]
 fn linear_cross_entropy_in_pieces_is_the_composition() -> Result<()> {
     let classes = 140_000;
-    let (x, w) = (randn(&[150, 4], F32, 1), randn(&[classes, 4], F32, 2));
+    let x = [randn(&[150, 4], F32, 1), randn(&[classes, 4], F32, 2), randn(&[classes], F32, 3)];
     let t = Tensor::from_slice(&(0..150).map(|i| i * 977 % classes as i64).collect::<Vec<_>>(), [150])?;
     for options in
         [CrossEntropy { z_loss: 1e-3, ..CrossEntropy::default() }, CrossEntropy { reduction: Reduction::None, ..CrossEntropy::default() }]
     {
-        let (a, da) = run(&[x.clone(), w.clone()], |x| Ok(vec![x[0].linear_cross_entropy(&x[1], &t, &options)?]))?;
-        let (b, db) = run(&[x.clone(), w.clone()], |x| Ok(vec![x[0].linear(&x[1], None)?.cross_entropy_with(&t, &options)?]))?;
-        for (a, b) in a.iter().chain(&da).zip(b.iter().chain(&db)) {
-            let scale = b.abs()?.max(..)?.item()?;
-            assert!(largest_difference(a, b) <= 2e-6 * scale, "{options:?}");
+        for x in [&x[..2], &x[..]] {
+            let (a, da) = run(x, |x| Ok(vec![x[0].linear_cross_entropy(&x[1], x.get(2), &t, &options)?]))?;
+            let (b, db) = run(x, |x| Ok(vec![x[0].linear(&x[1], x.get(2))?.cross_entropy_with(&t, &options)?]))?;
+            assert_eq!(da.len(), x.len());
+            for (a, b) in a.iter().chain(&da).zip(b.iter().chain(&db)) {
+                let scale = b.abs()?.max(..)?.item()?;
+                assert!(largest_difference(a, b) <= 2e-6 * scale, "{options:?}");
+            }
         }
     }
+    Ok(())
+}
+
+/// One-hot probabilities are class indices, also beside a head, and probabilities get a gradient there.
+#[test]
+fn probabilities_of_one_class_are_its_index() -> Result<()> {
+    let x = [randn(&[2, 3, 4], F64, 1), randn(&[5, 4], F64, 2), randn(&[5], F64, 3)];
+    let t = Tensor::from_slice(&[0i64, 4, 2, 2, 1, 3], [2, 3])?;
+    let q = t.one_hot(5, F64)?;
+    for options in [
+        CrossEntropy::default(),
+        CrossEntropy { label_smoothing: 0.2, reduction: Reduction::None, z_loss: 0.01, ..CrossEntropy::default() },
+        CrossEntropy { weights: Some(randn(&[5], F64, 4).square()?), reduction: Reduction::Sum, ..CrossEntropy::default() },
+    ] {
+        let (a, da) = run(&x, |x| Ok(vec![x[0].linear_cross_entropy(&x[1], x.get(2), &t, &options)?]))?;
+        let (b, db) = run(&x, |x| Ok(vec![x[0].linear_cross_entropy(&x[1], x.get(2), &q, &options)?]))?;
+        assert_eq!(da.len(), 3);
+        for (a, b) in a.iter().chain(&da).zip(b.iter().chain(&db)) {
+            assert!(largest_difference(a, b) < 1e-12, "{options:?}");
+        }
+    }
+    let own = grad(&q, |q| x[0].linear_cross_entropy(&x[1], None, q, &CrossEntropy::default()))?;
+    let want = x[0].linear(&x[1], None)?.log_softmax(-1)?.mul_scalar(-1.0 / 6.0)?;
+    assert!(largest_difference(&own, &want) < 1e-14);
     Ok(())
 }
 
@@ -292,11 +319,11 @@ fn c3_c10_cross_entropy_leaves_its_operands_alone_and_takes_any_place() -> Resul
 fn c12_sums_over_microbatches_are_the_full_batch() -> Result<()> {
     let (x, w) = (randn(&[7, 3], F64, 1), randn(&[5, 3], F64, 2));
     let t = Tensor::from_slice(&[0i64, -100, 4, 2, -100, -100, 1], [7])?;
-    let (_, whole) = value_and_grad(&w, |w| x.linear_cross_entropy(w, &t, &CrossEntropy::default()))?;
+    let (_, whole) = value_and_grad(&w, |w| x.linear_cross_entropy(w, None, &t, &CrossEntropy::default()))?;
     let sum = CrossEntropy { reduction: Reduction::Sum, ..CrossEntropy::default() };
     let part = |from: usize, n: usize| -> Result<Tensor> {
         let (x, t) = (x.narrow(0, from, n)?, t.narrow(0, from, n)?);
-        Ok(value_and_grad(&w, |w| x.linear_cross_entropy(w, &t, &sum))?.1.into_inner())
+        Ok(value_and_grad(&w, |w| x.linear_cross_entropy(w, None, &t, &sum))?.1.into_inner())
     };
     let parts = part(0, 2)?.add(&part(2, 5)?)?.mul_scalar(1.0 / 4.0)?;
     assert!(largest_difference(&parts, &whole.into_inner()) < 1e-14);

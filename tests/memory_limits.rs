@@ -104,7 +104,7 @@ fn calls(folder: &std::path::Path) -> Vec<(&'static str, Box<dyn Fn() -> Result<
             "linear_cross_entropy",
             Box::new(|| {
                 let (h, w, i) = (x([512, 32])?, x([1000, 32])?, ids(512, 1000)?);
-                let (l, g) = value_and_grad(&h, |h| h.linear_cross_entropy(&w, &i, &CrossEntropy::default()))?;
+                let (l, g) = value_and_grad(&h, |h| h.linear_cross_entropy(&w, None, &i, &CrossEntropy::default()))?;
                 Ok(l.item()? + sum(&g.square()?)?)
             }),
         ),

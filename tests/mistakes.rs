@@ -109,7 +109,7 @@ fn rows() -> Vec<Row> {
             &["cross_entropy", "[2, 7, 5]", "[2, 5]", "transpose(1, -1)"],
             x(&[2, 7, 5]).cross_entropy(&Tensor::zeros([2, 5], I64).unwrap()).map(drop),
         ),
-        row("float labels", &["cross_entropy", "f32"], scores.cross_entropy(&x(&[4])).map(drop)),
+        row("float labels", &["cross_entropy", "f32", "probabilities [4, 3]", "cast(I64)"], scores.cross_entropy(&x(&[4])).map(drop)),
         row(
             "a label beyond the classes",
             &["cross_entropy", "3", "0..3", "position 1"],
@@ -212,6 +212,8 @@ fn silent_slips_are_seen_by_the_lint() {
     assert_eq!(slips(3, 3, |y| y.softmax(-1)?.softmax(-1)?.square()?.sum(..)), [Slip::Twice]);
     assert_eq!(slips(3, 1, |y| y.softmax(-1)?.sum(..)), [Slip::OneClass]);
     assert_eq!(slips(3, 1, |y| y.cross_entropy(&ids(&[0; 6]))), [Slip::OneClass]);
+    assert_eq!(slips(3, 3, |y| y.softmax(-1)?.cross_entropy(&half)), [Slip::Twice]);
+    assert_eq!(slips(3, 1, |y| y.cross_entropy(&half.narrow(1, 0, 1)?)), [Slip::OneClass]);
     let square = |y: &Tensor| y.unsqueeze(0)?.expand([2, 6, 6])?.cross_entropy(&Tensor::zeros([2, 6], I64)?);
     assert_eq!(slips(3, 6, square), [Slip::ClassAxis]);
     assert_eq!(slips(3, 3, |y| y.slice(0, 0..0)?.mean(..)?.add(&y.sum(..)?)), [Slip::MeanOfNothing, Slip::LossNotFinite]);
@@ -225,6 +227,7 @@ fn the_lint_is_quiet_on_what_is_right() {
     assert_eq!(slips(3, 1, |y| y.sub(&x(&[6, 1]))?.square()?.mean(..)), none);
     assert_eq!(slips(3, 1, |y| y.squeeze(-1)?.sub(&x(&[6]))?.square()?.mean(..)), none);
     assert_eq!(slips(3, 3, |y| y.cross_entropy(&classes)), none);
+    assert_eq!(slips(3, 3, |y| y.cross_entropy(&x(&[6, 3]).softmax(-1)?)), none);
     assert_eq!(slips(3, 3, |y| y.log_softmax(-1)?.nll_loss(&classes)), none);
     assert_eq!(slips(3, 3, |y| y.sub(&y.mean_keep(-1)?)?.square()?.mean(..)), none, "a column beside a matrix");
     assert_eq!(slips(3, 3, |y| y.sigmoid()?.mul(&y.tanh()?)?.softmax(-1)?.square()?.mean(..)), none);

@@ -105,7 +105,6 @@ const UNASKED: &[(&str, &str, &str)] = &[
     ("src/models/input.rs", "KvCache::with_capacity", "takes no memory yet"),
     ("src/ops/einsum.rs", "of.to_vec()", "one number per axis"),
     ("src/ops/flip.rs", "shape.rank()", "one number per axis"),
-    ("src/ops/linear_cross_entropy.rs", "bars.resize", "one per operand"),
     ("src/ops/pad.rs", "smallvec!", "one number per axis"),
     ("src/ops/permute.rs", "order.len()", "one number per axis"),
     ("src/ops/repeat.rs", "shape.to_vec()", "one number per axis"),

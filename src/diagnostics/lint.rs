@@ -138,6 +138,12 @@ impl Observer for Watch {
                     twice(state, op, x, &["softmax", "log_softmax", "sigmoid"], "cross_entropy takes logits");
                 }
             }
+            ("soft_cross_entropy", [x, ..]) => {
+                if x.shape().dims().last() == Some(&1) {
+                    one_class(state, op, x);
+                }
+                twice(state, op, x, &["softmax", "log_softmax", "sigmoid"], "cross_entropy takes logits");
+            }
             ("mean", [x, ..]) if x.numel() == 0 => {
                 state.add(Slip::MeanOfNothing, op, format!("the mean of {}, no elements, is NaN", x.shape()));
             }

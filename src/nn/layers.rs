@@ -120,7 +120,7 @@ impl Embedding {
         if self.weight.dtype() == U8 || self.weight.low_rank().is_some() {
             return self.unembed(x)?.cross_entropy(targets);
         }
-        x.linear_cross_entropy(&self.weight, targets, &CrossEntropy::default())
+        x.linear_cross_entropy(&self.weight, None, targets, &CrossEntropy::default())
     }
 }
 

@@ -151,20 +151,32 @@ impl Tensor {
         make().map_err(|e: crate::Error| e.in_op("linspace", at))
     }
 
-    /// The identity matrix.
+    /// Ones on the diagonal, zeros elsewhere: `Tensor::eye(3, F32)` is the identity matrix, `Tensor::eye([2, 3], F32)` has two rows and
+    /// three columns.
     ///
     /// # Errors
-    /// Out of memory.
+    /// Shape error for a shape that has not one or two extents; out of memory.
+    ///
+    /// ```
+    /// # use cotangent::{Tensor, F32};
+    /// assert_eq!(Tensor::eye(2, F32)?.to_vec::<f32>()?, [1.0, 0.0, 0.0, 1.0]);
+    /// assert_eq!(Tensor::eye([2, 3], F32)?.to_vec::<f32>()?, [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
     #[doc(alias = "identity")]
     #[track_caller]
-    pub fn eye(n: usize, dtype: DType) -> Result<Tensor> {
-        let at = Location::caller();
+    pub fn eye(shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
+        let (at, shape) = (Location::caller(), shape.into());
         let make = || {
-            let shape = Shape::from([n, n]);
-            with_dtype!(dtype, T => Array::build(shape, Device::Cpu, |y: &mut [T]| {
+            let [rows, columns] = match shape[..] {
+                [n] => [n, n],
+                [rows, columns] => [rows, columns],
+                _ => bail!(shape, "expected the side of a square, or rows and columns; found {shape}"),
+            };
+            with_dtype!(dtype, T => Array::build(Shape::from([rows, columns]), Device::Cpu, |y: &mut [T]| {
                 y.fill(<T as Element>::from_f64(0.0));
-                for row in 0..n {
-                    y[row * n + row] = <T as Element>::from_f64(1.0);
+                for i in 0..rows.min(columns) {
+                    y[i * columns + i] = <T as Element>::from_f64(1.0);
                 }
             }))
         };
@@ -266,6 +278,12 @@ mod tests {
     fn constants() -> crate::Result<()> {
         assert_eq!(Tensor::eye(3, F16)?.to_f64_vec()?, [1., 0., 0., 0., 1., 0., 0., 0., 1.]);
         assert_eq!(Tensor::eye(0, F32)?.shape(), &[0, 0]);
+        assert_eq!(Tensor::eye([2, 3], I64)?.to_vec::<i64>()?, [1, 0, 0, 0, 1, 0]);
+        assert_eq!(Tensor::eye([3, 2], U8)?.to_vec::<u8>()?, [1, 0, 0, 1, 0, 0]);
+        assert_eq!(Tensor::eye([0, 3], F64)?.shape(), &[0, 3]);
+        for wrong in [Tensor::eye((), F32), Tensor::eye([2, 2, 2], F32)] {
+            assert!(wrong.unwrap_err().is_shape());
+        }
         assert_eq!(Tensor::from_rows(&[[1u8, 2], [3, 4], [5, 6]])?.shape(), &[3, 2]);
         assert_eq!(Tensor::full([2], 2.5, F32)?.to_vec::<f32>()?, [2.5, 2.5]);
         assert!(Tensor::zeros([usize::MAX, 2], F32).unwrap_err().is_out_of_memory());

@@ -1,17 +1,18 @@
 //! Cross-entropy of logits with class targets, fused: neither probabilities nor their logarithms are ever stored.
 
 use super::loss::{Classes, Reduction, check_classes, define_targets, define_weight};
+use super::soft_cross_entropy::SoftCrossEntropy;
 use super::{differentiate_vjp, log_softmax::log_softmax_line, softmax::largest, softmax::softmax_line};
 use crate::array::Array;
 use crate::backend::cpu::par::*;
 use crate::backend::cpu::{self, Buffer, Compute, Contiguous, Real, rows, simd};
 use crate::backend::{Storage, cuda};
 use crate::dtype::{DType, Element, with_float};
-use crate::error::{ErrorKind, Result, bail};
+use crate::error::{Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, apply1};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
-use crate::testing::{Gen, Input, Nd, Purpose, Sample, Scalar};
+use crate::testing::{Gen, Nd, Sample, Scalar};
 use smallvec::{SmallVec, smallvec};
 
 /// Options of [`Tensor::cross_entropy_with`].
@@ -91,13 +92,18 @@ impl CrossEntropyLoss {
     }
 
     pub(super) fn check(&self, x: &[Spec]) -> Result<()> {
+        self.check_options()?;
+        check_classes(&x[0], &x[1], self.weighted.then(|| &x[2]))
+    }
+
+    pub(super) fn check_options(&self) -> Result<()> {
         if !(0.0..=1.0).contains(&self.label_smoothing) {
             bail!(argument, "label_smoothing must be between 0 and 1, found {}", self.label_smoothing);
         }
         if !(self.z_loss >= 0.0 && self.z_loss.is_finite()) {
             bail!(argument, "z_loss must be finite and not negative, found {}", self.z_loss);
         }
-        check_classes(&x[0], &x[1], self.weighted.then(|| &x[2]))
+        Ok(())
     }
 
     /// `q` of a row with target weight `w_y` and log-sum-exp `lse`, for `classes` classes of total weight `sum_w`.
@@ -264,7 +270,7 @@ impl Op for CrossEntropyLoss {
 }
 
 /// `ln Σ exp x` of a row by the textbook; 0 for a row of −∞ only, which counts nothing.
-fn define_lse<S: Scalar>(row: &[S]) -> S {
+pub(super) fn define_lse<S: Scalar>(row: &[S]) -> S {
     let m = largest(row);
     if m == f64::NEG_INFINITY {
         return S::zero();
@@ -396,22 +402,7 @@ impl Describe for CrossEntropyVjp {
     }
 
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
-        let mut out = Vec::new();
-        for s in CrossEntropyLoss::samples(g).into_iter().filter(|s| matches!(s.purpose, Purpose::Check | Purpose::Value)) {
-            let bar = if s.op.reduction == Reduction::None { g.normal(s.inputs[1].shape()) } else { g.normal(()) };
-            let mut s = s.map(|of| CrossEntropyVjp { of, stats: false });
-            s.inputs.push(bar);
-            out.push(s);
-        }
-        let of = CrossEntropyLoss { ignore_index: None, label_smoothing: 0.1, reduction: Reduction::None, weighted: false, z_loss: 0.01 };
-        let op = CrossEntropyVjp { of, stats: false };
-        let t = Input::ints(DType::I64, [3], &[2, 0, 1]);
-        out.push(
-            Sample::check(op.clone(), [g.normal([3, 4]), t.clone(), Input::values([3], [0.0, 1.5, 0.0])])
-                .note("C2: zeros among the cotangents"),
-        );
-        out.push(Sample::reject(op, [g.normal([3, 4]), t, g.normal([2])], ErrorKind::Shape));
-        out
+        super::cross_entropy_samples::vjp_samples(g)
     }
 }
 
@@ -541,7 +532,8 @@ impl CrossEntropyLoss {
 }
 
 impl Tensor {
-    /// Mean cross-entropy of these logits `[.., C]` with integer targets `[..]`; targets of −100 are ignored.
+    /// Mean cross-entropy of these logits `[.., C]` with integer targets `[..]`, the classes; targets of −100 are ignored. Float targets
+    /// `[.., C]` are the probabilities of every class (distillation, mixed labels): the mean is then over the rows.
     ///
     /// ```
     /// use cotangent::{Tensor, grad};
@@ -555,17 +547,19 @@ impl Tensor {
     /// ```
     ///
     /// # Gradient
-    /// `(softmax − q)·l̄` by one fused kernel; saves the logits, the targets, and two numbers per row. Rows of ignored targets
-    /// get exactly 0.
+    /// `(softmax − q)·l̄` by one fused kernel; saves the logits, the targets, and two numbers per row (three for probabilities). Rows of
+    /// ignored targets get exactly 0. Probabilities get theirs, too: `−log_softmax·l̄`.
     ///
     /// # Numerics
     /// Probabilities are never stored: at the target, `p − 1` is formed in f32 before the rounding to a half type, so confident
     /// predictions keep their gradient. If every target is ignored the mean is 0 with zero gradient, where PyTorch gives NaN.
-    /// A row of −∞ only counts 0.
+    /// A row of −∞ only counts 0. Probabilities are taken as they are, whatever they sum to; where one is 0, a logit of −∞ counts
+    /// nothing (PyTorch gives NaN).
     ///
     /// # Errors
     /// Index error for a target outside `0..C` (on a GPU the forward pass waits for this check, the backward pass does not);
-    /// shape error unless there is one target per row; dtype error unless the logits are floats and the targets integers.
+    /// shape error unless there is one target per row, or one probability per logit; dtype error unless the logits are floats, and
+    /// probabilities of their type.
     #[doc(alias = "softmax_cross_entropy")]
     #[track_caller]
     pub fn cross_entropy(&self, targets: &Tensor) -> Result<Tensor> {
@@ -588,13 +582,12 @@ impl Tensor {
     /// As [`Tensor::cross_entropy`]; class weights are constants, and a sweep that wants their gradient is an error.
     ///
     /// # Errors
-    /// As [`Tensor::cross_entropy`]; argument error for `label_smoothing` outside 0 to 1 or a negative `z_loss`; shape error unless
-    /// there is one weight per class.
+    /// As [`Tensor::cross_entropy`]; argument error for `label_smoothing` outside 0 to 1, a negative `z_loss`, or a class to ignore (an
+    /// `ignore_index` that is not negative) beside probabilities; shape error unless there is one weight per class.
     #[track_caller]
     pub fn cross_entropy_with(&self, targets: &Tensor, options: &CrossEntropy) -> Result<Tensor> {
-        let op = options.op();
-        let weights = &options.weights;
+        let (of, weights) = (options.op(), &options.weights);
         let x: SmallVec<[&Tensor; 3]> = [Some(self), Some(targets), weights.as_ref()].into_iter().flatten().collect();
-        apply1(op, &x)
+        if targets.dtype().is_float() { apply1(SoftCrossEntropy { of }, &x) } else { apply1(of, &x) }
     }
 }

@@ -1,10 +1,10 @@
 //! Inputs on which cross-entropy is checked.
 
-use super::cross_entropy::CrossEntropyLoss;
+use super::cross_entropy::{CrossEntropyLoss, CrossEntropyVjp};
 use super::loss::Reduction;
 use crate::dtype::DType;
 use crate::error::ErrorKind;
-use crate::testing::{Gen, Input, Sample};
+use crate::testing::{Gen, Input, Purpose, Sample};
 
 pub(super) fn samples(g: &mut Gen) -> Vec<Sample<CrossEntropyLoss>> {
     let inf = f64::INFINITY;
@@ -108,5 +108,24 @@ pub(super) fn samples(g: &mut Gen) -> Vec<Sample<CrossEntropyLoss>> {
         ErrorKind::Shape,
     ));
     out.push(Sample::bench(plain.clone(), [g.normal([1024, 50_257]), g.below(DType::I64, [1024], 50_257)]));
+    out
+}
+
+pub(super) fn vjp_samples(g: &mut Gen) -> Vec<Sample<CrossEntropyVjp>> {
+    let mut out = Vec::new();
+    for s in samples(g).into_iter().filter(|s| matches!(s.purpose, Purpose::Check | Purpose::Value)) {
+        let bar = if s.op.reduction == Reduction::None { g.normal(s.inputs[1].shape()) } else { g.normal(()) };
+        let mut s = s.map(|of| CrossEntropyVjp { of, stats: false });
+        s.inputs.push(bar);
+        out.push(s);
+    }
+    let of = CrossEntropyLoss { ignore_index: None, label_smoothing: 0.1, reduction: Reduction::None, weighted: false, z_loss: 0.01 };
+    let op = CrossEntropyVjp { of, stats: false };
+    let t = Input::ints(DType::I64, [3], &[2, 0, 1]);
+    out.push(
+        Sample::check(op.clone(), [g.normal([3, 4]), t.clone(), Input::values([3], [0.0, 1.5, 0.0])])
+            .note("C2: zeros among the cotangents"),
+    );
+    out.push(Sample::reject(op, [g.normal([3, 4]), t, g.normal([2])], ErrorKind::Shape));
     out
 }

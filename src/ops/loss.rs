@@ -130,7 +130,7 @@ pub(crate) fn check_classes(x: &Spec, targets: &Spec, weights: Option<&Spec>) ->
     let Some((classes, lead)) = x.shape.split_last() else { bail!(shape, "scores need an axis of classes, found a scalar") };
     if &targets.shape[..] != lead {
         let hint = if targets.shape == x.shape {
-            "; targets are class indices, not one-hot rows or probabilities: targets.argmax(-1)?"
+            "; integer targets are class indices, not one-hot rows: targets.argmax(-1)?"
         } else if x.shape.rank() > 2 && targets.shape[..] == [&x.shape[..1], &x.shape[2..]].concat() {
             "; classes are the last axis here: scores.transpose(1, -1)?, where PyTorch has them on axis 1"
         } else {

@@ -24,12 +24,14 @@ pub mod group;
 pub mod index_select;
 pub mod linear;
 pub mod linear_cross_entropy;
+mod linear_cross_entropy_cpu;
 mod linear_cross_entropy_samples;
 mod literal;
 pub mod log_softmax;
 pub mod logical;
 pub mod loss;
 pub mod matmul;
+pub mod matrix_norm;
 pub mod mean;
 pub mod mse_loss;
 pub mod nll_loss;
@@ -50,6 +52,8 @@ mod sdpa_samples;
 mod second_order;
 pub mod select;
 pub mod slice;
+pub mod soft_cross_entropy;
+mod soft_cross_entropy_samples;
 pub mod softmax;
 pub mod sort;
 pub mod split;
@@ -66,8 +70,10 @@ pub use cross_entropy::CrossEntropy;
 #[doc(hidden)]
 pub use literal::Nested;
 pub use loss::Reduction;
+pub use matrix_norm::MatrixNorm;
 pub use nll_loss::NegativeLogLikelihood;
 pub use operators::Number;
+pub use repeat::Repeats;
 pub use rope::{RopePositions, RopeStyle, Rotary};
 pub use sdpa::Sdpa;
 pub use second_order::{differentiate, differentiate_vjp};
@@ -163,6 +169,7 @@ registry! {
         elementwise::Relu,
         elementwise::ReluSquared,
         elementwise::Round,
+        elementwise::RoundDecimals,
         elementwise::Rsqrt,
         elementwise::Sigmoid,
         elementwise::Sign,
@@ -255,6 +262,8 @@ registry! {
         select::MaskedFill,
         select::WhereSelect,
         slice::SliceVjp,
+        soft_cross_entropy::SoftCrossEntropy,
+        soft_cross_entropy::SoftCrossEntropyVjp,
         softmax::Softmax,
         softmax::SoftmaxVjp,
         sort::Sort<false>,
@@ -287,9 +296,11 @@ registry! {
         einsum::Einsum,
         matmul::Dot,
         matmul::Outer,
+        matrix_norm::MatrixNormOp,
         mse_loss::MseLoss,
         repeat::Repeat,
         repeat::RepeatInterleave,
+        repeat::RepeatInterleaveBy,
         slice::Select,
         split::Chunk,
         split::Split,

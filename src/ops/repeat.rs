@@ -1,10 +1,12 @@
 //! Repetition of whole tensors or of single positions.
 
+use crate::dtype::{I64, U8, U32};
 use crate::error::{ErrorKind, Result, bail};
-use crate::op::{Composite, Describe, Math, Outputs, compose1};
+use crate::memory;
+use crate::op::{Composite, Describe, Math, Outputs, Spec, compose1, expect};
 use crate::shape::{Axis, Shape};
 use crate::tensor::Tensor;
-use crate::testing::{Gen, Nd, Sample, Scalar};
+use crate::testing::{Gen, Input, Nd, Sample, Scalar};
 use smallvec::smallvec;
 
 /// Copies side by side; see [`Tensor::repeat`].
@@ -134,6 +136,112 @@ impl Composite for RepeatInterleave {
     }
 }
 
+/// Every position as often as its own count says; see [`Tensor::repeat_interleave`]. Inputs: x, counts.
+#[derive(Clone, Debug)]
+pub struct RepeatInterleaveBy(pub Axis);
+
+impl Describe for RepeatInterleaveBy {
+    const NAME: &'static str = "repeat_interleave_by";
+    const MATH: Math = Math {
+        forward: "y[…, k, …] = x[…, i, …] for the i with n₀ + … + nᵢ₋₁ ≤ k < n₀ + … + nᵢ, nᵢ the count of position i",
+        vjp: "x̄[…, i, …] = Σ of ȳ over the nᵢ copies of position i",
+        kinks: "linear in x; counts have no derivative",
+        cost: "reads the counts on the host, then as index_select: reads x, writes y; saves an index for every copy",
+        references: "torch.repeat_interleave; numpy.repeat",
+    };
+
+    fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
+        let axis = x[0].axis_at(self.0);
+        let counts = x[1].indices();
+        let mut from = Vec::new();
+        for i in 0..x[0].shape[axis] {
+            for _ in 0..counts[if counts.len() == 1 { 0 } else { i }] {
+                from.push(i);
+            }
+        }
+        vec![Nd::from_fn(x[0].extents_with(axis, from.len()), |i| {
+            let mut at = i.to_vec();
+            at[axis] = from[i[axis]];
+            x[0].at(&at)
+        })]
+    }
+
+    fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
+        let by = |axis: i32| RepeatInterleaveBy(axis.into());
+        let ints = |v: &[i64]| Input::ints(I64, [v.len()], v);
+        vec![
+            Sample::check(by(0), [g.normal([3, 2]), ints(&[2, 0, 3])]),
+            Sample::check(by(1), [g.normal([2, 3, 2]), ints(&[1, 1, 4])]),
+            Sample::check(by(-1), [g.normal([2, 3]), Input::ints(U32, [3], &[0, 2, 1])]),
+            Sample::check(by(-2), [g.normal([2, 3]), Input::ints(U8, [2], &[3, 0])]),
+            Sample::check(by(0), [g.normal([3]), ints(&[0, 0, 0])]).note("no copies"),
+            Sample::check(by(1), [g.normal([0, 2]), ints(&[2, 1])]).note("no elements"),
+            Sample::check(by(0), [g.normal([0, 2]), ints(&[])]).note("no positions"),
+            Sample::check(by(1), [g.normal([2, 3]), ints(&[2])]).note("one count for all"),
+            Sample::check(by(1), [g.normal([2, 3]), Input::ints(I64, (), &[2])]).note("a number for all"),
+            Sample::value(by(0), [g.normal([70, 300]), g.below(I64, [70], 5)]).note("more than one parallel piece"),
+            Sample::reject(by(0), [g.normal([3, 2]), ints(&[1, 2])], ErrorKind::Shape),
+            Sample::reject(by(0), [g.normal([3, 2]), Input::ints(I64, [3, 1], &[1; 3])], ErrorKind::Shape),
+            Sample::reject(by(2), [g.normal([3, 2]), ints(&[1, 1, 1])], ErrorKind::Shape),
+            Sample::reject(by(0), [g.normal([3, 2]), ints(&[1, -1, 1])], ErrorKind::Argument).note("negative counts are refused"),
+            Sample::reject(by(0), [g.normal([3, 2]), ints(&[i64::MAX, i64::MAX, i64::MAX])], ErrorKind::OutOfMemory),
+            Sample::reject(by(0), [g.normal([3, 2]), g.normal([3])], ErrorKind::Dtype),
+            Sample::bench(by(0), [g.normal([4096, 1024]), g.below(I64, [4096], 4)]),
+        ]
+    }
+}
+
+impl Composite for RepeatInterleaveBy {
+    fn compose(&self, x: &[&Tensor]) -> Result<Outputs> {
+        let (x, counts) = (x[0], x[1]);
+        expect::index(&Spec::new(counts.shape(), counts.dtype()))?;
+        let axis = x.shape().axis(self.0)?;
+        let extent = x.shape()[axis];
+        if counts.rank() > 1 || (counts.numel() != 1 && counts.numel() != extent) {
+            bail!(shape, "expected one count for each of the {extent} positions of axis {axis} of {}, found {}", x.shape(), counts.shape());
+        }
+        let counts = counts.cast(I64)?.to_vec::<i64>()?;
+        let (mut total, each) = (0usize, counts.len() != 1);
+        for i in 0..extent {
+            let (at, n) = if each { (i, counts[i]) } else { (0, counts[0]) };
+            let Ok(n) = usize::try_from(n) else { bail!(argument, "a count is negative: {n} at position {at}") };
+            let Some(sum) = total.checked_add(n) else {
+                bail!(out_of_memory, "repeating {} gives more elements than memory can address", x.shape())
+            };
+            total = sum;
+        }
+        x.shape().with_dim(axis, total).checked_numel()?;
+        let mut from = memory::room::<i64>(total)?;
+        for i in 0..extent {
+            let n = counts[if each { i } else { 0 }] as usize;
+            memory::extend(&mut from, std::iter::repeat_n(i as i64, n))?;
+        }
+        let from = Tensor::from_slice(&from, [total])?.to_device(x.device())?;
+        Ok(smallvec![x.index_select(axis, &from)?])
+    }
+}
+
+/// How often positions are repeated: one number, or a tensor with a count for each.
+#[derive(Clone, Copy, Debug)]
+pub enum Repeats<'a> {
+    /// Every position so often.
+    All(usize),
+    /// Position `i` as often as the `i`-th count says.
+    Each(&'a Tensor),
+}
+
+impl From<usize> for Repeats<'_> {
+    fn from(count: usize) -> Self {
+        Repeats::All(count)
+    }
+}
+
+impl<'a> From<&'a Tensor> for Repeats<'a> {
+    fn from(counts: &'a Tensor) -> Self {
+        Repeats::Each(counts)
+    }
+}
+
 impl Tensor {
     /// Copies of the whole tensor side by side: `x.repeat([2, 3])`; further leading counts make new axes.
     ///
@@ -148,15 +256,33 @@ impl Tensor {
         compose1(Repeat(counts.into()), &[self])
     }
 
-    /// Every position of an axis `count` times in a row: `[a, b]` becomes `[a, a, b, b]`.
+    /// Every position of an axis several times in a row: `x.repeat_interleave(2, 0)` makes `[a, a, b, b]` of `[a, b]`, and with a tensor
+    /// of counts each position has its own.
+    ///
+    /// ```
+    /// # use cotangent::tensor;
+    /// let x = tensor![[1, 2], [3, 4], [5, 6]]?;
+    /// let lengths = tensor![2, 0, 1; I64]?;
+    /// assert_eq!(x.repeat_interleave(&lengths, 0)?.to_vec::<f32>()?, [1., 2., 1., 2., 5., 6.]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
     ///
     /// # Gradient
-    /// The sum of `ȳ` over each group; saves nothing.
+    /// The sum of `ȳ` over the copies of each position; saves nothing, with a tensor of counts an index for every copy.
+    ///
+    /// # Shapes
+    /// With one number the axis grows by that factor. A tensor holds a count for each position (or one for all), of an integer type; the
+    /// axis then has as many positions as they sum to: a shape that the data decides. The counts are read on the host, so on a GPU this
+    /// waits for them, and a captured step refuses it.
     ///
     /// # Errors
-    /// Shape error when the axis does not exist.
+    /// Shape error when the axis does not exist or the number of counts differs from its extent; argument error for a negative count;
+    /// dtype error for float counts; capture error for a tensor of counts in a captured step; out of memory.
     #[track_caller]
-    pub fn repeat_interleave(&self, count: usize, axis: impl Into<Axis>) -> Result<Tensor> {
-        compose1(RepeatInterleave { count, axis: axis.into() }, &[self])
+    pub fn repeat_interleave<'a>(&self, count: impl Into<Repeats<'a>>, axis: impl Into<Axis>) -> Result<Tensor> {
+        match count.into() {
+            Repeats::All(count) => compose1(RepeatInterleave { count, axis: axis.into() }, &[self]),
+            Repeats::Each(counts) => compose1(RepeatInterleaveBy(axis.into()), &[self, counts]),
+        }
     }
 }

@@ -11,8 +11,8 @@ use cotangent::ops::rope::{Rope, RopePair};
 use cotangent::ops::sdpa::SdpaOp;
 use cotangent::ops::slice::{self, Span};
 use cotangent::ops::{
-    self, Blocks, CrossEntropy, NegativeLogLikelihood, Reduction, RopePositions, RopeStyle, Rotary, Sdpa, binary, compare::Relation,
-    embedding::Padding,
+    self, Blocks, CrossEntropy, MatrixNorm, NegativeLogLikelihood, Reduction, RopePositions, RopeStyle, Rotary, Sdpa, binary,
+    compare::Relation, embedding::Padding,
 };
 use cotangent::{DType, Key, Result, Shape, Tensor};
 use smallvec::SmallVec;
@@ -67,6 +67,10 @@ fn elementwise(c: &Case) -> Option<Call> {
         "relu" => unary(el::Relu, Tensor::relu),
         "relu_squared" => unary(el::ReluSquared, Tensor::relu_squared),
         "round" => unary(el::Round, Tensor::round),
+        "round_decimals" => {
+            let decimals = o.int("decimals")? as i32;
+            one(Map(el::RoundDecimals { decimals }), move |x| x[0].round_decimals(decimals))
+        }
         "rsqrt" => unary(el::Rsqrt, Tensor::rsqrt),
         "sigmoid" => unary(el::Sigmoid, Tensor::sigmoid),
         "sign" => unary(el::Sign, Tensor::sign),
@@ -184,14 +188,27 @@ fn reductions(c: &Case) -> Option<Call> {
         "norm" => reduce(group::Norm, o, pair(|x, a| x.norm(a), |x, a| x.norm_keep(a))),
         "prod" => reduce(group::Prod, o, pair(|x, a| x.prod(a), |x, a| x.prod_keep(a))),
         "var" => {
-            let correction = o.int("correction")? as usize;
+            let correction = o.number("correction")?;
             let f: [Reducer; 2] = [Box::new(move |x, a| x.var(a, correction)), Box::new(move |x, a| x.var_keep(a, correction))];
             reduce(group::Var { correction }, o, f)
         }
         "std" => {
-            let correction = o.int("correction")? as usize;
+            let correction = o.number("correction")?;
             let f: [Reducer; 2] = [Box::new(move |x, a| x.std(a, correction)), Box::new(move |x, a| x.std_keep(a, correction))];
             reduce(group::Std { correction }, o, f)
+        }
+        "matrix_norm" => {
+            let kind = match o.text("kind")? {
+                "Frobenius" => MatrixNorm::Frobenius,
+                "One" => MatrixNorm::One,
+                "Infinity" => MatrixNorm::Infinity,
+                "MinusOne" => MatrixNorm::MinusOne,
+                _ => MatrixNorm::MinusInfinity,
+            };
+            let axes = o.axes("axes");
+            one(ops::matrix_norm::MatrixNormOp { kind, axes: axes.clone(), keep }, move |x| {
+                if keep { x[0].matrix_norm_keep(kind, axes.clone()) } else { x[0].matrix_norm(kind, axes.clone()) }
+            })
         }
         "any_all" => {
             let (all, axes) = (o.flag("all"), o.axes("axes"));
@@ -317,6 +334,7 @@ fn moves(c: &Case) -> Option<Call> {
             let count = o.int("count")? as usize;
             one(ops::repeat::RepeatInterleave { count, axis: axis.into() }, move |x| x[0].repeat_interleave(count, axis))
         }
+        "repeat_interleave_by" => one(ops::repeat::RepeatInterleaveBy(axis.into()), move |x| x[0].repeat_interleave(&x[1], axis)),
         "chunk" => {
             let parts = o.int("parts")? as usize;
             of(ops::split::Chunk { parts, axis: axis.into() }, move |x| x[0].chunk(parts, axis))
@@ -447,7 +465,7 @@ fn losses(c: &Case) -> Option<Call> {
         Some("None") => Reduction::None,
         _ => Reduction::Mean,
     };
-    let weighted = o.flag("weighted");
+    let (weighted, bias) = (o.flag("weighted"), o.flag("bias"));
     let ignore_index = o.int("ignore");
     let (label_smoothing, z_loss) = (o.number("smoothing").unwrap_or(0.0), o.number("z").unwrap_or(0.0));
     let loss = CrossEntropyLoss { ignore_index, label_smoothing, reduction, weighted, z_loss };
@@ -460,9 +478,18 @@ fn losses(c: &Case) -> Option<Call> {
             }
             w => x[0].cross_entropy_with(&x[1], &options(w)),
         }),
+        "soft_cross_entropy" => one(ops::soft_cross_entropy::SoftCrossEntropy { of: loss }, move |x| match x.get(2) {
+            None if ignore_index == Some(-100) && label_smoothing + z_loss == 0.0 && reduction == Reduction::Mean => {
+                x[0].cross_entropy(&x[1])
+            }
+            w => x[0].cross_entropy_with(&x[1], &options(w)),
+        }),
         "linear_cross_entropy" => {
-            let op = ops::linear_cross_entropy::LinearCrossEntropy { of: loss, rows: 128, keep: [true, true] };
-            one(op, move |x| x[0].linear_cross_entropy(&x[1], &x[2], &options(x.get(3))))
+            let op = ops::linear_cross_entropy::LinearCrossEntropy { of: loss, rows: 128, bias, keep: [true, true, bias] };
+            one(op, move |x| {
+                let (weights, bias) = (weighted.then(|| &x[3]), bias.then(|| &x[x.len() - 1]));
+                x[0].linear_cross_entropy(&x[1], bias, &x[2], &options(weights))
+            })
         }
         "nll_loss" => one(ops::nll_loss::NllLoss { ignore_index, reduction, weighted }, move |x| match x.get(2) {
             None if ignore_index == Some(-100) && reduction == Reduction::Mean => x[0].nll_loss(&x[1]),
@@ -529,8 +556,8 @@ fn constructors(c: &Case) -> Option<Call> {
             Call::bare("linspace", move |dtype| Tensor::linspace(a, b, n, dtype))
         }
         "eye" => {
-            let n = o.int("n")? as usize;
-            Call::bare("eye", move |dtype| Tensor::eye(n, dtype))
+            let shape = o.shape("shape");
+            Call::bare("eye", move |dtype| Tensor::eye(shape.clone(), dtype))
         }
         _ => return None,
     })

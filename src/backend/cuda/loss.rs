@@ -98,16 +98,60 @@ impl Targets {
 
     /// The result from the loss of every target: `each` writes them into their place, or into the buffer it is given.
     pub(super) fn reduce(&self, o: Options, y: &mut Out<'_>, each: impl FnOnce(&Dst<'_>, Option<&Dst<'_>>) -> Result<()>) -> Result<()> {
-        let on = y.context();
-        if o.each {
-            return if self.rows == 0 { Ok(()) } else { each(&y.dst(), None) };
-        }
-        let mut losses = on.alloc(acc(y.dtype()), self.rows)?;
-        if self.rows > 0 {
-            each(&y.dst(), Some(&Dst::new(&mut losses)))?;
-        }
-        loss::reduce(on, one_block(self.rows), &y.dst(), &Src::new(&losses, 0), &self.weight(), self.rows as i64, i32::from(o.mean))
+        reduce(self.rows, Some(&self.weight()), o, y, each)
     }
+}
+
+/// [`Targets::reduce`]; a mean without a weight divides by the number of losses.
+fn reduce(
+    rows: usize,
+    weight: Option<&Src<'_>>,
+    o: Options,
+    y: &mut Out<'_>,
+    each: impl FnOnce(&Dst<'_>, Option<&Dst<'_>>) -> Result<()>,
+) -> Result<()> {
+    let on = y.context();
+    if o.each {
+        return if rows == 0 { Ok(()) } else { each(&y.dst(), None) };
+    }
+    let mut losses = on.alloc(acc(y.dtype()), rows)?;
+    if rows > 0 {
+        each(&y.dst(), Some(&Dst::new(&mut losses)))?;
+    }
+    loss::reduce(on, one_block(rows), &y.dst(), &Src::new(&losses, 0), weight, rows as i64, i32::from(o.mean))
+}
+
+/// Cross-entropy of logits with probabilities `q`; `stats` gets three numbers of every row.
+pub(crate) fn soft(x: &In<'_>, q: &In<'_>, w: Option<&Src<'_>>, o: Options, n: usize, y: &mut Out<'_>, stats: &mut Out<'_>) -> Result<()> {
+    let (on, x, q) = (y.context(), x.contiguous()?, q.contiguous()?);
+    reduce(n, None, o, y, |y, losses| {
+        let grid = rows(on, n, o.classes);
+        cross_entropy::soft(on, grid, y, losses, &stats.dst(), &x.src(), &q.src(), w, n as i64, o.classes as i64, o.smoothing, o.z)
+    })
+}
+
+/// The derivative of [`soft`] in the logits or in the probabilities, given logits, probabilities and the loss's cotangent; without
+/// `stats` they are computed again.
+pub(crate) fn soft_vjp(
+    [x, q, g]: [&In<'_>; 3],
+    w: Option<&Src<'_>>,
+    stats: Option<&In<'_>>,
+    o: Options,
+    n: usize,
+    by_logits: bool,
+    y: &mut Out<'_>,
+) -> Result<()> {
+    if y.numel() == 0 {
+        return Ok(());
+    }
+    let (on, x, q, g) = (y.context(), x.contiguous()?, q.contiguous()?, g.contiguous()?);
+    let stats = stats.map(In::contiguous).transpose()?;
+    let stats = stats.as_ref().map(Dense::src);
+    let (grid, c) = (rows(on, n, o.classes), o.classes as i64);
+    let scale = if o.mean { 1.0 / n as f64 } else { 1.0 };
+    let (each, by_targets) = (i32::from(o.each), i32::from(!by_logits));
+    let (x, q, g) = (x.src(), q.src(), g.src());
+    cross_entropy::soft_vjp(on, grid, &y.dst(), &x, &q, w, &g, stats.as_ref(), n as i64, c, o.smoothing, o.z, scale, each, by_targets)
 }
 
 /// The weights in row-major order.

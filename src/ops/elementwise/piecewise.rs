@@ -112,6 +112,63 @@ unary! {
 }
 
 unary! {
+    /// Nearest multiple of a power of ten, ties to even; see [`Tensor::round_decimals`].
+    RoundDecimals {
+        /// Digits behind the point; negative ones stand before it.
+        decimals: i32,
+    }, "round_decimals", saves Nothing;
+    slope(self, _s) => S::zero();
+    math: "y = nearest multiple of 10⁻ᵈ, ties to even, computed as round(x 10ᵈ) / 10ᵈ", "x̄ = 0", "slope 0 at the jumps too; x itself where the steps between leave the range", "torch.round with decimals; numpy.around";
+    domain: Domain::OffKinks;
+    f(self, x) => {
+        let p = T::from_f64(self.scale());
+        let y = if self.decimals >= 0 { (x * p).round_ties_even() / p } else { (x / p).round_ties_even() * p };
+        // Not for NaN and infinities, whatever they come from.
+        if y - y == T::ZERO { y } else { x }
+    };
+    pull(self, _s, _g) => T::ZERO;
+    define(self, x) => {
+        let p: f64 = std::iter::repeat_n(10.0, self.decimals.unsigned_abs() as usize).product();
+        let v = x.re();
+        let whole = if self.decimals > 0 { v * p } else { v / p };
+        if !whole.is_finite() {
+            S::lit(v)
+        } else if self.decimals > 0 {
+            S::lit(whole.round_ties_even()) / S::lit(p)
+        } else {
+            S::lit(whole.round_ties_even()) * S::lit(p)
+        }
+    };
+    cuda(self) => round_decimals_fwd, round_decimals_vjp, [self.scale(), f64::from(self.decimals.signum())];
+    derivative(self, s) => s.zeros_like();
+    samples => {
+        let mut out = vec![Sample::check(RoundDecimals { decimals: 1 }, at(&[0.25, -0.25, 0.75, 1.25, 0.125])).at_kink().note("ties to even")];
+        for decimals in [0, 1, 2, 3, 5, -1, -2, 38, -38] {
+            out.push(Sample::value(RoundDecimals { decimals }, at(&[INF, -INF, NAN, 0.0, -0.0, 1e30, -1e-30, 12345.0, 15.0, -25.0, 0.375])));
+        }
+        out.push(Sample::check(RoundDecimals { decimals: -1 }, at(&[5.0, 15.0, -25.0, 14.0, 16.0])).at_kink().note("ties to even before the point"));
+        for decimals in [39, -39, i32::MIN] {
+            out.push(Sample::reject(RoundDecimals { decimals }, at(&[1.0]), ErrorKind::Argument));
+        }
+        out
+    };
+    validate(self) => {
+        if self.decimals.unsigned_abs() > 38 {
+            bail!(argument, "decimals must be between -38 and 38, the range of an f32; found {}", self.decimals);
+        }
+        Ok(())
+    };
+}
+
+impl RoundDecimals {
+    /// 10 to the number of digits, without its sign.
+    #[inline(always)]
+    fn scale(&self) -> f64 {
+        10f64.powi(self.decimals.saturating_abs())
+    }
+}
+
+unary! {
     /// x limited to an interval; see [`Tensor::clamp`].
     Clamp {
         /// Lower end.
@@ -224,7 +281,7 @@ impl Tensor {
         apply1(Map(Ceil), &[self])
     }
 
-    /// Nearest whole number to each element, ties to even: 0.5 → 0, 1.5 → 2, 2.5 → 2.
+    /// Nearest whole number to each element, ties to even: 0.5 → 0, 1.5 → 2, 2.5 → 2. To other digits: [`Tensor::round_decimals`].
     ///
     /// # Gradient
     /// Zero everywhere; saves nothing.
@@ -234,6 +291,33 @@ impl Tensor {
     #[track_caller]
     pub fn round(&self) -> Result<Tensor> {
         apply1(Map(Round), &[self])
+    }
+
+    /// Each element rounded to so many digits behind the point (before it, for a negative number), ties to even:
+    /// `x.round_decimals(2)` makes 3.14 of 3.14159, `x.round_decimals(-2)` makes 1200 of 1234.
+    ///
+    /// ```
+    /// # use cotangent::tensor;
+    /// let x = tensor![3.14159, -0.125, 1250.0; F64]?;
+    /// assert_eq!(x.round_decimals(2)?.to_vec::<f64>()?, [3.14, -0.12, 1250.0]);
+    /// assert_eq!(x.round_decimals(-2)?.to_vec::<f64>()?, [0.0, 0.0, 1200.0]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    ///
+    /// # Gradient
+    /// Zero everywhere; saves nothing.
+    ///
+    /// # Numerics
+    /// `round(x·10ᵈ)/10ᵈ` in f64 for f64 and in f32 for the other types, as PyTorch. The product is rounded: what lies within a
+    /// rounding of a tie counts as one (0.35 in f64 is below 7/20, and becomes 0.4). Where it leaves the range, x has no such digits and
+    /// stays as it is (PyTorch: ∞).
+    ///
+    /// # Errors
+    /// Argument error for more than 38 digits on either side; dtype error for integers.
+    #[doc(alias = "around")]
+    #[track_caller]
+    pub fn round_decimals(&self, decimals: i32) -> Result<Tensor> {
+        apply1(Map(RoundDecimals { decimals }), &[self])
     }
 
     /// Limits every element to an interval; an end of `None` is open: `x.clamp(0.0, None)`.

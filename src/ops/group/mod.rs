@@ -267,7 +267,7 @@ fn row<G: Group>(of: &G, values: &[f64]) -> (Reduce<G>, [Input; 1]) {
 }
 
 macro_rules! reduction_method {
-    ($(#[$doc:meta])* $name:ident, $keep:ident $(, $arg:ident: $t:ty)* => $group:expr) => {
+    ($(#[$doc:meta])* $name:ident, $keep:ident $(, $arg:ident: $t:ty as $own:ty = $into:expr)* => $group:expr) => {
         impl Tensor {
             $(#[$doc])*
             #[track_caller]
@@ -275,10 +275,10 @@ macro_rules! reduction_method {
                 // Compiled here: a generic function's body is compiled by every user, kernels included.
                 #[track_caller]
                 #[inline(never)]
-                fn run(x: &Tensor, axes: Axes $(, $arg: $t)*) -> Result<Tensor> {
+                fn run(x: &Tensor, axes: Axes $(, $arg: $own)*) -> Result<Tensor> {
                     apply1(Reduce { of: $group, axes, keep: false }, &[x])
                 }
-                run(self, axes.into() $(, $arg)*)
+                run(self, axes.into() $(, $into)*)
             }
 
             #[doc = concat!("[`Tensor::", stringify!($name), "`] that keeps the axes with extent 1.")]
@@ -290,10 +290,10 @@ macro_rules! reduction_method {
                 // Compiled here: a generic function's body is compiled by every user, kernels included.
                 #[track_caller]
                 #[inline(never)]
-                fn run(x: &Tensor, axes: Axes $(, $arg: $t)*) -> Result<Tensor> {
+                fn run(x: &Tensor, axes: Axes $(, $arg: $own)*) -> Result<Tensor> {
                     apply1(Reduce { of: $group, axes, keep: true }, &[x])
                 }
-                run(self, axes.into() $(, $arg)*)
+                run(self, axes.into() $(, $into)*)
             }
         }
     };

@@ -5,8 +5,9 @@ use crate::backend::cpu::moments::Moments;
 use crate::backend::cpu::{self, Compute, Real, reduce};
 use crate::backend::cuda;
 use crate::backend::cuda::kernels::group as kernels;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Math, apply1};
+use crate::ops::Number;
 use crate::shape::Axes;
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Input, Sample, Scalar};
@@ -15,27 +16,34 @@ use std::marker::PhantomData;
 /// Variance of each group; see [`Tensor::var`].
 #[derive(Clone, Debug)]
 pub struct Var {
-    /// Subtracted from the count: 0 for the population's variance, 1 for the unbiased estimate.
-    pub correction: usize,
+    /// Subtracted from the count: 0 for the population's variance, 1 for the unbiased estimate, or any other number.
+    pub correction: f64,
 }
 
 /// Standard deviation of each group; see [`Tensor::std`].
 #[derive(Clone, Debug)]
 pub struct Std {
     /// As in [`Var`].
-    pub correction: usize,
+    pub correction: f64,
 }
 
 /// `n − correction`, never negative: with too few elements both sums are divided by zero, as in PyTorch.
-fn degrees(n: f64, correction: usize) -> f64 {
-    (n - correction as f64).max(0.0)
+fn degrees(n: f64, correction: f64) -> f64 {
+    (n - correction).max(0.0)
 }
 
-fn define_variance<S: Scalar>(x: &[S], correction: usize) -> S {
+fn check(correction: f64) -> Result<()> {
+    if !correction.is_finite() {
+        bail!(argument, "the correction must be finite, found {correction}");
+    }
+    Ok(())
+}
+
+fn define_variance<S: Scalar>(x: &[S], correction: f64) -> S {
     let n = x.len() as f64;
     let mean = S::sum(x) / S::lit(n);
     let squares: Vec<S> = x.iter().map(|&v| (v - mean) * (v - mean)).collect();
-    S::sum(&squares) / S::lit(if n > correction as f64 { n - correction as f64 } else { 0.0 })
+    S::sum(&squares) / S::lit(if n > correction { n - correction } else { 0.0 })
 }
 
 impl Group for Var {
@@ -79,30 +87,36 @@ impl Group for Var {
         Ok(Some(zg.sub(&at.mean(&zg)?)?.mul_scalar(2.0 / degrees(n, self.correction))?))
     }
     fn validate(&self, _: usize) -> Result<()> {
-        Ok(())
+        check(self.correction)
     }
     fn samples(g: &mut Gen) -> Vec<Sample<Reduce<Self>>> {
-        let mut out = group_samples(g, &Var { correction: 0 }, |g, s| g.normal(s));
+        let mut out = group_samples(g, &Var { correction: 0.0 }, |g, s| g.normal(s));
         let last = |correction| Reduce { of: Var { correction }, axes: (-1).into(), keep: false };
         for n in [2, 3, 67] {
-            out.push(Sample::check(last(1), [g.normal([2, n])]).note("few elements reveal the correction"));
+            out.push(Sample::check(last(1.0), [g.normal([2, n])]).note("few elements reveal the correction"));
         }
-        let inner = Reduce { of: Var { correction: 1 }, axes: [0, 2].into(), keep: true };
+        let inner = Reduce { of: Var { correction: 1.0 }, axes: [0, 2].into(), keep: true };
         out.push(Sample::check(inner, [g.normal([3, 2, 4])]));
-        out.push(Sample::check(last(0), [Input::values([2, 3], [5.0, 5.0, 5.0, 0.0, 0.0, 0.0])]).note("B15: constant rows"));
-        out.push(Sample::check(last(0), [g.normal([3, 1])]).note("one element: variance 0"));
-        out.push(Sample::value(last(1), [g.normal([3, 1])]).note("n = correction, one element: 0 / 0 is NaN"));
-        for correction in [4, 5] {
+        out.push(Sample::check(last(0.0), [Input::values([2, 3], [5.0, 5.0, 5.0, 0.0, 0.0, 0.0])]).note("B15: constant rows"));
+        out.push(Sample::check(last(0.0), [g.normal([3, 1])]).note("one element: variance 0"));
+        out.push(Sample::value(last(1.0), [g.normal([3, 1])]).note("n = correction, one element: 0 / 0 is NaN"));
+        for correction in [4.0, 5.0] {
             out.push(
                 Sample::value(last(correction), [Input::values([2, 4], [0.0, 1.0, 2.0, 4.0, 3.0, 3.0, 3.0, 3.0])])
                     .note("n ≤ correction: ∞, NaN"),
             );
         }
-        out.push(Sample::value(last(0), [g.normal([2, 0])]).note("empty groups: NaN"));
-        for offset in [1e2, 1e4, 1e6] {
-            out.push(Sample::value(last(0), [g.normal_with([2, 500], 1.0, offset)]).note("B5: mean far larger than the deviation"));
+        for correction in [0.5, 1.5, -1.0] {
+            out.push(Sample::check(last(correction), [g.normal([2, 4])]).note("a correction that is no count"));
         }
-        let columns = Reduce { of: Var { correction: 1 }, axes: 0.into(), keep: false };
+        out.push(Sample::value(last(1.5), [Input::values([2, 1], [3.0, -1.0])]).note("n below a fractional correction: 0 / 0"));
+        out.push(Sample::reject(last(f64::NAN), [g.normal([2, 4])], ErrorKind::Argument));
+        out.push(Sample::reject(last(f64::INFINITY), [g.normal([2, 4])], ErrorKind::Argument));
+        out.push(Sample::value(last(0.0), [g.normal([2, 0])]).note("empty groups: NaN"));
+        for offset in [1e2, 1e4, 1e6] {
+            out.push(Sample::value(last(0.0), [g.normal_with([2, 500], 1.0, offset)]).note("B5: mean far larger than the deviation"));
+        }
+        let columns = Reduce { of: Var { correction: 1.0 }, axes: 0.into(), keep: false };
         out.push(Sample::value(columns, [g.normal_with([500, 3], 1.0, 1e3)]).note("B5 in columns, several groups of rows"));
         out
     }
@@ -160,28 +174,33 @@ impl Group for Std {
         Ok(Some(first.sub(&second)?))
     }
     fn validate(&self, _: usize) -> Result<()> {
-        Ok(())
+        check(self.correction)
     }
     fn samples(g: &mut Gen) -> Vec<Sample<Reduce<Self>>> {
         let last = |correction| Reduce { of: Std { correction }, axes: (-1).into(), keep: false };
         let mut out = Vec::new();
         for axes in [Axes::from(..), (-1).into(), 0.into(), 1.into(), [0, 2].into()] {
-            for (correction, keep) in [(0, false), (1, true)] {
+            for (correction, keep) in [(0.0, false), (1.0, true)] {
                 out.push(Sample::check(Reduce { of: Std { correction }, axes: axes.clone(), keep }, [g.distinct([3, 2, 4])]));
             }
         }
-        let (op, x) = row(&Std { correction: 0 }, &[5.0, 5.0, 5.0]);
+        for correction in [0.5, 1.5, -1.0] {
+            out.push(Sample::check(last(correction), [g.normal([2, 4])]).note("a correction that is no count"));
+        }
+        out.push(Sample::reject(last(f64::NAN), [g.normal([2, 4])], ErrorKind::Argument));
+        let (op, x) = row(&Std { correction: 0.0 }, &[5.0, 5.0, 5.0]);
         out.push(Sample::check(op, x).at_kink().note("B15: a constant group has gradient 0, not NaN"));
-        out.push(Sample::value(last(1), [g.normal([3, 1])]).note("n = correction, one element: 0 / 0 is NaN"));
-        out.push(Sample::value(last(0), [g.normal([2, 0])]).note("empty groups: NaN"));
-        out.push(Sample::value(last(0), [g.normal_with([2, 500], 1.0, 1e3)]).note("B5: mean far larger than the deviation"));
-        out.push(Sample::bench(last(1), [g.normal([4096, 1024])]));
+        out.push(Sample::value(last(1.0), [g.normal([3, 1])]).note("n = correction, one element: 0 / 0 is NaN"));
+        out.push(Sample::value(last(0.0), [g.normal([2, 0])]).note("empty groups: NaN"));
+        out.push(Sample::value(last(0.0), [g.normal_with([2, 500], 1.0, 1e3)]).note("B5: mean far larger than the deviation"));
+        out.push(Sample::bench(last(1.0), [g.normal([4096, 1024])]));
         out
     }
 }
 
 reduction_method!(
-    /// Variance over axes; `correction` is 0 for the population's variance and 1 for the unbiased estimate.
+    /// Variance over axes; `correction` is 0 for the population's variance and 1 for the unbiased estimate, or any other number,
+    /// fractional ones too (1.5 makes the standard deviation of a normal sample nearly unbiased).
     ///
     /// # Gradient
     /// `ȳ·2(x − mean)/(n − correction)`; saves the operand.
@@ -193,9 +212,9 @@ reduction_method!(
     /// element is) or empty.
     ///
     /// # Errors
-    /// Shape error when an axis does not exist; dtype error for integers.
+    /// Shape error when an axis does not exist; argument error for a correction that is not finite; dtype error for integers.
     #[doc(alias("variance"))]
-    var, var_keep, correction: usize => Var { correction }
+    var, var_keep, correction: impl Number as f64 = correction.to_f64() => Var { correction }
 );
 reduction_method!(
     /// Standard deviation over axes; `correction` as in [`Tensor::var`].
@@ -210,7 +229,7 @@ reduction_method!(
     /// # Errors
     /// As [`Tensor::var`].
     #[doc(alias("standard_deviation"))]
-    std, std_keep, correction: usize => Std { correction }
+    std, std_keep, correction: impl Number as f64 = correction.to_f64() => Std { correction }
 );
 
 #[cfg(test)]
@@ -230,6 +249,8 @@ mod tests {
         assert!(Tensor::ones([0], F64)?.var(.., 0)?.item()?.is_nan());
         assert!(grad(&x, |x| x.var(.., 6))?.to_vec::<f64>()?.iter().all(|g| g.is_infinite()));
         assert_eq!(x.var(.., 5)?.item()?, 17.5);
+        assert_eq!(x.var(.., 0.5)?.item()?, 17.5 / 5.5);
+        assert_eq!(x.var(.., 5.5)?.item()?, 35.0);
         Ok(())
     }
 }
