@@ -402,8 +402,9 @@ pub mod expect {
     /// Dtype error when they differ.
     pub fn same_dtype(x: &[Spec]) -> Result<DType> {
         let Some(first) = x.first() else { bail!(argument, "at least one tensor is needed") };
-        if let Some(s) = x.iter().find(|s| s.dtype != first.dtype) {
-            bail!(dtype, "operands have different dtypes: {} and {}; cast one", first.dtype, s.dtype);
+        if let Some((i, s)) = x.iter().enumerate().find(|(_, s)| s.dtype != first.dtype) {
+            let (a, b) = (first.dtype, s.dtype);
+            bail!(dtype, "operands have different dtypes: operand 0 is {a} {}, operand {i} is {b} {}; cast one", first.shape, s.shape);
         }
         Ok(first.dtype)
     }

@@ -498,7 +498,11 @@ fn the_report_is_one_readable_page() -> Result<()> {
         history.updates(&before, &gpt)?;
     }
     assert_eq!(history.verdict(3), Verdict::Dead);
+    assert!(!history.html()?.contains("validation"));
+    // Evaluated also after the last recorded step: the picture reaches to there.
+    history.validation = vec![(0, 4.5), (30, 4.0), (75, f64::NAN), (90, 3.9)];
     let page = history.html()?;
+    assert!(page.contains("validation") && page.contains("90"));
     if let Some(path) = std::env::var_os("COTANGENT_REPORT") {
         history.write_html(path)?;
     }

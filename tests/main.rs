@@ -41,6 +41,7 @@ mod lost;
 #[cfg(target_os = "linux")]
 mod memory_limits;
 mod mistakes;
+mod mistakes_training;
 mod models;
 mod module_macro;
 mod modules;

@@ -5,8 +5,8 @@ use crate::files::Folder;
 use cotangent::io::ModuleFile;
 use cotangent::optim::{AdamW, ReduceLrOnPlateau, Schedule, Sgd, Split, WarmupCosine};
 use cotangent::train::{
-    Batches, Characters, Csv, Event, KeepBest, Loss, Options, Order, Prefetch, Rows, Snapshot, Snapshots, Tokenizer, Tokens, Trainer,
-    Windows, count_targets, mean_loss, record,
+    Batches, Characters, Csv, Event, HealthWatch, KeepBest, Loss, Options, Order, Prefetch, Rows, Snapshot, Snapshots, Tokenizer, Tokens,
+    Trainer, Windows, count_targets, mean_loss, record,
 };
 use cotangent::{F32, F64, GradOptions, I64, Key, Param, Result, Tensor, module, nn::Linear, value_and_grad};
 use std::process::Command;
@@ -495,5 +495,31 @@ fn messages_and_small_doors() -> Result<()> {
     let _ = cotangent::ModuleExt::freeze(&mut net, |_| true);
     let e = net.save_trainable(folder.join("nothing.safetensors")).unwrap_err();
     assert!(e.is_argument() && e.to_string().contains("nothing of the model is trainable"), "{e}");
+    Ok(())
+}
+
+/// The page of a run has its validation losses beside those of training.
+#[test]
+fn a_watch_notes_what_was_evaluated() -> Result<()> {
+    let watch = HealthWatch::new(2);
+    let off = HealthWatch::new(0);
+    let mut t = Trainer::new(weights(), Sgd::new(0.01));
+    t.options = Options { steps: 6, evaluate_every: 3, ..Options::default() };
+    let mut all = Vec::new();
+    t.evaluate_with(|w| w.square()?.sum(..)?.item());
+    t.on(watch.callback());
+    t.on(off.callback());
+    t.on(|event| {
+        if let Event::Evaluated { step, loss, .. } = event {
+            all.push((*step as u64, *loss));
+        }
+        Ok(())
+    });
+    t.run(&numbers, loss)?;
+    drop(t);
+    assert_eq!(all.iter().map(|v| v.0).collect::<Vec<_>>(), [0, 3, 6]);
+    assert_eq!(watch.history().validation, all);
+    assert!(off.history().validation.is_empty());
+    assert!(watch.history().html()?.contains("validation"));
     Ok(())
 }

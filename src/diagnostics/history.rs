@@ -56,6 +56,8 @@ pub struct HealthHistory {
     pub layers: Vec<String>,
     /// The recorded steps.
     pub steps: Vec<HistoryStep>,
+    /// Steps at which the model was evaluated, and the losses: a curve beside the training loss.
+    pub validation: Vec<(u64, f64)>,
     /// Clipping.
     pub clips: ClipTracker,
     /// By which layers are judged.
@@ -75,7 +77,14 @@ impl HealthHistory {
 
     /// An empty history with a clip window of 100 steps.
     pub fn new() -> Self {
-        HealthHistory { layers: Vec::new(), steps: Vec::new(), clips: ClipTracker::new(100), thresholds: Thresholds::default(), last: None }
+        HealthHistory {
+            layers: Vec::new(),
+            steps: Vec::new(),
+            validation: Vec::new(),
+            clips: ClipTracker::new(100),
+            thresholds: Thresholds::default(),
+            last: None,
+        }
     }
 
     /// Adds a step: call it after clipping and before the optimizer. Norms are given as they were before clipping.

@@ -29,7 +29,11 @@ pub(super) fn html(h: &HealthHistory) -> Result<String> {
     }
     let series = |f: &dyn Fn(&HistoryStep) -> f64| -> Vec<(f64, f64)> { h.steps.iter().map(|s| (s.step as f64, f(s))).collect() };
     let mut pictures = vec![heat_map(h)?];
-    pictures.push(lines("Loss", "loss", &[("loss", BLUE, series(&|s| s.loss))], &[], false)?);
+    let mut losses = vec![("training", BLUE, series(&|s| s.loss))];
+    if !h.validation.is_empty() {
+        losses.push(("validation", RED, h.validation.iter().map(|&(step, loss)| (step as f64, loss)).collect()));
+    }
+    pictures.push(lines("Loss", "loss", &losses, &[], false)?);
     let limits: Vec<(f64, f64)> = h.steps.iter().filter(|s| s.clipped).map(|s| (s.step as f64, s.norm)).collect();
     pictures.push(norms(&series(&|s| s.norm), &limits)?);
     pictures.push(lines("Clip rate (share of the last 20 recorded steps)", "share", &[("clipped", RED, clip_rate(h))], &[], false)?);
@@ -109,8 +113,9 @@ fn ends(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
     (low - apart, high + apart)
 }
 
-fn steps_range(points: &[(f64, f64)]) -> std::ops::Range<f64> {
-    let (first, last) = (points.first().map_or(0.0, |p| p.0), points.last().map_or(1.0, |p| p.0));
+fn steps_range(curves: &[(&str, RGBColor, Vec<(f64, f64)>)]) -> std::ops::Range<f64> {
+    let (first, last) = curves.iter().flat_map(|c| &c.2).map(|p| p.0).fold((f64::INFINITY, 0f64), |(a, b), x| (a.min(x), b.max(x)));
+    let first = first.min(last);
     // Apart by more than the spacing of numbers of that size.
     first..last.max(first + (first.abs() * 1e-9).max(if last > first { 0.0 } else { 1.0 }))
 }
@@ -132,7 +137,7 @@ fn lines(title: &str, unit: &str, curves: &[(&str, RGBColor, Vec<(f64, f64)>)], 
                 .margin_right(24)
                 .x_label_area_size(36)
                 .y_label_area_size(76)
-                .build_cartesian_2d(steps_range(&curves[0].2), low..high),
+                .build_cartesian_2d(steps_range(curves), low..high),
         )?;
         let label = |v: &f64| if log { power(*v) } else { number(*v) };
         drawn(

@@ -343,7 +343,7 @@ impl<'de> Deserialize<'de> for Unique {
     }
 }
 
-/// Writes named tensors, in the order given, and texts beside them; see [`write_atomically`] for what happens to an old file.
+/// Writes named tensors, in the order given, and texts beside them; see [`write_atomically`](crate::io::write_atomically) for what happens to an old file.
 ///
 /// The bytes depend on the arguments alone. Tensors on a device are copied to the host one at a time.
 ///

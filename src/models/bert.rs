@@ -5,6 +5,7 @@ use super::skeleton::{Skeleton, fresh};
 use crate::dtype::DType;
 use crate::error::{Result, bail};
 use crate::io::{self, BertConfig};
+use crate::memory::{room, try_collect, try_collect_ok};
 use crate::nn::{self, Activation, Attend, Embedding, LayerNorm, Linear};
 use crate::ops::Sdpa;
 use crate::rng::Key;
@@ -259,8 +260,8 @@ impl Bert {
     #[track_caller]
     pub fn embed_texts<S: AsRef<str>>(&self, tokenizer: &dyn Tokenizer, texts: &[S]) -> Result<Tensor> {
         let at = Location::caller();
-        let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
-        self.embed_all(tokenizer, &texts).map_err(|e| io::at_callers_line(e, "bert", at))
+        let all = try_collect(texts.iter().map(AsRef::as_ref)).and_then(|texts| self.embed_all(tokenizer, &texts));
+        all.map_err(|e| io::at_callers_line(e, "bert", at))
     }
 
     fn embed_all(&self, tokenizer: &dyn Tokenizer, texts: &[&str]) -> Result<Tensor> {
@@ -279,7 +280,7 @@ impl Bert {
             }
             Ok(all)
         };
-        let rows = texts.iter().map(|t| ids(t)).collect::<Result<Vec<_>>>()?;
+        let rows = try_collect_ok(texts.iter().map(|t| ids(t)))?;
         let longest = rows.iter().map(Vec::len).max().unwrap_or(0);
         if longest == 0 {
             bail!(argument, "there is no text with a token");
@@ -292,15 +293,17 @@ impl Bert {
             all.windows(plain.len().max(1)).position(|w| w == plain).unwrap_or(0) + plain.len()
         };
         let shape = [rows.len(), longest];
-        let places = |of: &dyn Fn(&[u32], usize) -> i64| {
-            rows.iter().flat_map(|row| (0..longest).map(|t| of(row, t)).collect::<Vec<_>>()).collect::<Vec<i64>>()
+        let places = |of: &dyn Fn(&[u32], usize) -> i64| -> Result<Vec<i64>> {
+            let mut all = room(rows.len() * longest)?;
+            all.extend(rows.iter().flat_map(|row| (0..longest).map(move |t| of(row, t))));
+            Ok(all)
         };
         let device = self.embeddings.word_embeddings.weight.device();
         let mask = |from: usize| {
-            let seen = places(&|row, t| i64::from(t >= from && t < row.len())).into_iter().map(|m| m as u8).collect::<Vec<_>>();
+            let seen = try_collect(places(&|row, t| i64::from(t >= from && t < row.len()))?.into_iter().map(|m| m as u8))?;
             Tensor::from_vec(seen, shape)?.to_device(device)
         };
-        let tokens = Tensor::from_vec(places(&|row, t| row.get(t).map_or(0, |&id| i64::from(id))), shape)?.to_device(device)?;
+        let tokens = Tensor::from_vec(places(&|row, t| row.get(t).map_or(0, |&id| i64::from(id)))?, shape)?.to_device(device)?;
         self.embed_masked(&tokens, Some(&mask(0)?), Some(&mask(prompt)?))
     }
 }

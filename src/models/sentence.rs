@@ -3,6 +3,7 @@
 use crate::dtype::{DType, F32, F64, U8};
 use crate::error::{Error, Result, bail};
 use crate::io::{self, WeightFiles};
+use crate::memory::{room, try_collect, vec_of};
 use crate::module::Param;
 use crate::nn::{Activation, Linear};
 use crate::tensor::Tensor;
@@ -343,26 +344,27 @@ pub(super) fn pool(x: &Tensor, mask: Option<&Tensor>, pooling: &Pooling, dense: 
     let rows = match mask {
         Some(m) if m.dtype() != U8 => bail!(dtype, "the mask must be u8, found {}", m.dtype()),
         Some(m) => m.to_vec::<u8>()?,
-        None => crate::memory::vec_of(1, batch * time)?,
+        None => vec_of(1, batch * time)?,
     };
-    let rows: Vec<&[u8]> = rows.chunks_exact(time).collect();
+    let rows: Vec<&[u8]> = try_collect(rows.chunks_exact(time))?;
     let first = |row: &[u8]| row.iter().position(|&m| m != 0).unwrap_or(0);
     let last = |row: &[u8]| row.iter().rposition(|&m| m != 0).unwrap_or(0);
     let x = x.cast(exact)?;
     let on = |values: Vec<f64>, shape: &[usize]| Tensor::from_vec(values, shape)?.cast(exact)?.to_device(x.device());
     let any = |row: &&[u8]| f64::from(u8::from(row.iter().any(|&m| m != 0)));
-    let there = on(rows.iter().map(any).collect(), &[batch, 1])?;
+    let there = on(try_collect(rows.iter().map(any))?, &[batch, 1])?;
     let token = |of: &dyn Fn(&[u8]) -> usize| {
-        let ids = rows.iter().enumerate().map(|(i, row)| (i * time + of(row)) as i64).collect::<Vec<_>>();
+        let ids = try_collect(rows.iter().enumerate().map(|(i, row)| (i * time + of(row)) as i64))?;
         let ids = Tensor::from_vec(ids, [batch])?.to_device(x.device())?;
         x.reshape([batch * time, width])?.index_select(0, &ids)?.mul(&there)
     };
     // Σ weight·x, divided by the sum of the weights or its root.
     let mean = |weight: &dyn Fn(&[u8], usize) -> f64, divisor: fn(f64) -> f64| {
-        let all: Vec<f64> = rows.iter().flat_map(|row| (0..time).map(|t| weight(row, t))).collect();
-        let sums = all.chunks_exact(time).map(|row| divisor(row.iter().sum::<f64>().max(1e-9))).collect();
+        let mut all = room(batch * time)?;
+        all.extend(rows.iter().flat_map(|row| (0..time).map(|t| weight(row, t))));
+        let sums = try_collect(all.chunks_exact(time).map(|row| divisor(row.iter().sum::<f64>().max(1e-9))))?;
         // What is hidden counts as nothing, whatever it is.
-        let hidden = Tensor::from_vec(all.iter().map(|&w| u8::from(w == 0.0)).collect::<Vec<_>>(), [batch, time, 1])?;
+        let hidden = Tensor::from_vec(try_collect(all.iter().map(|&w| u8::from(w == 0.0)))?, [batch, time, 1])?;
         let x = x.masked_fill(&hidden.to_device(x.device())?, 0.0)?;
         x.mul(&on(all, &[batch, time, 1])?)?.sum(1)?.div(&on(sums, &[batch, 1])?)
     };
@@ -376,8 +378,11 @@ pub(super) fn pool(x: &Tensor, mask: Option<&Tensor>, pooling: &Pooling, dense: 
             PoolingMode::MeanSqrtLen => mean(&plain, f64::sqrt)?,
             PoolingMode::WeightedMean => mean(&|row, t| plain(row, t) * (t + 1).saturating_sub(first(row)) as f64, |n| n)?,
             PoolingMode::Max => {
-                let hidden: Vec<u8> =
-                    rows.iter().flat_map(|row| row.iter().map(|&m| u8::from(m == 0 && row.iter().any(|&m| m != 0)))).collect();
+                let mut hidden = room(batch * time)?;
+                hidden.extend(rows.iter().flat_map(|row| {
+                    let some = row.iter().any(|&m| m != 0);
+                    row.iter().map(move |&m| u8::from(m == 0 && some))
+                }));
                 let hidden = Tensor::from_vec(hidden, [batch, time, 1])?.to_device(x.device())?;
                 x.masked_fill(&hidden, f64::NEG_INFINITY)?.max(1)?.mul(&there)?
             }

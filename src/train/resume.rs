@@ -180,7 +180,7 @@ impl<M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'_, M, O, S>
     /// are made again then. Whatever else keeps the newest from being read is an error, after which the folder is as it was.
     ///
     /// # Errors
-    /// As [`Trainer::restore`] and [`Snapshots::newest`]; argument error when the trainer has no folder of snapshots, or another trainer
+    /// As [`Trainer::restore`] and [`Snapshots::newest`](crate::train::Snapshots::newest); argument error when the trainer has no folder of snapshots, or another trainer
     /// runs there.
     #[track_caller]
     pub fn resume(&mut self) -> Result<Option<Resumed>> {

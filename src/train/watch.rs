@@ -39,7 +39,7 @@ impl HealthWatch {
         self.every > 0 && step.is_multiple_of(self.every)
     }
 
-    /// Looks at every step. In the steps it records, the model is kept from before the update, for the size of the update: the
+    /// Looks at every step, and notes the losses of evaluations. In the steps it records, the model is kept from before the update, for the size of the update: the
     /// optimizer then copies the parameters once.
     pub fn callback<M: Module + Clone>(&self) -> impl FnMut(&Event<'_, M>) -> Result<()> + use<M> {
         let this = self.clone();
@@ -56,6 +56,7 @@ impl HealthWatch {
                         history.clips.push(&r.clipped);
                     }
                 }
+                Event::Evaluated { step, loss, .. } if this.every > 0 => this.history.borrow_mut().validation.push((*step as u64, *loss)),
                 _ => {}
             }
             Ok(())

@@ -135,12 +135,12 @@ impl CsvFile {
     /// The cells of a column, as they are written.
     ///
     /// # Errors
-    /// Argument error when no column, or more than one, has the name.
+    /// Argument error when no column, or more than one, has the name; out of memory.
     #[track_caller]
     pub fn texts(&self, column: &str) -> Result<Vec<&str>> {
         let at = Location::caller();
         let column = self.column(column).map_err(|e| e.in_op("texts", at))?;
-        Ok((0..self.rows()).map(|row| self.cell(row, column)).collect())
+        crate::memory::try_collect((0..self.rows()).map(|row| self.cell(row, column))).map_err(|e| e.in_op("texts", at))
     }
 
     /// Columns as numbers: `[rows, columns]`. `&[]` stands for all columns.

@@ -40,7 +40,7 @@ pub struct Step {
     pub token: Option<u32>,
     /// Text that it completes: whole characters. Empty without a tokenizer.
     pub text: String,
-    /// Logarithm of its probability by the model, before temperature and the rest of [`Sampling`], if asked for.
+    /// Logarithm of its probability by the model, before temperature and the rest of [`Sampling`](crate::train::Sampling), if asked for.
     pub log_prob: Option<f64>,
 }
 
@@ -285,7 +285,7 @@ fn device(model: &LanguageModel) -> Device {
 }
 
 fn ids(tokens: &[u32], batch: usize) -> Result<Tensor> {
-    Tensor::from_vec(tokens.iter().map(|&t| i64::from(t)).collect::<Vec<_>>(), [batch, tokens.len() / batch.max(1)])
+    Tensor::from_vec(crate::memory::try_collect(tokens.iter().map(|&t| i64::from(t)))?, [batch, tokens.len() / batch.max(1)])
 }
 
 /// `log softmax(logits)` of one token.

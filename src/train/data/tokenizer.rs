@@ -75,10 +75,8 @@ pub struct Characters(Vec<char>);
 impl Characters {
     /// The characters that occur in a text.
     pub fn of(text: &str) -> Self {
-        let mut all: Vec<char> = text.chars().collect();
-        all.sort_unstable();
-        all.dedup();
-        Characters(all)
+        // A set: as large as the alphabet, not as the text.
+        Characters(text.chars().collect::<std::collections::BTreeSet<_>>().into_iter().collect())
     }
 
     /// The id of a character.
@@ -106,13 +104,13 @@ impl Tokenizer for Characters {
     }
 
     fn decode(&self, tokens: &[u32]) -> Result<String> {
-        tokens
-            .iter()
-            .map(|&t| match self.0.get(t as usize) {
-                Some(c) => Ok(*c),
-                None => bail!(index, "token {t} is outside the vocabulary of {}", self.0.len()),
-            })
-            .collect()
+        let mut bytes = memory::room(tokens.len())?;
+        for &t in tokens {
+            let Some(c) = self.0.get(t as usize) else { bail!(index, "token {t} is outside the vocabulary of {}", self.0.len()) };
+            memory::extend(&mut bytes, c.encode_utf8(&mut [0; 4]).bytes())?;
+        }
+        // Every piece is a whole character.
+        String::from_utf8(bytes).map_err(|e| Error::argument(e.to_string()))
     }
 
     fn vocabulary(&self) -> usize {

@@ -1,0 +1,210 @@
+//! The mistakes of `mistakes.rs`, second part: options, recurrence, attention, functions of functions, optimizers, training, files.
+
+use super::mistakes::{Row, a_row, ids, linear, x};
+use cotangent::io::{CsvFile, ModuleFile, TensorFile, read_npy};
+use cotangent::nn::{AttentionConfig, LstmCell, MultiHeadAttention};
+use cotangent::ops::{Reduction, Rotary, Sdpa};
+use cotangent::optim::{AdamW, Group, Sgd};
+use cotangent::train::{Batches, Characters, Options, Order, Rows, Sampling, Snapshots, Tokenizer, Tokens, Trainer, Windows};
+use cotangent::{DType, F32, F64, I64, Key, Result, Tape, Tensor, checkpoint, custom_vjp, grad, jvp, value_and_grad, vjp};
+
+/// A folder of this file's own.
+fn folder(name: &str) -> std::path::PathBuf {
+    let path = std::env::temp_dir().join(format!("cotangent-mistakes-{}-{name}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&path);
+    std::fs::create_dir_all(&path).unwrap();
+    path
+}
+
+/// What does not depend on the folder's name.
+fn without(folder: &std::path::Path, result: Result<()>) -> Result<()> {
+    result.map_err(|e| {
+        let text = e.to_string().replace(&folder.display().to_string(), "FOLDER");
+        let text = text.split(" (at ").next().unwrap_or_default().to_owned();
+        cotangent::Error::argument(text)
+    })
+}
+
+fn options() -> Vec<Row> {
+    let row = a_row;
+    let a = x(&[2, 3]);
+    let q = x(&[1, 2, 4, 6]);
+    vec![
+        row("topk of more than there are", &["topk", "4", "3"], a.topk(4, -1, true).map(drop)),
+        row("parts that do not fill the axis", &["split", "[1, 1]", "3"], a.split(&[1, 1], 1).map(drop)),
+        row("an axis too far for unsqueeze", &["unsqueeze", "4", "rank 2"], a.unsqueeze(4).map(drop)),
+        row("a stack of other shapes", &["stack", "[2, 3]", "[3, 2]"], Tensor::stack(&[&a, &x(&[3, 2])], 0).map(drop)),
+        row("a pad for each axis but one", &["pad", "1", "[2, 3]"], a.pad(&[(1, 1)], 0.0).map(drop)),
+        row("random integers by randn", &["randn", "i64"], Tensor::randn([2], I64, Key::new(1)).map(drop)),
+        row("a range backwards", &["uniform", "1", "0"], Tensor::uniform([2], 1.0..0.0, F32, Key::new(1)).map(drop)),
+        row("a step of zero", &["arange", "step", "0"], Tensor::arange(0.0, 1.0, 0.0, F32).map(drop)),
+        row("a class beyond one_hot's", &["one_hot", "3", "0..3"], ids(&[0, 3]).one_hot(3, F32).map(drop)),
+        row("a rate of dropout as a percentage", &["dropout", "50"], a.dropout(50.0, Key::new(1)).map(drop)),
+        row("a negative ε", &["layer_norm", "eps", "-1"], a.layer_norm(1, None, None, -1.0).map(drop)),
+        row("a row of odd width for rope", &["rope", "3"], a.rope(&Rotary::default()).map(drop)),
+        row(
+            "integer targets of bce",
+            &["bce_with_logits", "i64", "f32", "cast"],
+            x(&[2]).bce_with_logits(&ids(&[0, 1]), None, Reduction::Mean).map(drop),
+        ),
+        row(
+            "a mask of another length",
+            &["scaled_dot_product_attention", "[4, 5]", "[1, 2, 4, 4]"],
+            q.scaled_dot_product_attention(&q, &q, Some(&x(&[4, 5])), Sdpa::default()).map(drop),
+        ),
+        row(
+            "keys of another width",
+            &["scaled_dot_product_attention", "[1, 2, 4, 6]", "[1, 2, 4, 5]"],
+            q.scaled_dot_product_attention(&x(&[1, 2, 4, 5]), &q, None, Sdpa::default()).map(drop),
+        ),
+        row(
+            "key heads that do not divide the heads",
+            &["heads", "3", "2"],
+            MultiHeadAttention::new(
+                &AttentionConfig { width: 8, heads: 3, kv_heads: 2, head: 4, ..AttentionConfig::default() },
+                F32,
+                Key::new(1),
+            )
+            .map(drop),
+        ),
+        row("a negative temperature", &["temperature", "-1"], Sampling { temperature: -1.0, ..Sampling::default() }.check()),
+    ]
+}
+
+fn functions() -> Vec<Row> {
+    let row = a_row;
+    let a = x(&[2, 3]);
+    let cell = LstmCell::new(4, 5, F32, Key::new(1)).unwrap();
+    let tape = Tape::new();
+    let old = tape.watch(&a).unwrap();
+    let loss = old.sum(..).unwrap();
+    tape.backward(&loss).unwrap();
+    let other = Tape::new();
+    let (left, right) = (other.watch(&a).unwrap(), Tape::new());
+    let right_value = right.watch(&a).unwrap();
+    vec![
+        row(
+            "a state of another batch",
+            &["lstm", "[2, 4]", "[3, 5]", "state"],
+            cell.forward(&x(&[2, 4]), (&x(&[3, 5]), &x(&[3, 5]))).map(drop),
+        ),
+        row("a tangent of another shape", &["jvp", "[2, 3]", "[3]"], jvp(&a, &x(&[3]), |a| a.square()).map(drop)),
+        row(
+            "a cotangent of another shape",
+            &["vjp", "[2, 3]", "[3]"],
+            vjp(&a, |a| a.square()).and_then(|back| back.pull(&x(&[3]))).map(drop),
+        ),
+        row("a tape that was swept", &["consumed", "backward"], old.square().map(drop)),
+        row("values of two tapes", &["add", "tape"], left.add(&right_value).map(drop)),
+        row(
+            "a derivative of another shape",
+            &["custom_vjp", "[3]", "[2, 3]"],
+            grad(&a, |a| custom_vjp(&[a], |x| Ok(vec![x[0].square()?]), |_, _, _| Ok(vec![Some(x(&[3]))]))?[0].sum(..)).map(drop),
+        ),
+        row("a derivative too few", &["custom_vjp", "1", "0"], {
+            grad(&a, |a| custom_vjp(&[a], |x| Ok(vec![x[0].square()?]), |_, _, _| Ok(vec![]))?[0].sum(..)).map(drop)
+        }),
+        row("a parameter caught by a checkpoint", &["checkpoint", "operand"], {
+            grad(&a, |a| {
+                let caught = a.clone();
+                checkpoint(&[&x(&[2, 3])], move |x| Ok(vec![x[0].mul(&caught)?]))?[0].sum(..)
+            })
+            .map(drop)
+        }),
+    ]
+}
+
+fn training() -> Vec<Row> {
+    let row = a_row;
+    let step = |optimizer: &mut AdamW| {
+        let mut w = x(&[3]);
+        let (_, g) = value_and_grad(&w, |w| w.square()?.sum(..))?;
+        optimizer.step(&mut w, &g)
+    };
+    let sgd = |mut optimizer: Sgd| {
+        let mut w = x(&[3]);
+        let (_, g) = value_and_grad(&w, |w| w.square()?.sum(..))?;
+        optimizer.step(&mut w, &g)
+    };
+    let clip = |most: f64| value_and_grad(&x(&[3]), |w| w.square()?.sum(..))?.1.clip_global_norm(most);
+    let data = |i: u64| Tensor::randn([3], F32, Key::new(i));
+    let train = |options: Options, f: fn(&Tensor, &Tensor) -> Result<Tensor>| {
+        let mut t = Trainer::new(x(&[3]), Sgd::new(0.1));
+        t.options = options;
+        t.run(&data, |w, x, _| f(w, x)).map(drop)
+    };
+    let steps = Options { steps: 5, ..Options::default() };
+    let inside = folder("training");
+    let run = |rate: f64| {
+        let mut t = Trainer::new(x(&[3]), Sgd::new(rate));
+        t.options = Options { steps: 2, ..Options::default() };
+        t.snapshots = Some(Snapshots::open(&inside, 1)?);
+        t.resume()?;
+        t.options.steps += t.step();
+        t.run(&data, |w, x, _| w.sub(x)?.square()?.sum(..)).map(drop)
+    };
+    run(0.1).unwrap();
+    let again = without(&inside, run(0.2));
+    let _ = std::fs::remove_dir_all(&inside);
+    vec![
+        row("a learning rate of minus", &["adamw", "lr", "-0.1"], step(&mut AdamW { lr: -0.1, ..AdamW::default() })),
+        row("a moment of one", &["adamw", "beta", "1"], step(&mut AdamW { lr: 0.1, betas: (0.9, 1.0), ..AdamW::default() })),
+        row("an optimizer without a rate", &["sgd", "lr"], sgd(Sgd::default())),
+        row("a group that is nobody's", &["group"], {
+            step(&mut AdamW { lr: 0.1, groups: vec![Group::new(|name, _| name == "no such name")], ..AdamW::default() })
+        }),
+        row("clipping to nothing", &["clip", "0"], clip(0.0).map(drop)),
+        row("a loss of many values", &["train", "[3]", "scalar"], train(steps.clone(), |w, x| w.mul(x))),
+        row(
+            "a loss that is never a number",
+            &["train", "not finite", "detect_anomaly"],
+            train(steps.clone(), |w, _| w.sum(..)?.sub_scalar(1e9)?.log()),
+        ),
+        row("no step at all", &["train", "steps", "0"], train(Options { steps: 0, ..Options::default() }, |w, x| w.mul(x)?.sum(..))),
+        row("another rate for a run that goes on", &["lr", "0.1", "0.2"], again),
+        row("a batch larger than the data", &["10", "4"], Rows::new(x(&[4, 2]), 10, Order::Sequential, Key::new(1)).map(drop)),
+        row(
+            "rows of two lengths",
+            &["[4, 2]", "[3]"],
+            Rows::new((x(&[4, 2]), ids(&[0, 1, 2])), 2, Order::Sequential, Key::new(1)).map(drop),
+        ),
+        row("a text shorter than a window", &["3", "8"], {
+            Windows::new(Tokens::from(vec![0u32, 1, 2]), 2, 8, Order::Sequential, Key::new(1)).and_then(|w| w.batch(0)).map(drop)
+        }),
+        row("an unknown character", &["'d'", "byte 2", "3 known"], Characters::of("abc").encode("abd").map(drop)),
+    ]
+}
+
+fn files() -> Vec<Row> {
+    let row = a_row;
+    let inside = folder("files");
+    let put = |name: &str, text: &[u8]| {
+        std::fs::write(inside.join(name), text).unwrap();
+        inside.join(name)
+    };
+    let text = put("model.safetensors", b"this is no model");
+    let table = put("table.csv", b"a,b\n1,2\n3,none\n");
+    let array = put(
+        "array.npy",
+        b"\x93NUMPY\x01\x00\x46\x00{'descr': '<M8[s]', 'fortran_order': False, 'shape': (1,), }           \n\0\0\0\0\0\0\0\0",
+    );
+    let cell = |column: &str, dtype: DType| CsvFile::open(&table)?.numbers(&[column], dtype).map(drop);
+    let missing = inside.join("nowhere.safetensors");
+    let rows = vec![
+        row(
+            "a model that is not there",
+            &["FOLDER/nowhere.safetensors", "No such file"],
+            without(&inside, linear(2, 3).load(&missing).map(drop)),
+        ),
+        row("a text instead of a model", &["FOLDER/model.safetensors", "safetensors"], without(&inside, TensorFile::open(&text).map(drop))),
+        row("a column that is not there", &["`c`", "a", "b"], without(&inside, cell("c", F32))),
+        row("a word among numbers", &["line 3", "`b`", "none"], without(&inside, cell("b", F64))),
+        row("dates as an array", &["<M8[s]"], without(&inside, read_npy(&array).map(drop))),
+    ];
+    let _ = std::fs::remove_dir_all(&inside);
+    rows
+}
+
+pub fn rows() -> Vec<Row> {
+    [options(), functions(), training(), files()].into_iter().flatten().collect()
+}
