@@ -172,7 +172,10 @@ fn every_mistake_is_answered_in_full() {
     let mut poor = Vec::new();
     for Row(what, words, result) in rows().into_iter().chain(super::mistakes_training::rows()) {
         let e = match result {
-            Ok(()) => panic!("{what}: nothing was said"),
+            Ok(()) => {
+                poor.push(format!("{what}: nothing was said"));
+                continue;
+            }
             Err(e) => e,
         };
         let message = e.to_string();

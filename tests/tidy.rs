@@ -106,7 +106,6 @@ const UNASKED: &[(&str, &str, &str)] = &[
     ("src/models/bert.rs", "c.layers", "one per layer"),
     ("src/models/sentence.rs", "", "the modes of a pooling"),
     ("src/train/data/gguf_tokenizer.rs", "", "a vocabulary that was read already"),
-    ("src/train/data/order.rs", "(0..k)", "the few rows that a fingerprint reads"),
     ("src/train/data/pre_tokenizer.rs", "KNOWN", "a list of this crate's"),
     ("src/train/data/rows.rs", "Hash::sampled", "the few rows that a fingerprint reads"),
     ("src/train/data/tokenizer.rs", "BTreeSet", "one per different character"),

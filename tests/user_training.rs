@@ -501,11 +501,11 @@ fn messages_and_small_doors() -> Result<()> {
 /// The page of a run has its validation losses beside those of training.
 #[test]
 fn a_watch_notes_what_was_evaluated() -> Result<()> {
+    let mut all = Vec::new();
     let watch = HealthWatch::new(2);
     let off = HealthWatch::new(0);
     let mut t = Trainer::new(weights(), Sgd::new(0.01));
     t.options = Options { steps: 6, evaluate_every: 3, ..Options::default() };
-    let mut all = Vec::new();
     t.evaluate_with(|w| w.square()?.sum(..)?.item());
     t.on(watch.callback());
     t.on(off.callback());

@@ -1,7 +1,7 @@
 //! Binary cross-entropy of logits.
 
 use super::loss::Reduction;
-use super::mse_loss::same_shape;
+use super::mse_loss::alike;
 use crate::error::{ErrorKind, Result};
 use crate::op::{Composite, Describe, Math, Outputs, compose1};
 use crate::tensor::Tensor;
@@ -74,7 +74,7 @@ impl Describe for BceWithLogits {
 
 impl Composite for BceWithLogits {
     fn compose(&self, x: &[&Tensor]) -> Result<Outputs> {
-        same_shape(x[0], x[1])?;
+        alike(x[0], x[1])?;
         let mut weight = x[1].clone();
         if self.weighted {
             // The result keeps the logits' shape: a weight may repeat, never widen.

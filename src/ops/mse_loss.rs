@@ -50,13 +50,17 @@ impl Describe for MseLoss {
 
 impl Composite for MseLoss {
     fn compose(&self, x: &[&Tensor]) -> Result<Outputs> {
-        same_shape(x[0], x[1])?;
+        alike(x[0], x[1])?;
         Ok(smallvec![self.reduction.reduce(&x[0].sub(x[1])?.square()?)?])
     }
 }
 
-/// Predictions and targets that broadcast against each other are nearly always a mistake.
-pub(crate) fn same_shape(x: &Tensor, t: &Tensor) -> Result<()> {
+/// Predictions and targets that broadcast against each other are nearly always a mistake, and targets of classes another loss's.
+pub(crate) fn alike(x: &Tensor, t: &Tensor) -> Result<()> {
+    if x.dtype() != t.dtype() {
+        let (x, t) = (x.dtype(), t.dtype());
+        bail!(dtype, "predictions are {x} and targets {t}: targets.cast({x:?})?");
+    }
     if x.shape() != t.shape() {
         bail!(shape, "predictions and targets must have one shape: {} and {}", x.shape(), t.shape());
     }

@@ -84,7 +84,7 @@ impl Tensor {
     #[doc(alias = "random")]
     #[track_caller]
     pub fn rand(shape: impl Into<Shape>, dtype: DType, key: Key) -> Result<Tensor> {
-        Self::uniform(shape, 0.0..1.0, dtype, key)
+        uniform_values("rand", shape.into(), 0.0..1.0, dtype, key)
     }
 
     /// Uniform values in `[start, end)`.
@@ -97,30 +97,7 @@ impl Tensor {
     /// of memory.
     #[track_caller]
     pub fn uniform(shape: impl Into<Shape>, range: Range<f64>, dtype: DType, key: Key) -> Result<Tensor> {
-        // The shell converts; what is not generic is compiled here, and not by every user.
-        #[track_caller]
-        #[inline(never)]
-        fn run(shape: Shape, range: Range<f64>, dtype: DType, key: Key) -> Result<Tensor> {
-            let at = Location::caller();
-            let Range { start, end } = range;
-            let check = || {
-                floats(dtype)?;
-                let width = end - start;
-                if !(start < end && start.is_finite() && end.is_finite() && width.is_finite()) {
-                    bail!(argument, "the range {start}..{end} must be finite and not empty");
-                }
-                between(start..end, [at_least(start, dtype), below(end, dtype)], dtype)
-            };
-            let [first, last] = check().map_err(|e| e.in_op("uniform", at))?;
-            let width = end - start;
-            build!("uniform", at, shape, dtype, |y| key.fill_pairs(
-                0,
-                y,
-                #[inline(always)]
-                |b| unit_pair(b).map(|u| <T as Element>::from_f64(placed(u, start, width, first, last)))
-            ))
-        }
-        run(shape.into(), range, dtype, key)
+        uniform_values("uniform", shape.into(), range, dtype, key)
     }
 
     /// Standard normal values: `Tensor::randn([2, 3], F32, key)`.
@@ -142,7 +119,7 @@ impl Tensor {
     #[doc(alias = "random_normal")]
     #[track_caller]
     pub fn randn(shape: impl Into<Shape>, dtype: DType, key: Key) -> Result<Tensor> {
-        Self::normal(shape, 0.0, 1.0, dtype, key)
+        normal_values("randn", shape.into(), (0.0, 1.0), dtype, key)
     }
 
     /// Normal values with a mean and a standard deviation.
@@ -151,24 +128,7 @@ impl Tensor {
     /// Argument error for a negative or not finite parameter; dtype error for integers; out of memory.
     #[track_caller]
     pub fn normal(shape: impl Into<Shape>, mean: f64, std: f64, dtype: DType, key: Key) -> Result<Tensor> {
-        #[track_caller]
-        #[inline(never)]
-        fn run(shape: Shape, mean: f64, std: f64, dtype: DType, key: Key) -> Result<Tensor> {
-            let at = Location::caller();
-            spread(mean, std).and_then(|()| floats(dtype)).map_err(|e| e.in_op("normal", at))?;
-            let (m, s) = (mean as f32, std as f32);
-            let make = || match dtype {
-                DType::F32 => Array::build(shape, Device::Cpu, |y: &mut [f32]| normal::fill(key, 0, y, m, s)),
-                DType::BF16 => Array::build(shape, Device::Cpu, |y: &mut [bf16]| normal::fill(key, 0, y, m, s)),
-                DType::F16 => Array::build(shape, Device::Cpu, |y: &mut [f16]| normal::fill(key, 0, y, m, s)),
-                _ => Array::build(shape, Device::Cpu, |y: &mut [f64]| {
-                    key.fill_normal(0, y);
-                    y.par_chunks_mut(SERIAL).for_each(|y| y.iter_mut().for_each(|x| *x = mean + std * *x));
-                }),
-            };
-            make().map(Tensor::from_array).map_err(|e| e.in_op("normal", at))
-        }
-        run(shape.into(), mean, std, dtype, key)
+        normal_values("normal", shape.into(), (mean, std), dtype, key)
     }
 
     /// Normal values conditioned on lying between two bounds, as PyTorch's `trunc_normal_` (the bounds are absolute).
@@ -303,6 +263,50 @@ fn spread(mean: f64, std: f64) -> Result<()> {
         bail!(argument, "mean {mean} and standard deviation {std} must be finite, and the latter not negative");
     }
     Ok(())
+}
+
+// The shells convert; what is not generic is compiled here, and not by every user.
+/// Uniform values, asked for by the method of that name.
+#[track_caller]
+#[inline(never)]
+fn uniform_values(op: &'static str, shape: Shape, range: Range<f64>, dtype: DType, key: Key) -> Result<Tensor> {
+    let at = Location::caller();
+    let Range { start, end } = range;
+    let check = || {
+        floats(dtype)?;
+        let width = end - start;
+        if !(start < end && start.is_finite() && end.is_finite() && width.is_finite()) {
+            bail!(argument, "the range {start}..{end} must be finite and not empty");
+        }
+        between(start..end, [at_least(start, dtype), below(end, dtype)], dtype)
+    };
+    let [first, last] = check().map_err(|e| e.in_op(op, at))?;
+    let width = end - start;
+    build!(op, at, shape, dtype, |y| key.fill_pairs(
+        0,
+        y,
+        #[inline(always)]
+        |b| unit_pair(b).map(|u| <T as Element>::from_f64(placed(u, start, width, first, last)))
+    ))
+}
+
+/// Normal values, asked for by the method of that name.
+#[track_caller]
+#[inline(never)]
+fn normal_values(op: &'static str, shape: Shape, (mean, std): (f64, f64), dtype: DType, key: Key) -> Result<Tensor> {
+    let at = Location::caller();
+    spread(mean, std).and_then(|()| floats(dtype)).map_err(|e| e.in_op(op, at))?;
+    let (m, s) = (mean as f32, std as f32);
+    let make = || match dtype {
+        DType::F32 => Array::build(shape, Device::Cpu, |y: &mut [f32]| normal::fill(key, 0, y, m, s)),
+        DType::BF16 => Array::build(shape, Device::Cpu, |y: &mut [bf16]| normal::fill(key, 0, y, m, s)),
+        DType::F16 => Array::build(shape, Device::Cpu, |y: &mut [f16]| normal::fill(key, 0, y, m, s)),
+        _ => Array::build(shape, Device::Cpu, |y: &mut [f64]| {
+            key.fill_normal(0, y);
+            y.par_chunks_mut(SERIAL).for_each(|y| y.iter_mut().for_each(|x| *x = mean + std * *x));
+        }),
+    };
+    make().map(Tensor::from_array).map_err(|e| e.in_op(op, at))
 }
 
 #[cfg(test)]
