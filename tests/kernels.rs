@@ -15,6 +15,11 @@ const REGISTERS: u32 = 64;
 
 /// Kernels that may use more (a part of the symbol), with the reason.
 const MORE_REGISTERS: &[(&str, u32, &str)] = &[
+    (
+        "binary_pow_f32",
+        80,
+        "the factorial and its derivatives, in doubles: a factor leaves the range of a float where the power brings the product back",
+    ),
     ("binary_pow_f64", 80, "the factorial and its derivatives, in doubles"),
     ("sdpa_forward_f64", 192, "attention: 4 x 4 scores and as many results, in doubles"),
     ("sdpa_rows_f64", 232, "the same, with the cotangents of the scores"),
@@ -32,7 +37,15 @@ const MORE_REGISTERS: &[(&str, u32, &str)] = &[
     ("sdpa_", 128, "attention: 4 x 4 scores, their cotangents, and results; eight blocks of 64 threads fit"),
     ("cross_entropy_fwd_f64", 96, "a row in doubles, two at a time"),
     ("cross_entropy_vjp_f64", 96, "the same"),
+    ("cross_entropy_soft_", 80, "a row and its probabilities, in doubles"),
     ("argmax_reduce_", 80, "value and position of four columns"),
+    ("group_prod_reduce_f32", 104, "four columns' products in doubles, with their counts of zeros"),
+    (
+        "group_std_reduce_",
+        112,
+        "sums of squares of four columns in doubles, so that no square leaves the range; two blocks of 256 threads fit",
+    ),
+    ("group_var_reduce_", 112, "the same"),
     ("group_", 96, "parts of several numbers for four columns"),
     ("norm_fwd_", 128, "a row, one that is added, its weight and its bias; a block of 512 threads fits"),
     ("unary_gelu_vjp_f64", 72, "erf and its derivative in doubles"),

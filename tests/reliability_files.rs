@@ -538,7 +538,7 @@ fn b5_a_closed_output_does_not_end_a_run() {
 fn b6_signals_save_and_stop() {
     for signal in ["INT", "TERM", "HUP"] {
         let folder = Folder::new(&format!("b6-{signal}"));
-        let mut c = child("watch", folder.path()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut c = child("hold", folder.path()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut out = wait_for(&mut c, "step 3");
         assert!(Command::new("kill").args([format!("-{signal}"), c.id().to_string()]).status().unwrap().success());
         let mut rest = String::new();

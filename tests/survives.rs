@@ -111,7 +111,8 @@ fn as_a_child() {
         ("run", _) => whole(&folder).map(|bits| crate::say(&format!("bits {bits:?}"))),
         ("write", n) => write_for_ever(&folder.join("file.safetensors"), n.parse().unwrap()),
         ("intrude", _) => intrude(&folder),
-        ("watch", _) => train_and_say(&folder),
+        ("watch", _) => train_and_say(&folder, false),
+        ("hold", _) => train_and_say(&folder, true),
         ("starve", _) => resume_without_files(&folder),
         ("copy", _) => save_without_a_copy(&folder),
         other => panic!("{other:?}"),
@@ -157,17 +158,25 @@ fn intrude(folder: &Path) -> Result<()> {
     last
 }
 
-/// Trains slowly, says every step, and stops at signals, as the examples do.
-fn train_and_say(folder: &Path) -> Result<()> {
+/// Trains slowly, says every step, and stops at signals, as the examples do; with `hold` it waits for one at the third step, however
+/// late it comes.
+fn train_and_say(folder: &Path, hold: bool) -> Result<()> {
     let mut t = tiny(Some(folder))?;
     t.resume()?;
     metrics(&mut t, folder)?;
     t.snapshots.as_mut().unwrap().every = 0;
-    t.stop = run::stop_on_signals("child");
-    t.on(|event| {
+    let stop = run::stop_on_signals("child");
+    t.stop = stop.clone();
+    t.on(move |event| {
         if let Event::Step { report, .. } = event {
             run::say("child", format_args!("step {}", report.step));
             std::thread::sleep(Duration::from_millis(30));
+            for _ in 0..6000 {
+                if !hold || report.step < 3 || stop.load(Relaxed) {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
         }
         Ok(())
     });

@@ -53,7 +53,12 @@ fn half_precision(low: u8, high: u8) -> f64 {
     let sign = if high >= 128 { -1.0 } else { 1.0 };
     let exponent = i32::from(high % 128 / 4);
     let fraction = f64::from(u32::from(high % 4) * 256 + u32::from(low)) / 1024.0;
-    sign * if exponent == 0 { fraction * 2f64.powi(-14) } else { (1.0 + fraction) * 2f64.powi(exponent - 15) }
+    sign * match exponent {
+        0 => fraction * 2f64.powi(-14),
+        31 if fraction == 0.0 => f64::INFINITY,
+        31 => f64::NAN,
+        _ => (1.0 + fraction) * 2f64.powi(exponent - 15),
+    }
 }
 
 impl Describe for QuantLinear {

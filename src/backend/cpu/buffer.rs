@@ -56,8 +56,8 @@ pub fn memory_stats() -> MemoryStats {
 /// follows the peak.
 ///
 /// ```
-/// use cotangent::{F32, Tensor, backend::cpu};
-/// drop(Tensor::zeros([1 << 20], F32)?);
+/// use cotangent::{F32, Key, Tensor, backend::cpu};
+/// drop(Tensor::rand([1 << 20], F32, Key::new(1))?);
 /// let before = cpu::memory_stats().peak;
 /// cpu::reset_peak_memory_stats();
 /// assert!(before >= 4 << 20 && cpu::memory_stats().peak < before);

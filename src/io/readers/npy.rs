@@ -29,7 +29,7 @@ const MOST_AXES: usize = 64;
 /// let path = folder.join("x.npy");
 /// save_npy(&path, &Tensor::from_rows(&[[1f32, 2.0], [3.0, 4.0]])?)?;
 /// let x = read_npy(&path)?;
-/// assert_eq!(x.shape(), &[2, 2].into());
+/// assert_eq!(x.shape().dims(), [2, 2]);
 /// assert_eq!(x.to_vec::<f32>()?, [1.0, 2.0, 3.0, 4.0]);
 /// # std::fs::remove_dir_all(&folder)?;
 /// # Ok::<(), cotangent::Error>(())

@@ -15,7 +15,7 @@ use crate::testing::Ball;
 /// use cotangent::{F32, testing::{Ball, Scalar, Tolerance}};
 /// let third = Ball::lit(1.0) / Ball::lit(3.0);
 /// let allowed = Tolerance::of_value(F32, false, cotangent::Device::Cpu);
-/// assert!(allowed.accepts(f64::from(1f32 / 3.0), third) && !allowed.accepts(0.3333333, third));
+/// assert!(allowed.accepts(f64::from(1f32 / 3.0), third) && !allowed.accepts(0.33333, third));
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Tolerance {
