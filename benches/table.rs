@@ -17,7 +17,7 @@ use std::time::Duration;
 use turns::Work;
 
 /// In the order of the table; the last ones are none of its ten.
-const NAMES: [&str; 17] = [
+const NAMES: [&str; 21] = [
     "attention",
     "layer_norm",
     "rms_norm",
@@ -35,6 +35,10 @@ const NAMES: [&str; 17] = [
     "linear_cross_entropy",
     "head_cross_entropy",
     "copy",
+    "randn",
+    "rand",
+    "select_loop",
+    "unbind_loop",
 ];
 
 /// GPT-2 with 124 M parameters, 256 tokens of context as in the training step.
@@ -111,6 +115,22 @@ fn work(name: &str, dtype: DType) -> Result<Work> {
         "copy" => {
             let x = random(&[1024, 4096], 1)?;
             Ok(Box::new(move || x.mul_scalar(1.5).map(|y| drop(black_box(y)))))
+        }
+        "randn" | "rand" => {
+            let (shape, draw) = ([size.unwrap_or(1 << 20)], if name == "randn" { Tensor::randn } else { Tensor::rand });
+            let mut step = 0;
+            Ok(Box::new(move || {
+                step += 1;
+                draw(shape, dtype, Key::new(1).fold(step)).map(|y| drop(black_box(y)))
+            }))
+        }
+        // A recurrence's walk along time: the cotangents of all steps meet in one tensor.
+        "select_loop" | "unbind_loop" => {
+            let (time, select) = (size.unwrap_or(800), name == "select_loop");
+            both(vec![random(&[16, time, 128], 1)?], move |x| {
+                let steps = if select { (0..time as isize).map(|t| x[0].select(1, t)).collect::<Result<_>>()? } else { x[0].unbind(1)? };
+                steps[1..].iter().try_fold(steps[0].clone(), |sum, x| sum.add(x))
+            })
         }
         _ => Err(Error::argument(format!("no workload is named {name}"))),
     }

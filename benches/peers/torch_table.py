@@ -82,6 +82,20 @@ def workload(name):
         return both(lambda x, w, t: F.cross_entropy(F.linear(x, w), t), r(512, 768), w, torch.arange(512))
     if name in ("adamw", "adamw_checked"):
         return adamw()
+    if name in ("randn", "rand"):
+        draw, n = getattr(torch, name), size or 1 << 20
+        return lambda: draw(n, dtype=DTYPE)
+    if name in ("select_loop", "unbind_loop"):
+        time = size or 800
+        parts = (lambda x: [x[:, t] for t in range(time)]) if name == "select_loop" else (lambda x: x.unbind(1))
+
+        def along(x):
+            total, *rest = parts(x)
+            for part in rest:
+                total = total + part
+            return total
+
+        return both(along, r(16, time, 128))
     raise SystemExit(f"no workload is named {name}")
 
 
