@@ -30,21 +30,23 @@ impl<S: Scalar> Nd<S> {
 
     /// `f(index)` for every index.
     pub fn from_fn(shape: impl Into<Shape>, mut f: impl FnMut(&[usize]) -> S) -> Self {
-        let shape = shape.into();
+        Self::filled(shape.into(), &mut f)
+    }
+
+    // Hundreds of definitions, three scalars each: what takes a closure is a shell, so that its body is compiled once a scalar.
+    fn filled(shape: Shape, f: &mut dyn FnMut(&[usize]) -> S) -> Self {
         let mut index = vec![0; shape.rank()];
-        let data = (0..shape.numel())
-            .map(|_| {
-                let y = f(&index);
-                for i in (0..index.len()).rev() {
-                    index[i] += 1;
-                    if index[i] < shape[i] {
-                        break;
-                    }
-                    index[i] = 0;
+        let mut data = Vec::with_capacity(shape.numel());
+        for _ in 0..shape.numel() {
+            data.push(f(&index));
+            for i in (0..index.len()).rev() {
+                index[i] += 1;
+                if index[i] < shape[i] {
+                    break;
                 }
-                y
-            })
-            .collect();
+                index[i] = 0;
+            }
+        }
         Nd { shape, data }
     }
 
@@ -68,8 +70,12 @@ impl<S: Scalar> Nd<S> {
     }
 
     /// Applies `f` to every element.
-    pub fn map(&self, f: impl FnMut(S) -> S) -> Self {
-        Nd { shape: self.shape.clone(), data: self.data.iter().copied().map(f).collect() }
+    pub fn map(&self, mut f: impl FnMut(S) -> S) -> Self {
+        self.mapped(&mut f)
+    }
+
+    fn mapped(&self, f: &mut dyn FnMut(S) -> S) -> Self {
+        Nd { shape: self.shape.clone(), data: self.data.iter().map(|&x| f(x)).collect() }
     }
 
     /// Applies `f` to each line along `axis`: lines of `n` elements become lines of however many `f` returns.
@@ -77,6 +83,10 @@ impl<S: Scalar> Nd<S> {
     /// # Panics
     /// If `f` returns lines of different lengths.
     pub fn map_lines(&self, axis: usize, out: usize, mut f: impl FnMut(&[S]) -> Vec<S>) -> Self {
+        self.mapped_lines(axis, out, &mut f)
+    }
+
+    fn mapped_lines(&self, axis: usize, out: usize, f: &mut dyn FnMut(&[S]) -> Vec<S>) -> Self {
         let (outer, n, inner) =
             (self.shape[..axis].iter().product::<usize>(), self.shape[axis], self.shape[axis + 1..].iter().product::<usize>());
         let mut data = vec![S::zero(); outer * out * inner];

@@ -179,6 +179,16 @@ impl<O> Sample<O> {
         self
     }
 
+    /// The same samples of a wrapping op.
+    pub fn map_all<P>(samples: Vec<Self>, f: impl Fn(O) -> P) -> Vec<Sample<P>> {
+        // A loop: for each of hundreds of ops, `collect` would compile all of its machinery.
+        let mut out = Vec::with_capacity(samples.len());
+        for s in samples {
+            out.push(s.map(&f));
+        }
+        out
+    }
+
     /// The same sample of a wrapping op.
     pub fn map<P>(self, f: impl FnOnce(O) -> P) -> Sample<P> {
         Sample {

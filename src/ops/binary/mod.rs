@@ -74,7 +74,7 @@ impl<B: Binary> Describe for Zip<B> {
     }
 
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
-        B::samples(g).into_iter().map(|s| s.map(Zip)).collect()
+        Sample::map_all(B::samples(g), Zip)
     }
 }
 

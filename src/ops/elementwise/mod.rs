@@ -236,7 +236,7 @@ impl<U: Unary> Describe for Map<U> {
     }
 
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
-        samples::<U>(g).into_iter().map(|s| s.map(Map)).collect()
+        Sample::map_all(samples::<U>(g), Map)
     }
 }
 

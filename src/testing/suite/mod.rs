@@ -88,7 +88,7 @@ pub(crate) type AnySample = Sample<Box<dyn Subject>>;
 
 /// The samples of an op with its type erased.
 pub(crate) fn samples<O: Describe>(call: Call<O>, g: &mut Gen) -> Vec<AnySample> {
-    O::samples(g).into_iter().map(|s| s.map(|op| Box::new(Bound(op, call)) as Box<dyn Subject>)).collect()
+    Sample::map_all(O::samples(g), |op| Box::new(Bound(op, call)) as Box<dyn Subject>)
 }
 
 /// What the checks know about an op besides its samples.
