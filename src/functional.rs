@@ -4,11 +4,13 @@
 //! tensors ([`Module`]): a tensor, a tuple, a model. Inside one another they give higher derivatives.
 
 mod checkpoint;
+mod custom;
 mod grads;
 mod operators;
 mod scope;
 
 pub use checkpoint::{Inputs, checkpoint_module};
+pub use custom::custom_vjp_module;
 pub use grads::Grads;
 pub(crate) use grads::Losses;
 

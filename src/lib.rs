@@ -30,7 +30,7 @@ pub use dtype::{BF16, F16, F32, F64, I64, U8, U32};
 pub use dtype::{DType, Element};
 pub use error::{Error, ErrorKind, Result};
 pub use functional::{
-    GradOptions, Grads, Inputs, Pullback, checkpoint_module, grad, gradcheck_module, hvp, jacobian, jvp, value_and_grad,
+    GradOptions, Grads, Inputs, Pullback, checkpoint_module, custom_vjp_module, grad, gradcheck_module, hvp, jacobian, jvp, value_and_grad,
     value_and_grad_with, value_aux_and_grad, vjp,
 };
 pub use layout::Layout;

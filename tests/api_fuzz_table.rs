@@ -754,6 +754,12 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
     ("linspace", |g| made(g, |s, c, d, _| Tensor::linspace(-c, c, s.first().copied().unwrap_or(3), d))),
     ("rand", |g| made(g, |s, _, d, k| Tensor::rand(s, d, k))),
     ("uniform", |g| made(g, |s, c, d, k| Tensor::uniform(s, -1.0..c, d, k))),
+    ("randn_like", |g| {
+        on(g, |g, _| {
+            let k = g.key();
+            move |x| x.randn_like(k)
+        })
+    }),
     ("randn", |g| made(g, |s, _, d, k| Tensor::randn(s, d, k))),
     ("normal", |g| made(g, |s, c, d, k| Tensor::normal(s, 0.0, c, d, k))),
     ("truncated_normal", |g| made(g, |s, c, d, k| Tensor::truncated_normal(s, 0.0, 1.0, -c.abs()..c.abs(), d, k))),

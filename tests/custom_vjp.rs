@@ -1,10 +1,11 @@
 //! Functions with a derivative of their own: user findings C2 and C12.
 
+use cotangent::nn::Linear;
 use cotangent::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, Specs, apply1, once_differentiable};
 use cotangent::testing::{Gen, Nd, Sample, Scalar};
 use cotangent::{
-    Error, F32, F64, Key, Result, Tape, Tensor, checkpoint, custom_vjp, custom_vjp_once, grad, hvp, jacobian, jvp, tensor, value_and_grad,
-    vjp,
+    Error, F32, F64, Key, ModuleExt, Result, Tape, Tensor, checkpoint, custom_vjp, custom_vjp_module, custom_vjp_once, grad, hvp, jacobian,
+    jvp, tensor, value_and_grad, vjp,
 };
 
 fn v(t: &Tensor) -> Vec<f64> {
@@ -316,4 +317,66 @@ fn an_op_can_say_that_it_is_differentiable_once() {
     assert_eq!(v(&grad(&x, f).unwrap()), [12.0, 3.0]);
     let e = hvp(&x, &x, f).unwrap_err();
     assert!(e.is_tape() && e.to_string().contains("cube_once can be differentiated once"), "{e}");
+}
+
+/// A derivative of a module is a tree: the whole of an implicit layer, to second order, with a frozen part and integers beside it.
+#[test]
+fn modules_and_trees_have_derivatives_of_their_own() -> Result<()> {
+    let step = |l: &Linear, z: &Tensor, x: &Tensor| l.forward(z)?.add(x)?.tanh();
+    let implicit = move |l: &Linear, x: &Tensor, ids: &Tensor| {
+        let solve = move |l: &Linear, (x, _): &(Tensor, Tensor)| {
+            let z = (0..100).try_fold(x.zeros_like()?, |z, _| step(l, &z, x))?;
+            Ok((z.clone(), Some(z.square()?)))
+        };
+        let back = move |l: &Linear, (x, ids): &(Tensor, Tensor), y: &(Tensor, Option<Tensor>), bar: &(Tensor, Option<Tensor>)| {
+            let square = bar.1.clone().map_or_else(|| bar.0.zeros_like(), Ok)?;
+            let z_bar = bar.0.add(&square.mul(&y.0)?.mul_scalar(2.0)?)?;
+            let back = vjp(&(l.clone(), x.clone(), y.0.clone()), |(l, x, z)| step(l, z, x))?;
+            let u = (0..100).try_fold(z_bar.clone(), |u, _| z_bar.add(&back.pull(&u)?.2))?;
+            let (l, x, _) = back.pull(&u)?.into_inner();
+            Ok((l, (x, ids.zeros_like()?)))
+        };
+        let (z, square) = custom_vjp_module(l, (x, ids), solve, back)?;
+        z.add(&square.ok_or_else(|| Error::argument("no square"))?)?.sin()?.sum(..)
+    };
+    let unrolled = |l: &Linear, x: &Tensor| {
+        let z = (0..100).try_fold(x.zeros_like()?, |z, _| step(l, &z, x))?;
+        z.add(&z.square()?)?.sin()?.sum(..)
+    };
+    let mut layer = Linear::normal(3, 3, true, 0.2, F64, Key::new(1))?;
+    let (x, ids) = (Tensor::randn([2, 3], F64, Key::new(2))?, tensor![1, 2; I64]?);
+    for frozen in [false, true] {
+        assert_eq!(layer.freeze(|name| frozen && name == "bias"), usize::from(frozen));
+        let both = (layer.clone(), x.clone());
+        let (a, b) = (grad(&both, |(l, x)| implicit(l, x, &ids))?, grad(&both, |(l, x)| unrolled(l, x))?);
+        for ((name, a), (_, b)) in a.named().iter().zip(b.named()) {
+            near(&v(a), &v(&b), 1e-12);
+            assert!(!a.is_tracked(), "{name}");
+        }
+        let second = |f: &dyn Fn(&Linear, &Tensor) -> Result<Tensor>| {
+            grad(&layer, |l| grad(&x, |x| f(l, x))?.square()?.sum(..)).map(|g| v(&g.weight))
+        };
+        near(&second(&|l, x| implicit(l, x, &ids))?, &second(&unrolled)?, 1e-11);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_tree_of_cotangents_that_does_not_fit_is_named() -> Result<()> {
+    let (layer, x) = (Linear::normal(3, 2, true, 0.2, F64, Key::new(1))?, Tensor::ones([2, 3], F64)?);
+    let refused = |bars: fn(&Linear, &Tensor) -> Result<(Linear, Tensor)>| {
+        let f = |l: &Linear| custom_vjp_module(l, &x, |l, x| l.forward(x), move |l, x, _, _| bars(l, x))?.sum(..);
+        grad(&layer, f).unwrap_err()
+    };
+    let e = refused(|l, x| Ok((l.map(|n, w| if n == "bias" { w.unsqueeze(0) } else { Ok(w.clone()) })?, x.clone())));
+    assert!(e.is_shape() && e.to_string().contains("`bias` has shape [1, 2], the tensor [2]"), "{e}");
+    let e = refused(|l, x| Ok((l.clone(), x.cast(F32)?)));
+    assert!(e.is_dtype() && e.to_string().contains("the input is f32, the tensor f64"), "{e}");
+    let e = refused(|l, x| Ok((Linear { weight: l.weight.clone(), bias: None }, x.clone())));
+    assert!(e.is_argument() && e.to_string().contains("[weight] for one with [weight, bias]"), "{e}");
+    // Without a gradient nothing is asked, and what is captured is refused as in a list.
+    assert_eq!(custom_vjp_module(&layer, &x, |l, x| l.forward(x), |_, _, _, _| unreachable!())?.shape(), &[2, 2]);
+    let e = grad(&x, |x| custom_vjp_module(&layer, x, |l, _| l.forward(x), |l, x, _, _| Ok((l.clone(), x.clone())))?.sum(..)).unwrap_err();
+    assert!(e.is_tape() && e.to_string().contains("captured"), "{e}");
+    Ok(())
 }

@@ -385,3 +385,24 @@ fn a_review_names_parameters_that_were_drawn_twice() -> Result<()> {
     assert!(review(&quiet)?.is_clean(), "{}", review(&quiet)?);
     Ok(())
 }
+
+/// Two trees of one form, tensor by tensor; others are refused with their names.
+#[test]
+fn trees_are_mapped_side_by_side() -> Result<()> {
+    let two = |a: f64, b: f64| -> Result<(Tensor, Option<Param>)> { Ok((Tensor::scalar(a)?, Some(Tensor::scalar(b)?.into()))) };
+    let mut names = Vec::new();
+    let mean = two(1.0, 2.0)?.zip_map(&two(3.0, 8.0)?, |name, a, b| {
+        names.push(name.to_owned());
+        a.add(b)?.mul_scalar(0.5)
+    })?;
+    assert_eq!((mean.0.item()?, mean.1.unwrap().item()?, names.join(" ")), (2.0, 5.0, "0 1".to_owned()));
+    // What is frozen stays so.
+    let mut frozen = Linear::new(2, 2, true, F32, Key::new(1))?;
+    assert_eq!(frozen.freeze(|n| n == "bias"), 1);
+    assert_eq!(frozen.zip_map(&frozen, |_, a, b| a.sub(b))?.trainable().len(), 1);
+    let e = two(1.0, 2.0)?.zip_map(&(Tensor::scalar(1f64)?, None), |_, a, _| Ok(a.clone())).unwrap_err();
+    assert!(e.is_argument() && e.to_string().starts_with("zip_map: the other tree has [0], this one [0, 1]"), "{e}");
+    let e = frozen.zip_map(&frozen, |_, a, _| a.matmul(&Tensor::ones([3, 3], F32)?)).unwrap_err();
+    assert!(e.is_shape() && e.to_string().contains("matmul"), "{e}");
+    Ok(())
+}

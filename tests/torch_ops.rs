@@ -402,6 +402,7 @@ const NO_DOORS: &[(&str, &str)] = &[
     ("rand", "draws of a generator that PyTorch lacks: src/rng_tests.rs"),
     ("uniform", "a draw"),
     ("randn", "a draw"),
+    ("randn_like", "a draw"),
     ("normal", "a draw"),
     ("truncated_normal", "a draw"),
     ("bernoulli", "a draw"),

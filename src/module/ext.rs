@@ -32,6 +32,15 @@ fn loaded<M: Module + Clone>(m: &M, tensors: &BTreeMap<String, Tensor>) -> Resul
     })
 }
 
+/// The tensors of a second tree, whose names must be those of the first.
+fn paired(own: Vec<(String, Tensor)>, other: Vec<(String, Tensor)>) -> Result<Vec<Tensor>> {
+    if !own.iter().map(|(n, _)| n).eq(other.iter().map(|(n, _)| n)) {
+        let list = |t: &[(String, Tensor)]| t.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>().join(", ");
+        bail!(argument, "the other tree has [{}], this one [{}]", list(&other), list(&own));
+    }
+    Ok(other.into_iter().map(|(_, t)| t).collect())
+}
+
 /// What every [`Module`] can do.
 pub trait ModuleExt: Module + Clone {
     /// Dotted names of all tensors, in visiting order.
@@ -128,6 +137,38 @@ pub trait ModuleExt: Module + Clone {
         let mut out = self.clone();
         try_walk(&mut out, |name, leaf| {
             *leaf.tensor = f(name, leaf.tensor)?;
+            Ok(())
+        })?;
+        Ok(out)
+    }
+
+    /// The same tree with every tensor replaced by a function of itself and of the tensor at the same place of another such tree: JAX's
+    /// `tree_map` of two trees. Gradients are a tree too, so this is a step of descent that an outer gradient passes through:
+    ///
+    /// ```
+    /// use cotangent::{F64, Key, ModuleExt, Tensor, grad, nn::Linear};
+    /// let (layer, x) = (Linear::new(3, 1, true, F64, Key::new(1))?, Tensor::ones([4, 3], F64)?);
+    /// let meta = grad(&layer, |layer| {
+    ///     let g = grad(layer, |l| l.forward(&x)?.square()?.mean(..))?;
+    ///     let adapted = layer.zip_map(&g, |_, w, g| w.sub(&g.mul_scalar(0.1)?))?;
+    ///     adapted.forward(&x)?.square()?.mean(..)
+    /// })?;
+    /// assert_eq!(meta.weight.shape(), &[1, 3]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Argument error that lists the names when the other tree has other ones; the first error of `f`.
+    #[track_caller]
+    fn zip_map(&self, other: &Self, mut f: impl FnMut(&str, &Tensor, &Tensor) -> Result<Tensor>) -> Result<Self> {
+        let at = std::panic::Location::caller();
+        let others = paired(self.named_tensors(), other.named_tensors()).map_err(|e| e.in_op("zip_map", at))?;
+        let mut others = others.iter();
+        let mut out = self.clone();
+        try_walk(&mut out, |name, leaf| {
+            if let Some(other) = others.next() {
+                *leaf.tensor = f(name, leaf.tensor, other)?;
+            }
             Ok(())
         })?;
         Ok(out)

@@ -1,4 +1,6 @@
 //! Random tensors. Element `i` depends on the key and on `i` only: not on the shape, the thread or the device.
+//!
+//! A key is a [`Key`], or `&mut rng`, which hands out its next one.
 
 use crate::array::Array;
 use crate::backend::Device;
@@ -83,8 +85,8 @@ impl Tensor {
     /// Dtype error for integers; out of memory.
     #[doc(alias = "random")]
     #[track_caller]
-    pub fn rand(shape: impl Into<Shape>, dtype: DType, key: Key) -> Result<Tensor> {
-        uniform_values("rand", shape.into(), 0.0..1.0, dtype, key)
+    pub fn rand(shape: impl Into<Shape>, dtype: DType, key: impl Into<Key>) -> Result<Tensor> {
+        uniform_values("rand", shape.into(), 0.0..1.0, dtype, key.into())
     }
 
     /// Uniform values in `[start, end)`.
@@ -96,8 +98,8 @@ impl Tensor {
     /// Argument error unless the bounds are finite and in order, with a value of the type between them; dtype error for integers; out
     /// of memory.
     #[track_caller]
-    pub fn uniform(shape: impl Into<Shape>, range: Range<f64>, dtype: DType, key: Key) -> Result<Tensor> {
-        uniform_values("uniform", shape.into(), range, dtype, key)
+    pub fn uniform(shape: impl Into<Shape>, range: Range<f64>, dtype: DType, key: impl Into<Key>) -> Result<Tensor> {
+        uniform_values("uniform", shape.into(), range, dtype, key.into())
     }
 
     /// Standard normal values: `Tensor::randn([2, 3], F32, key)`.
@@ -118,8 +120,30 @@ impl Tensor {
     /// ```
     #[doc(alias = "random_normal")]
     #[track_caller]
-    pub fn randn(shape: impl Into<Shape>, dtype: DType, key: Key) -> Result<Tensor> {
-        normal_values("randn", shape.into(), (0.0, 1.0), dtype, key)
+    pub fn randn(shape: impl Into<Shape>, dtype: DType, key: impl Into<Key>) -> Result<Tensor> {
+        normal_values("randn", shape.into(), (0.0, 1.0), dtype, key.into())
+    }
+
+    /// Standard normal values in the shape and dtype of this tensor, on its device.
+    ///
+    /// # Gradient
+    /// None: the result does not depend on this tensor's values.
+    ///
+    /// # Errors
+    /// Dtype error for integers; out of memory.
+    ///
+    /// ```
+    /// # use cotangent::{F32, Rng, Tensor};
+    /// let (mean, deviation) = (Tensor::zeros([2, 3], F32)?, Tensor::ones([2, 3], F32)?);
+    /// let z = &mean + deviation * mean.randn_like(&mut Rng::seed(1))?; // a normal variable, reparameterised
+    /// assert_eq!(z.shape(), &[2, 3]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn randn_like(&self, key: impl Into<Key>) -> Result<Tensor> {
+        let at = Location::caller();
+        let make = || normal_values("randn_like", self.shape().clone(), (0.0, 1.0), self.dtype(), key.into())?.to_device(self.device());
+        make().map_err(|e| e.in_op("randn_like", at))
     }
 
     /// Normal values with a mean and a standard deviation.
@@ -127,8 +151,8 @@ impl Tensor {
     /// # Errors
     /// Argument error for a negative or not finite parameter; dtype error for integers; out of memory.
     #[track_caller]
-    pub fn normal(shape: impl Into<Shape>, mean: f64, std: f64, dtype: DType, key: Key) -> Result<Tensor> {
-        normal_values("normal", shape.into(), (mean, std), dtype, key)
+    pub fn normal(shape: impl Into<Shape>, mean: f64, std: f64, dtype: DType, key: impl Into<Key>) -> Result<Tensor> {
+        normal_values("normal", shape.into(), (mean, std), dtype, key.into())
     }
 
     /// Normal values conditioned on lying between two bounds, as PyTorch's `trunc_normal_` (the bounds are absolute).
@@ -139,7 +163,14 @@ impl Tensor {
     /// # Errors
     /// Argument error for a negative or not finite parameter, or bounds out of order or without a value of the type between them; dtype error for integers; out of memory.
     #[track_caller]
-    pub fn truncated_normal(shape: impl Into<Shape>, mean: f64, std: f64, bounds: Range<f64>, dtype: DType, key: Key) -> Result<Tensor> {
+    pub fn truncated_normal(
+        shape: impl Into<Shape>,
+        mean: f64,
+        std: f64,
+        bounds: Range<f64>,
+        dtype: DType,
+        key: impl Into<Key>,
+    ) -> Result<Tensor> {
         #[track_caller]
         #[inline(never)]
         fn run(shape: Shape, mean: f64, std: f64, bounds: Range<f64>, dtype: DType, key: Key) -> Result<Tensor> {
@@ -157,7 +188,7 @@ impl Tensor {
             let (lo, hi) = ((start - mean) / std, (end - mean) / std);
             fill("truncated_normal", at, shape, dtype, key, |i| (mean + std * key.truncated_normal(i, lo, hi)).clamp(first, last))
         }
-        run(shape.into(), mean, std, bounds, dtype, key)
+        run(shape.into(), mean, std, bounds, dtype, key.into())
     }
 
     /// A mask: 1 with probability `p`, else 0.
@@ -165,7 +196,7 @@ impl Tensor {
     /// # Errors
     /// Argument error when `p` is not in `[0, 1]`; out of memory.
     #[track_caller]
-    pub fn bernoulli(shape: impl Into<Shape>, p: f64, dtype: DType, key: Key) -> Result<Tensor> {
+    pub fn bernoulli(shape: impl Into<Shape>, p: f64, dtype: DType, key: impl Into<Key>) -> Result<Tensor> {
         #[track_caller]
         #[inline(never)]
         fn run(shape: Shape, p: f64, dtype: DType, key: Key) -> Result<Tensor> {
@@ -175,7 +206,7 @@ impl Tensor {
             }
             build!("bernoulli", at, shape, dtype, |y| key.fill_bernoulli_as(0, p, y, [0.0, 1.0].map(<T as Element>::from_f64)))
         }
-        run(shape.into(), p, dtype, key)
+        run(shape.into(), p, dtype, key.into())
     }
 
     /// Integers in `[start, end)`, without bias: `Tensor::randint([8], 0..10, I64, key)`.
@@ -184,7 +215,7 @@ impl Tensor {
     /// Argument error for an empty range; dtype error when the dtype cannot hold its values exactly; out of memory.
     #[doc(alias = "random_integers")]
     #[track_caller]
-    pub fn randint(shape: impl Into<Shape>, range: Range<i64>, dtype: DType, key: Key) -> Result<Tensor> {
+    pub fn randint(shape: impl Into<Shape>, range: Range<i64>, dtype: DType, key: impl Into<Key>) -> Result<Tensor> {
         #[track_caller]
         #[inline(never)]
         fn run(shape: Shape, range: Range<i64>, dtype: DType, key: Key) -> Result<Tensor> {
@@ -217,7 +248,7 @@ impl Tensor {
             }
             fill("randint", at, shape, dtype, key, |i| whole(i) as f64)
         }
-        run(shape.into(), range, dtype, key)
+        run(shape.into(), range, dtype, key.into())
     }
 
     /// The integers `0..n` in random order.
@@ -226,8 +257,8 @@ impl Tensor {
     /// Dtype error when the dtype cannot hold `n - 1` exactly; out of memory.
     #[doc(alias("permutation", "shuffle"))]
     #[track_caller]
-    pub fn randperm(n: usize, dtype: DType, key: Key) -> Result<Tensor> {
-        let at = Location::caller();
+    pub fn randperm(n: usize, dtype: DType, key: impl Into<Key>) -> Result<Tensor> {
+        let (at, key) = (Location::caller(), key.into());
         let limit = if dtype.is_float() { 2.0 / dtype.epsilon() } else { dtype.max_value() + 1.0 };
         if n as f64 > limit {
             return Err(crate::Error::dtype(format!("{dtype} does not hold every integer below {n}")).in_op("randperm", at));

@@ -418,7 +418,8 @@ impl Tensor {
         apply_view(Slice { axis: axis.into(), span: span.into(), step: 1 }, self)
     }
 
-    /// One position of an axis, which disappears; negative positions count from the end. A view; no element moves.
+    /// One position of an axis, which disappears; negative positions count from the end. Any integer type will do. A view; no element
+    /// moves.
     ///
     /// # Gradient
     /// `ȳ` at that position within zeros; saves nothing.
@@ -426,7 +427,8 @@ impl Tensor {
     /// # Errors
     /// Index error when the position lies outside the axis; shape error when the axis does not exist.
     #[track_caller]
-    pub fn select(&self, axis: impl Into<Axis>, index: isize) -> Result<Tensor> {
-        compose1(Select { axis: axis.into(), index }, &[self])
+    pub fn select(&self, axis: impl Into<Axis>, index: impl TryInto<isize>) -> Result<Tensor> {
+        // A number beyond any axis stays one.
+        compose1(Select { axis: axis.into(), index: index.try_into().unwrap_or(isize::MAX) }, &[self])
     }
 }
