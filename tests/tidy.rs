@@ -84,6 +84,7 @@ const UNASKED: &[(&str, &str, &str)] = &[
     ("src/diagnostics/report.rs", "all.to_vec()", "one per recorded step"),
     ("src/diagnostics/stats.rs", "extents.len()", "one number per axis"),
     ("src/functional/checkpoint.rs", "given.to_vec()", "one per operand"),
+    ("src/functional/custom.rs", "to_vec()", "one per operand or output"),
     ("src/functional/scope.rs", "", "one per parameter or result"),
     ("src/io/atomic.rs", "BufWriter::with_capacity", "a fixed size"),
     ("src/io/gguf/hyper.rs", "layers]", "one per layer, checked against the file"),

@@ -258,18 +258,23 @@ impl Tensor {
     #[doc(alias("permutation", "shuffle"))]
     #[track_caller]
     pub fn randperm(n: usize, dtype: DType, key: impl Into<Key>) -> Result<Tensor> {
-        let (at, key) = (Location::caller(), key.into());
-        let limit = if dtype.is_float() { 2.0 / dtype.epsilon() } else { dtype.max_value() + 1.0 };
-        if n as f64 > limit {
-            return Err(crate::Error::dtype(format!("{dtype} does not hold every integer below {n}")).in_op("randperm", at));
+        #[track_caller]
+        #[inline(never)]
+        fn run(n: usize, dtype: DType, key: Key) -> Result<Tensor> {
+            let at = Location::caller();
+            let limit = if dtype.is_float() { 2.0 / dtype.epsilon() } else { dtype.max_value() + 1.0 };
+            if n as f64 > limit {
+                return Err(crate::Error::dtype(format!("{dtype} does not hold every integer below {n}")).in_op("randperm", at));
+            }
+            // Sorting by random words; equal words, one in 2⁶⁴, fall back to the order of the numbers.
+            let mut order: Vec<(u64, u64)> = Vec::new();
+            let oom = |_| crate::Error::out_of_memory(format!("cannot sort {n} random words")).in_op("randperm", at);
+            order.try_reserve_exact(n).map_err(oom)?;
+            order.extend((0..n as u64).map(|i| (key.u64(i), i)));
+            order.sort_unstable();
+            fill("randperm", at, n.into(), dtype, key, |i| order[i as usize].1 as f64)
         }
-        // Sorting by random words; equal words, one in 2⁶⁴, fall back to the order of the numbers.
-        let mut order: Vec<(u64, u64)> = Vec::new();
-        let oom = |_| crate::Error::out_of_memory(format!("cannot sort {n} random words")).in_op("randperm", at);
-        order.try_reserve_exact(n).map_err(oom)?;
-        order.extend((0..n as u64).map(|i| (key.u64(i), i)));
-        order.sort_unstable();
-        fill("randperm", at, n.into(), dtype, key, |i| order[i as usize].1 as f64)
+        run(n, dtype, key.into())
     }
 }
 

@@ -1,4 +1,4 @@
-"""A deep equilibrium model (Bai, Kolter & Koltun 2019) reads digits: its layer is the point where a cell stays where it is."""
+"""A deep equilibrium model (Bai, Kolter & Koltun 2019) reads digits: its layer is the fixed point of a cell."""
 
 import numpy as np
 import torch
@@ -39,8 +39,11 @@ class Equilibrium(nn.Module):
         if z.requires_grad:
             at = z.detach().requires_grad_()
             again = self.cell(at, x)
-            pull = lambda u: torch.autograd.grad(again, at, u, retain_graph=True)[0]
-            z.register_hook(lambda z_bar: fixed_point(lambda u: z_bar + pull(u), z_bar))
+
+            def solve(z_bar):
+                return fixed_point(lambda u: z_bar + torch.autograd.grad(again, at, u, retain_graph=True)[0], z_bar)
+
+            z.register_hook(solve)
         return z
 
     def forward(self, x):

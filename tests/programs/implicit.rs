@@ -1,10 +1,10 @@
-//! A deep equilibrium model (Bai, Kolter & Koltun 2019) reads digits: its layer is the point where a cell stays where it is.
+//! A deep equilibrium model (Bai, Kolter & Koltun 2019) reads digits: its layer is the fixed point of a cell.
 
 use cotangent::io::NpzFile;
 use cotangent::nn::Linear;
 use cotangent::optim::Adam;
-use cotangent::train::{Order, Rows};
-use cotangent::{F32, Result, Rng, Tensor, custom_vjp_module, module, value_and_grad, vjp};
+use cotangent::train::{Order, Rows, Trainer};
+use cotangent::{F32, Result, Rng, Tensor, custom_vjp_module, module, vjp};
 
 fn fixed_point(f: impl Fn(&Tensor) -> Result<Tensor>, mut z: Tensor) -> Result<Tensor> {
     for _ in 0..100 {
@@ -67,21 +67,15 @@ fn digits() -> Result<(Tensor, Tensor)> {
     Ok((images.flatten(1, -1)?.cast(F32)? / 16, labels))
 }
 
-fn train(epochs: u64, rng: &mut Rng) -> Result<(Equilibrium, f64)> {
+fn train(epochs: usize, rng: &mut Rng) -> Result<(Equilibrium, f64)> {
     let (x, y) = digits()?;
-    let mut model = Equilibrium::new(64, 32, 10, rng)?;
-    let mut optimizer = Adam { lr: 5e-3, ..Adam::default() };
+    let mut trainer = Trainer::new(Equilibrium::new(64, 32, 10, rng)?, Adam { lr: 5e-3, ..Adam::default() });
     let batches = Rows::new((x.slice(0, ..1500)?, y.slice(0, ..1500)?), 50, Order::Shuffled, rng.next_key())?;
-    for epoch in 0..epochs {
-        for batch in batches.iter_epoch(epoch) {
-            let (images, labels) = batch?;
-            let (_, grads) = value_and_grad(&model, |m| m.forward(&images)?.cross_entropy(&labels))?;
-            optimizer.step(&mut model, &grads)?;
-        }
-    }
-    let right = model.forward(&x.slice(0, 1500..)?)?.argmax(-1)?.eq(&y.slice(0, 1500..)?)?;
+    trainer.options.steps = epochs * batches.epoch();
+    trainer.run(&batches, |m, (images, labels), _| m.forward(images)?.cross_entropy(labels))?;
+    let right = trainer.model.forward(&x.slice(0, 1500..)?)?.argmax(-1)?.eq(&y.slice(0, 1500..)?)?;
     let accuracy = right.cast(F32)?.mean(..)?.item()?;
-    Ok((model, accuracy))
+    Ok((trainer.model, accuracy))
 }
 
 #[cfg(test)]

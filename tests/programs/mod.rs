@@ -3,6 +3,17 @@
 //! The program is what stands above `#[cfg(test)]`; below it a test runs the program and says what it must reach. Here the lines of
 //! both are counted. A twin is run by hand, with a PyTorch from anywhere: `python tests/programs/NAME.py`.
 
+mod ddpm;
+#[cfg(feature = "readers")]
+mod implicit;
+mod lstm;
+mod maml;
+mod pinn;
+#[cfg(feature = "readers")]
+mod tabular;
+#[cfg(feature = "readers")]
+mod vae;
+
 use crate::tidy::{code_only, files, read};
 use std::path::Path;
 

@@ -27,11 +27,12 @@ class Classifier(nn.Module):
 
 
 def read_table():
-    """Numbers, island, sex and species of each row, and the names of the species."""
+    """Numbers, island, sex and species of each row, and the names of the islands, sexes and species."""
     table = pd.read_csv(f"{FOLDER}/penguins.csv", keep_default_na=False, na_values={name: ["NA"] for name in NUMBERS})
-    island, sex, species = (table[name].astype("category").cat for name in ["island", "sex", "species"])
-    codes = [torch.tensor(column.codes.to_numpy(), dtype=torch.long) for column in (island, sex, species)]
-    return [torch.tensor(table[NUMBERS].to_numpy(), dtype=torch.float32), *codes], list(species.categories)
+    texts = [table[name].astype("category").cat for name in ["island", "sex", "species"]]
+    codes = [torch.tensor(column.codes.to_numpy(), dtype=torch.long) for column in texts]
+    numbers = torch.tensor(table[NUMBERS].to_numpy(), dtype=torch.float32)
+    return [numbers, *codes], [list(column.categories) for column in texts]
 
 
 def evaluate(model, batches):
@@ -47,15 +48,14 @@ def evaluate(model, batches):
 
 
 def train(epochs, path):
-    """Loss and accuracy of the best model on rows that had no part in it; the model goes to the file."""
+    """Loss and accuracy of the best model on rows without a part in it, and the model in the file."""
     columns, names = read_table()
     split = np.load(f"{FOLDER}/penguins_split.npz")
     parts = [TensorDataset(*(c[split[part]] for c in columns)) for part in ["train", "validation", "test"]]
     seen, validation, test = (DataLoader(part, batch_size=32, shuffle=i == 0) for i, part in enumerate(parts))
     numbers = columns[0][split["train"]].numpy()
     mean, std = torch.tensor(np.nanmean(numbers, 0)), torch.tensor(np.nanstd(numbers, 0))
-    islands, sexes, species = (int(c.max()) + 1 for c in columns[1:])
-    model = Classifier(mean, std, islands, sexes, species)
+    model = Classifier(mean, std, *(len(n) for n in names))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     best, best_loss = None, float("inf")
     for _ in range(epochs):

@@ -3,7 +3,7 @@
 use cotangent::io::{CsvFile, CsvOptions, ModuleFile, NpzFile};
 use cotangent::nn::{Activation, Embedding, Layer, Linear};
 use cotangent::optim::AdamW;
-use cotangent::train::{KeepBest, Order, Rows, Trainer};
+use cotangent::train::{KeepBest, Options, Order, Rows, Trainer};
 use cotangent::{Buffer, F32, ModuleExt, Result, Rng, Tensor, module};
 use std::path::Path;
 
@@ -39,33 +39,29 @@ impl Classifier {
     }
 }
 
-/// Numbers, island, sex and species of each row.
-type Columns = (Tensor, Tensor, Tensor, Tensor);
-
-/// The columns, and the names of the islands, sexes and species.
-fn read_table() -> Result<(Columns, [Vec<String>; 3])> {
+/// Numbers, island, sex and species of each row, and the names of the islands, sexes and species.
+fn read_table() -> Result<([Tensor; 4], [Vec<String>; 3])> {
     let options = CsvOptions { missing: vec!["NA".into()], ..CsvOptions::default() };
     let table = CsvFile::open_with(format!("{FOLDER}/penguins.csv"), &options)?;
     let (island, islands) = table.classes("island")?;
     let (sex, sexes) = table.classes("sex")?;
     let (species, names) = table.classes("species")?;
-    Ok(((table.numbers(&NUMBERS, F32)?, island, sex, species), [islands, sexes, names]))
+    Ok(([table.numbers(&NUMBERS, F32)?, island, sex, species], [islands, sexes, names]))
 }
 
 /// Mean and standard deviation of each column, over what is known.
 fn mean_and_std(x: &Tensor) -> Result<(Tensor, Tensor)> {
-    let gaps = x.ne(x)?;
-    let known = x.eq(x)?.cast(F32)?.sum(0)?;
+    let (gaps, known) = (x.ne(x)?, x.eq(x)?.cast(F32)?.sum(0)?);
     let mean = x.masked_fill(&gaps, 0.0)?.sum(0)? / &known;
     let variance = (x - &mean).square()?.masked_fill(&gaps, 0.0)?.sum(0)? / known;
     Ok((mean, variance.sqrt()?))
 }
 
 /// Mean loss and accuracy.
-fn evaluate(model: &Classifier, rows: &Rows<Columns>) -> Result<(f64, f64)> {
+fn evaluate(model: &Classifier, rows: &Rows<[Tensor; 4]>) -> Result<(f64, f64)> {
     let (mut loss, mut right, mut count) = (0.0, 0.0, 0.0);
     for batch in rows.iter_epoch(0) {
-        let (numbers, island, sex, species) = batch?;
+        let [numbers, island, sex, species] = batch?;
         let scores = model.forward(&numbers, &island, &sex)?;
         loss += scores.cross_entropy(&species)?.item()? * species.numel() as f64;
         right += scores.argmax(-1)?.eq(&species)?.cast(F32)?.sum(..)?.item()?;
@@ -74,23 +70,23 @@ fn evaluate(model: &Classifier, rows: &Rows<Columns>) -> Result<(f64, f64)> {
     Ok((loss / count, right / count))
 }
 
-/// Loss and accuracy of the best model on rows that had no part in it; the model goes to the file.
+/// Loss and accuracy of the best model on rows that had no part in it, and the model in the file.
 fn train(epochs: usize, path: &Path, rng: &mut Rng) -> Result<(f64, f64)> {
     let (columns, [islands, sexes, species]) = read_table()?;
     let split = NpzFile::open(format!("{FOLDER}/penguins_split.npz"))?;
     let mut part = |name, order| {
         let ids = split.tensor(name)?;
-        Rows::new(columns.map(|_, c| c.index_select(0, &ids))?, 32, order, rng.next_key())
+        Rows::new(ModuleExt::map(&columns, |_, c| c.index_select(0, &ids))?, 32, order, rng.next_key())
     };
     let seen = part("train", Order::Shuffled)?.keep_last(true);
     let (validation, test) = (part("validation", Order::Sequential)?, part("test", Order::Sequential)?);
-    let (mean, std) = mean_and_std(&columns.0.index_select(0, &split.tensor("train")?)?)?;
+    let (mean, std) = mean_and_std(&columns[0].index_select(0, &split.tensor("train")?)?)?;
     let model = Classifier::new(mean, std, islands.len(), sexes.len(), species.len(), rng)?;
     let mut trainer = Trainer::new(model, AdamW { lr: 1e-2, ..AdamW::default() });
-    (trainer.options.steps, trainer.options.evaluate_every) = (epochs * seen.epoch(), seen.epoch());
+    trainer.options = Options { steps: epochs * seen.epoch(), evaluate_every: seen.epoch(), ..Options::default() };
     trainer.keep_best = Some(KeepBest::lowest_loss());
     trainer.evaluate_with(|m| Ok(evaluate(m, &validation)?.0));
-    trainer.run(&seen, |m, (numbers, island, sex, species), _| m.forward(numbers, island, sex)?.cross_entropy(species))?;
+    trainer.run(&seen, |m, [numbers, island, sex, species], _| m.forward(numbers, island, sex)?.cross_entropy(species))?;
     let best = trainer.best.map_or(trainer.model, |best| best.model);
     best.save(path)?;
     evaluate(&best, &test)
@@ -106,23 +102,17 @@ mod tests {
         let path = std::env::temp_dir().join(format!("cotangent-penguins-{}.safetensors", std::process::id()));
         let (loss, accuracy) = train(20, &path, &mut Rng::seed(1))?;
         println!("loss {loss:.3}, accuracy {accuracy:.3}");
-        let ((numbers, island, sex, species), names) = read_table()?;
+        let (columns, [islands, sexes, kinds]) = read_table()?;
         // The best without looking at a row: the commonest species.
         let test = NpzFile::open(format!("{FOLDER}/penguins_split.npz"))?.tensor("test")?;
-        let test_species = species.index_select(0, &test)?.to_vec::<i64>()?;
+        let test_species = columns[3].index_select(0, &test)?.to_vec::<i64>()?;
         let commonest = (0..3).map(|s| test_species.iter().filter(|t| **t == s).count()).max().unwrap() as f64 / test_species.len() as f64;
         assert!(accuracy > 0.9 && accuracy > commonest + 0.2, "{accuracy:.3}, the commonest {commonest:.3}");
         // From the file: normalisation, embeddings and layers are there, and predict the same.
-        let [islands, sexes, kinds] = names;
         let blank = Tensor::zeros([4], F32)?;
         let mut loaded = Classifier::new(blank.clone(), blank, islands.len(), sexes.len(), kinds.len(), &mut Rng::seed(9))?;
         loaded.load(&path)?;
-        let rows = Rows::new(
-            (numbers, island, sex, species).map(|_, c| c.index_select(0, &test))?,
-            32,
-            Order::Sequential,
-            cotangent::Key::new(1),
-        )?;
+        let rows = Rows::new(ModuleExt::map(&columns, |_, c| c.index_select(0, &test))?, 32, Order::Sequential, cotangent::Key::new(1))?;
         assert_eq!(evaluate(&loaded, &rows)?, (loss, accuracy));
         std::fs::remove_file(path)?;
         Ok(())
@@ -133,7 +123,7 @@ mod tests {
     fn the_table_arrives_whole() -> Result<()> {
         let text = std::fs::read_to_string(format!("{FOLDER}/penguins.csv"))?;
         let cells: Vec<Vec<&str>> = text.lines().skip(1).map(|line| line.split(',').collect()).collect();
-        let ((numbers, island, sex, species), [islands, sexes, names]) = read_table()?;
+        let ([numbers, island, sex, species], [islands, sexes, names]) = read_table()?;
         assert_eq!(numbers.shape(), &[344, 4]);
         let (island, sex, species) = (island.to_vec::<i64>()?, sex.to_vec::<i64>()?, species.to_vec::<i64>()?);
         let numbers = numbers.to_vec::<f32>()?;
