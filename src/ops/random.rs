@@ -141,9 +141,7 @@ impl Tensor {
     /// ```
     #[track_caller]
     pub fn randn_like(&self, key: impl Into<Key>) -> Result<Tensor> {
-        let at = Location::caller();
-        let make = || normal_values("randn_like", self.shape().clone(), (0.0, 1.0), self.dtype(), key.into())?.to_device(self.device());
-        make().map_err(|e| e.in_op("randn_like", at))
+        normal_values("randn_like", self.shape().clone(), (0.0, 1.0), self.dtype(), key.into())?.to_device(self.device())
     }
 
     /// Normal values with a mean and a standard deviation.
