@@ -160,6 +160,10 @@ fn lines(title: &str, unit: &str, curves: &[(&str, RGBColor, Vec<(f64, f64)>)], 
             // Gaps where a value is not finite (or zero, on a scale of powers).
             let runs = points.split(|p| !shown(p.1).is_finite() || (log && p.1 <= 0.0));
             for (i, run) in runs.filter(|r| !r.is_empty()).enumerate() {
+                if let [p] = run {
+                    // A line of one point would not be seen.
+                    drawn(chart.draw_series([Circle::new((p.0, shown(p.1)), 2, c.filled())]))?;
+                }
                 let line = LineSeries::new(run.iter().map(|p| (p.0, shown(p.1))), c.stroke_width(2));
                 let drawn_line = drawn(chart.draw_series(line))?;
                 if i == 0 {
