@@ -211,3 +211,48 @@ KERNEL(segment_sum,
         full_sums<N>(y, g, partial, keys, order, n, extent, inner / N, skip, outer * n * (inner / N));
     else full_sums<1>(y, g, partial, keys, order, n, extent, inner, skip, outer * n * inner);
 }
+
+// ---- other reductions over runs
+
+struct ProductOf {
+    template <class A> static DEVICE A start() { return A(1); }
+    template <class A> static DEVICE A join(A a, A b) { return a * b; }
+};
+
+// A warp looks at 32 positions. A short run belongs to the lane at its head, which goes through it in order; through a long one the
+// whole warp steps, and lanes are joined in a fixed order.
+template <class R, class T> DEVICE void fold_runs(T* y, const T* g, const i64* keys, const i64* order, i64 n) {
+    typedef acc<T> A;
+    i64 windows = (n + 31) / 32;
+#pragma unroll 1
+    for (i64 w = thread_index() / 32; w < windows; w += thread_count() / 32) {
+        i64 j = w * 32 + lane_index(), end = j;
+        bool head = j < n && (j == 0 || keys[j - 1] != keys[j]);
+        if (head)
+            while (end < n && end - j <= 32 && keys[end] == keys[j]) end++;
+        bool brief = head && end - j <= 32;
+        if (brief) {
+            A v = load(y[keys[j]]);
+#pragma unroll 1
+            for (i64 k = j; k < end; k++) v = R::join(v, load(g[order[k]]));
+            y[keys[j]] = store<T>(v);
+        }
+        u32 rest = __ballot_sync(0xffffffffu, head && !brief);
+        while (rest) {
+            i64 from = w * 32 + (__ffs(i32(rest)) - 1), key = keys[from], to = lower_bound(keys, from, n, key + 1);
+            rest &= rest - 1;
+            A v = R::template start<A>();
+#pragma unroll 1
+            for (i64 k = from + lane_index(); k < to; k += 32) v = R::join(v, load(g[order[k]]));
+            v = warp_reduce<R>(v);
+            if (lane_index() == 0) y[key] = store<T>(R::join(load(y[key]), v));
+        }
+    }
+}
+
+// y at every key joined with the g at order[j] of all j with that key: multiplied, or their maximum (`how` 1) or minimum (2).
+KERNEL(segment_fold, (T* y, const T* g, const i64* keys, const i64* order, i64 n, i32 how), f64, f32, bf16, f16) {
+    if (how == 1) fold_runs<MaxOf>(y, g, keys, order, n);
+    else if (how == 2) fold_runs<MinOf>(y, g, keys, order, n);
+    else fold_runs<ProductOf>(y, g, keys, order, n);
+}

@@ -9,6 +9,8 @@ Numbers of ordinary cases have at most 8 significant bits, so that f64, f32, bf1
 float64 results is the reference for all four. Ops without a twin in PyTorch are written as a composition of its ops.
 """
 
+import functools
+import itertools
 import json
 import math
 import pathlib
@@ -492,6 +494,42 @@ def indices():
     case(fam, "gather", "empty", lambda x, i: x.gather(1, i), lambda: [q(2, 3), ints([[], []])], {"axis": 1}, order=1)
     case(fam, "scatter_add", "last", lambda x, i, s: x.scatter_add(-1, i, s), lambda: [q(2, 4), ints([[0, 0, 3], [1, 2, 1]]), q(2, 3)], {"axis": -1})
     case(fam, "scatter_add", "middle", lambda x, i, s: x.scatter_add(1, i, s), lambda: [q(2, 3, 2), ints([[[0, 2], [1, 1]], [[2, 0], [0, 0]]]), q(2, 2, 2)], {"axis": 1})
+    def put_product(x, i, s, axis, own):
+        """Tensor.scatter_reduce's product factor by factor: its own second derivatives cancel, and fail at zeros."""
+        groups = {}
+        for at in itertools.product(*map(range, i.shape)):
+            to = list(at)
+            to[axis] = int(i[at])
+            groups.setdefault(tuple(to), []).append(s[at])
+        out = []
+        for at in itertools.product(*map(range, x.shape)):
+            put = groups.get(at, [])
+            out.append(functools.reduce(torch.mul, ([x[at]] if own or not put else []) + put))
+        y = torch.stack(out).reshape(x.shape)
+        torch.testing.assert_close(y, x.scatter_reduce(axis, i, s, "prod", include_self=own))
+        return y
+
+    words = {"Sum": "sum", "Mean": "mean", "Prod": "prod", "Max": "amax", "Min": "amin"}
+    apart = lambda shape, off: (((torch.arange(math.prod(shape)) * 7 + 3) % 29) * 0.5 - 6.0 + off).double().reshape(shape)
+    for by, word in words.items():
+        for own in [False, True]:
+            f = lambda x, i, s, axis=0: put_product(x, i, s, axis, own) if by == "Prod" else x.scatter_reduce(axis, i, s, word, include_self=own)
+            op = "scatter_fold" if own and by in ("Prod", "Max", "Min") else "scatter_reduce"
+            o = {"axis": 0, "by": by, "include_self": own}
+            tag = f"{by}{'_self' if own else ''}"
+            for d in ["i64", "u32", "u8"]:
+                case(fam, op, f"{tag}_{d}", f, lambda: [apart((4, 3), 0.0), ints([[0, 3, 1], [0, 2, 1], [3, 3, 1]], d), apart((3, 3), 0.25)], o, order=2 if d == "i64" else 1)
+            case(fam, op, f"{tag}_last", lambda x, i, s: f(x, i, s, -1), lambda: [apart((2, 4), 0.0), ints([[0, 0, 3], [1, 2, 1]]), apart((2, 3), 0.25)], {**o, "axis": -1})
+            case(fam, op, f"{tag}_smaller", lambda x, i, s: f(x, i, s, 1), lambda: [apart((2, 3, 2), 0.0), ints([[[0], [1]]]), apart((1, 2, 1), 0.25)], {**o, "axis": 1})
+            case(fam, op, f"{tag}_none", f, lambda: [apart((3,), 0.0), ints([]), torch.zeros(0)], o, order=1)
+            if by in ("Max", "Min"):
+                tied = [ints([0, 0, 1, 1, 1]), t(1.0, 1.0, 2.0, 2.0, 3.0)]
+                case(fam, op, f"{tag}_ties", f, [t(1.0 if own else 5.0, 2.5, 2.0), *tied], o, order=1, note="ties share")
+                if not own:
+                    case(fam, op, f"left_out_{by}", f, [t(1.0, 3.0 if by == "Max" else 2.0, 2.0), *tied], o, order=1)
+            if by == "Prod":
+                case(fam, op, f"{tag}_one_zero", f, [t(2.0, 0.5, 3.0), ints([0, 0, 1, 1]), t(0.0, 1.5, -2.0, 0.5)], o)
+                case(fam, op, f"{tag}_zeros", f, [t(2.0, 0.0, 3.0), ints([0, 0, 1, 1]), t(0.0, 0.0, 0.0, 0.5)], o)
 
 
 # --- products -----------------------------------------------------------------------------------------------------------

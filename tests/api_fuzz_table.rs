@@ -1,7 +1,9 @@
 //! The methods of `Tensor`, each with random operands and arguments.
 
 use super::{Call, Pick};
-use cotangent::ops::{Blocks, CrossEntropy, MatrixNorm, NegativeLogLikelihood, Reduction, RopePositions, RopeStyle, Rotary, Sdpa, Span};
+use cotangent::ops::{
+    Blocks, CrossEntropy, MatrixNorm, NegativeLogLikelihood, Reduction, RopePositions, RopeStyle, Rotary, ScatterReduce, Sdpa, Span,
+};
 use cotangent::{Device, F32, I64, Result, Tensor, U8};
 use std::sync::Arc;
 
@@ -589,6 +591,14 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
         let shape: Vec<usize> = ids.shape().to_vec();
         let src = if ids.numel() < 1 << 20 { g.tensor(&shape, x.dtype()) } else { Tensor::zeros(shape, x.dtype()).unwrap() };
         (vec![x, ids, src], call(move |x| Ok(vec![x[0].scatter_add(a, &x[1], &x[2])?])))
+    }),
+    ("scatter_reduce", |g| {
+        let (x, ids, a) = indexed(g);
+        let shape: Vec<usize> = ids.shape().to_vec();
+        let src = if ids.numel() < 1 << 20 { g.tensor(&shape, x.dtype()) } else { Tensor::zeros(shape, x.dtype()).unwrap() };
+        let by = g.one(&[ScatterReduce::Sum, ScatterReduce::Mean, ScatterReduce::Prod, ScatterReduce::Max, ScatterReduce::Min]);
+        let own = g.below(2) == 0;
+        (vec![x, ids, src], call(move |x| Ok(vec![x[0].scatter_reduce(a, &x[1], &x[2], by, own)?])))
     }),
     ("where_select", |g| {
         let (s, d) = (g.extents(), g.dtype());

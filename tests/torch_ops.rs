@@ -43,6 +43,11 @@ const DIFFERENCES: &[(&str, &str, &str)] = &[
     ("linear_cross_entropy/all_ignored", "all", "as cross_entropy"),
     ("soft_cross_entropy/special", "all", "a row of −∞ only counts 0, and a logit of −∞ whose probability is 0 nothing: PyTorch gives NaN"),
     ("soft_cross_entropy/no_rows_Mean", "all", "the mean over no row is 0: PyTorch gives 0/0"),
+    (
+        "scatter_reduce/left_out*",
+        "all",
+        "an element that is left out takes no share of a tie: PyTorch counts it where it equals the result",
+    ),
     ("mse_loss/empty_Mean", "all", "the mean loss of no elements is 0: PyTorch gives 0/0"),
     ("bce_with_logits/empty_Mean", "all", "as mse_loss"),
     ("cast/*", "definition", "the definition does not round: the bound says by how much a result may be off"),
@@ -376,6 +381,8 @@ fn every_option_has_fixtures() {
     for op in ["compare", "compare_scalar"] {
         every(op, "0", &["Equal", "NotEqual", "Less", "AtMost", "Greater", "AtLeast"]);
     }
+    every("scatter_fold", "by", &["Prod", "Max", "Min"]);
+    every("scatter_reduce", "by", &["Sum", "Mean", "Prod", "Max", "Min"]);
     every("matrix_norm", "kind", &["Frobenius", "One", "Infinity", "MinusOne", "MinusInfinity"]);
     every("cast", "to", &["F64", "F32", "BF16", "F16", "I64", "U32", "U8"]);
     every("embedding", "padding", &["None", "Row(0)"]);

@@ -1,6 +1,6 @@
 //! Elements picked along an axis by an index of their own, and added back.
 
-use crate::backend::cpu::{self, index};
+use crate::backend::cpu::{self, Compute, index};
 use crate::backend::cuda;
 use crate::dtype::{I64, U8, U32, with_dtype, with_float};
 use crate::error::{ErrorKind, Result, bail};
@@ -20,7 +20,7 @@ pub struct Gather {
 }
 
 /// Checks an index against the operand that it reads or writes.
-fn fits(x: &Shape, index: &Spec, axis: Axis) -> Result<usize> {
+pub(super) fn fits(x: &Shape, index: &Spec, axis: Axis) -> Result<usize> {
     expect::index(index)?;
     let axis = axis.resolve(x.rank())?;
     let ids = &index.shape;
@@ -200,7 +200,7 @@ impl Op for ScatterAdd {
         with_float!(x[0].dtype(), T => {
             let y = y[0].slice::<T>();
             cpu::copy_strided(x[0].storage::<T>(), x[0].layout(), y)?;
-            index::scatter_add(&x[2].contiguous::<T>()?, extent, width, &ids, n, &lines, y)?;
+            index::scatter(&x[2].contiguous::<T>()?, extent, width, &ids, n, &lines, y, |a: <T as Compute>::Acc, b| a + b)?;
         });
         Ok(())
     }
@@ -258,6 +258,8 @@ impl Tensor {
     ///
     /// # Numerics
     /// Added in the order of `k`, in f32 for half types; the same bits on any number of threads.
+    ///
+    /// Means, products and extrema: [`Tensor::scatter_reduce`].
     ///
     /// # Errors
     /// As [`Tensor::gather`].

@@ -45,6 +45,7 @@ pub mod quant_linear;
 mod random;
 pub mod repeat;
 pub mod rope;
+pub mod scatter_reduce;
 pub mod sdpa;
 mod sdpa_define;
 mod sdpa_option_samples;
@@ -75,6 +76,7 @@ pub use nll_loss::NegativeLogLikelihood;
 pub use operators::Number;
 pub use repeat::Repeats;
 pub use rope::{RopePositions, RopeStyle, Rotary};
+pub use scatter_reduce::ScatterReduce;
 pub use sdpa::Sdpa;
 pub use second_order::{differentiate, differentiate_vjp};
 pub use slice::Span;
@@ -257,6 +259,7 @@ registry! {
         quant_linear::QuantLinear,
         rope::Rope,
         rope::RopePair,
+        scatter_reduce::ScatterFold,
         sdpa::SdpaOp,
         sdpa::SdpaVjp,
         select::MaskedFill,
@@ -301,6 +304,7 @@ registry! {
         repeat::Repeat,
         repeat::RepeatInterleave,
         repeat::RepeatInterleaveBy,
+        scatter_reduce::ScatterReduceOp,
         slice::Select,
         split::Chunk,
         split::Split,

@@ -11,8 +11,8 @@ use cotangent::ops::rope::{Rope, RopePair};
 use cotangent::ops::sdpa::SdpaOp;
 use cotangent::ops::slice::{self, Span};
 use cotangent::ops::{
-    self, Blocks, CrossEntropy, MatrixNorm, NegativeLogLikelihood, Reduction, RopePositions, RopeStyle, Rotary, Sdpa, binary,
-    compare::Relation, embedding::Padding,
+    self, Blocks, CrossEntropy, MatrixNorm, NegativeLogLikelihood, Reduction, RopePositions, RopeStyle, Rotary, ScatterReduce, Sdpa,
+    binary, compare::Relation, embedding::Padding,
 };
 use cotangent::{DType, Key, Result, Shape, Tensor};
 use smallvec::SmallVec;
@@ -378,6 +378,22 @@ fn moves(c: &Case) -> Option<Call> {
             one(op, move |x| x[0].index_select(axis, &x[1]))
         }
         "gather" => one(ops::gather::Gather { axis: axis.into(), of: shapes(c)[0].clone() }, move |x| x[0].gather(axis, &x[1])),
+        "scatter_fold" | "scatter_reduce" => {
+            let by = match o.text("by")? {
+                "Sum" => ScatterReduce::Sum,
+                "Mean" => ScatterReduce::Mean,
+                "Prod" => ScatterReduce::Prod,
+                "Max" => ScatterReduce::Max,
+                _ => ScatterReduce::Min,
+            };
+            let include_self = o.flag("include_self");
+            let run = move |x: &[Tensor]| x[0].scatter_reduce(axis, &x[1], &x[2], by, include_self);
+            if c.op == "scatter_fold" {
+                one(ops::scatter_reduce::ScatterFold { axis: axis.into(), by }, run)
+            } else {
+                one(ops::scatter_reduce::ScatterReduceOp { axis: axis.into(), by, include_self }, run)
+            }
+        }
         "scatter_add" => one(ops::gather::ScatterAdd(axis.into()), move |x| x[0].scatter_add(axis, &x[1], &x[2])),
         _ => return None,
     })

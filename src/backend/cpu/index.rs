@@ -209,8 +209,9 @@ pub(crate) fn gather<T: Element>(x: &[T], extent: usize, width: usize, ids: &[i6
     });
 }
 
-/// `y[o, ids[o, k, i], i] += s[o, k, i]` in the order of `k`; half types accumulate in f32.
-pub(crate) fn scatter_add<T: Compute>(
+/// `y[o, ids[o, k, i], i] = join(y[o, ids[o, k, i], i], s[o, k, i])` in the order of `k`; half types are joined in f32.
+#[allow(clippy::too_many_arguments, reason = "three extents of both operands")]
+pub(crate) fn scatter<T: Compute>(
     s: &[T],
     extent: usize,
     width: usize,
@@ -218,6 +219,7 @@ pub(crate) fn scatter_add<T: Compute>(
     n: usize,
     lines: &Lines,
     y: &mut [T],
+    join: impl Fn(T::Acc, T::Acc) -> T::Acc + Sync,
 ) -> Result<()> {
     let slab = extent * width;
     let inner = lines.inner.len();
@@ -246,11 +248,11 @@ pub(crate) fn scatter_add<T: Compute>(
             terms.filter(|((id, _), _)| here.contains(&(**id as usize))).map(|((&id, &s), &i)| ((id as usize - first) * width + i, s));
         if !T::DTYPE.is_half() {
             // Computed in its own type: in place.
-            terms.for_each(|(at, s)| y[at] = T::store(y[at].load() + s.load()));
+            terms.for_each(|(at, s)| y[at] = T::store(join(y[at].load(), s.load())));
             return Ok(());
         }
         let mut acc: Vec<T::Acc> = memory::try_collect(y.iter().map(|v| v.load()))?;
-        terms.for_each(|(at, s)| acc[at] += s.load());
+        terms.for_each(|(at, s)| acc[at] = join(acc[at], s.load()));
         for (y, &a) in y.iter_mut().zip(&acc) {
             *y = T::store(a);
         }

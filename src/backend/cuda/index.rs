@@ -151,18 +151,33 @@ pub(crate) fn add_rows(g: &In<'_>, ids: &Dense<'_>, extent: usize, inner: usize,
 
 /// `y = x`, then `y[o, ids[o, k, i], i] += s[o, k, i]` in the order of `k`.
 pub(crate) fn scatter_add(x: &In<'_>, ids: &Dense<'_>, s: &In<'_>, axis: usize, y: &mut Out<'_>) -> Result<()> {
+    let (on, extent) = (y.context(), y.numel());
+    match scatter_runs(x, ids, s, axis, y)? {
+        Some(runs) => runs.add(on, &s.contiguous()?.src(), 1, extent, 1, None, y),
+        None => Ok(()),
+    }
+}
+
+/// `y = x`, then each of its elements joined with all of `s` that are put there: multiplied (`how` 0), their maximum (1) or minimum (2).
+pub(crate) fn scatter_fold(x: &In<'_>, ids: &Dense<'_>, s: &In<'_>, axis: usize, how: i32, y: &mut Out<'_>) -> Result<()> {
+    let (on, n) = (y.context(), s.numel());
+    let Some(runs) = scatter_runs(x, ids, s, axis, y)? else { return Ok(()) };
+    let (keys, order) = (Src::new(&runs.keys, 0), Src::new(&runs.order, 0));
+    segment::fold(on, Grid::over(n, THREADS, on.grid_cap()), &y.dst(), &s.contiguous()?.src(), &keys, &order, n as i64, how)
+}
+
+/// Copies `x`, and sorts the places in it that the elements of `s` go to; `None` when there are none.
+fn scatter_runs(x: &In<'_>, ids: &Dense<'_>, s: &In<'_>, axis: usize, y: &mut Out<'_>) -> Result<Option<Runs>> {
     let on = y.context();
     super::copy::gather(on, x.start(), x.layout(), y.dst())?;
     let n = s.numel();
     if n == 0 || y.numel() == 0 {
-        return Ok(());
+        return Ok(None);
     }
     let (view, along) = lines(&Layout::contiguous(y.shape().clone()), s.shape(), axis)?;
     let mut places = on.alloc(I64, n)?;
     kernels::places(on, Grid::over(n, THREADS, on.grid_cap()), &Dst::new(&mut places), view, &ids.src(), along, n as i64)?;
-    let extent = y.numel();
-    let runs = sort(on, &Src::new(&places, 0), n, extent)?;
-    runs.add(on, &s.contiguous()?.src(), 1, extent, 1, None, y)
+    sort(on, &Src::new(&places, 0), n, y.numel()).map(Some)
 }
 
 /// Keys in ascending order and the positions they came from; equal keys by position.
