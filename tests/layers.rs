@@ -71,7 +71,8 @@ fn gpt_block(order: NormOrder) -> Block {
 fn every_layer_passes_a_gradient_check() {
     let (x, row) = (randn(&[1, 3, 6], 7), randn(&[2, 6], 8));
     check("rms_norm", &RmsNorm::new(6, 1e-5, F64).unwrap(), |m| m.forward(&x));
-    for activation in [Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::ReluSquared, Activation::Silu] {
+    use Activation::{Gelu, GeluTanh, Relu, ReluSquared, Sigmoid, Silu, Tanh};
+    for activation in [Gelu, GeluTanh, Relu, ReluSquared, Silu, Tanh, Sigmoid] {
         check("mlp", &Mlp::new(6, 5, true, activation, F64, Key::new(1)).unwrap(), |m| m.forward(&x, None));
         check("gated mlp", &GatedMlp::new(6, 5, activation, F64, Key::new(1)).unwrap(), |m| m.forward(&x));
     }

@@ -129,7 +129,8 @@ pub trait ModuleExt: Module + Clone {
         set_frozen(self, false, &which)
     }
 
-    /// The same tree with every tensor replaced.
+    /// The same tree with every tensor replaced. Arrays and options have a `map` of their own, which comes first: for a tree that is one,
+    /// `ModuleExt::map(&tree, ..)`.
     ///
     /// # Errors
     /// The first error of `f`.

@@ -258,6 +258,8 @@ pub enum Activation {
     Silu,
     /// Hyperbolic tangent.
     Tanh,
+    /// 1 / (1 + e⁻ˣ).
+    Sigmoid,
 }
 
 impl Activation {
@@ -274,6 +276,7 @@ impl Activation {
             Activation::ReluSquared => x.relu_squared(),
             Activation::Silu => x.silu(),
             Activation::Tanh => x.tanh(),
+            Activation::Sigmoid => x.sigmoid(),
         }
     }
 
@@ -287,7 +290,7 @@ impl Activation {
             Activation::Gelu => gate.geglu(up),
             Activation::GeluTanh => gate.geglu_tanh(up),
             Activation::Silu => gate.swiglu(up),
-            Activation::Relu | Activation::ReluSquared | Activation::Tanh => self.apply(gate)?.mul(up),
+            Activation::Relu | Activation::ReluSquared | Activation::Tanh | Activation::Sigmoid => self.apply(gate)?.mul(up),
         }
     }
 }

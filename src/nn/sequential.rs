@@ -96,6 +96,13 @@ impl Layer for Dropout {
 /// use cotangent::{F32, Key, Tensor, nn::{Func, Layer, Linear}};
 /// let net = (Linear::new(4, 8, true, F32, Key::new(1))?, Func(|x| x.relu()), Func(|x| x.reshape((2, 2, ()))), Func(Tensor::square));
 /// assert_eq!(net.call(&Tensor::ones([2, 4], F32)?, None)?.shape(), &[2, 2, 4]);
+///
+/// // Where the type has to be written, it is that of a function pointer.
+/// #[derive(Clone)]
+/// struct Gate { layers: (Linear, Func<fn(&Tensor) -> cotangent::Result<Tensor>>) }
+/// cotangent::module!(Gate { layers });
+/// let gate = Gate { layers: (Linear::new(4, 8, true, F32, Key::new(2))?, Func(|x| x.softplus()?.neg())) };
+/// assert_eq!(gate.layers.call(&Tensor::ones([2, 4], F32)?, None)?.shape(), &[2, 8]);
 /// # Ok::<(), cotangent::Error>(())
 /// ```
 #[derive(Clone, Copy)]

@@ -52,7 +52,7 @@ impl Tensor {
 /// `tensor![0, 2, 1; I64]?`.
 ///
 /// Brackets nest to any rank, and rows of different lengths do not compile. The numbers are any expressions; each is cast with `as`.
-/// The dtypes are `F64`, `F32`, `BF16`, `F16`, `I64`, `U32` and `U8`.
+/// The dtypes are `F64`, `F32`, `BF16`, `F16`, `I64`, `U32` and `U8`, by these names, which need not be imported.
 ///
 /// ```
 /// use cotangent::{F32, F64, I64, tensor};
