@@ -48,7 +48,8 @@ use std::fmt;
 ///   [`repeat_interleave`](Tensor::repeat_interleave), [`pad`](Tensor::pad), [`pad_axis`](Tensor::pad_axis),
 ///   [`flip`](Tensor::flip), [`roll`](Tensor::roll), [`diagonal`](Tensor::diagonal), [`tril`](Tensor::tril),
 ///   [`triu`](Tensor::triu).
-/// - **Index**: [`gather`](Tensor::gather), [`scatter_add`](Tensor::scatter_add), [`index_select`](Tensor::index_select),
+/// - **Index**: [`gather`](Tensor::gather), [`scatter_add`](Tensor::scatter_add),
+///   [`scatter_reduce`](Tensor::scatter_reduce), [`index_select`](Tensor::index_select),
 ///   [`embedding`](Tensor::embedding), [`one_hot`](Tensor::one_hot), [`where_select`](Tensor::where_select),
 ///   [`masked_fill`](Tensor::masked_fill), [`sort`](Tensor::sort), [`topk`](Tensor::topk), [`argmax`](Tensor::argmax),
 ///   [`argmax_keep`](Tensor::argmax_keep), [`argmin`](Tensor::argmin), [`argmin_keep`](Tensor::argmin_keep),
@@ -59,7 +60,7 @@ use std::fmt;
 /// - **Two operands**: [`add`](Tensor::add), [`sub`](Tensor::sub), [`mul`](Tensor::mul), [`div`](Tensor::div),
 ///   [`pow`](Tensor::pow), [`maximum`](Tensor::maximum), [`minimum`](Tensor::minimum).
 /// - **Elementwise**: [`neg`](Tensor::neg), [`abs`](Tensor::abs), [`sign`](Tensor::sign), [`floor`](Tensor::floor),
-///   [`ceil`](Tensor::ceil), [`round`](Tensor::round), [`sqrt`](Tensor::sqrt), [`rsqrt`](Tensor::rsqrt),
+///   [`ceil`](Tensor::ceil), [`round`](Tensor::round), [`round_decimals`](Tensor::round_decimals), [`sqrt`](Tensor::sqrt), [`rsqrt`](Tensor::rsqrt),
 ///   [`recip`](Tensor::recip), [`square`](Tensor::square), [`exp`](Tensor::exp), [`expm1`](Tensor::expm1),
 ///   [`log`](Tensor::log), [`log1p`](Tensor::log1p), [`sin`](Tensor::sin), [`cos`](Tensor::cos), [`tanh`](Tensor::tanh),
 ///   [`erf`](Tensor::erf), [`normal_cdf`](Tensor::normal_cdf).
@@ -76,7 +77,8 @@ use std::fmt;
 ///   [`mean_keep`](Tensor::mean_keep), [`max`](Tensor::max), [`max_keep`](Tensor::max_keep), [`min`](Tensor::min),
 ///   [`min_keep`](Tensor::min_keep), [`prod`](Tensor::prod), [`prod_keep`](Tensor::prod_keep), [`var`](Tensor::var),
 ///   [`var_keep`](Tensor::var_keep), [`std`](Tensor::std), [`std_keep`](Tensor::std_keep), [`norm`](Tensor::norm),
-///   [`norm_keep`](Tensor::norm_keep), [`logsumexp`](Tensor::logsumexp), [`logsumexp_keep`](Tensor::logsumexp_keep),
+///   [`norm_keep`](Tensor::norm_keep), [`matrix_norm`](Tensor::matrix_norm), [`matrix_norm_keep`](Tensor::matrix_norm_keep),
+///   [`logsumexp`](Tensor::logsumexp), [`logsumexp_keep`](Tensor::logsumexp_keep),
 ///   [`cumsum`](Tensor::cumsum).
 /// - **Products**: [`matmul`](Tensor::matmul), [`matmul_nt`](Tensor::matmul_nt), [`matmul_tn`](Tensor::matmul_tn),
 ///   [`dot`](Tensor::dot), [`outer`](Tensor::outer), [`einsum`](Tensor::einsum), [`linear`](Tensor::linear),
