@@ -206,6 +206,11 @@ impl Error {
         self
     }
 
+    /// The message and its causes alone, for a list of several: without op and line.
+    pub(crate) fn why(&self) -> String {
+        self.0.source.as_ref().map_or_else(|| self.0.message.clone(), |source| format!("{}: {source}", self.0.message))
+    }
+
     /// Adds the cause.
     #[must_use]
     pub fn with_source(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {

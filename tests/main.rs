@@ -61,6 +61,7 @@ mod readers;
 mod recurrence;
 mod refused;
 mod reliability_files;
+mod reliability_review;
 mod reliability_sizes;
 mod replay;
 mod resume;

@@ -205,7 +205,13 @@ fn a_folder_of_snapshots_keeps_the_files_of_others() {
     assert!(!half.exists(), "ours");
     assert!(others.iter().all(|name| std::fs::read(folder.join(name)).unwrap() == b"precious"));
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), others.len() + 4, "and the lock");
-    assert_eq!(snapshots.files().unwrap(), [folder.join("step-5.safetensors")]);
+    assert_eq!(snapshots.files().unwrap(), [folder.join("step-5.safetensors"), folder.join("step-9.safetensors")]);
+    // Nor do they go when a run saves there.
+    for step in [10, 11, 12] {
+        snapshots.save(&Snapshot { step, ..Snapshot::default() }).unwrap();
+    }
+    assert!(others.iter().all(|name| std::fs::read(folder.join(name)).unwrap() == b"precious"));
+    assert_eq!(snapshots.files().unwrap().len(), 4);
 }
 
 /// Nobody can write there, root included.

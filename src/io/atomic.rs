@@ -235,19 +235,24 @@ fn whole_name(partial: &std::ffi::OsStr) -> Option<&std::ffi::OsStr> {
 /// Gives a file the first free of the names `NAME.ENDING`, `NAME.ENDING.1`, … in its folder, and returns the new path. For files of which
 /// nothing may be lost; the caller has the folder for itself.
 pub(crate) fn set_aside(path: &Path, ending: &str) -> Result<PathBuf> {
+    let new = free_name(path, ending)?;
+    fs::rename(path, &new).map_err(|e| failed("rename", path, e))?;
+    sync_folder(folder_of(path))?;
+    Ok(new)
+}
+
+/// The first free of the names that [`set_aside`] gives.
+pub(crate) fn free_name(path: &Path, ending: &str) -> Result<PathBuf> {
     let name = path.file_name().unwrap_or_default();
     for n in 0..u32::MAX {
         let mut new = name.to_owned();
         new.push(if n == 0 { format!(".{ending}") } else { format!(".{ending}.{n}") });
         let new = path.with_file_name(new);
         match fs::symlink_metadata(&new) {
-            Ok(_) => continue,
-            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Ok(_) => {}
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(new),
             Err(e) => return Err(failed("rename", path, e)),
         }
-        fs::rename(path, &new).map_err(|e| failed("rename", path, e))?;
-        sync_folder(folder_of(path))?;
-        return Ok(new);
     }
     Err(Error::io(format!("cannot rename {}: every name is taken", path.display())))
 }

@@ -15,7 +15,7 @@ mod readers;
 mod safetensors;
 
 pub use atomic::write_atomically;
-pub(crate) use atomic::{folder_of, replace, set_aside, sweep_partial, sync_folder, write_text};
+pub(crate) use atomic::{folder_of, free_name, replace, set_aside, sweep_partial, sync_folder, write_text};
 pub use config::{
     Activation, BertConfig, DecoderConfig, DecoderFamily, GenerationConfig, Gpt2Config, ModelConfig, RopeConfig, RopeScaling, Special,
 };

@@ -90,7 +90,13 @@ pub(super) fn opened(what: &str, path: &Path, options: &mut OpenOptions) -> Resu
     // Also where the path was made to stand for something else in the meantime.
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::custom_flags(options, libc::O_NONBLOCK | libc::O_NOCTTY);
-    let file = options.open(path).map_err(|e| failed(what, path, e))?;
+    let file = options.open(path).map_err(|e| match std::fs::read_link(path) {
+        Ok(to) if e.kind() == ErrorKind::NotFound => {
+            let why = format!("cannot {what} {}: it is a link to {}, where nothing is now", path.display(), to.display());
+            Error::io(why).with_source(e)
+        }
+        _ => failed(what, path, e),
+    })?;
     only_files(what, path, &file.metadata().map_err(|e| failed(what, path, e))?)?;
     Ok(file)
 }

@@ -2,7 +2,7 @@
 
 use super::event::Event;
 use crate::error::{Error, Result, bail};
-use crate::io::{Lock, failed, lock, lock_around, open_to_append, replace, set_aside};
+use crate::io::{Lock, failed, folder_of, free_name, lock, lock_around, open_to_append, replace, set_aside, sweep_partial};
 use serde_json::{Map, Value};
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
@@ -75,6 +75,10 @@ impl Csv {
     /// are taken away when the first new one is written, so a run that is refused costs none. A run that begins at step 0 finds the
     /// rows of another: their file is renamed to `NAME.old` then.
     ///
+    /// What a power cut leaves at the end of the file (half a row, zeros, bytes that are no text) goes with these rows. Where more is taken
+    /// away than half a row and zeros, or rows of later steps stand before rows that stay, the file is damaged: a copy of all of it is kept
+    /// as `NAME.damaged`, with a warning (`tracing`).
+    ///
     /// # Errors
     /// Argument error while a run of another process has the folder, or another process writes the file; I/O error, also for what is no
     /// regular file; corrupt-file error when the file is something else: has other columns, a row without a step or a line of more
@@ -92,14 +96,17 @@ impl Csv {
             if std::mem::take(&mut first) {
                 titled = whole;
                 if line != title && (whole || !title.starts_with(line)) {
-                    bail!(corrupt_file, "{} has the columns `{line}` instead of `{title}`", path.display());
+                    if line.strip_suffix('\r') == Some(&title) {
+                        bail!(corrupt_file, "{}: lines end in CR LF, as an editor may have left them, instead of LF", path.display());
+                    }
+                    bail!(corrupt_file, "{} has the columns `{}` instead of `{title}`", path.display(), shown(line));
                 }
                 return Ok(Place::Title);
             }
             match line.split(',').next().and_then(|s| s.parse::<usize>().ok()) {
                 Some(s) => Ok(Place::Row(s)),
-                None if whole => bail!(corrupt_file, "{} has the row `{line}`, without a step", path.display()),
-                None => Ok(Place::Torn),
+                None if !whole && line.is_empty() => Ok(Place::Torn),
+                None => bail!(corrupt_file, "{} has the row `{}`, without a step", path.display(), shown(line)),
             }
         })?;
         // A title that is not whole goes with all that follows.
@@ -146,8 +153,8 @@ impl Jsonl {
     fn open_at(path: &Path, step: usize) -> Result<Self> {
         let lines = Lines::open(path, step, |line, whole| match serde_json::from_str::<Value>(line).map(|v| v["step"].as_u64()) {
             Ok(Some(s)) => Ok(Place::Row(usize::try_from(s).unwrap_or(usize::MAX))),
-            Err(_) if !whole && line.starts_with('{') => Ok(Place::Torn),
-            _ => bail!(corrupt_file, "{} has the line `{line}`, which is no object with a step", path.display()),
+            Err(_) if !whole && (line.is_empty() || line.starts_with('{')) => Ok(Place::Torn),
+            _ => bail!(corrupt_file, "{} has the line `{}`, which is no object with a step", path.display(), shown(line)),
         });
         Ok(Jsonl(lines?))
     }
@@ -184,6 +191,10 @@ struct Lines {
     titled: bool,
     /// What the first new line does before.
     cut: Cut,
+    /// Whether more goes by that than is made again: a copy of all is kept.
+    damaged: bool,
+    /// Whether the first new line has come.
+    begun: bool,
     /// Bytes there were when this was found out.
     length: u64,
     // The files' before the folder's.
@@ -212,6 +223,8 @@ impl Lines {
         let mine = own(&file, path)?;
         let (mut reader, mut line) = (BufReader::new(&file), Vec::new());
         let (mut kept, mut at, mut rows) = (Vec::<Range<u64>>::new(), 0, false);
+        // The first line that is no text, which may begin what a power cut left.
+        let mut noise: Option<Error> = None;
         loop {
             line.clear();
             let n = (&mut reader).take(LONGEST_LINE).read_until(b'\n', &mut line).map_err(|e| failed("read", path, e))? as u64;
@@ -222,37 +235,49 @@ impl Lines {
             if n == LONGEST_LINE && !whole {
                 bail!(corrupt_file, "{} has a line of more than {LONGEST_LINE} bytes", path.display());
             }
-            let text = match std::str::from_utf8(bytes) {
-                Ok(text) => text,
-                // Half of a character, from a killed process.
-                Err(e) if !whole && e.error_len().is_none() => str::from_utf8(&bytes[..e.valid_up_to()]).unwrap_or_default(),
-                Err(e) => return Err(Error::corrupt_file(format!("{} is not UTF-8 text", path.display())).with_source(e)),
-            };
-            let keeps = match of(text, whole)? {
-                Place::Title => whole,
-                Place::Row(s) => {
-                    rows |= whole;
-                    whole && s < step
+            match text_of(bytes, whole) {
+                // Between rows it is not what a power cut leaves.
+                Some(text) if noise.is_none() || of(text, whole).is_ok_and(|place| whole && matches!(place, Place::Row(_))) => {
+                    if let Some(e) = noise {
+                        return Err(e);
+                    }
+                    let keeps = match of(text, whole)? {
+                        Place::Title => whole,
+                        Place::Row(s) => {
+                            rows |= whole;
+                            whole && s < step
+                        }
+                        Place::Torn => false,
+                    };
+                    if keeps {
+                        match kept.last_mut() {
+                            Some(last) if last.end == at => last.end += n,
+                            _ => kept.push(at..at + n),
+                        }
+                    }
                 }
-                Place::Torn => false,
-            };
-            if keeps {
-                match kept.last_mut() {
-                    Some(last) if last.end == at => last.end += n,
-                    _ => kept.push(at..at + n),
+                Some(_) => {}
+                None => {
+                    let e = Error::corrupt_file(format!("{} has bytes that are no text, at byte {at} or later", path.display()));
+                    if at == 0 {
+                        return Err(e);
+                    }
+                    noise.get_or_insert(e);
                 }
             }
             at += n;
         }
-        let cut = match &kept[..] {
-            _ if step == 0 && rows => Cut::Aside,
-            [] if at == 0 => Cut::Nothing,
-            [] => Cut::At(0),
-            [all] if *all == (0..at) => Cut::Nothing,
-            [first] if first.start == 0 => Cut::At(first.end),
-            _ => Cut::Keep(kept),
+        let (cut, out_of_order) = match &kept[..] {
+            _ if step == 0 && rows => (Cut::Aside, false),
+            [] if at == 0 => (Cut::Nothing, false),
+            [] => (Cut::At(0), false),
+            [all] if *all == (0..at) => (Cut::Nothing, false),
+            [first] if first.start == 0 => (Cut::At(first.end), false),
+            _ => (Cut::Keep(kept), true),
         };
-        Ok(Lines { path: path.to_owned(), out: BufWriter::new(file), titled: false, cut, length: at, _mine: mine, _run: run })
+        let damaged = out_of_order || noise.is_some() && !matches!(cut, Cut::Aside);
+        let out = BufWriter::new(file);
+        Ok(Lines { path: path.to_owned(), out, titled: false, cut, damaged, begun: false, length: at, _mine: mine, _run: run })
     }
 
     /// Appends a line, visible to readers at once; before the first, the title if it is not there.
@@ -270,14 +295,34 @@ impl Lines {
 
     /// Takes old lines away.
     fn begin(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.begun, true) && matches!(self.cut, Cut::Nothing) {
+            return Ok(());
+        }
+        // Where the path is a link, its file.
+        let real = self.path.canonicalize().map_err(|e| failed("write", &self.path, e));
+        if let Ok(real) = &real {
+            // Untidy at worst: what was killed while it took lines away left a half of the file.
+            let _ = sweep_partial(folder_of(real), |name| real.file_name() == Some(name));
+        }
         let path = &self.path;
         if matches!(self.cut, Cut::Nothing) {
             return Ok(());
         }
+        let real = real?;
         let about = self.out.get_ref().metadata().map_err(|e| failed("read", path, e))?;
         if about.len() != self.length {
             // By another handle of this process: what it wrote must not go.
             bail!(argument, "{} was written to since it was opened: one run has one handle of it", path.display());
+        }
+        if self.damaged {
+            let mut old = self.out.get_ref();
+            let copy = free_name(&real, "damaged")?;
+            replace(&copy, |out| {
+                old.seek(SeekFrom::Start(0)).map_err(|e| failed("read", path, e))?;
+                std::io::copy(&mut old, out).map(drop).map_err(|e| failed("write", &copy, e))
+            })?;
+            tracing::warn!(path = %copy.display(), "metrics are damaged: what can be read of them goes on, all of them are kept");
+            self.damaged = false;
         }
         match &self.cut {
             Cut::Nothing => {}
@@ -293,8 +338,6 @@ impl Lines {
                 self.reopen()?;
             }
             Cut::Aside => {
-                // Where the path is a link, its file.
-                let real = path.canonicalize().map_err(|e| failed("write", path, e))?;
                 let old = set_aside(&real, "old")?;
                 tracing::info!(path = %old.display(), "the rows of another run were kept");
                 self.reopen()?;
@@ -316,6 +359,28 @@ impl Lines {
     fn sync(&mut self) -> Result<()> {
         self.out.get_ref().sync_data().map_err(|e| failed("flush", &self.path, e))
     }
+}
+
+/// The text of a line without the zeros at the end of the last one, which a power cut leaves where a file had grown already; half a
+/// character at that end is left out too. None: it is no text.
+fn text_of(bytes: &[u8], whole: bool) -> Option<&str> {
+    let zeros = if whole { 0 } else { bytes.iter().rev().take_while(|b| **b == 0).count() };
+    let bytes = &bytes[..bytes.len() - zeros];
+    let text = match std::str::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(e) if !whole && e.error_len().is_none() => std::str::from_utf8(&bytes[..e.valid_up_to()]).unwrap_or_default(),
+        Err(_) => return None,
+    };
+    (!text.contains('\0')).then_some(text)
+}
+
+/// The beginning of a line, for a message: with what cannot be seen.
+fn shown(line: &str) -> String {
+    let mut out: String = line.chars().take(200).flat_map(|c| if c.is_control() { c.escape_debug().collect() } else { vec![c] }).collect();
+    if line.chars().nth(200).is_some() {
+        out.push_str(" ...");
+    }
+    out
 }
 
 fn own(file: &File, path: &Path) -> Result<Lock> {

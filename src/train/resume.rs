@@ -1,9 +1,9 @@
 //! Snapshots of a run and what continues from them: the state between two steps, what must be as it was, and the best model.
 
-use super::snapshot::{Found, RUN, Snapshot};
+use super::snapshot::{Found, RUN, Snapshot, pass_over};
 use super::trainer::{Progress, Trainer};
 use crate::error::{Error, Result, bail};
-use crate::io::at_callers_line;
+use crate::io::{at_callers_line, failed, set_aside};
 use crate::module::{Module, ModuleExt, unique_names};
 use crate::optim::{Ema, LossScaler, Optimizer, State};
 use crate::tensor::Tensor;
@@ -53,6 +53,12 @@ impl KeepBest {
     pub fn lowest(metric: impl Into<String>) -> Self {
         KeepBest { metric: Some(metric.into()), higher_is_better: false }
     }
+
+    /// As snapshots say it.
+    fn rule(&self) -> String {
+        let end = if self.higher_is_better { "highest" } else { "lowest" };
+        self.metric.as_ref().map_or_else(|| format!("{end} loss"), |name| format!("{end} `{name}`"))
+    }
 }
 
 /// The best model so far. It keeps the memory of a model.
@@ -71,7 +77,8 @@ pub struct Best<M> {
 pub struct Resumed {
     /// The snapshot's file.
     pub path: PathBuf,
-    /// Newer snapshots that were passed over, and why; newest first. Each lies beside the others as `NAME.damaged` now.
+    /// What was passed over, and why: newer snapshots, newest first, and last `best.safetensors`, be it damaged or gone. Each file lies
+    /// beside the others as `NAME.damaged` now.
     pub damaged: Vec<(PathBuf, Error)>,
 }
 
@@ -95,9 +102,11 @@ impl<M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'_, M, O, S>
             optimizer.tensors.extend(more.tensors);
             optimizer.numbers.extend(more.numbers);
         }
-        if let Some(best) = &self.best {
-            numbers.extend([("best".to_owned(), best.value), ("best_step".to_owned(), best.step as f64)]);
+        if let Some((step, value)) = self.best.as_ref().map(|b| (b.step, b.value)).or(self.best_known) {
+            numbers.extend([("best".to_owned(), value), ("best_step".to_owned(), step as f64)]);
         }
+        // Whether the schedule was told of the evaluation at this step: a run that is stopped after one is, others are not.
+        numbers.extend(self.observed.map(|step| ("observed".to_owned(), step as f64)));
         let mut settings = self.settings.clone();
         settings.extend(self.run_settings(d.step));
         settings.extend(self.data.clone().map(|d| (format!("{RUN}data"), d)));
@@ -112,7 +121,8 @@ impl<M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'_, M, O, S>
         })
     }
 
-    /// Continues from a snapshot of the same run: model, optimizer, key and position are those it was taken with.
+    /// Continues from a snapshot of the same run: model, optimizer, key and position are those it was taken with. Of the best model it
+    /// has step and value alone: a later one counts as the best when it is better.
     ///
     /// # Errors
     /// Argument error that names what differs when it is of other settings, another model or another optimizer, or of a run with other
@@ -167,6 +177,8 @@ impl<M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'_, M, O, S>
         }
         (self.model, self.done, self.key, self.begun) = (model, done, s.key(), true);
         (self.ema, self.scaler, self.carry) = (ema, scaler, carry);
+        self.observed = s.numbers.get("observed").map(|step| *step as usize);
+        self.best_known = best_in(s).filter(|_| self.keeps_best_as(s));
         let first = s.settings.get(&format!("{RUN}learning_rate")).and_then(|r| r.parse().ok());
         self.first_rate = Some(if other_rates { before.0 } else { first.unwrap_or(rate) });
         self.data = s.settings.get(&format!("{RUN}data")).cloned();
@@ -177,7 +189,9 @@ impl<M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'_, M, O, S>
     /// Continues from the newest snapshot of [`Trainer::snapshots`] that can be read; `None` when there is none yet.
     ///
     /// A damaged one is passed over when the one before it is whole, and renamed to `NAME.damaged`: look at [`Resumed::damaged`], steps
-    /// are made again then. Whatever else keeps the newest from being read is an error, after which the folder is as it was.
+    /// are made again then. So is the best model's file where one is kept ([`Trainer::keep_best`]); its value still counts, so that no worse
+    /// model takes its place. Whatever else keeps one of them from being read, or the run from continuing, is an error, after which the
+    /// folder is as it was.
     ///
     /// # Errors
     /// As [`Trainer::restore`] and [`Snapshots::newest`](crate::train::Snapshots::newest); argument error when the trainer has no folder of snapshots, or another trainer
@@ -189,21 +203,75 @@ impl<M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'_, M, O, S>
     }
 
     fn continue_newest(&mut self, at: &'static Location<'static>) -> Result<Option<Resumed>> {
-        let Some(snapshots) = &self.snapshots else { bail!(argument, "there is no folder of snapshots to resume from") };
+        let Some(snapshots) = self.snapshots.clone() else { bail!(argument, "there is no folder of snapshots to resume from") };
         let _mine = snapshots.begin()?;
-        let Some(Found { path, snapshot, mut damaged }) = snapshots.newest()? else { return Ok(None) };
-        let best = snapshots.best();
-        self.continue_from(&snapshot).map_err(|e| refused(&path, at_callers_line(e, "resume", at)))?;
-        if self.keep_best.is_some()
-            && best.is_file()
-            && let Err(e) = self.load_best(&best)
-        {
-            // The run is what counts: the next evaluation begins anew with the best.
-            tracing::warn!(path = %best.display(), "the best model cannot be read: {e}");
-            damaged.push((best, e));
+        let Some(Found { path, snapshot, mut damaged }) = snapshots.find("resume", at)? else { return Ok(None) };
+        let refused =
+            |path: &Path, e| at_callers_line(e, "resume", at).rename_op("resume").about(format!("cannot continue from {}", path.display()));
+        let place = snapshots.best();
+        let best = match self.find_best(&place, &snapshot) {
+            Ok(best) => best,
+            Err(e) => {
+                // Where the snapshot itself is of another run, that is the reason to give.
+                let its = snapshot.check_settings(&self.settings).and_then(|()| self.model_of(&snapshot));
+                return Err(its.map_or_else(|e| refused(&path, e), |_| refused(&place, e)));
+            }
+        };
+        self.continue_from(&snapshot).map_err(|e| refused(&path, e))?;
+        // Nothing is refused any more: now the folder may change.
+        for (path, e) in &damaged {
+            pass_over(path, e)?;
+        }
+        match best {
+            FoundBest::None => {}
+            FoundBest::Whole(best) => (self.best, self.best_file) = (Some(best), Some(place)),
+            FoundBest::Lost(e) => {
+                let e = e.rename_op("resume").called_at(at);
+                match e.is_corrupt_file() {
+                    true => pass_over(&place, &e)?,
+                    false => tracing::warn!("{}", e.why()),
+                }
+                damaged.push((place, e));
+            }
         }
         tracing::info!(step = self.done.step, path = %path.display(), "resumed");
         Ok(Some(Resumed { path, damaged }))
+    }
+
+    /// Whether the best model is chosen as in a snapshot's run.
+    fn keeps_best_as(&self, s: &Snapshot) -> bool {
+        let was = s.settings.get(&format!("{RUN}keep_best"));
+        self.keep_best.as_ref().is_some_and(|now| was.is_none_or(|was| *was == now.rule()))
+    }
+
+    /// The best model of a snapshot's run, from its file.
+    fn find_best(&self, path: &Path, s: &Snapshot) -> Result<FoundBest<M>> {
+        if !self.keeps_best_as(s) {
+            return Ok(FoundBest::None);
+        }
+        let shown = path.display();
+        match path.symlink_metadata() {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(match best_in(s) {
+                    Some((step, value)) => {
+                        FoundBest::Lost(Error::io(format!("{shown} is gone: the best model was that of step {step}, with {value}")))
+                    }
+                    None => FoundBest::None,
+                });
+            }
+            Err(e) => return Err(failed("read", path, e)),
+            Ok(_) => {}
+        }
+        let best = match Snapshot::read(path) {
+            Ok(best) => best,
+            Err(e) if e.is_corrupt_file() => return Ok(FoundBest::Lost(e)),
+            Err(e) => return Err(e),
+        };
+        let Some((step, value)) = best_in(&best) else {
+            bail!(argument, "it is a whole snapshot that does not say what it is the best by: move it away, or put back the best one");
+        };
+        best.check_settings(&self.settings)?;
+        Ok(FoundBest::Whole(Best { step, value, model: self.model_of(&best)? }))
     }
 
     /// What a run like this one must have in common with a snapshot of it, after so many steps.
@@ -215,6 +283,7 @@ impl<M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'_, M, O, S>
         let clip = self.options.clip.map_or("none".to_owned(), |c| format!("{c:?}"));
         let own = [("learning_rate", rate), ("accumulate", self.options.accumulate.to_string()), ("clip", clip)];
         let mut all: BTreeMap<String, String> = own.into_iter().map(|(n, v)| (format!("{RUN}{n}"), v)).collect();
+        all.extend(self.keep_best.as_ref().map(|keep| (format!("{RUN}keep_best"), keep.rule())));
         all.extend(self.optimizer.settings().into_iter().map(|(n, v)| (format!("{RUN}optimizer.{n}"), v)));
         all
     }
@@ -280,22 +349,31 @@ impl<M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'_, M, O, S>
             },
         };
         let better = |best: f64| if *higher_is_better { value > best } else { value < best };
-        if value.is_nan() || self.best.as_ref().is_some_and(|b| !better(b.value)) {
+        let so_far = self.best.as_ref().map(|b| b.value).or(self.best_known.map(|(_, value)| value));
+        if value.is_nan() || so_far.is_some_and(|best| !better(best)) {
             return Ok(false);
         }
-        self.best = Some(Best { step: self.done.step, value, model: self.model.map(|_, t| Ok(t.detach()))? });
-        if let Some(snapshots) = &self.snapshots {
-            self.snapshot()?.save(snapshots.best())?;
+        let new = Best { step: self.done.step, value, model: self.model.map(|_, t| Ok(t.detach()))? };
+        let old = self.best.replace(new);
+        if let Err(e) = self.save_best() {
+            // What the file does not have is not the best yet: the next try is to write it.
+            self.best = old;
+            return Err(e);
         }
         Ok(true)
     }
 
-    fn load_best(&mut self, path: &Path) -> Result<()> {
-        let s = Snapshot::load(path)?;
-        let (Some(value), Some(step)) = (s.numbers.get("best"), s.numbers.get("best_step")) else {
-            bail!(corrupt_file, "{} does not say what it is the best by", path.display());
-        };
-        self.best = Some(Best { step: *step as usize, value: *value, model: self.model_of(&s)? });
+    fn save_best(&mut self) -> Result<()> {
+        let Some(snapshots) = &self.snapshots else { return Ok(()) };
+        let path = snapshots.best();
+        if self.best_file.as_ref() != Some(&path) && path.is_file() {
+            // Where the path is a link, its file.
+            let real = path.canonicalize().map_err(|e| failed("write", &path, e))?;
+            let old = set_aside(&real, "old")?;
+            tracing::warn!(path = %old.display(), "the best model of another run was kept");
+        }
+        self.snapshot()?.save(&path)?;
+        self.best_file = Some(path);
         Ok(())
     }
 
@@ -340,7 +418,16 @@ fn taken(state: &mut State, prefix: &str) -> State {
     State { tensors, numbers }
 }
 
-/// The file's name before what is wrong with it; the kind stays.
-fn refused(path: &Path, e: Error) -> Error {
-    Error::new(e.kind(), format!("cannot continue from {}", path.display())).with_source(e)
+/// What there is of the best model when a run continues.
+enum FoundBest<M> {
+    /// None was kept, or by another rule.
+    None,
+    Whole(Best<M>),
+    /// Damaged or gone, and why.
+    Lost(Error),
+}
+
+/// Step and value of the best model, as a snapshot has them.
+fn best_in(s: &Snapshot) -> Option<(usize, f64)> {
+    s.numbers.get("best_step").map(|step| *step as usize).zip(s.numbers.get("best").copied())
 }

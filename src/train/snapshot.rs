@@ -8,7 +8,7 @@ use crate::tensor::Tensor;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::ErrorKind;
+use std::io::ErrorKind::NotFound;
 use std::panic::Location;
 use std::path::{Path, PathBuf};
 
@@ -90,26 +90,10 @@ impl Snapshot {
         Self::read(path.as_ref()).map_err(|e| e.rename_op("snapshot").called_at(at))
     }
 
-    fn read(path: &Path) -> Result<Self> {
-        let file = TensorFile::open(path)?;
-        let shown = path.display();
-        let Some(text) = file.metadata().get(ENTRY) else {
-            bail!(corrupt_file, "{shown} is no snapshot: its header has no `{ENTRY}` (it may hold the tensors of a model alone)");
-        };
-        let damaged = |what: &str| Error::corrupt_file(format!("{shown}: the entry `{ENTRY}` is damaged: {what}"));
-        let entry: Value = serde_json::from_str(text).map_err(|e| damaged("no JSON").with_source(e))?;
-        let number = |v: &Value, what: &str| v.as_u64().ok_or_else(|| damaged(what));
-        let version = number(&entry["version"], "no version")?;
-        // Before the checksum, which another version may compute in another way.
-        if version != VERSION && version != 0 {
-            let hint = if version > VERSION { "take the release that wrote it, or a later one" } else { "take the release that wrote it" };
-            bail!(argument, "{shown} is a snapshot of version {version}; this release reads version {VERSION}: {hint}");
-        }
-        match file.seal()? {
-            Seal::Whole => {}
-            Seal::None => bail!(corrupt_file, "{shown} is damaged: its checksum is missing"),
-            Seal::Broken => bail!(corrupt_file, "{shown} is damaged: it does not have the checksum that it was written with"),
-        }
+    pub(super) fn read(path: &Path) -> Result<Self> {
+        let (shown, (file, entry)) = (path.display(), checked(path)?);
+        let damaged = |what: &str| damaged(path, what);
+        let number = |v: &Value, what: &str| number(path, v, what);
         let mut out = Snapshot {
             step: number(&entry["step"], "no step")?,
             position: number(&entry["position"], "no position")?,
@@ -156,6 +140,36 @@ impl Snapshot {
         }
         Ok(())
     }
+}
+
+/// The file and its entry, when not a byte of it is another than was written and this release reads its version. No tensor is read into
+/// memory.
+fn checked(path: &Path) -> Result<(TensorFile, Value)> {
+    let (shown, file) = (path.display(), TensorFile::open(path)?);
+    let Some(text) = file.metadata().get(ENTRY) else {
+        bail!(corrupt_file, "{shown} is no snapshot: its header has no `{ENTRY}` (it may hold the tensors of a model alone)");
+    };
+    let entry: Value = serde_json::from_str(text).map_err(|e| damaged(path, "no JSON").with_source(e))?;
+    let version = number(path, &entry["version"], "no version")?;
+    // The checksum first: a version that it does not agree with is damage too. A version that is checked in another way has no such
+    // checksum, or one of another name.
+    match file.seal()? {
+        Seal::Broken => bail!(corrupt_file, "{shown} is damaged: it does not have the checksum that it was written with"),
+        Seal::None if version == VERSION || version == 0 => bail!(corrupt_file, "{shown} is damaged: its checksum is missing"),
+        Seal::Whole if version == VERSION => Ok((file, entry)),
+        _ => {
+            let hint = if version > VERSION { "take the release that wrote it, or a later one" } else { "take the release that wrote it" };
+            bail!(argument, "{shown} is a snapshot of version {version}; this release reads version {VERSION}: {hint}");
+        }
+    }
+}
+
+fn damaged(path: &Path, what: &str) -> Error {
+    Error::corrupt_file(format!("{}: the entry `{ENTRY}` is damaged: {what}", path.display()))
+}
+
+fn number(path: &Path, v: &Value, what: &str) -> Result<u64> {
+    v.as_u64().ok_or_else(|| damaged(path, what))
 }
 
 /// Numbers as their shortest decimal texts, which read back to the same bits; JSON's own numbers have no NaN.
@@ -246,7 +260,7 @@ impl Snapshots {
         self.folder.join(BEST)
     }
 
-    /// The files, oldest first.
+    /// The files, oldest first: whatever has a name `step-N.safetensors`, also what is no file.
     ///
     /// # Errors
     /// I/O error.
@@ -260,22 +274,16 @@ impl Snapshots {
         let mut out = Vec::new();
         for entry in fs::read_dir(&self.folder).map_err(|e| failed("list", &self.folder, e))? {
             let path = entry.map_err(|e| failed("list", &self.folder, e))?.path();
-            if step_of(&path).is_none() {
-                continue;
-            }
-            match fs::metadata(&path) {
-                Ok(about) if about.is_file() => out.push(path),
-                // Removed by the run meanwhile; or a link that leads nowhere.
-                Err(e) if e.kind() != ErrorKind::NotFound => return Err(failed("read", &path, e)),
-                _ => {}
-            }
+            out.extend(step_of(&path).is_some().then_some(path));
         }
-        out.sort_by_key(|p| step_of(p));
+        // Names as `step-7` and `step-000000007` can stand for one step.
+        out.sort_by_cached_key(|p| (step_of(p), p.clone()));
         Ok(out)
     }
 
-    /// Writes a snapshot, then removes those before the newest two. Later ones, which a run that was set back to an earlier snapshot
-    /// left, are renamed to `NAME.superseded`.
+    /// Writes a snapshot, then removes those before the newest two, once the second of these is found to be whole: a damaged one does
+    /// not count, and is renamed to `NAME.damaged`. Copies under other names than `step-000000123.safetensors` do not count either, and
+    /// stay. Later ones, which a run that was set back to an earlier snapshot left, are renamed to `NAME.superseded`.
     ///
     /// # Errors
     /// Argument error when the folder is only looked at; I/O error; out of memory.
@@ -287,18 +295,33 @@ impl Snapshots {
 
     fn keep(&self, snapshot: &Snapshot) -> Result<PathBuf> {
         self.own()?;
-        let path = self.folder.join(format!("step-{:09}.safetensors", snapshot.step));
+        let path = self.folder.join(file_name(snapshot.step));
         snapshot.write(&path)?;
         let (older, newer): (Vec<PathBuf>, Vec<PathBuf>) = self.list()?.into_iter().partition(|p| step_of(p) <= Some(snapshot.step));
         for path in &newer {
             let new = set_aside(path, "superseded")?;
             tracing::warn!(path = %new.display(), step = snapshot.step, "a later snapshot than that of this run was renamed");
         }
-        let outdated = older.len().saturating_sub(Self::KEPT);
-        for path in &older[..outdated] {
-            match fs::remove_file(path) {
-                Err(e) if e.kind() != ErrorKind::NotFound => return Err(failed("remove", path, e)),
-                _ => {}
+        // Only what a run wrote; not what somebody put there, nor a link to a disk that is away.
+        let mut older: Vec<PathBuf> = older.into_iter().filter(|p| *p != path && is_own(p) && p.is_file()).collect();
+        let mut whole = 1;
+        // The one that was just written is one of them.
+        while older.len() + whole > Self::KEPT
+            && let Some(path) = older.pop()
+        {
+            if whole == Self::KEPT {
+                match fs::remove_file(&path) {
+                    Err(e) if e.kind() != NotFound => return Err(failed("remove", &path, e)),
+                    _ => continue,
+                }
+            }
+            match checked(&path) {
+                Ok(_) => whole += 1,
+                Err(e) if e.is_corrupt_file() => {
+                    pass_over(&path, &e)?;
+                }
+                // What cannot be read now may be whole or not: the run goes on, and those before it stay for this time.
+                Err(e) => tracing::warn!(path = %path.display(), "a snapshot cannot be checked: {}", e.why()),
             }
         }
         Ok(path)
@@ -309,37 +332,67 @@ impl Snapshots {
     /// `NAME.damaged`; none is ever removed.
     ///
     /// # Errors
-    /// Whatever keeps a snapshot from being read that is not damage: I/O error, out of memory, argument error for another version of the
-    /// format. What was wrong with the newest, when all are damaged: they stay as they are.
+    /// Whatever keeps a snapshot from being read that is not damage: I/O error (also for what is no file: a link that leads nowhere, a
+    /// FIFO, a folder), out of memory, argument error for another version of the format. Corrupt-file error that says what is wrong with
+    /// each, when all are damaged: they stay as they are.
     #[track_caller]
     pub fn newest(&self) -> Result<Option<Found>> {
         let at = Location::caller();
-        self.find().map_err(|e| e.rename_op("snapshots").called_at(at))
+        self.find_and_pass_over(at).map_err(|e| e.rename_op("snapshots").called_at(at))
     }
 
-    fn find(&self) -> Result<Option<Found>> {
+    fn find_and_pass_over(&self, at: &'static Location<'static>) -> Result<Option<Found>> {
+        let found = self.find("snapshots", at)?;
+        for (path, e) in found.iter().flat_map(|f| &f.damaged) {
+            if self.lock.is_some() {
+                pass_over(path, e)?;
+            } else {
+                tracing::warn!(path = %path.display(), "snapshot is passed over: {e}");
+            }
+        }
+        Ok(found)
+    }
+
+    /// [`Snapshots::newest`] that changes nothing in the folder: [`pass_over`] is for when all else about the run is found to be right.
+    /// What is wrong with damaged ones is said of the op and the line.
+    pub(super) fn find(&self, op: &'static str, at: &'static Location<'static>) -> Result<Option<Found>> {
         let mut damaged: Vec<(PathBuf, Error)> = Vec::new();
         let mut files = self.list()?;
         while let Some(path) = files.pop() {
             match read_named(&path) {
-                Ok(snapshot) => {
-                    for (path, e) in &damaged {
-                        let kept = if self.lock.is_some() { set_aside(path, "damaged")? } else { path.clone() };
-                        tracing::warn!(path = %kept.display(), "snapshot is passed over: {e}");
-                    }
-                    return Ok(Some(Found { path, snapshot, damaged }));
-                }
-                Err(e) if e.is_corrupt_file() => damaged.push((path, e)),
+                Ok(snapshot) => return Ok(Some(Found { path, snapshot, damaged })),
+                Err(e) if e.is_corrupt_file() => damaged.push((path, e.rename_op(op).called_at(at))),
                 // The run that has the folder has saved newer ones since.
-                Err(_) if self.lock.is_none() && !path.exists() => {
+                Err(_) if self.lock.is_none() && fs::symlink_metadata(&path).is_err_and(|e| e.kind() == NotFound) => {
                     damaged.clear();
                     files = self.list()?;
                 }
                 Err(e) => return Err(e),
             }
         }
-        damaged.into_iter().next().map_or(Ok(None), |(_, e)| Err(e))
+        if damaged.is_empty() {
+            return Ok(None);
+        }
+        let what = if damaged.len() == 1 {
+            "the only snapshot is damaged".to_owned()
+        } else {
+            format!("all {} snapshots are damaged", damaged.len())
+        };
+        let each: Vec<String> = damaged.iter().map(|(_, e)| e.why()).collect();
+        bail!(
+            corrupt_file,
+            "{}: {what}, and all is left as it is: put back a whole copy of one, or take another folder to begin anew; {}",
+            self.folder.display(),
+            each.join("; ")
+        )
     }
+}
+
+/// Renames what is damaged to `NAME.damaged`, and says so.
+pub(super) fn pass_over(path: &Path, e: &Error) -> Result<()> {
+    let kept = set_aside(path, "damaged")?;
+    tracing::warn!(path = %kept.display(), "passed over, being damaged: {}", e.why());
+    Ok(())
 }
 
 /// The snapshot in a file that is named by its step.
@@ -349,6 +402,15 @@ fn read_named(path: &Path) -> Result<Snapshot> {
         bail!(corrupt_file, "{} holds the snapshot of step {}, which is not what its name says", path.display(), snapshot.step);
     }
     Ok(snapshot)
+}
+
+/// The name that a run gives.
+fn file_name(step: u64) -> String {
+    format!("step-{step:09}.safetensors")
+}
+
+fn is_own(path: &Path) -> bool {
+    step_of(path).is_some_and(|step| path.file_name().is_some_and(|name| *name == *file_name(step)))
 }
 
 fn step_of(path: &Path) -> Option<u64> {

@@ -7,13 +7,14 @@ use super::resume::{Best, KeepBest};
 use super::snapshot::Snapshots;
 use crate::error::{Result, bail};
 use crate::functional::{GradOptions, Grads, value_aux_and_grad};
-use crate::io::at_callers_line;
+use crate::io::{at_callers_line, open};
 use crate::module::Module;
 use crate::optim::{Accumulator, Clipped, Ema, LossScaler, Optimizer, Schedule};
 use crate::rng::Key;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::panic::Location;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
@@ -153,7 +154,8 @@ pub struct Trainer<'a, M, O, S = ()> {
     pub carry: S,
     /// By what the best model so far is kept, if at all.
     pub keep_best: Option<KeepBest>,
-    /// The best model so far; with snapshots it is also in the folder, as `best.safetensors`, a snapshot like the others.
+    /// The best model so far; with snapshots it is also in the folder, as `best.safetensors`, a snapshot like the others. A file of that
+    /// name that this run neither wrote nor continues from becomes `best.safetensors.old`.
     pub best: Option<Best<M>>,
     /// Where snapshots go, if anywhere.
     pub snapshots: Option<Snapshots>,
@@ -174,7 +176,11 @@ pub struct Trainer<'a, M, O, S = ()> {
     /// The data are those of a snapshot, with which the next run's have to agree.
     pub(super) data_of_snapshot: bool,
     /// Step at which the schedule was last told of an evaluation.
-    observed: Option<usize>,
+    pub(super) observed: Option<usize>,
+    /// Step and value of the best model, where the model itself is not here.
+    pub(super) best_known: Option<(usize, f64)>,
+    /// The best model's file, once it is this run's.
+    pub(super) best_file: Option<PathBuf>,
     warned: bool,
 }
 
@@ -225,6 +231,8 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
             data: None,
             data_of_snapshot: false,
             observed: None,
+            best_known: None,
+            best_file: None,
             warned: false,
         }
     }
@@ -363,6 +371,13 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
             && let Some(newest) = snapshots.files()?.last()
         {
             bail!(argument, "there is a snapshot of another run, {}: resume it, or take another folder", newest.display());
+        }
+        if self.keep_best.is_some()
+            && let Some(path) = self.snapshots.as_ref().map(Snapshots::best)
+            && path.metadata().is_ok_and(|about| !about.is_file())
+        {
+            // Which says what it is: at once, and not after the first evaluation.
+            open(&path)?;
         }
         self.begun = true;
         Ok(())
