@@ -4,7 +4,7 @@
 
 use cotangent::nn::{Embedding, Linear};
 use cotangent::optim::AdamW;
-use cotangent::train::{Characters, Event, Options, Order, Sampling, Tokenizer, Tokens, Trainer, Windows, generate};
+use cotangent::train::{Characters, Console, Options, Order, Sampling, Tokenizer, Tokens, Trainer, Windows, generate, record};
 use cotangent::{F32, Key, Result, Tensor, module};
 
 #[derive(Clone)]
@@ -37,14 +37,7 @@ fn main() -> Result<()> {
     let data = Windows::new(tokens, 16, 16, Order::Shuffled, key.fold(3))?;
     let mut trainer = Trainer::new(model, AdamW { lr: 0.01, ..AdamW::default() });
     trainer.options = Options { steps: 500, ..Options::default() };
-    trainer.on(|event| {
-        if let Event::Step { report, .. } = event
-            && report.step.is_multiple_of(100)
-        {
-            println!("step {:>3}  loss {:.3}", report.step, report.loss);
-        }
-        Ok(())
-    });
+    trainer.on(record(Console::every(100)));
     trainer.run(&data, |m, (x, y), _| m.forward(x)?.cross_entropy(y))?;
     let start = letters.encode("\n")?;
     let made_up = generate(&start, 80, 1, Sampling { temperature: 0.8, ..Sampling::default() }, key.fold(4), &trainer.stop, |x| {

@@ -424,7 +424,7 @@ def shapes():
         case(fam, "repeat_interleave", f"{count}_{axis}", lambda x: x.repeat_interleave(count, axis), lambda: [q(2, 3)], {"count": count, "axis": axis})
     for name, shape, counts, axis, d in [("rows", (3, 2), [2, 0, 3], 0, "i64"), ("last", (2, 3), [0, 2, 1], -1, "u32"), ("middle", (2, 3, 2), [1, 1, 4], 1, "u8"), ("none", (3,), [0, 0, 0], 0, "i64"), ("one", (2, 3), [2], 1, "i64"), ("empty", (0, 2), [], 0, "i64")]:
         case(fam, "repeat_interleave_by", name, lambda x, n: x.repeat_interleave(n, axis), lambda: [q(*shape), ints(counts, d)], {"axis": axis})
-    for parts, axis in [(1, 0), (2, 1), (3, 1), (4, -1), (5, 0)]:
+    for parts, axis in [(1, 0), (3, 0), (2, 1), (3, 1), (4, -1), (5, 0)]:
         case(fam, "chunk", f"{parts}_{axis}", lambda x: torch.chunk(x, parts, axis), lambda: [q(3, 7)], {"parts": parts, "axis": axis})
     for name, sizes, axis in [("two", [2, 5], 1), ("three", [1, 1, 1], 0), ("zero", [0, 7], -1), ("one", [3], 0)]:
         case(fam, "split", name, lambda x: torch.split(x, sizes, axis), lambda: [q(3, 7)], {"sizes": sizes, "axis": axis})
@@ -479,6 +479,7 @@ def indices():
     for d in ["i64", "u32", "u8"]:
         case(fam, "embedding", f"plain_{d}", lambda w, i: w[i], lambda: [q(5, 3), ints([[0, 4], [2, 2]], d)], {"padding": None})
         case(fam, "index_select", f"axis0_{d}", lambda x, i: x.index_select(0, i), lambda: [q(4, 3), ints([3, 0, 3], d)], {"axis": 0})
+        case(fam, "index_add", f"axis0_{d}", lambda x, i, s: x.index_add(0, i, s), lambda: [q(4, 3), ints([3, 0, 3], d), q(3, 3)], {"axis": 0})
         case(fam, "gather", f"last_{d}", lambda x, i: x.gather(-1, i), lambda: [q(3, 4), ints([[0, 3], [1, 1], [2, 0]], d)], {"axis": -1})
         case(fam, "scatter_add", f"axis0_{d}", lambda x, i, s: x.scatter_add(0, i, s), lambda: [q(4, 3), ints([[0, 3, 1], [0, 2, 1]], d), q(2, 3)], {"axis": 0})
     for p in [0, 2]:
@@ -487,6 +488,8 @@ def indices():
     case(fam, "embedding", "no_ids", lambda w, i: w[i], lambda: [q(4, 3), ints([])], {"padding": None}, order=1)
     for axis in [1, 2, -1, -3]:
         case(fam, "index_select", f"axis{axis}", lambda x, i: x.index_select(axis, i), lambda: [q(2, 3, 4), ints([1, 0, 1])], {"axis": axis})
+        case(fam, "index_add", f"axis{axis}", lambda x, i, s: x.index_add(axis, i, s), lambda: [q(3, 3, 3), ints([1, 0, 1]), q(3, 3, 3)], {"axis": axis})
+    case(fam, "index_add", "none", lambda x, i, s: x.index_add(0, i, s), lambda: [q(2, 3), ints([]), q(0, 3)], {"axis": 0}, order=1)
     case(fam, "index_select", "none", lambda x, i: x.index_select(0, i), lambda: [q(2, 3), ints([])], {"axis": 0}, order=1)
     case(fam, "gather", "axis0", lambda x, i: x.gather(0, i), lambda: [q(4, 3), ints([[3, 0, 1], [3, 3, 2]])], {"axis": 0})
     case(fam, "gather", "axis1", lambda x, i: x.gather(1, i), lambda: [q(2, 3, 2), ints([[[0, 2], [1, 1]], [[2, 0], [0, 0]]])], {"axis": 1})

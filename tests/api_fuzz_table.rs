@@ -436,6 +436,36 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
         let a = g.axis(x.rank());
         (vec![x], call(move |x| x[0].unbind(a)))
     }),
+    ("unpack", |g| {
+        let (s, d) = (g.extents(), g.dtype());
+        let x = g.tensor(&s, d);
+        let (a, n) = (g.axis(x.rank()), g.below(4));
+        let n = if g.rarely(3) { n } else { extent(&x, a) };
+        let f = move |x: &[Tensor]| -> Result<Vec<Tensor>> {
+            Ok(match n {
+                0 => x[0].unpack::<0>(a)?.into(),
+                1 => x[0].unpack::<1>(a)?.into(),
+                2 => x[0].unpack::<2>(a)?.into(),
+                _ => x[0].unpack::<3>(a)?.into(),
+            })
+        };
+        (vec![x], call(f))
+    }),
+    ("parts", |g| {
+        let (s, d) = (g.extents(), g.dtype());
+        let x = g.tensor(&s, d);
+        let (a, n) = (g.axis(x.rank()), g.below(4));
+        let f = move |x: &[Tensor]| -> Result<Vec<Tensor>> {
+            Ok(match n {
+                0 => x[0].parts::<0>(a)?.into(),
+                1 => x[0].parts::<1>(a)?.into(),
+                2 => x[0].parts::<2>(a)?.into(),
+                _ => x[0].parts::<3>(a)?.into(),
+            })
+        };
+        (vec![x], call(f))
+    }),
+    ("nonzero", |g| plain(g, Tensor::nonzero)),
     ("transpose", |g| {
         on(g, |g, x| {
             let (a, b) = (g.axis(x.rank()), g.axis(x.rank()));
@@ -581,6 +611,20 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
         let n = g.below(6);
         let ids = g.ids(&[n], extent(&x, a));
         (vec![x, ids], call(move |x| Ok(vec![x[0].index_select(a, &x[1])?])))
+    }),
+    ("index_add", |g| {
+        let (s, d) = (g.extents(), g.dtype());
+        let x = g.tensor(&s, d);
+        let a = g.axis(x.rank());
+        let n = g.below(6);
+        let ids = g.ids(&[n], extent(&x, a));
+        let mut shape = s.clone();
+        if let Some(at) = shape.get_mut(a.rem_euclid(s.len().max(1) as isize) as usize) {
+            *at = n;
+        }
+        let shape = if g.rarely(6) { g.near(&shape) } else { shape };
+        let src = g.tensor(&shape, d);
+        (vec![x, ids, src], call(move |x| Ok(vec![x[0].index_add(a, &x[1], &x[2])?])))
     }),
     ("gather", |g| {
         let (x, ids, a) = indexed(g);

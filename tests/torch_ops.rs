@@ -406,6 +406,7 @@ const NO_DOORS: &[(&str, &str)] = &[
     ("from_rows", "the elements themselves"),
     ("from_nested", "the elements themselves"),
     ("to_device", "the elements themselves"),
+    ("nonzero", "indices whose number depends on values: compared with a loop where it stands"),
     ("rand", "draws of a generator that PyTorch lacks: src/rng_tests.rs"),
     ("uniform", "a draw"),
     ("randn", "a draw"),

@@ -4,7 +4,7 @@ use crate::backend::cpu::{self, index};
 use crate::backend::cuda;
 use crate::dtype::{I64, U8, U32, with_dtype, with_float};
 use crate::error::{ErrorKind, Result, bail};
-use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};
+use crate::op::{Composite, Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, apply1, compose1, expect};
 use crate::shape::Axis;
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Input, Nd, Sample, Scalar};
@@ -201,6 +201,76 @@ impl Op for IndexSelectVjp {
     }
 }
 
+/// Rows added at indices; see [`Tensor::index_add`].
+#[derive(Clone, Debug)]
+pub struct IndexAdd(pub Axis);
+
+impl Describe for IndexAdd {
+    const NAME: &'static str = "index_add";
+    const MATH: Math = Math {
+        forward: "y[…, v, …] = x[…, v, …] + Σ src[…, k, …] over the k with ids[k] = v",
+        vjp: "x̄ = ȳ; the cotangent of src is index_select of ȳ with the same ids",
+        kinks: "linear in x and src; indices have no derivative",
+        cost: "reads x and src, writes the sums and y; saves ids",
+        references: "torch.Tensor.index_add",
+    };
+
+    fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
+        let ids = x[1].indices();
+        let axis = x[0].axis_at(self.0);
+        vec![Nd::from_fn(&x[0].shape, |i| {
+            let mut terms = vec![x[0].at(i)];
+            let mut at = i.to_vec();
+            for k in (0..ids.len()).filter(|&k| ids[k] as usize == i[axis]) {
+                at[axis] = k;
+                terms.push(x[2].at(&at));
+            }
+            S::sum(&terms)
+        })]
+    }
+
+    fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
+        let of = |axis: i32| IndexAdd(axis.into());
+        let ids = |n: usize, below: usize, g: &mut Gen| g.below(I64, [n], below);
+        vec![
+            Sample::check(of(0), [g.normal([4, 3]), ids(5, 4, g), g.normal([5, 3])]),
+            Sample::check(of(1), [g.normal([2, 3, 2]), ids(4, 3, g), g.normal([2, 4, 2])]),
+            Sample::check(of(-1), [g.normal([2, 5]), g.below(U8, [2], 5), g.normal([2, 2])]),
+            Sample::check(of(0), [g.normal([6]), g.below(U32, [9], 6), g.normal([9])]).note("one axis"),
+            Sample::check(of(0), [g.normal([3, 2]), Input::ints(I64, [0], &[]), g.normal([0, 2])]).note("no indices"),
+            Sample::check(of(1), [g.normal([0, 3]), Input::ints(I64, [2], &[2, 0]), g.normal([0, 2])]).note("no elements"),
+            Sample::check(of(0), [g.normal([3, 2]), Input::ints(I64, [3], &[1, 1, 1]), g.normal([3, 2])]).note("one index three times"),
+            Sample::value(of(0), [g.normal([50, 70]), ids(900, 50, g), g.normal([900, 70])]).note("more than one parallel piece"),
+            Sample::reject(of(0), [g.normal([3, 2]), Input::ints(I64, [2], &[0, 3]), g.normal([2, 2])], ErrorKind::Index),
+            Sample::reject(of(0), [g.normal([3, 2]), Input::ints(I64, [2], &[0, 1]), g.normal([2, 1])], ErrorKind::Shape)
+                .note("rows are not broadcast"),
+            Sample::reject(of(0), [g.normal([3, 2]), Input::ints(I64, [2], &[0, 1]), g.normal([3, 2])], ErrorKind::Shape),
+            Sample::reject(of(0), [g.normal([3, 2]), g.normal([2]), g.normal([2, 2])], ErrorKind::Dtype),
+            Sample::reject(of(2), [g.normal([3, 2]), Input::ints(I64, [1], &[0]), g.normal([1, 2])], ErrorKind::Shape),
+            Sample::bench(of(0), [g.normal([4096, 1024]), ids(1024, 4096, g), g.normal([1024, 1024])]),
+        ]
+    }
+}
+
+impl Composite for IndexAdd {
+    fn compose(&self, x: &[&Tensor]) -> Result<Outputs> {
+        let axis = x[0].shape().axis(self.0)?;
+        let extent = x[0].shape()[axis];
+        let wanted = x[0].shape().with_dim(axis, x[1].numel());
+        if x[2].shape() != &wanted {
+            bail!(
+                shape,
+                "what is added has shape {}; {} indices along axis {axis} of {} need {wanted}",
+                x[2].shape(),
+                x[1].numel(),
+                x[0].shape()
+            );
+        }
+        let sums = apply1(IndexSelectVjp { axis: self.0, extent }, &[x[2], x[1]])?;
+        Ok(smallvec![x[0].add(&sums)?])
+    }
+}
+
 impl Tensor {
     /// The positions `ids` of an axis, in their order and as often as they are named. `ids` is a list of `i64`, `u32` or `u8`.
     ///
@@ -219,5 +289,30 @@ impl Tensor {
         let axis = axis.into();
         let extent = axis.resolve(self.rank()).map_or(0, |a| self.shape()[a]);
         apply1(IndexSelect { axis, extent }, &[self, ids])
+    }
+    /// This tensor with the positions of `src` along an axis added at the positions `ids`: the counterpart of [`Tensor::index_select`].
+    /// What is named several times is added several times. `src` has this tensor's shape, but for the axis, where it has one position
+    /// for each of `ids`, a list of `i64`, `u32` or `u8`.
+    ///
+    /// # Gradient
+    /// `ȳ`, and for `src` the positions `ids` of `ȳ`; saves `ids`.
+    ///
+    /// # Numerics
+    /// What is added to one position is summed first, pairwise beyond 64, in f32 for half types; the same bits on any number of threads.
+    ///
+    /// # Errors
+    /// Index error when an index is negative or not below the extent; shape error when the axis does not exist, `ids` has not one axis or
+    /// `src` does not fit (nothing is broadcast); dtype error for float indices, integers to add, or operands of two types.
+    ///
+    /// ```
+    /// # use cotangent::{F32, Tensor, tensor};
+    /// let y = Tensor::zeros([3, 2], F32)?.index_add(0, &tensor![2, 0, 2; I64]?, &tensor![[1, 2], [3, 4], [5, 6]]?)?;
+    /// assert_eq!(y.to_vec::<f32>()?, [3., 4., 0., 0., 6., 8.]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    #[doc(alias("scatter", "segment_sum"))]
+    #[track_caller]
+    pub fn index_add(&self, axis: impl Into<Axis>, ids: &Tensor, src: &Tensor) -> Result<Tensor> {
+        compose1(IndexAdd(axis.into()), &[self, ids, src])
     }
 }

@@ -35,6 +35,7 @@ pub mod matrix_norm;
 pub mod mean;
 pub mod mse_loss;
 pub mod nll_loss;
+mod nonzero;
 pub mod norm;
 mod norm_samples;
 mod norm_vjp;
@@ -297,6 +298,7 @@ registry! {
         bce_with_logits::BceWithLogits,
         concat::Stack,
         einsum::Einsum,
+        index_select::IndexAdd,
         matmul::Dot,
         matmul::Outer,
         matrix_norm::MatrixNormOp,

@@ -218,4 +218,46 @@ impl Tensor {
     pub fn chunk(&self, parts: usize, axis: impl Into<Axis>) -> Result<Vec<Tensor>> {
         Ok(compose(Chunk { parts, axis: axis.into() }, &[self])?.into_vec())
     }
+    /// Equal parts along an axis, taken apart by a pattern: `let [mean, log_var] = x.parts(-1)?;`. Views; no element moves.
+    ///
+    /// Unlike [`Tensor::chunk`], whose parts may be fewer and of different sizes. For the positions of an axis there is [`Tensor::unpack`].
+    ///
+    /// # Gradient
+    /// Each part's `ȳ` at its place; saves nothing.
+    ///
+    /// # Errors
+    /// Shape error when the axis does not exist, or its extent is no multiple of the pattern's places; argument error for an empty pattern.
+    ///
+    /// ```
+    /// # use cotangent::{F32, Key, Tensor};
+    /// let gates = Tensor::randn([2, 12], F32, Key::new(1))?;
+    /// let [i, f, g, o] = gates.parts(-1)?;
+    /// assert_eq!([&i, &f, &g, &o].map(|t| t.shape().dims() == [2, 3]), [true; 4]);
+    /// assert!(gates.parts::<5>(-1).unwrap_err().to_string().starts_with("parts: axis 1 of [2, 12] has extent 12, no multiple of 5"));
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    #[doc(alias = "chunk")]
+    #[track_caller]
+    pub fn parts<const N: usize>(&self, axis: impl Into<Axis>) -> Result<[Tensor; N]> {
+        array(equal(self, axis.into(), N).map_err(|e| e.in_op("parts", std::panic::Location::caller()))?)
+    }
+}
+
+#[track_caller]
+fn equal(x: &Tensor, axis: Axis, places: usize) -> Result<Vec<Tensor>> {
+    let a = x.shape().axis(axis)?;
+    let n = x.shape()[a];
+    if places == 0 {
+        bail!(argument, "the pattern is empty");
+    }
+    if !n.is_multiple_of(places) {
+        bail!(shape, "axis {a} of {} has extent {n}, no multiple of {places}", x.shape());
+    }
+    let sizes = std::iter::repeat_n(n / places, places).collect();
+    Ok(compose(Split { sizes, axis }, &[x])?.into_vec())
+}
+
+/// As many tensors as a pattern has places.
+pub(super) fn array<const N: usize>(parts: Vec<Tensor>) -> Result<[Tensor; N]> {
+    <[Tensor; N]>::try_from(parts).map_err(|parts| Error::shape(format!("{} parts for a pattern of {N} places", parts.len())))
 }

@@ -1,6 +1,6 @@
 //! The positions of an axis as tensors of their own: views, no element moves.
 
-use super::split::join;
+use super::split::{array, join};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Composite, Cotangents, Describe, Math, Outputs, apply_parts, compose};
 use crate::shape::Axis;
@@ -98,4 +98,39 @@ impl Tensor {
     pub fn unbind(&self, axis: impl Into<Axis>) -> Result<Vec<Tensor>> {
         Ok(compose(Unbind(axis.into()), &[self])?.into_vec())
     }
+    /// The positions of an axis, taken apart by a pattern: [`Tensor::unbind`] for an axis whose extent is known. For equal stretches of an
+    /// axis there is [`Tensor::parts`].
+    ///
+    /// # Shapes
+    /// `let [q, k, v] = x.unpack(0)?;` takes `[3, batch, width]` to three tensors `[batch, width]`.
+    ///
+    /// # Gradient
+    /// Each part's `ȳ` at its place, written once for all; saves nothing.
+    ///
+    /// # Errors
+    /// Shape error when the axis does not exist, or has another extent than the pattern has places.
+    ///
+    /// ```
+    /// # use cotangent::{F32, Key, Tensor};
+    /// let qkv = Tensor::randn([3, 2, 5], F32, Key::new(1))?;
+    /// let [q, k, v] = qkv.unpack(0)?;
+    /// assert_eq!((q.shape().dims(), k.shape(), v.shape()), (&[2, 5][..], q.shape(), q.shape()));
+    /// let e = qkv.unpack::<2>(1).and(qkv.unpack::<2>(2)).unwrap_err();
+    /// assert!(e.to_string().starts_with("unpack: axis 2 of [3, 2, 5] has extent 5, the pattern 2 places"));
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn unpack<const N: usize>(&self, axis: impl Into<Axis>) -> Result<[Tensor; N]> {
+        array(positions(self, axis.into(), N).map_err(|e| e.in_op("unpack", std::panic::Location::caller()))?)
+    }
+}
+
+#[track_caller]
+fn positions(x: &Tensor, axis: Axis, places: usize) -> Result<Vec<Tensor>> {
+    let a = x.shape().axis(axis)?;
+    let n = x.shape()[a];
+    if n != places {
+        bail!(shape, "axis {a} of {} has extent {n}, the pattern {places} places", x.shape());
+    }
+    Ok(compose(Unbind(axis), &[x])?.into_vec())
 }

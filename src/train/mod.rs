@@ -3,6 +3,7 @@
 //! [`Trainer`] runs steps; data are any [`Batches`]; callbacks see each [`Event`]. [`Snapshots`] keep all that a run needs to
 //! continue bit for bit.
 
+mod console;
 mod data;
 mod event;
 mod generate;
@@ -17,9 +18,10 @@ mod tensorboard;
 mod trainer;
 mod watch;
 
+pub use console::Console;
 #[cfg(feature = "tokenizers")]
 pub use data::TokenizerFile;
-pub use data::{Batches, Bytes, Characters, Epoch, Order, Prefetch, Rows, Tokenizer, Tokens, Width, Windows, document_mask};
+pub use data::{Batches, Bytes, Characters, Epoch, Order, Prefetch, Rows, Tokenizer, Tokens, Width, Windows, document_mask, hold_out};
 pub use event::{Event, StepReport};
 pub use generate::{Sampling, generate};
 pub use loss::{Evaluation, Loss, Metric, count_targets};

@@ -337,9 +337,15 @@ fn moves(c: &Case) -> Option<Call> {
         "repeat_interleave_by" => one(ops::repeat::RepeatInterleaveBy(axis.into()), move |x| x[0].repeat_interleave(&x[1], axis)),
         "chunk" => {
             let parts = o.int("parts")? as usize;
-            of(ops::split::Chunk { parts, axis: axis.into() }, move |x| x[0].chunk(parts, axis))
+            of(ops::split::Chunk { parts, axis: axis.into() }, move |x| match (parts, x[0].size(axis)? % parts) {
+                (3, 0) => Ok(x[0].parts::<3>(axis)?.into()),
+                _ => x[0].chunk(parts, axis),
+            })
         }
-        "unbind" => of(ops::unbind::Unbind(axis.into()), move |x| x[0].unbind(axis)),
+        "unbind" => of(ops::unbind::Unbind(axis.into()), move |x| match x[0].size(axis)? {
+            3 => Ok(x[0].unpack::<3>(axis)?.into()),
+            _ => x[0].unbind(axis),
+        }),
         "split" => {
             let sizes: Vec<usize> = o.ints("sizes").into_iter().map(|s| s as usize).collect();
             let op = ops::split::Split { sizes: SmallVec::from_slice(&sizes), axis: axis.into() };
@@ -377,6 +383,7 @@ fn moves(c: &Case) -> Option<Call> {
             let op = ops::index_select::IndexSelect { axis: axis.into(), extent: c.inputs[0].shape[a] };
             one(op, move |x| x[0].index_select(axis, &x[1]))
         }
+        "index_add" => one(ops::index_select::IndexAdd(axis.into()), move |x| x[0].index_add(axis, &x[1], &x[2])),
         "gather" => one(ops::gather::Gather { axis: axis.into(), of: shapes(c)[0].clone() }, move |x| x[0].gather(axis, &x[1])),
         "scatter_fold" | "scatter_reduce" => {
             let by = match o.text("by")? {

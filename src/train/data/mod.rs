@@ -15,7 +15,7 @@ mod windows;
 pub use documents::document_mask;
 pub use order::{Epoch, Order};
 pub use prefetch::Prefetch;
-pub use rows::Rows;
+pub use rows::{Rows, hold_out};
 #[cfg(feature = "tokenizers")]
 pub use tokenizer::TokenizerFile;
 pub use tokenizer::{Bytes, Characters, Tokenizer};
