@@ -338,12 +338,18 @@ fn moves(c: &Case) -> Option<Call> {
         "chunk" => {
             let parts = o.int("parts")? as usize;
             of(ops::split::Chunk { parts, axis: axis.into() }, move |x| match (parts, x[0].size(axis)? % parts) {
-                (3, 0) => Ok(x[0].parts::<3>(axis)?.into()),
+                (3, 0) => {
+                    let [a, b, c] = x[0].parts(axis)?;
+                    Ok(vec![a, b, c])
+                }
                 _ => x[0].chunk(parts, axis),
             })
         }
         "unbind" => of(ops::unbind::Unbind(axis.into()), move |x| match x[0].size(axis)? {
-            3 => Ok(x[0].unpack::<3>(axis)?.into()),
+            3 => {
+                let [a, b, c] = x[0].unpack(axis)?;
+                Ok(vec![a, b, c])
+            }
             _ => x[0].unbind(axis),
         }),
         "split" => {
