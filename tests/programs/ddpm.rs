@@ -94,18 +94,18 @@ fn train(steps: usize, key: Key) -> Result<(Denoiser, Diffusion)> {
 mod tests {
     use super::*;
 
-    type Points = Vec<[f64; 2]>;
+    type Point = [f64; 2];
 
-    fn points(x: &Tensor) -> Result<Points> {
+    fn points(x: &Tensor) -> Result<Vec<Point>> {
         Ok(x.to_f64_vec()?.as_chunks().0.to_vec())
     }
 
-    fn distances(a: &Points, b: &Points) -> f64 {
+    fn distances(a: &[Point], b: &[Point]) -> f64 {
         a.iter().flat_map(|p| b.iter().map(move |q| (p[0] - q[0]).hypot(p[1] - q[1]))).sum()
     }
 
     /// The energy distance of two distributions (Székely 2002), 0 for equal ones and no others, without bias from as many points of each.
-    fn energy(a: &Points, b: &Points) -> f64 {
+    fn energy(a: &[Point], b: &[Point]) -> f64 {
         let n = a.len() as f64;
         2.0 * distances(a, b) / (n * n) - (distances(a, a) + distances(b, b)) / (n * (n - 1.0))
     }
