@@ -124,7 +124,7 @@ unary! {
         let p = T::from_f64(self.scale());
         let y = if self.decimals >= 0 { (x * p).round_ties_even() / p } else { (x / p).round_ties_even() * p };
         // Not for NaN and infinities, whatever they come from.
-        if y - y == T::ZERO { y } else { x }
+        if y.is_finite() { y } else { x }
     };
     pull(self, _s, _g) => T::ZERO;
     define(self, x) => {
