@@ -156,11 +156,11 @@ fn training() -> Vec<Row> {
             step(&mut AdamW { lr: 0.1, groups: vec![Group::new(|name, _| name == "no such name")], ..AdamW::default() })
         }),
         row("clipping to nothing", &["clip", "0"], clip(0.0).map(drop)),
-        row("a loss of many values", &["train", "[3]", "scalar"], train(steps.clone(), |w, x| w.mul(x))),
+        row("a loss of many values", &["train", "[3]", "scalar"], train(steps, |w, x| w.mul(x))),
         row(
             "a loss that is never a number",
             &["train", "not finite", "detect_anomaly"],
-            train(steps.clone(), |w, _| w.sum(..)?.sub_scalar(1e9)?.log()),
+            train(steps, |w, _| w.sum(..)?.sub_scalar(1e9)?.log()),
         ),
         row("another rate for a run that goes on", &["learning_rate", "0.1", "0.2", "allow_changes"], again),
         row("a batch larger than the data", &["10", "4"], Rows::new(x(&[4, 2]), 10, Order::Shuffled, Key::new(1)).map(drop)),
