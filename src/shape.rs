@@ -395,7 +395,8 @@ impl Axes {
                 for a in list {
                     let i = a.resolve(rank)?;
                     if out.contains(&i) {
-                        bail!(shape, "axis {} is named twice among the {rank} axes: as {i} and as {}", a.0, i as isize - rank as isize);
+                        let first = list.iter().find(|b| b.resolve(rank).is_ok_and(|j| j == i)).map_or(a.0, |b| b.0);
+                        bail!(shape, "axis {} of {rank} axes is named twice: as {first} and as {}", i, a.0);
                     }
                     out.push(i);
                 }

@@ -46,7 +46,7 @@ fn rows() -> Vec<Row> {
         row("shapes that do not broadcast", &["add", "[2, 3]", "[2]", "axis -1"], a.add(&x(&[2])).map(drop)),
         row("a reshape to another count", &["reshape", "[2, 3]", "6", "[4]"], a.reshape([4]).map(drop)),
         row("an axis that is not there", &["sum", "axis 2", "rank 2"], a.sum(2).map(drop)),
-        row("an axis twice", &["sum", "axis -2 is named twice", "2 axes", "as 0 and as -2"], a.sum([0, -2]).map(drop)),
+        row("an axis twice", &["sum", "axis 0 of 2 axes is named twice", "as 0 and as -2"], a.sum([0, -2]).map(drop)),
         row("concat of other extents", &["concat", "[2, 3]", "[2, 2]"], Tensor::concat(&[&a, &x(&[2, 2])], 0).map(drop)),
         row("a slice beyond the end", &["slice", "5", "3"], a.slice(1, 0..5).map(drop)),
         row("a select beyond the end", &["select", "2"], a.select(0, 2).map(drop)),
@@ -225,6 +225,7 @@ fn silent_slips_are_seen_by_the_lint() {
     assert_eq!(slips(3, 6, square), [Slip::ClassAxis]);
     assert_eq!(slips(3, 3, |y| y.slice(0, 0..0)?.mean(..)?.add(&y.sum(..)?)), [Slip::MeanOfNothing, Slip::LossNotFinite]);
     assert_eq!(slips(3, 3, |y| y.sum(..)?.sub_scalar(1e9)?.log()), [Slip::LossNotFinite]);
+    assert_eq!(slips(3, 3, |y| y.square()?.nll_loss(&classes)), [Slip::NotLogProbabilities]);
 }
 
 #[test]

@@ -21,6 +21,8 @@ pub enum Slip {
     Twice,
     /// A softmax, or a loss, over an axis of one element: constant, whatever the model gives.
     OneClass,
+    /// Scores of an `nll_loss` that are no logarithms of probabilities: some are positive.
+    NotLogProbabilities,
     /// A mean over no elements: NaN.
     MeanOfNothing,
     /// The loss is NaN or infinite.
@@ -134,6 +136,13 @@ impl Observer for Watch {
             }
             ("cross_entropy" | "nll_loss", [x, targets, ..]) => {
                 classes(state, op, x, targets);
+                if op.name == "nll_loss" && x.to_f64_vec()?.iter().any(|&v| v > 1e-3) {
+                    let text = format!(
+                        "some of the scores {} are positive, which logarithms of probabilities are not; of logits: cross_entropy",
+                        x.shape()
+                    );
+                    state.add(Slip::NotLogProbabilities, op, text);
+                }
                 if op.name == "cross_entropy" {
                     twice(state, op, x, &["softmax", "log_softmax", "sigmoid"], "cross_entropy takes logits");
                 }

@@ -238,6 +238,15 @@ impl Tensor {
 
     /// Joins tensors of one shape along a new axis, which stands at `axis` in the result.
     ///
+    /// ```
+    /// # use cotangent::{F32, Tensor};
+    /// let x = Tensor::zeros([4, 3], F32)?;
+    /// // Of a list of tensors that one has, as `unbind` gives it:
+    /// let rows = x.unbind(0)?;
+    /// assert_eq!(Tensor::stack(&rows.iter().collect::<Vec<_>>(), 1)?.shape(), &[3, 4]);
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    ///
     /// # Gradient
     /// Each part gets its position of `ȳ`, as a view; saves nothing.
     ///

@@ -106,7 +106,7 @@ impl Classes {
                 } else if t >= 0.0 && t < classes as f64 {
                     Some(t as usize)
                 } else {
-                    bail!(index, "target {t} at position {at} is outside 0..{classes}; set ignore_index to skip such targets")
+                    bail!(index, "target {t} at position {at} is outside 0..{classes}: classes count from 0; ignore_index leaves targets of one number out")
                 });
             }
         });

@@ -40,10 +40,32 @@ type Stats<A> = [A; 3];
 impl SoftCrossEntropy {
     fn check(&self, x: &[Spec]) -> Result<()> {
         self.of.check_options()?;
-        expect::same_float(&x[..1])?;
         let (scores, targets) = (&x[0], &x[1]);
+        if !scores.dtype.is_float() {
+            let (s, t) = (scores, targets);
+            bail!(
+                dtype,
+                "the scores are {} {}, the targets {} {}: it reads scores.cross_entropy(&targets)",
+                s.dtype,
+                s.shape,
+                t.dtype,
+                t.shape
+            );
+        }
         let Some((&classes, lead)) = scores.shape.split_last() else { bail!(shape, "scores need an axis of classes, found a scalar") };
         if targets.shape != scores.shape {
+            let (rank, mut turned) = (scores.shape.rank(), targets.shape.iter().copied().collect::<crate::shape::Dims>());
+            if rank > 2 && turned.len() == rank {
+                turned.swap(1, rank - 1);
+                if turned[..] == scores.shape[..] {
+                    bail!(
+                        shape,
+                        "scores {}, probabilities {}: classes are the last axis of both: transpose(1, -1)",
+                        scores.shape,
+                        targets.shape
+                    );
+                }
+            }
             bail!(
                 shape,
                 "float targets are probabilities {}, one for every score; found {} {} (class indices are integers {:?}: \

@@ -309,6 +309,9 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
                 bail!(argument, "the schedule follows an evaluation: set evaluate_with, and evaluate_every to the steps between two");
             }
         }
+        if self.evaluate.is_none() && (evaluate_every > 0 || self.keep_best.is_some()) {
+            bail!(argument, "evaluate_every and keep_best ask for an evaluation, but there is none: set one by evaluate_with");
+        }
         self.know(data.fingerprint()?)?;
         self.first_rate.get_or_insert(self.optimizer.learning_rate());
         let _mine = self.snapshots.as_ref().map(Snapshots::begin).transpose()?;
@@ -457,7 +460,10 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
         let row = self.done.skipped_in_a_row.saturating_add(1);
         if row > self.options.patience {
             let step = self.done.step;
-            bail!(argument, "step {step}: loss {loss}, gradient norm {norm}: not finite for {row} steps in a row");
+            bail!(
+                argument,
+                "step {step}: loss {loss}, gradient norm {norm}: not finite for {row} steps in a row; `diagnostics::detect_anomaly` names the op and the line where it begins"
+            );
         }
         self.done.skipped_in_a_row = row;
         self.done.skipped = self.done.skipped.saturating_add(1);
