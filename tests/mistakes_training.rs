@@ -2,11 +2,11 @@
 
 use super::mistakes::{Row, a_row, ids, linear, x};
 use cotangent::io::{CsvFile, ModuleFile, TensorFile, read_npy};
-use cotangent::nn::{AttentionConfig, LstmCell, MultiHeadAttention};
+use cotangent::nn::{AttentionConfig, Linear, LstmCell, MultiHeadAttention};
 use cotangent::ops::{Reduction, Rotary, Sdpa};
 use cotangent::optim::{AdamW, Group, Sgd};
 use cotangent::train::{Batches, Characters, Options, Order, Rows, Sampling, Snapshots, Tokenizer, Tokens, Trainer, Windows};
-use cotangent::{DType, F32, F64, I64, Key, Result, Tape, Tensor, checkpoint, custom_vjp, grad, jvp, value_and_grad, vjp};
+use cotangent::{DType, F32, F64, I64, Key, ModuleExt, Result, Tape, Tensor, checkpoint, custom_vjp, grad, jvp, value_and_grad, vjp};
 
 /// A folder of this file's own.
 fn folder(name: &str) -> std::path::PathBuf {
@@ -147,6 +147,20 @@ fn training() -> Vec<Row> {
     };
     run(0.1).unwrap();
     let again = without(&inside, run(0.2));
+    let thawed = {
+        let mut t = Trainer::new(linear(3, 1), Sgd::new(0.1));
+        let frozen = t.model.freeze(|name| name == "bias");
+        assert_eq!(frozen, 1);
+        t.options = Options { steps: 2, ..Options::default() };
+        let its = inside.join("frozen");
+        t.snapshots = Some(Snapshots::open(&its, 1).unwrap());
+        let loss = |l: &Linear, x: &Tensor, _: Key| l.forward(&x.unsqueeze(0)?)?.square()?.sum(..);
+        t.run(&data, loss).unwrap();
+        drop(t);
+        let mut t = Trainer::new(linear(3, 1), Sgd::new(0.1));
+        t.snapshots = Some(Snapshots::open(&its, 1).unwrap());
+        without(&inside, t.resume().map(drop))
+    };
     let _ = std::fs::remove_dir_all(&inside);
     vec![
         row("a learning rate of minus", &["adamw", "lr", "-0.1"], step(&mut AdamW { lr: -0.1, ..AdamW::default() })),
@@ -162,6 +176,7 @@ fn training() -> Vec<Row> {
             &["train", "not finite", "detect_anomaly"],
             train(steps, |w, _| w.sum(..)?.sub_scalar(1e9)?.log()),
         ),
+        row("a parameter that was frozen and is not any more", &["frozen was `bias`, is `none`", "allow_changes"], thawed),
         row("another rate for a run that goes on", &["learning_rate", "0.1", "0.2", "allow_changes"], again),
         row("a batch larger than the data", &["10", "4"], Rows::new(x(&[4, 2]), 10, Order::Shuffled, Key::new(1)).map(drop)),
         row(

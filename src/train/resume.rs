@@ -7,7 +7,7 @@ use crate::io::{at_callers_line, failed, set_aside};
 use crate::module::{Module, ModuleExt, unique_names};
 use crate::optim::{Ema, LossScaler, Optimizer, State};
 use crate::tensor::Tensor;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::Location;
 use std::path::{Path, PathBuf};
 
@@ -281,7 +281,8 @@ impl<M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'_, M, O, S>
             None => format!("{:?}", self.first_rate.unwrap_or(self.optimizer.learning_rate())),
         };
         let clip = self.options.clip.map_or("none".to_owned(), |c| format!("{c:?}"));
-        let own = [("learning_rate", rate), ("accumulate", self.options.accumulate.to_string()), ("clip", clip)];
+        let accumulate = self.options.accumulate.to_string();
+        let own = [("learning_rate", rate), ("accumulate", accumulate), ("clip", clip), ("frozen", frozen(&self.model))];
         let mut all: BTreeMap<String, String> = own.into_iter().map(|(n, v)| (format!("{RUN}{n}"), v)).collect();
         all.extend(self.keep_best.as_ref().map(|keep| (format!("{RUN}keep_best"), keep.rule())));
         all.extend(self.optimizer.settings().into_iter().map(|(n, v)| (format!("{RUN}optimizer.{n}"), v)));
@@ -425,6 +426,18 @@ enum FoundBest<M> {
     Whole(Best<M>),
     /// Damaged or gone, and why.
     Lost(Error),
+}
+
+/// The parameters that are not trained: all by name when they are few.
+fn frozen<M: Module + Clone>(model: &M) -> String {
+    const SHOWN: usize = 4;
+    let moving: BTreeSet<String> = model.trainable().into_iter().chain(model.buffers()).map(|(n, _)| n).collect();
+    let names: Vec<String> = model.named_tensors().into_iter().map(|(n, _)| n).filter(|n| !moving.contains(n)).collect();
+    match names.len() {
+        0 => "none".to_owned(),
+        n if n <= SHOWN => names.join(", "),
+        n => format!("{}, … ({n}, checksum {:08x})", names[..SHOWN].join(", "), crc32c::crc32c(names.join(",").as_bytes())),
+    }
 }
 
 /// Step and value of the best model, as a snapshot has them.
