@@ -153,6 +153,9 @@ impl<M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'_, M, O, S>
         // Copies, so that nothing is changed when a later part is refused.
         let (mut ema, mut scaler) = (self.ema.clone(), self.scaler.clone());
         if let Some(ema) = &mut ema {
+            if !state.numbers.keys().chain(state.tensors.keys()).any(|name| name.starts_with("ema.")) {
+                bail!(argument, "the snapshot has no average of the weights: leave Trainer::ema out, or set it after the resumption");
+            }
             ema.load_state(&taken(&mut state, "ema."))?;
         }
         if let Some(scaler) = &mut scaler {
