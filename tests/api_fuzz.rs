@@ -125,6 +125,12 @@ impl Pick {
         self.laid_out(shape, dtype, None)
     }
 
+    /// Values where they are few; else zeros, which take no memory.
+    pub(super) fn of_any_size(&mut self, shape: &[usize], dtype: DType) -> Tensor {
+        let few = shape.iter().map(|&d| d as f64).product::<f64>() < 1e6;
+        if few { self.tensor(shape, dtype) } else { Tensor::zeros(shape, dtype).unwrap() }
+    }
+
     /// Integers below `limit`, now and then outside.
     pub(super) fn ids(&mut self, shape: &[usize], limit: usize) -> Tensor {
         let dtype = self.one(&[I64, I64, I64, U32, U8]);

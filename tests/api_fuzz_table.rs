@@ -623,7 +623,7 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
             *at = n;
         }
         let shape = if g.rarely(6) { g.near(&shape) } else { shape };
-        let src = g.tensor(&shape, d);
+        let src = g.of_any_size(&shape, d);
         (vec![x, ids, src], call(move |x| Ok(vec![x[0].index_add(a, &x[1], &x[2])?])))
     }),
     ("gather", |g| {
@@ -633,13 +633,13 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
     ("scatter_add", |g| {
         let (x, ids, a) = indexed(g);
         let shape: Vec<usize> = ids.shape().to_vec();
-        let src = if ids.numel() < 1 << 20 { g.tensor(&shape, x.dtype()) } else { Tensor::zeros(shape, x.dtype()).unwrap() };
+        let src = g.of_any_size(&shape, x.dtype());
         (vec![x, ids, src], call(move |x| Ok(vec![x[0].scatter_add(a, &x[1], &x[2])?])))
     }),
     ("scatter_reduce", |g| {
         let (x, ids, a) = indexed(g);
         let shape: Vec<usize> = ids.shape().to_vec();
-        let src = if ids.numel() < 1 << 20 { g.tensor(&shape, x.dtype()) } else { Tensor::zeros(shape, x.dtype()).unwrap() };
+        let src = g.of_any_size(&shape, x.dtype());
         let by = g.one(&[ScatterReduce::Sum, ScatterReduce::Mean, ScatterReduce::Prod, ScatterReduce::Max, ScatterReduce::Min]);
         let own = g.below(2) == 0;
         (vec![x, ids, src], call(move |x| Ok(vec![x[0].scatter_reduce(a, &x[1], &x[2], by, own)?])))
@@ -800,7 +800,13 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
             Tensor::from_vec(vec![c; if n < 64 { n } else { 6 }], s)
         })
     }),
-    ("from_slice", |g| made(g, |s, c, _, _| Tensor::from_slice(&[c; 6], s))),
+    ("from_slice", |g| {
+        made(g, |s, c, _, _| {
+            let n = s.iter().map(|&d| d as f64).product::<f64>();
+            // Of three axes and more: usually another number than the shape's.
+            Tensor::from_slice(&vec![c; if n < 1e4 && s.len() < 3 { n as usize } else { 6 }], s)
+        })
+    }),
     ("from_rows", |g| made(g, |s, c, _, _| Tensor::from_rows(&vec![[c, 1.0]; s.len()]))),
     ("scalar", |g| made(g, |_, c, _, _| Tensor::scalar(c))),
     ("eye", |g| made(g, |s, _, d, _| if s.is_empty() { Tensor::eye(3, d) } else { Tensor::eye(s, d) })),

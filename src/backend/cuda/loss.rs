@@ -60,7 +60,10 @@ fn outside(found: &[i64], classes: usize) -> Result<()> {
     if let &[at, t] = found
         && at >= 0
     {
-        bail!(index, "target {t} at position {at} is outside 0..{classes}; set ignore_index to skip such targets");
+        bail!(
+            index,
+            "target {t} at position {at} is outside 0..{classes}: classes count from 0; ignore_index leaves targets of one number out"
+        );
     }
     Ok(())
 }
