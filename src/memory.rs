@@ -4,16 +4,34 @@
 //! Rust's `vec!`, `with_capacity` and `collect` end the process when there is no memory. Everything in this crate whose size
 //! a caller decides comes from here or from [`Buffer`](crate::backend::cpu); `tests/tidy.rs::sizes_from_data_cannot_abort`
 //! holds it. Small things of the standard library (a string, a node of a map, an error itself) are still allocated without
-//! asking: for them [`MARGIN`] bytes are left whenever something large is handed out.
+//! asking: for them [`MARGIN`] bytes are left whenever something large is handed out. Where data decides how many of them there
+//! are, they are announced: [`small`] asks anew each time [`STEP`] bytes of them have come together. Before something is called
+//! that takes memory without asking (a decoder, a parser of others), [`ensure`] asks for the most that it can take.
+//!
+//! Between question and use another thread, or another process, can take what was found: that race is left.
 
 use crate::backend::cpu::release_cached_memory;
 use crate::error::{Error, Result};
+use std::cell::Cell;
+use std::collections::BTreeMap;
 
 /// What is left for small things when something large is handed out.
 const MARGIN: usize = 2 << 20;
 
 /// From this size on it is made sure that [`MARGIN`] is left.
 const LARGE: usize = 64 << 10;
+
+/// Small things of a thread that may come together before it is made sure that [`MARGIN`] is left. Several threads do this side by
+/// side.
+const STEP: usize = 256 << 10;
+
+/// What the allocator adds to a piece: a header, and rounding up.
+const PIECE: usize = 24;
+
+thread_local! {
+    /// Bytes of small things since this thread last asked.
+    static SMALL: Cell<usize> = const { Cell::new(0) };
+}
 
 /// Whether so many bytes can be had at this moment.
 fn is_free(bytes: usize) -> bool {
@@ -34,6 +52,80 @@ pub(crate) fn ensure(bytes: usize) -> Result<()> {
     if is_free(bytes) || (release_cached_memory(), is_free(bytes)).1 { Ok(()) } else { Err(short(bytes, 1)) }
 }
 
+/// Announces a piece of so many bytes that is taken without asking, where data decides how many such pieces there are: a string, a
+/// node of a map. Error when [`MARGIN`] would not be left.
+pub(crate) fn small(bytes: usize) -> Result<()> {
+    let all = SMALL.get().saturating_add(bytes).saturating_add(PIECE);
+    if all < STEP {
+        SMALL.set(all);
+        return Ok(());
+    }
+    // On error the next piece asks again.
+    SMALL.set(STEP);
+    ensure(all.saturating_add(MARGIN))?;
+    SMALL.set(0);
+    Ok(())
+}
+
+/// A text of its own: `to_owned`.
+pub(crate) fn text(text: &str) -> Result<String> {
+    small(text.len())?;
+    Ok(text.to_owned())
+}
+
+/// The bytes as text, what is not UTF-8 replaced: `from_utf8_lossy`, which copies again what is damaged.
+pub(crate) fn text_lossy(bytes: Vec<u8>) -> Result<String> {
+    String::from_utf8(bytes).or_else(|e| {
+        let bytes = e.into_bytes();
+        // A byte that is none becomes three.
+        let mut text = String::new();
+        let most = bytes.utf8_chunks().map(|c| c.valid().len() + if c.invalid().is_empty() { 0 } else { 3 }).sum();
+        if text.try_reserve_exact(most).is_err() || !leaves_margin(most) {
+            return Err(short(most, 1));
+        }
+        for chunk in bytes.utf8_chunks() {
+            text.push_str(chunk.valid());
+            if !chunk.invalid().is_empty() {
+                text.push(char::REPLACEMENT_CHARACTER);
+            }
+        }
+        Ok(text)
+    })
+}
+
+/// A map, or the first error: `collect::<Result<BTreeMap<_, _>>>`, which makes a list first. `each` is what a value has in pieces of
+/// its own.
+pub(crate) fn map<K: Ord, V>(items: impl IntoIterator<Item = Result<(K, V)>>, each: usize) -> Result<BTreeMap<K, V>> {
+    let mut map = BTreeMap::new();
+    for item in items {
+        // Nodes are at least half full.
+        small(2 * size_of::<(K, V)>() + each)?;
+        let (key, value) = item?;
+        map.insert(key, value);
+    }
+    Ok(map)
+}
+
+/// What a tensor has beside its elements, in pieces of its own: storage, shape, strides.
+pub(crate) const TENSOR: usize = 512;
+
+/// Names in an error: the first of them, since a file may have millions.
+pub(crate) fn some<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    const SHOWN: usize = 40;
+    let mut names = names.into_iter();
+    let mut shown = String::new();
+    for (i, name) in names.by_ref().take(SHOWN).enumerate() {
+        let end = name.char_indices().nth(100).map_or(name.len(), |(end, _)| end);
+        shown.push_str(if i > 0 { ", " } else { "" });
+        shown.push_str(&name[..end]);
+        shown.push_str(if end < name.len() { "…" } else { "" });
+    }
+    match names.count() {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
 fn short(n: usize, size: usize) -> Error {
     let held = crate::backend::cpu::memory_stats().in_use;
     match n.checked_mul(size) {
@@ -46,7 +138,12 @@ fn short(n: usize, size: usize) -> Error {
 pub(crate) fn reserve<T>(list: &mut Vec<T>, more: usize) -> Result<()> {
     let before = list.capacity();
     let ok = |list: &mut Vec<T>| {
-        list.try_reserve_exact(more).is_ok() && (list.capacity() == before || leaves_margin(list.capacity().saturating_mul(size_of::<T>())))
+        if list.try_reserve_exact(more).is_err() {
+            return false;
+        }
+        let bytes = list.capacity().saturating_mul(size_of::<T>());
+        // Many short lists are as much as a long one.
+        list.capacity() == before || if bytes < LARGE { small(bytes).is_ok() } else { is_free(MARGIN) }
     };
     if ok(list) {
         return Ok(());
@@ -137,6 +234,29 @@ mod tests {
         assert!(room::<u8>(usize::MAX).unwrap_err().is_out_of_memory());
         assert!(ensure(1 << 60).unwrap_err().is_out_of_memory());
         assert!(try_collect(0..1u64 << 60).unwrap_err().is_out_of_memory());
+    }
+
+    #[test]
+    fn texts_are_those_of_the_standard_library() {
+        for bytes in [&b"abc"[..], b"", b"a\xffb\xc3", b"\xf0\x9f\x98", "é😀".as_bytes(), &[0xff; 50]] {
+            assert_eq!(text_lossy(bytes.to_vec()).unwrap(), String::from_utf8_lossy(bytes));
+        }
+        assert_eq!(text("é").unwrap(), "é");
+        assert_eq!(some(["a", "b"]), "a, b");
+        assert_eq!(some([]), "");
+        assert!(some(["x"; 43]).ends_with("x, x and 3 more"));
+        assert!(some(["é".repeat(200).as_str()]).ends_with("é…"));
+    }
+
+    #[test]
+    fn small_pieces_add_up() {
+        let e = small(1 << 60).unwrap_err();
+        assert!(e.is_out_of_memory(), "{e}");
+        // After a refusal the next piece asks again, and may be had.
+        small(1).unwrap();
+        assert_eq!(SMALL.get(), 0);
+        small(1000).unwrap();
+        assert_eq!(SMALL.get(), 1000 + PIECE);
     }
 
     #[test]

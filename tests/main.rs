@@ -38,6 +38,8 @@ mod layers;
 mod load_page;
 mod lora;
 mod lost;
+#[cfg(all(target_os = "linux", feature = "readers"))]
+mod memory_files;
 #[cfg(target_os = "linux")]
 mod memory_limits;
 mod mistakes;

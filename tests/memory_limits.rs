@@ -9,19 +9,19 @@ use cotangent::ops::{CrossEntropy, Rotary, Sdpa};
 use cotangent::optim::AdamW;
 use cotangent::train::{Batches, Order, Tokens, Trainer, Windows, document_mask};
 use cotangent::{BF16, F32, F64, I64, Key, Result, Tensor, hvp, value_and_grad};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
 
 const CHILD: &str = "COTANGENT_MEMORY_CHILD";
 
-fn is_child() -> bool {
+pub fn is_child() -> bool {
     std::env::var_os(CHILD).is_some()
 }
 
 /// This test again, in a process of its own.
 fn child(test: &str) -> Child {
     Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", &format!("memory_limits::{test}"), "--nocapture", "--test-threads=1"])
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
         .envs([(CHILD, "1"), ("RAYON_NUM_THREADS", "2"), ("MALLOC_ARENA_MAX", "2")])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -40,7 +40,7 @@ fn status(of: &str, field: &str) -> usize {
 const N: usize = 1 << 19;
 
 /// A selection of calls with scratch memory of their own, by name: a number that tells their result.
-fn calls(folder: &std::path::Path) -> Vec<(&'static str, Box<dyn Fn() -> Result<f64>>)> {
+fn calls(folder: &std::path::Path) -> Vec<Call> {
     fn x(shape: impl Into<cotangent::Shape>) -> Result<Tensor> {
         Tensor::rand(shape, F32, Key::new(5))
     }
@@ -196,61 +196,77 @@ fn ballast(left: usize) -> Vec<Vec<u8>> {
     pieces
 }
 
-#[test]
-fn a3_no_call_aborts_when_memory_ends() {
-    if is_child() {
-        let folder = std::env::temp_dir().join(format!("cotangent_memory_{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let calls = calls(&folder);
-        // Threads, their stacks and scratch exist before the limit; so do the lines that are printed below.
-        let expected: Vec<f64> = calls.iter().map(|(name, f)| f().unwrap_or_else(|e| panic!("{name}: {e}"))).collect();
-        let mut answers = std::io::stdin().lines();
-        let mut wait = |what: &str| {
-            release_cached_memory();
-            say(what);
-            answers.next().unwrap().unwrap();
-        };
-        for left in levels() {
-            wait("limit");
-            let ballast = ballast(left);
-            let (mut fine, mut refused) = (0, 0);
-            for ((name, f), want) in calls.iter().zip(&expected) {
-                match f() {
-                    Ok(v) => {
-                        assert_eq!(v.to_bits(), want.to_bits(), "{name}");
-                        fine += 1;
-                    }
-                    // Threads and files may be what there is no memory for.
-                    Err(e) => {
-                        assert!(e.is_out_of_memory() || e.is_io(), "{name}: {e}");
-                        refused += 1;
-                    }
+/// A call by its name, and a number that tells its result.
+pub type Call = (&'static str, Box<dyn Fn() -> Result<f64>>);
+
+/// The child's part of [`ends_at`]: every call at every level.
+pub fn calls_at(levels: &[usize], calls: &[Call]) {
+    // Threads, their stacks and scratch exist before the limit; so do the lines that are printed below.
+    let expected: Vec<f64> = calls.iter().map(|(name, f)| f().unwrap_or_else(|e| panic!("{name}: {e}"))).collect();
+    let mut answers = std::io::stdin().lines();
+    let mut wait = |what: &str| {
+        release_cached_memory();
+        say(what);
+        answers.next().unwrap().unwrap();
+    };
+    for &left in levels {
+        wait("limit");
+        let ballast = ballast(left);
+        let (mut fine, mut refused) = (0, 0);
+        for ((name, f), want) in calls.iter().zip(&expected) {
+            // The last name that was noted is the call that ended the process.
+            note(name);
+            match f() {
+                Ok(v) => {
+                    assert_eq!(v.to_bits(), want.to_bits(), "{name}");
+                    fine += 1;
+                }
+                // Threads and files may be what there is no memory for.
+                Err(e) => {
+                    assert!(e.is_out_of_memory() || e.is_io(), "{name}: {e}");
+                    refused += 1;
                 }
             }
-            drop(ballast);
-            say(&format!("level {fine} {refused}"));
         }
-        wait("free");
-        for ((name, f), want) in calls.iter().zip(&expected) {
-            assert_eq!(f().unwrap().to_bits(), want.to_bits(), "{name} afterwards");
-        }
-        std::fs::remove_dir_all(folder).unwrap();
-        return;
+        drop(ballast);
+        say(&format!("level {fine} {refused}"));
     }
+    wait("free");
+    for ((name, f), want) in calls.iter().zip(&expected) {
+        assert_eq!(f().unwrap().to_bits(), want.to_bits(), "{name} afterwards");
+    }
+}
+
+/// A line on the error stream, without memory.
+fn note(name: &str) {
+    let mut stderr = std::io::stderr();
+    for part in ["call ", name, "\n"] {
+        let _ = stderr.write_all(part.as_bytes());
+    }
+}
+
+/// Runs a test in a process of its own, for which memory ends after so many bytes, and says how many calls were fine and how many
+/// refused at each level; `None` where limits cannot be set.
+pub fn ends_at(test: &str, levels: &[usize]) -> Option<(Vec<usize>, Vec<usize>)> {
     if Command::new("prlimit").arg("--version").output().is_err() {
-        say("skipped: a3_no_call_aborts_when_memory_ends needs prlimit (util-linux)");
-        return;
+        say(&format!("skipped: {test} needs prlimit (util-linux)"));
+        return None;
     }
-    let mut child = child("a3_no_call_aborts_when_memory_ends");
+    let mut child = child(test);
     let pid = child.id().to_string();
     let mut to = child.stdin.take().unwrap();
-    let mut levels = levels().into_iter();
+    let mut left = levels.iter();
     let (mut fine, mut refused, mut seen) = (Vec::new(), Vec::new(), Vec::new());
+    let mut errors = child.stderr.take().unwrap();
+    let errors = std::thread::spawn(move || {
+        let mut text = String::new();
+        errors.read_to_string(&mut text).map(|_| text)
+    });
     for line in BufReader::new(child.stdout.take().unwrap()).lines() {
         let line = line.unwrap();
         // The runner's own line has no end yet when the first of ours comes.
         let limit = match line.rsplit("... ").next().unwrap_or_default().trim() {
-            "limit" => (status(&pid, "VmSize:") + levels.next().unwrap()).to_string(),
+            "limit" => (status(&pid, "VmSize:") + left.next().unwrap()).to_string(),
             "free" => "unlimited".to_owned(),
             other => {
                 if let Some(counts) = other.strip_prefix("level ") {
@@ -267,11 +283,25 @@ fn a3_no_call_aborts_when_memory_ends() {
         assert!(set.success());
         to.write_all(b"go\n").unwrap();
     }
-    let out = child.wait_with_output().unwrap();
-    let said = seen.join("\n");
-    assert!(out.status.success() && said.contains("1 passed"), "{}\n{said}\n{}", out.status, String::from_utf8_lossy(&out.stderr));
-    assert_eq!(fine.len(), 20);
-    say(&format!("memory ends at 20 levels: Ok {fine:?}, Err {refused:?}"));
+    let ended = child.wait().unwrap();
+    let (said, errors) = (seen.join("\n"), errors.join().unwrap().unwrap());
+    let last = errors.lines().rev().take(12).collect::<Vec<_>>().join("\n");
+    assert!(ended.success() && said.contains("1 passed"), "{ended}, at level {}\n{said}\n{last}", fine.len());
+    assert_eq!(fine.len(), levels.len());
+    say(&format!("memory ends at {} levels: Ok {fine:?}, Err {refused:?}", levels.len()));
+    Some((fine, refused))
+}
+
+#[test]
+fn a3_no_call_aborts_when_memory_ends() {
+    if is_child() {
+        let folder = std::env::temp_dir().join(format!("cotangent_memory_{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        calls_at(&levels(), &calls(&folder));
+        std::fs::remove_dir_all(folder).unwrap();
+        return;
+    }
+    let Some((fine, refused)) = ends_at("memory_limits::a3_no_call_aborts_when_memory_ends", &levels()) else { return };
     assert!(refused[0] < 3 && fine[0] > 0, "nearly all calls fit 64 MB: {refused:?}");
     assert!(refused[19] > fine[19], "few fit the last level: {fine:?}");
 }
@@ -279,7 +309,7 @@ fn a3_no_call_aborts_when_memory_ends() {
 #[test]
 fn a4_growing_sizes_hold_no_more_than_one_and_a_half_times_the_peak() {
     if !is_child() {
-        let out = child("a4_growing_sizes_hold_no_more_than_one_and_a_half_times_the_peak").wait_with_output().unwrap();
+        let out = child("memory_limits::a4_growing_sizes_hold_no_more_than_one_and_a_half_times_the_peak").wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&out.stdout);
         assert!(out.status.success() && said.contains("1 passed"), "{}\n{said}\n{}", out.status, String::from_utf8_lossy(&out.stderr));
         said.lines().filter(|l| l.starts_with("grown")).for_each(say);

@@ -661,3 +661,39 @@ fn d_errors_name_the_callers_line() {
     let e = here("save_safetensors", save_safetensors(nowhere, [("t", &beyond)], &[]), "save_safetensors");
     assert!(e.is_out_of_memory(), "{e}");
 }
+
+/// A path that stands for an open file is not replaced, which would leave its writer with a file that nobody sees.
+#[cfg(target_os = "linux")]
+#[test]
+fn c_open_files_are_not_replaced_and_files_of_the_kernel_not_read_by_length() {
+    use std::os::fd::AsRawFd;
+    let folder = Folder::new("c_open");
+    let (path, link) = (folder.join("out.txt"), folder.join("link"));
+    std::fs::write(&path, "before").unwrap();
+    let file = std::fs::File::options().append(true).open(&path).unwrap();
+    std::os::unix::fs::symlink(format!("/dev/fd/{}", file.as_raw_fd()), &link).unwrap();
+    let model = Linear::new(2, 2, true, F32, Key::new(1)).unwrap();
+    for way in [format!("/proc/self/fd/{}", file.as_raw_fd()), format!("/dev/fd/{}", file.as_raw_fd()), link.display().to_string()] {
+        let e = model.save(&way).unwrap_err();
+        assert!(e.is_io() && e.to_string().contains("a process has open"), "{way}: {e}");
+        let e = write_atomically(&way, |out| Ok(out.write_all(b"x")?)).unwrap_err();
+        assert!(e.to_string().contains("name the file"), "{way}: {e}");
+    }
+    assert_eq!((std::fs::read_to_string(&path).unwrap().as_str(), names(folder.path()).len()), ("before", 2));
+    // Read they may be: that is the file itself.
+    std::fs::write(&path, [1, 0, 2, 0]).unwrap();
+    assert_eq!(Tokens::open(&link, Width::U16).unwrap().read(0, 2).unwrap(), [1, 2]);
+    for path in ["/proc/self/maps", "/proc/self/mem", "/proc/cpuinfo"] {
+        let e = Tokens::open(path, Width::U16).unwrap_err();
+        assert!(e.is_io() && e.to_string().contains("of the kernel"), "{path}: {e}");
+    }
+    let e = TensorBoard::create("", 0).unwrap_err();
+    assert!(e.is_argument() && e.to_string().contains("is empty"), "{e}");
+    #[cfg(feature = "readers")]
+    {
+        let path = folder.join("sparse.csv");
+        std::fs::File::create(&path).unwrap().set_len(1 << 42).unwrap();
+        let e = cotangent::io::CsvFile::open(&path).unwrap_err();
+        assert!(e.is_out_of_memory() || e.is_corrupt_file(), "{e}");
+    }
+}

@@ -65,6 +65,13 @@ fn a3_and_c_prefetching_takes_memory_for_what_is_there() {
         assert!(data.batch(50).unwrap_err().to_string().contains("the end"));
         assert_eq!(data.batch(3).unwrap(), 3);
     }
+    // Nothing comes after the last position, which can be asked for again.
+    for ahead in [0, 1, 5] {
+        let data = Prefetch::new(|i: u64| Ok(i), ahead);
+        for i in [u64::MAX - 2, u64::MAX - 1, u64::MAX, u64::MAX, 0, 1] {
+            assert_eq!(data.batch(i).unwrap(), i);
+        }
+    }
     // None ahead: one is in the making.
     let data = Prefetch::new(|i: u64| Ok(i + 1), 0);
     assert_eq!((data.batch(7).unwrap(), data.batch(8).unwrap()), (8, 9));

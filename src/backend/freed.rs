@@ -57,6 +57,15 @@ impl<B> Freed<B> {
         self.bytes += size;
     }
 
+    /// [`put`](Self::put), where there is memory for its note: blocks are freed also when there is none. The block otherwise.
+    pub(crate) fn try_put(&mut self, size: usize, block: B) -> Result<(), B> {
+        if self.waiting.get_mut(&size).is_some_and(|list| list.try_reserve(1).is_err()) {
+            return Err(block);
+        }
+        self.put(size, block);
+        Ok(())
+    }
+
     /// The blocks that have to go before `size` bytes are taken from the system, when tensors hold `in_use` bytes and held
     /// `peak` at most: those that wait longest.
     pub(crate) fn make_room(&mut self, size: usize, in_use: usize, peak: usize) -> Vec<(usize, B)> {
@@ -85,10 +94,11 @@ impl<B> Freed<B> {
         out
     }
 
-    /// Every block that waits.
-    pub(crate) fn take_all(&mut self) -> Vec<(usize, B)> {
+    /// Every block that waits. No list of them: they are taken when there is no memory.
+    pub(crate) fn take_all(&mut self) -> impl Iterator<Item = (usize, B)> + use<B> {
         self.bytes = 0;
-        std::mem::take(&mut self.waiting).into_iter().flat_map(|(size, list)| list.into_iter().map(move |(_, b)| (size, b))).collect()
+        let waiting = std::mem::take(&mut self.waiting);
+        waiting.into_iter().flat_map(|(size, list)| list.into_iter().map(move |(_, b)| (size, b)))
     }
 }
 
@@ -179,7 +189,7 @@ mod tests {
             });
             assert_eq!(p.fresh, 99, "round {round}");
         }
-        assert_eq!(p.freed.take_all().len(), 99);
+        assert_eq!(p.freed.take_all().count(), 99);
         assert_eq!(p.freed.bytes(), 0);
     }
 }

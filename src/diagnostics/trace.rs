@@ -126,7 +126,10 @@ impl Trace {
 
     fn read(path: &Path) -> Result<Self> {
         let file = TensorFile::open(path)?;
-        let order: Option<Vec<String>> = file.metadata().get(ORDER).and_then(|text| serde_json::from_str(text).ok());
+        let order = file.metadata().get(ORDER);
+        // A text for each name, twice while the list of them grows, and a place in a map.
+        crate::memory::ensure(order.map_or(0, |text| text.len().saturating_mul(40)))?;
+        let order: Option<Vec<String>> = order.and_then(|text| serde_json::from_str(text).ok());
         let mut entries: Vec<(String, Tensor)> = file.tensors()?.into_iter().collect();
         if let Some(order) = order {
             let place: HashMap<&str, usize> = order.iter().enumerate().map(|(i, n)| (n.as_str(), i)).collect();

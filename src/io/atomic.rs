@@ -3,7 +3,7 @@
 //! Every file that this crate writes goes through [`replace`], but for those that grow by lines and records (metrics).
 
 use super::failed;
-use super::open::only_files;
+use super::open::{is_of_kernel, only_files};
 use crate::error::{Error, Result, bail};
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata, TryLockError};
@@ -25,7 +25,8 @@ const LINKS: usize = 40;
 /// is removed by the next one of the same name.
 ///
 /// # Errors
-/// What `fill` returns; I/O error with the path, also when there is something that is no regular file (a folder, a device).
+/// What `fill` returns; I/O error with the path, also when there is something that is no regular file (a folder, a device), or the path
+/// stands for an open file (`/dev/stdout`, `/proc/self/fd/1`).
 #[track_caller]
 pub fn write_atomically(path: impl AsRef<Path>, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let at = Location::caller();
@@ -74,6 +75,14 @@ fn target_of(path: &Path) -> Result<PathBuf> {
     }
     let mut target = path.to_owned();
     for _ in 0..LINKS {
+        // `/dev/stdout`, `/dev/fd/1`, `/proc/self/fd/1`: whoever writes into the open file would go on with one that nobody sees.
+        if is_of_kernel(folder_of(&target)) {
+            bail!(
+                io,
+                "cannot write {}: it stands for a file that a process has open, which cannot be replaced; name the file",
+                path.display()
+            );
+        }
         if !fs::symlink_metadata(&target).is_ok_and(|about| about.is_symlink()) {
             return Ok(target);
         }

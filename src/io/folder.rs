@@ -68,7 +68,7 @@ impl WeightFiles {
 
     fn single(path: &Path, file: &Path) -> Result<Self> {
         let file = TensorFile::open(file)?;
-        let place = file.names().into_iter().map(|n| (n, 0)).collect();
+        let place = crate::memory::map(file.all_names()?.into_iter().map(|n| Ok((n, 0))), 0)?;
         Ok(WeightFiles { path: path.to_owned(), files: vec![file], place, unlisted: Vec::new() })
     }
 
@@ -93,10 +93,13 @@ impl WeightFiles {
             if files[number].shape(tensor).is_err() {
                 bail!(corrupt_file, "{}: `{tensor}` is said to be in {shard}, which does not have it", index.display());
             }
-            place.insert(tensor.clone(), number);
+            crate::memory::small(2 * size_of::<(String, usize)>())?;
+            place.insert(crate::memory::text(tensor)?, number);
         }
-        let all = files.iter().enumerate().flat_map(|(i, f)| f.names().into_iter().map(move |n| (n, i)));
-        let unlisted = all.filter(|(n, i)| place.get(n) != Some(i)).map(|(n, _)| n).collect();
+        let mut unlisted = Vec::new();
+        for (i, file) in files.iter().enumerate() {
+            unlisted.extend(file.all_names()?.into_iter().filter(|n| place.get(n) != Some(&i)));
+        }
         Ok(WeightFiles { path: folder.to_owned(), files, place, unlisted })
     }
 
@@ -160,7 +163,7 @@ impl WeightFiles {
 /// Tensor names and the names of their files, which lie in the folder itself.
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     let (text, shown) = (super::read(path, LONGEST_INDEX)?, path.display());
-    let value: Value = serde_json::from_slice(&text).map_err(|e| Error::corrupt_file(format!("{shown} is not JSON")).with_source(e))?;
+    let value = super::json(&text, &shown)?;
     let Some(map) = value.get("weight_map").and_then(Value::as_object) else {
         bail!(corrupt_file, "{shown}: `weight_map` is missing, or no object");
     };
@@ -170,9 +173,9 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
         if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
             bail!(corrupt_file, "{shown}: the file of `{tensor}` is `{file}`, which is not a name in the folder");
         }
-        Ok((tensor.clone(), file.to_owned()))
+        Ok((crate::memory::text(tensor)?, crate::memory::text(file)?))
     };
-    map.iter().map(of).collect()
+    crate::memory::map(map.iter().map(of), 0)
 }
 
 /// What a folder has in place of the file that was looked for.

@@ -8,6 +8,8 @@ mod atomic;
 mod config;
 mod folder;
 mod gguf;
+mod header;
+mod json;
 mod lock;
 mod module_file;
 mod open;
@@ -21,9 +23,12 @@ pub use config::{
 };
 pub use folder::WeightFiles;
 pub use gguf::{GgufArray, GgufFile, GgufTokenizer, GgufType, GgufValue};
+#[cfg(feature = "tokenizers")]
+pub(crate) use json::Parts;
+pub(crate) use json::{json, most_of_json};
 pub(crate) use lock::{Busy, Lock, lock, lock_around, lock_run};
 pub use module_file::{LoadReport, Misshaped, ModuleFile};
-pub(crate) use open::{create_new, open, open_to_append, read};
+pub(crate) use open::{create_new, is_of_kernel, open, open_to_append, read};
 pub use open::{open_file, read_file};
 #[cfg(feature = "readers")]
 pub use readers::{CsvFile, CsvOptions, NpzFile, TorchFile};

@@ -186,12 +186,12 @@ fn save_named<M: Module + Clone>(model: &M, named: &[(String, Tensor)], path: &P
 fn load<M: Module + Clone>(model: &mut M, path: &Path, strict: bool) -> Result<LoadReport> {
     unique_names(model)?;
     let file = TensorFile::open(path)?;
-    let in_file: BTreeSet<String> = file.names().into_iter().collect();
+    let in_file = crate::memory::map(file.all_names()?.into_iter().map(|n| Ok((n, ()))), 0)?;
     let own = model.named_tensors();
     let mut report = LoadReport::default();
     let mut fitting = BTreeMap::new();
     for (name, t) in &own {
-        if !in_file.contains(name) {
+        if !in_file.contains_key(name) {
             report.missing.push(name.clone());
         } else if &file.shape(name)? != t.shape() {
             report.misshaped.push(Misshaped { name: name.clone(), file: file.shape(name)?, model: t.shape().clone() });
@@ -201,8 +201,11 @@ fn load<M: Module + Clone>(model: &mut M, path: &Path, strict: bool) -> Result<L
             fitting.insert(name.clone(), file.dtype(name)?);
         }
     }
-    report.unexpected = in_file.into_iter().filter(|n| !own.iter().any(|(name, _)| name == n)).collect();
+    let named: BTreeSet<&str> = own.iter().map(|(name, _)| name.as_str()).collect();
+    report.unexpected = crate::memory::try_collect(in_file.into_keys().filter(|n| !named.contains(n.as_str())))?;
     if strict && !report.is_complete() {
+        // The message lists them all, and grows as it does.
+        crate::memory::ensure(report.unexpected.iter().map(|n| 4 * (n.len() + 2)).sum())?;
         let message = format!("{} does not fit the model: {report}", path.display());
         return Err(match (report.misshaped.is_empty(), report.mistyped.is_empty()) {
             (false, _) => Error::shape(message),

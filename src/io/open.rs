@@ -64,6 +64,12 @@ pub(crate) fn read(path: &Path, longest: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Whether the path leads to a file that the kernel makes up (`/proc`, `/sys`): its length is 0 whatever it holds, and it cannot be
+/// replaced.
+pub(crate) fn is_of_kernel(path: &Path) -> bool {
+    std::fs::canonicalize(path).is_ok_and(|p| p.starts_with("/proc") || p.starts_with("/sys"))
+}
+
 /// So many zeros.
 pub(super) fn zeros(length: u64) -> Result<Vec<u8>> {
     vec_of(0, usize::try_from(length).unwrap_or(usize::MAX))

@@ -1,12 +1,13 @@
 //! Safetensors files: named tensors, with text metadata.
 //!
-//! The header goes through the `safetensors` crate, which checks offsets, sizes and dtypes; this module adds what the crate
+//! The header ([`header`]) is checked by the `safetensors` crate: offsets, sizes and dtypes; this module adds what the crate
 //! leaves out: duplicate names, a header that does not begin with `{`, and files that are something else altogether.
 //!
 //! Tensors are read by position when they are asked for, straight into their memory, by all threads; not through a memory map: their
 //! bytes have to be copied into aligned memory in any case (the format does not align them), so a map would save nothing, and it turns
 //! a file that is cut short or lost with the network into a signal that ends the process instead of an error.
 
+use super::header::{self, Header, METADATA};
 use super::open::zeros;
 use super::{failed, open, replace};
 use crate::array::Array;
@@ -17,9 +18,8 @@ use crate::dtype::{DType, Element, with_dtype};
 use crate::error::{Error, Result, bail};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
-use ::safetensors::tensor::{Dtype, Metadata, TensorInfo};
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
-use std::collections::{BTreeMap, BTreeSet};
+use ::safetensors::tensor::{Dtype, TensorInfo};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -30,8 +30,6 @@ const LONGEST_HEADER: u64 = 100_000_000;
 const PIECE: usize = 1 << 20;
 /// Bytes of a tensor that are copied at a time where they do not lie in order.
 const LARGEST_COPY: usize = 1 << 24;
-/// The key of the header that is no tensor.
-const METADATA: &str = "__metadata__";
 /// The text that holds the CRC-32C of the whole file, in which its own digits count as zeros.
 const SEAL: &str = "cotangent.crc32c";
 /// What stands before the digits in a header; a text in it would have its quotes escaped.
@@ -61,8 +59,7 @@ pub struct TensorFile {
     /// Where reading moves the file's one position, one reads at a time.
     #[cfg(not(unix))]
     reading: std::sync::Mutex<()>,
-    header: Metadata,
-    metadata: BTreeMap<String, String>,
+    header: Header,
     /// Where the tensors' bytes begin.
     start: u64,
 }
@@ -96,20 +93,18 @@ impl TensorFile {
         }
         let mut bytes = zeros(n)?;
         file.read_exact(&mut bytes).map_err(|e| failed("read", path, e))?;
-        let header = parse(&bytes).map_err(|why| Error::corrupt_file(format!("{shown}: {why}")))?;
-        let (have, want) = (length - 8 - n, header.data_len() as u64);
+        let header = header::parse(&bytes, &shown)?;
+        let (have, want) = (length - 8 - n, header.tensors.data_len() as u64);
         if have != want {
             let what = if have < want { "the file is cut short" } else { "something follows the last tensor" };
             bail!(corrupt_file, "{shown}: {what}: the header describes {want} bytes of tensors from byte {} on, there are {have}", 8 + n);
         }
-        let metadata = header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
         Ok(TensorFile {
             path: path.to_owned(),
             file,
             #[cfg(not(unix))]
             reading: std::sync::Mutex::new(()),
             header,
-            metadata,
             start: 8 + n,
         })
     }
@@ -121,12 +116,12 @@ impl TensorFile {
 
     /// Names of all tensors, in the order of the file.
     pub fn names(&self) -> Vec<String> {
-        self.header.offset_keys()
+        self.header.tensors.offset_keys()
     }
 
     /// The texts stored beside the tensors.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.metadata
+        &self.header.texts
     }
 
     /// Shape of a tensor, without reading it.
@@ -155,9 +150,15 @@ impl TensorFile {
     }
 
     fn info(&self, name: &str) -> Result<&TensorInfo> {
-        self.header
-            .info(name)
-            .ok_or_else(|| Error::argument(format!("{} has no tensor `{name}`; it has: {}", self.path.display(), self.names().join(", "))))
+        let found = self.header.tensors.info(name);
+        found.ok_or_else(|| Error::argument(format!("{} has no tensor `{name}`; it has: {}", self.path.display(), self.header.shown)))
+    }
+
+    /// [`TensorFile::names`], where there is memory for them.
+    pub(crate) fn all_names(&self) -> Result<Vec<String>> {
+        // An entry has 50 bytes at least. For a name there are some 200, of which the caller may need half for a map.
+        crate::memory::ensure(usize::try_from(self.start).unwrap_or(usize::MAX).saturating_mul(6))?;
+        Ok(self.names())
     }
 
     /// Reads a tensor into host memory. Integers that have no dtype here come widened: 8, 16 and 32 bits with sign as `i64`,
@@ -255,7 +256,7 @@ impl TensorFile {
         let digits = header[at..at + NO_SEAL.len()].to_vec();
         header[at..at + NO_SEAL.len()].copy_from_slice(NO_SEAL.as_bytes());
         let mut sum = crc32c::crc32c(&header);
-        let (mut from, end) = (self.start, self.start + self.header.data_len() as u64);
+        let (mut from, end) = (self.start, self.start + self.header.tensors.data_len() as u64);
         let mut piece = zeros((end - from).min(PIECE as u64))?;
         while from < end {
             let n = piece.len().min((end - from) as usize);
@@ -274,7 +275,8 @@ impl TensorFile {
     pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
         let at = std::panic::Location::caller();
         let read = |name: String| Ok((name.clone(), self.read(&name)?));
-        self.names().into_iter().map(read).collect::<Result<_>>().map_err(|e: Error| e.in_op("tensors", at))
+        let all = || crate::memory::map(self.all_names()?.into_iter().map(read), crate::memory::TENSOR);
+        all().map_err(|e: Error| e.in_op("tensors", at))
     }
 }
 
@@ -303,43 +305,6 @@ fn looks_like(first: [u8; 8]) -> &'static str {
         [b'P', b'K', 3, 4, ..] => ": it looks like a zip archive, as PyTorch writes",
         [b'<', ..] => ": it looks like a web page",
         _ => "",
-    }
-}
-
-/// The header's text, checked.
-fn parse(bytes: &[u8]) -> Result<Metadata, String> {
-    let text = std::str::from_utf8(bytes).map_err(|e| format!("the header is not UTF-8 at byte {}", 8 + e.valid_up_to()))?;
-    if !text.starts_with('{') {
-        return Err("the header does not begin with `{` at byte 8".to_owned());
-    }
-    // First for duplicates, which maps would swallow.
-    serde_json::from_str::<Unique>(text).map_err(|e| format!("the header is damaged: {e}"))?;
-    serde_json::from_str(text).map_err(|e| format!("the header is damaged: {e}"))
-}
-
-/// Any header in which no name stands twice.
-struct Unique;
-
-impl<'de> Deserialize<'de> for Unique {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Names;
-        impl<'de> Visitor<'de> for Names {
-            type Value = Unique;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object of tensors")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Unique, A::Error> {
-                let mut seen = BTreeSet::new();
-                while let Some(name) = map.next_key::<String>()? {
-                    map.next_value::<serde::de::IgnoredAny>()?;
-                    if let Some(twice) = seen.replace(name) {
-                        return Err(serde::de::Error::custom(format!("`{twice}` stands twice")));
-                    }
-                }
-                Ok(Unique)
-            }
-        }
-        deserializer.deserialize_map(Names)
     }
 }
 

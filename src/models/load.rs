@@ -282,8 +282,7 @@ fn tokenizer_config(folder: &Path, notes: &mut Vec<String>) -> Result<(Option<St
     let mut template = read("chat_template.jinja")?.map(text).transpose()?;
     let mut texts = Vec::new();
     if let Some(bytes) = read("tokenizer_config.json")? {
-        let damaged = |e| Error::corrupt_file(format!("{} is not JSON", folder.join("tokenizer_config.json").display())).with_source(e);
-        let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(damaged)?;
+        let value = io::json(&bytes, folder.join("tokenizer_config.json").display())?;
         if value.get("add_prefix_space").and_then(serde_json::Value::as_bool) == Some(true) {
             notes.push("tokenizer_config.json: `add_prefix_space` is true: passed over, tokenizer.json says how texts begin".to_owned());
         }

@@ -122,8 +122,7 @@ fn object(path: &Path) -> Result<Option<Value>> {
     if !path.exists() {
         return Ok(None);
     }
-    let value = serde_json::from_slice(&io::read(path, LONGEST)?);
-    value.map(Some).map_err(|e| Error::corrupt_file(format!("{} is not JSON", path.display())).with_source(e))
+    io::json(&io::read(path, LONGEST)?, path.display()).map(Some)
 }
 
 /// Fields of a JSON object that is a file.

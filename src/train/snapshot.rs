@@ -105,7 +105,8 @@ impl Snapshot {
         for (k, v) in entry["settings"].as_object().ok_or_else(|| damaged("no settings"))? {
             out.settings.insert(k.clone(), v.as_str().ok_or_else(|| damaged("a setting is no text"))?.to_owned());
         }
-        for name in file.names() {
+        for name in file.all_names()? {
+            crate::memory::small(2 * size_of::<(String, Tensor)>() + crate::memory::TENSOR)?;
             let t = file.tensor(&name)?;
             if let Some(n) = name.strip_prefix(MODEL) {
                 out.model.insert(n.to_owned(), t);
@@ -149,6 +150,8 @@ fn checked(path: &Path) -> Result<(TensorFile, Value)> {
     let Some(text) = file.metadata().get(ENTRY) else {
         bail!(corrupt_file, "{shown} is no snapshot: its header has no `{ENTRY}` (it may hold the tensors of a model alone)");
     };
+    // Not checked yet: it may be any text.
+    crate::memory::ensure(crate::io::most_of_json(text.as_bytes()))?;
     let entry: Value = serde_json::from_str(text).map_err(|e| damaged(path, "no JSON").with_source(e))?;
     let version = number(path, &entry["version"], "no version")?;
     // The checksum first: a version that it does not agree with is damage too. A version that is checked in another way has no such

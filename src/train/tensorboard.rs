@@ -1,7 +1,7 @@
 //! Event files for TensorBoard: length-prefixed records of protocol-buffer messages, of which four fields are needed.
 
 use super::metrics::MetricSink;
-use crate::error::Result;
+use crate::error::{Result, bail};
 use crate::io::{Lock, create_new, failed, lock_around};
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -33,7 +33,7 @@ impl TensorBoard {
     /// continues from a snapshot replaces what came after it.
     ///
     /// # Errors
-    /// Argument error while a run of another process has the folder, or the one that it is in; I/O error.
+    /// Argument error for an empty path, and while a run of another process has the folder, or the one that it is in; I/O error.
     #[track_caller]
     pub fn create(folder: impl AsRef<Path>, step: usize) -> Result<Self> {
         let at = Location::caller();
@@ -41,6 +41,9 @@ impl TensorBoard {
     }
 
     fn create_at(folder: &Path, step: usize) -> Result<Self> {
+        if folder.as_os_str().is_empty() {
+            bail!(argument, "the folder's path is empty; the current folder is `.`");
+        }
         let runs = [lock_around(&folder.join("events"))?, lock_around(folder)?];
         std::fs::create_dir_all(folder).map_err(|e| failed("create", folder, e))?;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

@@ -429,7 +429,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
             }
             self.done.skipped_in_a_row = 0;
         }
-        self.done.clipped += usize::from(clipped.clipped);
+        self.done.clipped = self.done.clipped.saturating_add(usize::from(clipped.clipped));
         self.done.position = position;
         self.done.step += 1;
         let report = StepReport {

@@ -71,7 +71,7 @@ pub fn reset_peak_memory_stats() {
 pub fn release_cached_memory() {
     // Take the blocks out first: freeing happens without the lock.
     let blocks = free_list().take_all();
-    blocks.into_iter().for_each(|(_, b)| b.free());
+    blocks.for_each(|(_, b)| b.free());
 }
 
 /// Tests switch this on: every new buffer is filled with NaN (floats) or the largest value (integers), so that a
@@ -291,7 +291,11 @@ impl Drop for Buffer {
         if let Some(b) = self.block.take() {
             let mut free = free_list();
             IN_USE.fetch_sub(b.bytes, Relaxed);
-            free.put(b.bytes, b);
+            let refused = free.try_put(b.bytes, b);
+            drop(free);
+            if let Err(b) = refused {
+                b.free();
+            }
         }
     }
 }

@@ -345,7 +345,7 @@ pub(super) fn release(on: &Context) -> Result<()> {
         return Ok(());
     }
     let blocks = on.pool().lock().free.take_all();
-    free(on, blocks)
+    free(on, blocks.collect())
 }
 
 /// Gives some blocks that waited back to the device.

@@ -16,7 +16,6 @@ pub use rope::{RopeConfig, RopeScaling};
 
 use crate::error::{Error, Result, bail};
 use fields::{Fields, divides, positive, within};
-use serde_json::Value;
 use std::panic::Location;
 use std::path::Path;
 
@@ -130,7 +129,7 @@ fn parse<T>(bytes: &[u8], shown: &str, of: impl FnOnce(Fields<'_>) -> Result<T, 
     if bytes.len() as u64 > LONGEST_FILE {
         bail!(corrupt_file, "{shown} has more than {LONGEST_FILE} bytes");
     }
-    let value: Value = serde_json::from_slice(bytes).map_err(|e| Error::corrupt_file(format!("{shown} is not JSON")).with_source(e))?;
+    let value = super::json(bytes, shown)?;
     Fields::of(&value, "").map_err(Refusal::Wrong).and_then(of).map_err(|why| match why {
         Refusal::Wrong(why) => Error::corrupt_file(format!("{shown}: {why}")),
         Refusal::Unknown(why) => Error::argument(format!("{shown}: {why}")),

@@ -5,6 +5,7 @@
 
 use super::types::GgufType;
 use super::value::{GgufArray, GgufValue};
+use crate::error::Error;
 use crate::memory;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -38,9 +39,18 @@ pub(super) struct Header {
     pub tensors: Vec<Entry>,
 }
 
-/// Reads and checks the header of a file of `length` bytes. What is wrong comes as a text that says where.
-pub(super) fn parse(source: impl Read, length: u64) -> Result<Header, String> {
-    let mut from = Cursor { source, at: 0, end: length.min(LONGEST_HEADER), length, about: "the header".to_owned() };
+/// Reads and checks the header of a file of `length` bytes.
+///
+/// # Errors
+/// Corrupt-file error that says where; out of memory.
+pub(super) fn parse(source: impl Read, length: u64) -> crate::Result<Header> {
+    let about = "the header".to_owned();
+    let mut from = Cursor { source, at: 0, end: length.min(LONGEST_HEADER), length, about, refused: None };
+    header(&mut from).map_err(|why| from.refused.take().unwrap_or_else(|| Error::corrupt_file(why)))
+}
+
+/// What is wrong comes as a text that says where.
+fn header(from: &mut Cursor<impl Read>) -> Result<Header, String> {
     let magic: [u8; 4] = from.bytes()?;
     if &magic != b"GGUF" {
         let what = match &magic {
@@ -64,11 +74,11 @@ pub(super) fn parse(source: impl Read, length: u64) -> Result<Header, String> {
     // A pair has at least 13 bytes (8 + 1 of key, 4 of type) and a row of the table 24.
     from.expect(tensors, 24, "tensors")?;
     from.expect(pairs, 13, "metadata values")?;
-    let metadata = metadata(&mut from, pairs)?;
+    let metadata = metadata(from, pairs)?;
     let alignment = alignment(&metadata)?;
-    let mut table = table(&mut from, tensors)?;
+    let mut table = table(from, tensors)?;
     let start = from.at.next_multiple_of(alignment);
-    place(&mut table, start, alignment, length)?;
+    place(&mut table, start, alignment, from.length)?;
     Ok(Header { version, metadata, tensors: table })
 }
 
@@ -87,6 +97,8 @@ fn metadata(from: &mut Cursor<impl Read>, pairs: u64) -> Result<BTreeMap<String,
         if out.contains_key(&key) {
             return Err(format!("the key `{}` at byte {begin} stands twice", shorten(&key)));
         }
+        // Nodes are at least half full.
+        from.asked(memory::small(2 * size_of::<(String, GgufValue)>()))?;
         out.insert(key, value);
     }
     Ok(out)
@@ -151,6 +163,7 @@ fn table(from: &mut Cursor<impl Read>, tensors: u64) -> Result<Vec<Entry>, Strin
         from.about = format!("the name of tensor {i} of {tensors}");
         let begin = from.at;
         let name = from.string(LONGEST_NAME)?;
+        from.asked(memory::small(2 * size_of::<String>() + name.len()))?;
         if !names.insert(name.clone()) {
             return Err(format!("the tensor `{name}` at byte {begin} stands twice"));
         }
@@ -182,7 +195,8 @@ fn table(from: &mut Cursor<impl Read>, tensors: u64) -> Result<Vec<Entry>, Strin
         let (Some(bytes), Some(shape)) = (bytes, shape) else {
             return Err(format!("tensor `{name}`: the extents {extents:?} are more elements than can be"));
         };
-        out.push(Entry { name, kind, shape, begin: offset, bytes });
+        from.asked(memory::small(shape.len() * size_of::<usize>()))?;
+        from.asked(memory::push(&mut out, Entry { name, kind, shape, begin: offset, bytes }))?;
     }
     Ok(out)
 }
@@ -205,7 +219,7 @@ fn place(table: &mut [Entry], start: u64, alignment: u64, length: u64) -> Result
         }
     }
     let mut order: Vec<&Entry> = table.iter().filter(|t| t.bytes > 0).collect();
-    order.sort_by_key(|t| t.begin);
+    order.sort_unstable_by_key(|t| t.begin);
     for pair in order.windows(2) {
         if pair[0].begin + pair[0].bytes > pair[1].begin {
             return Err(format!("the tensors `{}` and `{}` overlap at byte {}", pair[0].name, pair[1].name, pair[1].begin));
@@ -232,6 +246,8 @@ struct Cursor<R> {
     length: u64,
     /// What is being read, for messages.
     about: String,
+    /// Why there was no memory for it.
+    refused: Option<Error>,
 }
 
 impl<R: Read> Cursor<R> {
@@ -254,6 +270,18 @@ impl<R: Read> Cursor<R> {
         self.source.read_exact(out).map_err(|e| format!("{} at byte {} cannot be read: {e}", self.about, self.at))?;
         self.at += out.len() as u64;
         Ok(())
+    }
+
+    /// Keeps why memory was refused.
+    fn asked<T>(&mut self, asked: crate::Result<T>) -> Result<T, String> {
+        asked.map_err(|e| {
+            self.refused = Some(e);
+            String::new()
+        })
+    }
+
+    fn zeros(&mut self, n: u64) -> Result<Vec<u8>, String> {
+        self.asked(memory::vec_of(0, usize::try_from(n).unwrap_or(usize::MAX)))
     }
 
     fn bytes<const N: usize>(&mut self) -> Result<[u8; N], String> {
@@ -284,7 +312,7 @@ impl<R: Read> Cursor<R> {
             return Err(format!("{} at byte {} has {n} bytes; {longest} are allowed", self.about, self.at));
         }
         self.expect(n, 1, "bytes of text")?;
-        let mut out = room(n, 0)?;
+        let mut out = self.zeros(n)?;
         self.fill(&mut out)?;
         String::from_utf8(out)
             .map_err(|e| format!("{} is not UTF-8 at byte {}", self.about, self.at - n + e.utf8_error().valid_up_to() as u64))
@@ -292,9 +320,9 @@ impl<R: Read> Cursor<R> {
 
     fn numbers<T, const N: usize>(&mut self, n: u64, convert: fn([u8; N]) -> T) -> Result<Vec<T>, String> {
         self.expect(n, N as u64, "numbers")?;
-        let mut bytes = room(n.saturating_mul(N as u64), 0)?;
+        let mut bytes = self.zeros(n.saturating_mul(N as u64))?;
         self.fill(&mut bytes)?;
-        memory::try_collect(bytes.as_chunks::<N>().0.iter().map(|b| convert(*b))).map_err(|e| e.to_string())
+        self.asked(memory::try_collect(bytes.as_chunks::<N>().0.iter().map(|b| convert(*b))))
     }
 
     /// `n` things of at least `size` bytes each. The list grows as they come.
@@ -302,12 +330,9 @@ impl<R: Read> Cursor<R> {
         self.expect(n, size, "list items")?;
         let mut out = Vec::new();
         for _ in 0..n {
-            memory::push(&mut out, read(self)?).map_err(|e| e.to_string())?;
+            let item = read(self)?;
+            self.asked(memory::push(&mut out, item))?;
         }
         Ok(out)
     }
-}
-
-fn room(n: u64, value: u8) -> Result<Vec<u8>, String> {
-    memory::vec_of(value, usize::try_from(n).unwrap_or(usize::MAX)).map_err(|e| e.to_string())
 }

@@ -107,9 +107,9 @@ impl GgufFile {
         Self::with(Path::new("GGUF bytes"), header, Source::Memory(bytes)).map_err(|e| e.in_op("from_bytes", at))
     }
 
-    fn with(path: &Path, header: Result<Header, String>, source: Source) -> Result<Self> {
-        let header = header.map_err(|why| Error::corrupt_file(format!("{}: {why}", path.display())))?;
-        let index = header.tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
+    fn with(path: &Path, header: Result<Header>, source: Source) -> Result<Self> {
+        let header = header.map_err(|e| e.about(path.display()))?;
+        let index = crate::memory::map(header.tensors.iter().enumerate().map(|(i, t)| Ok((crate::memory::text(&t.name)?, i))), 0)?;
         Ok(GgufFile { path: path.to_owned(), source, header, index })
     }
 
@@ -264,6 +264,6 @@ impl GgufFile {
     pub fn tensors(&self, dtype: DType) -> Result<BTreeMap<String, Tensor>> {
         let at = Location::caller();
         let read = |name: &str| Ok((name.to_owned(), self.read(name, dtype)?));
-        self.names().map(read).collect::<Result<_>>().map_err(|e: Error| e.in_op("tensors", at))
+        crate::memory::map(self.names().map(read), crate::memory::TENSOR).map_err(|e: Error| e.in_op("tensors", at))
     }
 }

@@ -124,6 +124,7 @@ impl GgufFile {
         for name in self.names() {
             let Some((stem, last)) = name.rsplit_once('.').filter(|(_, l)| ["weight", "bias"].contains(l)) else { continue };
             let Some(stem) = architecture.stem(stem) else { continue };
+            crate::memory::small(2 * size_of::<(String, String)>() + name.len() + 64)?;
             if let Some(other) = out.insert(format!("{stem}.{last}"), name.to_owned()) {
                 bail!(corrupt_file, "{}: the tensors `{other}` and `{name}` are both `{stem}.{last}`", self.path.display());
             }
@@ -203,7 +204,8 @@ impl GgufFile {
     #[track_caller]
     pub fn hf_tensors(&self, dtype: DType) -> Result<BTreeMap<String, Tensor>> {
         let at = Location::caller();
-        let all = || -> Result<_> { self.renamed()?.into_iter().map(|(hf, own)| Ok((hf, self.changed(&own, dtype)?))).collect() };
+        let changed = |(hf, own): (String, String)| Ok((hf, self.changed(&own, dtype)?));
+        let all = || crate::memory::map(self.renamed()?.into_iter().map(changed), crate::memory::TENSOR);
         all().map_err(|e| e.in_op("hf_tensors", at))
     }
 

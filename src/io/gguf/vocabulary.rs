@@ -121,6 +121,10 @@ impl GgufFile {
         let Some(model) = self.part("model", "a text", GgufValue::as_str)? else { return Ok(None) };
         let tokens = self.part("tokens", "a list of texts", GgufValue::as_strings)?.unwrap_or_default();
         let n = tokens.len();
+        // A copy of each text; of a merge two halves.
+        let merges = self.part("merges", "a list of texts", GgufValue::as_strings)?.unwrap_or_default();
+        let texts = |list: &[String], each: usize| list.iter().map(|t| t.len() + each).sum::<usize>();
+        crate::memory::ensure(texts(tokens, 56) + texts(merges, 3 * 112) + n * 8)?;
         let types = self.part("token_type", "a list of 32-bit integers", integers)?.unwrap_or_default();
         let scores = self.part("scores", "a list of single-precision numbers", |v| match v {
             GgufValue::Array(GgufArray::F32(x)) => Some(x.clone()),
@@ -132,11 +136,11 @@ impl GgufFile {
                 bail!(corrupt_file, "{}: `tokenizer.ggml.{what}` has {len} entries for {n} tokens", self.path.display());
             }
         }
-        let mut merges = Vec::new();
-        for (i, merge) in self.part("merges", "a list of texts", GgufValue::as_strings)?.unwrap_or_default().iter().enumerate() {
+        let mut pairs = Vec::new();
+        for (i, merge) in merges.iter().enumerate() {
             // The first space that is not at the very beginning: the left part is never empty.
             match merge.char_indices().skip(1).find(|(_, c)| *c == ' ') {
-                Some((at, _)) if at + 1 < merge.len() => merges.push((merge[..at].to_owned(), merge[at + 1..].to_owned())),
+                Some((at, _)) if at + 1 < merge.len() => pairs.push((merge[..at].to_owned(), merge[at + 1..].to_owned())),
                 _ => bail!(corrupt_file, "{}: `tokenizer.ggml.merges[{i}]`, {merge:?}, is no pair", self.path.display()),
             }
         }
@@ -152,7 +156,7 @@ impl GgufFile {
             tokens: tokens.to_vec(),
             types,
             scores,
-            merges,
+            merges: pairs,
             bos: id("bos_token_id")?,
             eos: id("eos_token_id")?,
             eot: id("eot_token_id")?,

@@ -5,16 +5,18 @@ use crate::array::Array;
 use crate::backend::Device;
 use crate::dtype::{DType, Element, with_dtype};
 use crate::error::{Error, Result, bail};
+use crate::io::failed;
+use crate::memory;
 use crate::tensor::Tensor;
-use std::cell::Cell;
-use std::collections::BTreeSet;
-use std::io::Read;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::panic::Location;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 
 /// Bytes of one row, at most: a file without line ends is no table.
 const LONGEST_ROW: u64 = 1 << 28;
+/// Bytes that are read at a time.
+const BUFFER: usize = 1 << 16;
 
 /// How a table is written; [`CsvFile::open_with`] takes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,39 +88,54 @@ impl CsvFile {
 
     fn read(path: &Path, options: &CsvOptions) -> Result<Self> {
         let (file, length) = open_regular(path)?;
-        let left = Rc::new(Cell::new(LONGEST_ROW));
-        let mut reader = csv::ReaderBuilder::new()
-            .delimiter(options.delimiter)
-            .has_headers(options.header)
-            .comment(options.comment)
-            .from_reader(Limited { from: file, left: Rc::clone(&left) });
-        let damaged = |e: csv::Error| match e.kind() {
-            csv::ErrorKind::Io(io) if io.kind() != std::io::ErrorKind::InvalidData => {
-                Error::io(format!("cannot read {}", path.display())).with_source(e)
-            }
-            _ => Error::corrupt_file(format!("{} is not a table", path.display())).with_source(e),
+        let mut rows = Rows {
+            path,
+            from: BufReader::with_capacity(BUFFER, file),
+            parser: csv_core::ReaderBuilder::new().delimiter(options.delimiter).comment(options.comment).build(),
+            // All cells are at most as long as the file.
+            text: memory::room(usize::try_from(length).unwrap_or(usize::MAX).saturating_add(1))?,
+            used: 0,
+            ends: Vec::new(),
+            cells: 0,
         };
         let mut names: Vec<String> = Vec::new();
-        if options.header {
-            names.extend(reader.headers().map_err(damaged)?.iter().map(|n| n.trim().to_owned()));
+        if options.header
+            && let Some(line) = rows.next()?
+        {
+            let mut start = 0;
+            for &end in &rows.ends[..rows.cells] {
+                let name = std::str::from_utf8(&rows.text[start..end]).map_err(|e| rows.no_text(line).with_source(e))?;
+                memory::push(&mut names, memory::text(name.trim())?)?;
+                start = end;
+            }
+            (rows.used, rows.cells) = (0, 0);
         }
-        let full = |_| Error::out_of_memory(format!("the {length} bytes of {} do not fit memory", path.display()));
-        let (mut text, mut ends, mut lines) = (String::new(), Vec::new(), Vec::new());
-        text.try_reserve_exact(usize::try_from(length).unwrap_or(usize::MAX)).map_err(full)?;
-        let mut row = csv::StringRecord::new();
-        while reader.read_record(&mut row).map_err(damaged)? {
-            left.set(LONGEST_ROW);
+        let (mut lines, mut before) = (Vec::new(), 0);
+        while let Some(line) = rows.next()? {
+            let cells = rows.cells - before;
             if names.is_empty() {
-                names.extend((0..row.len()).map(|i| i.to_string()));
+                names = memory::try_collect_ok((0..cells).map(|i| memory::text(&i.to_string())))?;
             }
-            ends.try_reserve(row.len()).map_err(full)?;
-            lines.try_reserve(1).map_err(full)?;
-            lines.push(row.position().map_or(0, csv::Position::line));
-            for cell in &row {
-                text.push_str(cell);
-                ends.push(text.len());
+            if cells != names.len() {
+                let columns = names.len();
+                bail!(corrupt_file, "{} is not a table: line {line} has {cells} cells, the first row {columns}", path.display());
             }
+            memory::push(&mut lines, line)?;
+            before = rows.cells;
         }
+        let text = std::str::from_utf8(&rows.text[..rows.used]);
+        // A delimiter beyond ASCII could cut a character.
+        let wrong = match &text {
+            Ok(text) => rows.ends[..rows.cells].iter().position(|&end| !text.is_char_boundary(end)),
+            Err(e) => Some(rows.ends[..rows.cells].partition_point(|&end| end <= e.valid_up_to())),
+        };
+        if let Some(cell) = wrong {
+            return Err(rows.no_text(lines.get(cell / names.len().max(1)).copied().unwrap_or(0)));
+        }
+        let Rows { mut text, used, mut ends, cells, .. } = rows;
+        text.truncate(used);
+        ends.truncate(cells);
+        let text = String::from_utf8(text).map_err(|e| Error::corrupt_file("it is not UTF-8").with_source(e))?;
         Ok(CsvFile { path: path.to_owned(), names, options: options.clone(), text, ends, lines })
     }
 
@@ -140,7 +157,7 @@ impl CsvFile {
     pub fn texts(&self, column: &str) -> Result<Vec<&str>> {
         let at = Location::caller();
         let column = self.column(column).map_err(|e| e.in_op("texts", at))?;
-        crate::memory::try_collect((0..self.rows()).map(|row| self.cell(row, column))).map_err(|e| e.in_op("texts", at))
+        memory::try_collect((0..self.rows()).map(|row| self.cell(row, column))).map_err(|e| e.in_op("texts", at))
     }
 
     /// Columns as numbers: `[rows, columns]`. `&[]` stands for all columns.
@@ -167,14 +184,16 @@ impl CsvFile {
     fn classify(&self, column: &str) -> Result<(Tensor, Vec<String>)> {
         let column = self.column(column)?;
         let cells = || (0..self.rows()).map(|row| self.cell(row, column).trim());
-        let names: Vec<&str> = cells().collect::<BTreeSet<_>>().into_iter().collect();
+        let mut names: Vec<&str> = memory::try_collect(cells())?;
+        names.sort_unstable();
+        names.dedup();
         let array = Array::build::<i64>([self.rows()].into(), Device::Cpu, |out| {
             for (class, cell) in out.iter_mut().zip(cells()) {
                 // Every cell is among its own column's names.
                 *class = names.binary_search(&cell).map_or(-1, |i| i as i64);
             }
         })?;
-        Ok((Tensor::from_array(array), names.into_iter().map(str::to_owned).collect()))
+        Ok((Tensor::from_array(array), memory::try_collect_ok(names.into_iter().map(memory::text))?))
     }
 
     fn parse(&self, columns: &[&str], dtype: DType) -> Result<Tensor> {
@@ -182,8 +201,8 @@ impl CsvFile {
             bail!(argument, "missing cells are read as NaN, which {dtype} does not have");
         }
         let columns = match columns {
-            [] => (0..self.names.len()).collect(),
-            named => named.iter().map(|n| self.column(n)).collect::<Result<Vec<_>>>()?,
+            [] => memory::try_collect(0..self.names.len())?,
+            named => memory::try_collect_ok(named.iter().map(|n| self.column(n)))?,
         };
         let shape = [self.rows(), columns.len()].into();
         let mut result: Result<()> = Ok(());
@@ -229,7 +248,10 @@ impl CsvFile {
         match (found.next(), found.next()) {
             (Some(i), None) => Ok(i),
             (Some(_), Some(_)) => bail!(argument, "{} has more than one column `{name}`", self.path.display()),
-            (None, _) => bail!(argument, "{} has no column `{name}`; it has: {}", self.path.display(), self.names.join(", ")),
+            (None, _) => {
+                let names = memory::some(self.names.iter().map(String::as_str));
+                bail!(argument, "{} has no column `{name}`; it has: {names}", self.path.display())
+            }
         }
     }
 }
@@ -261,19 +283,64 @@ from_cell! {
     u8: |c| c.parse().ok();
 }
 
-/// Ends a row that is longer than any: the reader would take memory for all of it.
-struct Limited<R> {
-    from: R,
-    left: Rc<Cell<u64>>,
+/// The rows of a file. `csv-core` takes no memory of its own: cells go straight into these lists.
+struct Rows<'a> {
+    path: &'a Path,
+    from: BufReader<File>,
+    parser: csv_core::Reader,
+    /// All cells, one after the other, and behind what is used a piece to write into.
+    text: Vec<u8>,
+    used: usize,
+    /// Where each cell ends, and likewise.
+    ends: Vec<usize>,
+    cells: usize,
 }
 
-impl<R: Read> Read for Limited<R> {
-    fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
-        let n = self.from.read(bytes)?;
-        match self.left.get().checked_sub(n as u64) {
-            Some(left) => self.left.set(left),
-            None => return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, format!("a row has more than {LONGEST_ROW} bytes"))),
+impl Rows<'_> {
+    /// Adds the next row and says on which line it begins; nothing at the end.
+    fn next(&mut self) -> Result<Option<u64>> {
+        use csv_core::ReadRecordResult::{End, Record};
+        let (start, first, mut line) = (self.used, self.cells, self.parser.line());
+        let mut taken = 0;
+        loop {
+            lengthen(&mut self.text, self.used)?;
+            lengthen(&mut self.ends, self.cells)?;
+            let input = self.from.fill_buf().map_err(|e| failed("read", self.path, e))?;
+            if taken == 0 {
+                // The end of the row before, and empty lines, are passed over.
+                line += input.iter().take_while(|b| matches!(b, b'\n' | b'\r')).filter(|b| **b == b'\n').count() as u64;
+            }
+            let (text, ends) = (&mut self.text[self.used..], &mut self.ends[self.cells..]);
+            let (found, read, wrote, ended) = self.parser.read_record(input, text, ends);
+            self.from.consume(read);
+            taken += read as u64;
+            self.used += wrote;
+            self.cells += ended;
+            if found == End {
+                return Ok(None);
+            }
+            if found == Record {
+                // They were counted from the row's first byte.
+                self.ends[first..self.cells].iter_mut().for_each(|end| *end += start);
+                return Ok(Some(line));
+            }
+            if taken > LONGEST_ROW {
+                bail!(corrupt_file, "{} is not a table: the row on line {line} has more than {LONGEST_ROW} bytes", self.path.display());
+            }
         }
-        Ok(n)
     }
+
+    fn no_text(&self, line: u64) -> Error {
+        Error::corrupt_file(format!("{} is not a table: line {line} is not UTF-8", self.path.display()))
+    }
+}
+
+/// At least one item behind the first `used`; as many as there is room for, up to a piece.
+fn lengthen<T: Copy + Default>(list: &mut Vec<T>, used: usize) -> Result<()> {
+    if list.len() > used {
+        return Ok(());
+    }
+    memory::grow(list, 1)?;
+    let more = (list.capacity() - list.len()).min(BUFFER);
+    memory::extend(list, std::iter::repeat_n(T::default(), more))
 }

@@ -2,9 +2,11 @@
 
 use crate::dtype::DType;
 use crate::error::{Error, Result, bail};
-use crate::io::{failed, write_atomically};
+use crate::io::open::zeros;
+use crate::io::{failed, replace};
+use crate::memory;
 use crate::tensor::Tensor;
-use ::image::{DynamicImage, ImageError, ImageFormat, ImageReader, Limits, imageops::FilterType};
+use ::image::{ColorType, DynamicImage, ImageBuffer, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, imageops::FilterType};
 use std::io::Cursor;
 use std::panic::Location;
 use std::path::Path;
@@ -84,36 +86,18 @@ fn decode(bytes: &[u8], options: &ImageOptions) -> Result<Tensor> {
     if options.dtype != DType::U8 && !options.dtype.is_float() {
         bail!(dtype, "an image is u8 (0 to 255) or a float (0 to 1), not {}", options.dtype);
     }
-    let damaged = |e: ImageError| match e {
-        ImageError::Unsupported(_) => Error::corrupt_file("it is not an image of a known format (PNG, JPEG, BMP, GIF, PNM)").with_source(e),
-        ImageError::Limits(_) => Error::corrupt_file(format!("its pixels need more than {LARGEST} bytes")).with_source(e),
-        e => Error::corrupt_file("the image is damaged").with_source(e),
-    };
-    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| damaged(ImageError::IoError(e)))?;
-    let mut limits = Limits::default();
-    limits.max_alloc = Some(LARGEST);
-    reader.limits(limits);
-    let mut image = reader.decode().map_err(damaged)?;
-    if let Some(size @ [height, width]) = options.size {
-        let fits = |n: usize| u32::try_from(n).ok().filter(|&n| n > 0);
-        let (Some(h), Some(w)) = (fits(height), fits(width)) else { bail!(argument, "an image cannot have the size {size:?}") };
-        if u64::from(h) * u64::from(w) > LARGEST / 8 {
-            bail!(argument, "an image of {height} by {width} pixels has more than {LARGEST} bytes");
-        }
-        image = image.resize_exact(w, h, FilterType::Triangle);
+    let mut picture = Picture::read(bytes)?;
+    if let Some(size) = options.size {
+        picture = picture.resized(size)?;
     }
-    let (w, h) = (image.width() as usize, image.height() as usize);
-    let (channels, pixels) = match (options.mode, &image) {
-        (ImageMode::Rgb, _) => (3, image.into_rgb8().into_raw()),
-        (ImageMode::Gray, _) => (1, image.into_luma8().into_raw()),
-        (ImageMode::Rgba, _) => (4, image.into_rgba8().into_raw()),
-        (ImageMode::Unchanged, _) => match image.color().channel_count() {
-            1 => (1, image.into_luma8().into_raw()),
-            2 => (2, image.into_luma_alpha8().into_raw()),
-            3 => (3, image.into_rgb8().into_raw()),
-            _ => (4, image.into_rgba8().into_raw()),
-        },
+    let channels = match options.mode {
+        ImageMode::Rgb => 3,
+        ImageMode::Gray => 1,
+        ImageMode::Rgba => 4,
+        ImageMode::Unchanged => picture.channels(),
     };
+    let (w, h) = (picture.width as usize, picture.height as usize);
+    let pixels = picture.pixels(channels)?;
     let mut x = Tensor::from_vec(pixels, [h, w, channels])?;
     if !options.channels_last {
         x = x.permute([2, 0, 1])?.contiguous()?;
@@ -125,11 +109,127 @@ fn decode(bytes: &[u8], options: &ImageOptions) -> Result<Tensor> {
     x.cast(DType::F32)?.div_scalar(255.0)?.cast(options.dtype)
 }
 
+/// What a file holds, as its decoder gives it: memory is asked for here, since the crate `image` takes it without asking.
+struct Picture {
+    width: u32,
+    height: u32,
+    color: ColorType,
+    /// Pixel by pixel; numbers of 16 bits in the machine's order.
+    bytes: Vec<u8>,
+}
+
+impl Picture {
+    fn read(bytes: &[u8]) -> Result<Picture> {
+        let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| damaged(ImageError::IoError(e)))?;
+        let format = reader.format();
+        // Before the pixels: a copy of the file (JPEG), colour profiles, a row.
+        let first = bytes.len().saturating_mul(8).clamp(1 << 20, 16 << 20);
+        memory::ensure(bytes.len().saturating_add(first))?;
+        let mut limits = Limits::default();
+        limits.max_alloc = Some(first as u64);
+        reader.limits(limits.clone());
+        let mut decoder = reader.into_decoder().map_err(damaged)?;
+        let ((width, height), color, total) = (decoder.dimensions(), decoder.color_type(), decoder.total_bytes());
+        if total > LARGEST {
+            bail!(corrupt_file, "its pixels need more than {LARGEST} bytes");
+        }
+        let mut pixels = zeros(total)?;
+        // Beside the pixels: all coefficients of a JPEG, in whole blocks; a picture that does not fill a GIF; a row of the others.
+        let most = match format {
+            Some(ImageFormat::Jpeg) => 16 * (u64::from(width) + 32) * (u64::from(height) + 32),
+            Some(ImageFormat::Gif) => 2 * total,
+            _ => total,
+        };
+        let most = most.max(1 << 20);
+        memory::ensure(usize::try_from(most).unwrap_or(usize::MAX))?;
+        limits.max_alloc = Some(most);
+        decoder.set_limits(limits).map_err(damaged)?;
+        decoder.read_image(&mut pixels).map_err(damaged)?;
+        Ok(Picture { width, height, color, bytes: pixels })
+    }
+
+    fn channels(&self) -> usize {
+        usize::from(self.color.channel_count())
+    }
+
+    /// As the crate's type.
+    fn into_image(self) -> Result<DynamicImage> {
+        let Picture { width: w, height: h, color, bytes } = self;
+        let wide = |bytes: &[u8]| memory::try_collect(bytes.as_chunks().0.iter().map(|b| u16::from_ne_bytes(*b)));
+        let image = match color {
+            ColorType::L8 => ImageBuffer::from_raw(w, h, bytes).map(DynamicImage::ImageLuma8),
+            ColorType::La8 => ImageBuffer::from_raw(w, h, bytes).map(DynamicImage::ImageLumaA8),
+            ColorType::Rgb8 => ImageBuffer::from_raw(w, h, bytes).map(DynamicImage::ImageRgb8),
+            ColorType::Rgba8 => ImageBuffer::from_raw(w, h, bytes).map(DynamicImage::ImageRgba8),
+            ColorType::L16 => ImageBuffer::from_raw(w, h, wide(&bytes)?).map(DynamicImage::ImageLuma16),
+            ColorType::La16 => ImageBuffer::from_raw(w, h, wide(&bytes)?).map(DynamicImage::ImageLumaA16),
+            ColorType::Rgb16 => ImageBuffer::from_raw(w, h, wide(&bytes)?).map(DynamicImage::ImageRgb16),
+            ColorType::Rgba16 => ImageBuffer::from_raw(w, h, wide(&bytes)?).map(DynamicImage::ImageRgba16),
+            _ => None,
+        };
+        image.ok_or_else(|| Error::corrupt_file(format!("its pixels are of the type {color:?}, which is not read")))
+    }
+
+    fn resized(self, size: [usize; 2]) -> Result<Picture> {
+        let fits = |n: usize| u32::try_from(n).ok().filter(|&n| n > 0);
+        let [height, width] = size;
+        let (Some(h), Some(w)) = (fits(height), fits(width)) else { bail!(argument, "an image cannot have the size {size:?}") };
+        if u64::from(h) * u64::from(w) > LARGEST / 8 {
+            bail!(argument, "an image of {height} by {width} pixels has more than {LARGEST} bytes");
+        }
+        // First along the height, in four floats to a pixel; then along the width, and a copy.
+        let between = width.max(self.width as usize).saturating_mul(height).saturating_mul(16);
+        let after = width * height * usize::from(self.color.bytes_per_pixel());
+        let color = self.color;
+        let image = self.into_image()?;
+        memory::ensure(between.saturating_add(2 * after).saturating_add(1 << 20))?;
+        let image = image.resize_exact(w, h, FilterType::Triangle);
+        Ok(Picture { width: w, height: h, color, bytes: memory::copied(image.as_bytes())? })
+    }
+
+    /// Numbers of 8 bits, `to` of them to a pixel.
+    fn pixels(mut self, to: usize) -> Result<Vec<u8>> {
+        let from = self.channels();
+        if to == 1 && from > 2 {
+            // Of single precision in between, a pixel at a time.
+            memory::ensure(self.bytes.len().saturating_mul(2).saturating_add(1 << 20))?;
+            return Ok(self.into_image()?.into_luma8().into_raw());
+        }
+        if usize::from(self.color.bytes_per_pixel()) == 2 * from {
+            let rounded = |b: &[u8; 2]| ((u32::from(u16::from_ne_bytes(*b)) + 128) / 257) as u8;
+            self.bytes = memory::try_collect(self.bytes.as_chunks().0.iter().map(rounded))?;
+        }
+        if to == from {
+            return Ok(self.bytes);
+        }
+        let mut out = memory::vec_of(0, self.bytes.len() / from * to)?;
+        for (to, from) in out.chunks_exact_mut(to).zip(self.bytes.chunks_exact(from)) {
+            let [r, g, b, a] = match *from {
+                [grey] => [grey, grey, grey, u8::MAX],
+                [grey, a] => [grey, grey, grey, a],
+                [r, g, b] => [r, g, b, u8::MAX],
+                _ => [from[0], from[1], from[2], from[3]],
+            };
+            to.copy_from_slice(&[r, g, b, a][..to.len()]);
+        }
+        Ok(out)
+    }
+}
+
+fn damaged(e: ImageError) -> Error {
+    match e {
+        ImageError::Unsupported(_) => Error::corrupt_file("it is not an image of a known format (PNG, JPEG, BMP, GIF, PNM)").with_source(e),
+        ImageError::Limits(_) => Error::corrupt_file("it takes more memory than an image of its size does").with_source(e),
+        e => Error::corrupt_file("the image is damaged").with_source(e),
+    }
+}
+
 /// Writes an image as PNG, JPEG or BMP, by the ending of the name: `u8` 0 to 255 or a float 0 to 1 (what is beyond is clamped),
-/// `[height, width]`, `[1, height, width]`, or with 3 or 4 channels. An old file is replaced as [`write_atomically`] does it.
+/// `[height, width]`, `[1, height, width]`, or with 3 or 4 channels. An old file is replaced as
+/// [`write_atomically`](crate::io::write_atomically) does it.
 ///
 /// # Errors
-/// Shape error for another shape; dtype error for integers other than `u8`; argument error for another ending, a NaN, or an opacity in JPEG; I/O error.
+/// Shape error for another shape; dtype error for integers other than `u8`; argument error for another ending, a NaN, or an opacity in JPEG; I/O error; out of memory.
 #[track_caller]
 pub fn save_image(path: impl AsRef<Path>, x: &Tensor) -> Result<()> {
     let at = Location::caller();
@@ -164,7 +264,12 @@ fn save(path: &Path, x: &Tensor) -> Result<()> {
         _ => ::image::RgbaImage::from_raw(width, height, pixels).map(DynamicImage::from),
     };
     let Some(image) = image else { bail!(shape, "an image of {} has no pixels", x.shape()) };
-    let mut encoded = Cursor::new(Vec::new());
-    image.write_to(&mut encoded, format).map_err(|e| Error::argument("the image cannot be written in this format").with_source(e))?;
-    write_atomically(path, |out| out.write_all(encoded.get_ref()).map_err(|e| failed("write", path, e)))
+    // A PNG is compressed as a whole before it is written.
+    memory::ensure(image.as_bytes().len().saturating_mul(4).saturating_add(1 << 20))?;
+    replace(path, |out| {
+        image.write_to(out, format).map_err(|e| match e {
+            ImageError::IoError(e) => failed("write", path, e),
+            e => Error::argument("the image cannot be written in this format").with_source(e),
+        })
+    })
 }

@@ -3,6 +3,7 @@
 use super::archive::Archive;
 use super::npy;
 use crate::error::{Result, bail};
+use crate::memory;
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -58,7 +59,8 @@ impl NpzFile {
     fn read(&self, name: &str) -> Result<Tensor> {
         let entry = format!("{name}.npy");
         if self.archive.size(&entry).is_none() {
-            bail!(argument, "{} has no array `{name}`; it has: {}", self.archive.path().display(), self.names().join(", "));
+            let names = memory::some(self.archive.names().filter_map(|n| n.strip_suffix(".npy")));
+            bail!(argument, "{} has no array `{name}`; it has: {}", self.archive.path().display(), names);
         }
         self.archive.entry(&entry, true, npy::read_from)
     }
@@ -71,6 +73,6 @@ impl NpzFile {
     pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
         let at = Location::caller();
         let read = |name: &str| Ok((name.to_owned(), self.read(name)?));
-        self.names().into_iter().map(read).collect::<Result<_>>().map_err(|e| crate::io::at_callers_line(e, "tensors", at))
+        memory::map(self.names().into_iter().map(read), memory::TENSOR).map_err(|e| crate::io::at_callers_line(e, "tensors", at))
     }
 }

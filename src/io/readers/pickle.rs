@@ -6,6 +6,7 @@
 
 use super::raw::Raw;
 use crate::error::{Error, Result, bail};
+use crate::memory;
 use std::collections::HashMap;
 
 /// Values that one pickle may make.
@@ -14,7 +15,7 @@ const MOST_VALUES: usize = 1 << 24;
 /// A value's number.
 pub(super) type Id = usize;
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) enum Value {
     /// `None`, truth values, floats, bytes: nothing that a tensor's description needs.
     Other,
@@ -34,11 +35,11 @@ pub(super) enum Value {
         raw: Option<Raw>,
         numel: u64,
     },
-    Tensor(Described),
+    Tensor(Box<Described>),
 }
 
 /// A tensor: numbers of a storage, under a layout that counts in elements.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Described {
     pub storage: String,
     pub raw: Raw,
@@ -47,6 +48,36 @@ pub(super) struct Described {
     pub offset: usize,
     pub shape: Vec<usize>,
     pub strides: Vec<usize>,
+}
+
+impl Value {
+    /// A copy, which takes as much memory again.
+    fn copy(&self) -> Result<Value> {
+        Ok(match self {
+            Value::Other => Value::Other,
+            Value::Int(n) => Value::Int(*n),
+            Value::Text(text) => Value::Text(memory::text(text)?),
+            Value::List(items) => Value::List(memory::copied(items)?),
+            Value::Dict(items) => Value::Dict(memory::copied(items)?),
+            Value::Global(name) => Value::Global(memory::text(name)?),
+            Value::Object { class, state } => Value::Object { class: memory::text(class)?, state: *state },
+            Value::Storage { key, raw, numel } => Value::Storage { key: memory::text(key)?, raw: *raw, numel: *numel },
+            Value::Tensor(t) => Value::Tensor(Box::new(t.copy()?)),
+        })
+    }
+}
+
+impl Described {
+    pub fn copy(&self) -> Result<Described> {
+        memory::small(size_of::<Described>())?;
+        let (shape, strides) = (memory::copied(&self.shape)?, memory::copied(&self.strides)?);
+        Ok(Described { storage: memory::text(&self.storage)?, shape, strides, ..*self })
+    }
+}
+
+fn joined(module: &str, name: &str) -> Result<String> {
+    memory::small(module.len() + 1 + name.len())?;
+    Ok(format!("{module}.{name}"))
 }
 
 pub(super) struct Pickle {
@@ -114,7 +145,7 @@ impl<'a> Machine<'a> {
     }
 
     fn text(&mut self, n: usize) -> Result<String> {
-        Ok(String::from_utf8_lossy(self.take(n)?).into_owned())
+        memory::text_lossy(memory::copied(self.take(n)?)?)
     }
 
     fn line(&mut self) -> Result<&'a str> {
@@ -128,9 +159,8 @@ impl<'a> Machine<'a> {
         if self.values.len() >= MOST_VALUES {
             bail!(corrupt_file, "it makes more than {MOST_VALUES} values");
         }
-        self.stack.push(self.values.len());
-        self.values.push(value);
-        Ok(())
+        memory::push(&mut self.stack, self.values.len())?;
+        memory::push(&mut self.values, value)
     }
 
     fn pop(&mut self) -> Result<Id> {
@@ -150,30 +180,38 @@ impl<'a> Machine<'a> {
         if mark > self.stack.len() {
             return Err(underflow());
         }
-        Ok(self.stack.split_off(mark))
+        let items = memory::copied(&self.stack[mark..])?;
+        self.stack.truncate(mark);
+        Ok(items)
     }
 
     fn pop_n(&mut self, n: usize) -> Result<Vec<Id>> {
-        let mut popped = (0..n).map(|_| self.pop()).collect::<Result<Vec<_>>>()?;
+        let mut popped = memory::try_collect_ok((0..n).map(|_| self.pop()))?;
         popped.reverse();
         Ok(popped)
     }
 
     fn put(&mut self, key: u64) -> Result<()> {
         let top = self.top()?;
+        if self.memo.len() == self.memo.capacity() {
+            // The old table stays until the new one, twice as large, is filled.
+            memory::ensure((2 * self.memo.len() + 8) * 2 * size_of::<(u64, Id)>())?;
+        }
         self.memo.insert(key, top);
         Ok(())
     }
 
     fn recall(&mut self, key: u64) -> Result<()> {
         let id = *self.memo.get(&key).ok_or_else(|| Error::corrupt_file(format!("it recalls value {key}, which it never kept")))?;
-        self.stack.push(id);
-        Ok(())
+        memory::push(&mut self.stack, id)
     }
 
     fn append(&mut self, items: Vec<Id>) -> Result<()> {
         match self.top().map(|id| &mut self.values[id])? {
-            Value::List(list) => list.extend(items),
+            Value::List(list) => {
+                memory::grow(list, items.len())?;
+                list.extend(items);
+            }
             // Sets and lists of classes that are not known here.
             Value::Object { .. } | Value::Other => {}
             _ => bail!(corrupt_file, "it appends to what is not a list"),
@@ -183,7 +221,10 @@ impl<'a> Machine<'a> {
 
     fn set_items(&mut self, items: &[Id]) -> Result<()> {
         match self.top().map(|id| &mut self.values[id])? {
-            Value::Dict(dict) => dict.extend(items.as_chunks::<2>().0.iter().map(|&[k, v]| (k, v))),
+            Value::Dict(dict) => {
+                memory::grow(dict, items.len() / 2)?;
+                dict.extend(items.as_chunks::<2>().0.iter().map(|&[k, v]| (k, v)));
+            }
             Value::Object { .. } => {}
             _ => bail!(corrupt_file, "it sets an item of what is not a dictionary"),
         }
@@ -219,12 +260,12 @@ impl<'a> Machine<'a> {
             }
             0x95 => drop(self.take(8)?),
             b'.' => return self.pop().map(Some),
-            b'(' => self.marks.push(self.stack.len()),
+            b'(' => memory::push(&mut self.marks, self.stack.len())?,
             b'0' => drop(self.pop()?),
             b'1' => drop(self.since_mark()?),
             b'2' => {
                 let top = self.top()?;
-                self.stack.push(top);
+                memory::push(&mut self.stack, top)?;
             }
             b'N' | 0x88 | 0x89 => self.push(Value::Other)?,
             b'I' | b'L' => {
@@ -253,7 +294,7 @@ impl<'a> Machine<'a> {
                 self.push(Value::Other)?;
             }
             b'S' | b'V' => {
-                let line = self.line()?.trim_matches(['\'', '"']).to_owned();
+                let line = memory::text(self.line()?.trim_matches(['\'', '"']))?;
                 self.push(Value::Text(line))?;
             }
             b'U' | 0x8c | b'T' | b'X' | 0x8d => {
@@ -295,7 +336,8 @@ impl<'a> Machine<'a> {
             }
             b'd' => {
                 let items = self.since_mark()?;
-                self.push(Value::Dict(items.as_chunks::<2>().0.iter().map(|&[k, v]| (k, v)).collect()))?;
+                let pairs = memory::try_collect(items.as_chunks::<2>().0.iter().map(|&[k, v]| (k, v)))?;
+                self.push(Value::Dict(pairs))?;
             }
             b's' => {
                 let items = self.pop_n(2)?;
@@ -307,14 +349,15 @@ impl<'a> Machine<'a> {
             }
             b'c' => {
                 let (module, name) = (self.line()?, self.line()?);
-                self.push(Value::Global(format!("{module}.{name}")))?;
+                let global = joined(module, name)?;
+                self.push(Value::Global(global))?;
             }
             0x93 => {
                 let names = self.pop_n(2)?;
                 let (Value::Text(module), Value::Text(name)) = (&self.values[names[0]], &self.values[names[1]]) else {
                     bail!(corrupt_file, "a class has no name");
                 };
-                let global = format!("{module}.{name}");
+                let global = joined(module, name)?;
                 self.push(Value::Global(global))?;
             }
             b'R' | 0x81 => {
@@ -324,17 +367,17 @@ impl<'a> Machine<'a> {
             }
             0x92 => {
                 let three = self.pop_n(3)?;
-                let class = self.name(three[0]);
+                let class = memory::text(self.name(three[0]))?;
                 self.push(Value::Object { class, state: None })?;
             }
             b'i' => {
-                let class = format!("{}.{}", self.line()?, self.line()?);
+                let class = joined(self.line()?, self.line()?)?;
                 self.since_mark()?;
                 self.push(Value::Object { class, state: None })?;
             }
             b'o' => {
                 let items = self.since_mark()?;
-                let class = items.first().map_or_else(String::new, |&c| self.name(c));
+                let class = memory::text(items.first().map_or("", |&c| self.name(c)))?;
                 self.push(Value::Object { class, state: None })?;
             }
             b'b' => {
@@ -371,11 +414,11 @@ impl<'a> Machine<'a> {
         Ok(None)
     }
 
-    fn name(&self, id: Id) -> String {
+    fn name(&self, id: Id) -> &str {
         match &self.values[id] {
-            Value::Global(name) => name.clone(),
-            Value::Object { class, .. } => class.clone(),
-            _ => "something that is not a class".to_owned(),
+            Value::Global(name) => name,
+            Value::Object { class, .. } => class,
+            _ => "something that is not a class",
         }
     }
 
@@ -390,9 +433,9 @@ impl<'a> Machine<'a> {
     fn call(&self, function: Id, args: Id) -> Result<Value> {
         let class = self.name(function);
         let args = self.list(args);
-        Ok(match (class.as_str(), args) {
+        Ok(match (class, args) {
             ("collections.OrderedDict", []) => Value::Dict(Vec::new()),
-            ("torch.Size" | "builtins.list" | "builtins.tuple", &[items]) => self.values[items].clone(),
+            ("torch.Size" | "builtins.list" | "builtins.tuple", &[items]) => self.values[items].copy()?,
             ("torch._utils._rebuild_tensor_v2" | "torch._utils._rebuild_tensor", &[storage, offset, shape, strides, ..]) => {
                 self.tensor(storage, None, [offset, shape, strides])?
             }
@@ -400,7 +443,7 @@ impl<'a> Machine<'a> {
             ("torch._utils._rebuild_tensor_v3", &[storage, offset, shape, strides, _, _, dtype, ..]) => {
                 self.tensor(storage, Some(dtype), [offset, shape, strides])?
             }
-            ("torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state", &[data, ..]) => self.values[data].clone(),
+            ("torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state", &[data, ..]) => self.values[data].copy()?,
             ("torch._tensor._rebuild_from_type_v2", &[inner, _, args, ..]) => {
                 // Its function is one of those above: another nesting is not followed.
                 if self.name(inner) == class {
@@ -408,7 +451,7 @@ impl<'a> Machine<'a> {
                 }
                 self.call(inner, args)?
             }
-            _ => Value::Object { class, state: None },
+            _ => Value::Object { class: memory::text(class)?, state: None },
         })
     }
 
@@ -424,7 +467,7 @@ impl<'a> Machine<'a> {
             bail!(corrupt_file, "a storage is called `{tag}` and has {numel} numbers");
         };
         let raw = raw_of(self.name(kind).trim_start_matches("torch.").trim_end_matches("Storage"));
-        Ok(Value::Storage { key: key.clone(), raw, numel })
+        Ok(Value::Storage { key: memory::text(key)?, raw, numel })
     }
 
     fn tensor(&self, storage: Id, dtype: Option<Id>, [offset, shape, strides]: [Id; 3]) -> Result<Value> {
@@ -444,14 +487,15 @@ impl<'a> Machine<'a> {
             Value::Int(n) => usize::try_from(n).map_err(|_| Error::corrupt_file(format!("a tensor's size or offset is {n}"))),
             _ => Err(Error::corrupt_file("a tensor's size or offset is not a number")),
         };
-        let sizes = |id: Id| self.list(id).iter().map(|&i| size(i)).collect::<Result<Vec<_>>>();
+        let sizes = |id: Id| memory::try_collect_ok(self.list(id).iter().map(|&i| size(i)));
         let (offset, shape, strides) = (size(offset)?, sizes(shape)?, sizes(strides)?);
         if shape.len() != strides.len() {
             bail!(corrupt_file, "a tensor has {} extents and {} strides", shape.len(), strides.len());
         }
         // A storage of bytes counts in bytes.
         let numel = if dtype.is_some() { numel / raw.size() as u64 } else { *numel };
-        Ok(Value::Tensor(Described { storage: key.clone(), raw, numel, offset, shape, strides }))
+        memory::small(size_of::<Described>())?;
+        Ok(Value::Tensor(Box::new(Described { storage: memory::text(key)?, raw, numel, offset, shape, strides })))
     }
 }
 

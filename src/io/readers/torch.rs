@@ -6,9 +6,11 @@ use super::pickle::{Described, Id, Pickle, Value};
 use crate::dtype::DType;
 use crate::error::{Error, Result, bail};
 use crate::layout::Layout;
+use crate::memory;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
-use std::collections::{BTreeMap, HashSet};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read;
 use std::panic::Location;
@@ -80,7 +82,8 @@ impl TorchFile {
             if size > LONGEST_DESCRIPTION {
                 bail!(corrupt_file, "its {size} bytes are more than the limit of {LONGEST_DESCRIPTION}");
             }
-            let mut bytes = Vec::new();
+            // A byte more: to find the end.
+            let mut bytes = memory::room(size as usize + 1)?;
             from.take(size).read_to_end(&mut bytes).map_err(|e| Error::corrupt_file("it is damaged").with_source(e))?;
             Pickle::parse(&bytes)
         })?;
@@ -139,7 +142,8 @@ impl TorchFile {
     fn described(&self, name: &str) -> Result<&Described> {
         let found = self.tensors.get(name);
         found.ok_or_else(|| {
-            Error::argument(format!("{} has no tensor `{name}`; it has: {}", self.archive.path().display(), self.names().join(", ")))
+            let names = memory::some(self.tensors.keys().map(String::as_str));
+            Error::argument(format!("{} has no tensor `{name}`; it has: {names}", self.archive.path().display()))
         })
     }
 
@@ -196,7 +200,7 @@ impl TorchFile {
     pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
         let at = Location::caller();
         let read = |name: &str| Ok((name.to_owned(), self.read(name)?));
-        self.names().into_iter().map(read).collect::<Result<_>>().map_err(|e| crate::io::at_callers_line(e, "tensors", at))
+        memory::map(self.names().into_iter().map(read), memory::TENSOR).map_err(|e| crate::io::at_callers_line(e, "tensors", at))
     }
 }
 
@@ -225,61 +229,70 @@ struct Place {
 
 impl Walk<'_> {
     fn visit(&mut self, root: Id) -> Result<()> {
-        let mut names = HashSet::new();
         let mut todo = vec![Place { name: String::new(), id: root, around: Vec::new(), in_object: false }];
         while let Some(place) = todo.pop() {
             self.visits += 1;
             if place.around.contains(&place.id) || place.around.len() > DEEPEST || self.visits > MOST_VISITS {
                 bail!(corrupt_file, "`{}` contains itself, or more than a checkpoint does", shortened(&place.name));
             }
-            let around = || place.around.iter().copied().chain([place.id]).collect::<Vec<_>>();
+            let around = || {
+                let mut around = memory::room(place.around.len() + 1)?;
+                around.extend(place.around.iter().copied().chain([place.id]));
+                Ok::<_, Error>(around)
+            };
             match self.pickle.get(place.id) {
                 Value::Tensor(t) => {
-                    if !names.insert(place.name.clone()) {
-                        bail!(corrupt_file, "two tensors are called `{}`", place.name);
+                    if self.file.tensors.contains_key(&place.name) {
+                        bail!(corrupt_file, "two tensors are called `{}`", shortened(&place.name));
                     }
-                    self.file.tensors.insert(place.name, t.clone());
+                    // Nodes are at least half full.
+                    memory::small(2 * size_of::<(String, Described)>())?;
+                    self.file.tensors.insert(place.name, t.copy()?);
                 }
                 Value::List(items) => {
-                    let places = items.iter().enumerate();
-                    todo.extend(places.map(|(i, &id)| Place {
-                        name: joined(&place.name, &i.to_string()),
-                        id,
-                        around: around(),
-                        in_object: false,
-                    }));
+                    for (i, &id) in items.iter().enumerate() {
+                        let name = joined(&place.name, &i.to_string())?;
+                        memory::push(&mut todo, Place { name, id, around: around()?, in_object: false })?;
+                    }
                 }
                 Value::Dict(items) => {
                     for &(key, id) in items {
                         let key = match self.pickle.get(key) {
-                            Value::Text(key) => key.clone(),
-                            Value::Int(key) => key.to_string(),
+                            Value::Text(key) => Cow::Borrowed(key.as_str()),
+                            Value::Int(key) => Cow::Owned(key.to_string()),
                             _ => continue,
                         };
                         // How a module keeps what its `state_dict` names without these words.
                         let unnamed = place.in_object && matches!(&key[..], "_parameters" | "_buffers" | "_modules");
-                        let name = if unnamed { place.name.clone() } else { joined(&place.name, &key) };
-                        todo.push(Place { name, id, around: around(), in_object: false });
+                        let name = if unnamed { memory::text(&place.name)? } else { joined(&place.name, &key)? };
+                        memory::push(&mut todo, Place { name, id, around: around()?, in_object: false })?;
                     }
                 }
                 Value::Object { class, state } => {
                     // The state of an object: a dictionary of its fields.
                     match state.filter(|&s| matches!(self.pickle.get(s), Value::Dict(_))) {
-                        Some(id) => todo.push(Place { name: place.name.clone(), id, around: around(), in_object: true }),
-                        None => self.file.passed_over.push((place.name.clone(), class.clone())),
+                        Some(id) => {
+                            let place = Place { name: memory::text(&place.name)?, id, around: around()?, in_object: true };
+                            memory::push(&mut todo, place)?;
+                        }
+                        None => memory::push(&mut self.file.passed_over, (place.name, memory::text(class)?))?,
                     }
                 }
-                Value::Storage { key, .. } => self.file.passed_over.push((place.name.clone(), format!("the storage {key} itself"))),
+                Value::Storage { key, .. } => {
+                    memory::small(key.len() + 20)?;
+                    memory::push(&mut self.file.passed_over, (place.name, format!("the storage {key} itself")))?;
+                }
                 Value::Other | Value::Int(_) | Value::Text(_) | Value::Global(_) => {}
             }
         }
-        self.file.passed_over.sort();
+        self.file.passed_over.sort_unstable();
         Ok(())
     }
 }
 
-fn joined(name: &str, key: &str) -> String {
-    if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") }
+fn joined(name: &str, key: &str) -> Result<String> {
+    memory::small(name.len() + 1 + key.len())?;
+    Ok(if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") })
 }
 
 fn shortened(name: &str) -> String {

@@ -3,6 +3,7 @@
 use super::pre_tokenizer;
 use crate::error::Result;
 use crate::io::GgufTokenizer;
+use crate::memory;
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 
@@ -12,6 +13,7 @@ const LONGEST_PIECE: usize = 256;
 /// Byte-level BPE with its merges: GPT-2, Qwen2, Llama 3.
 pub(super) fn byte_level(t: &GgufTokenizer) -> Result<Value> {
     let pre = pre_tokenizer::named(t.pre.as_deref())?;
+    room_for(t, t.merges.len())?;
     let cut = |pattern: &&str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
     let mut cuts: Vec<Value> = pre.cut.iter().map(cut).collect();
     cuts.push(json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false}));
@@ -29,7 +31,9 @@ pub(super) fn byte_level(t: &GgufTokenizer) -> Result<Value> {
 
 /// SentencePiece's BPE with bytes for what has no token: Llama 1 and 2, Mistral. Spaces are `▁`, one of them stands before a text, and
 /// of two neighbours that make a token those are joined first whose token has the highest score.
-pub(super) fn sentence_piece(t: &GgufTokenizer) -> Value {
+pub(super) fn sentence_piece(t: &GgufTokenizer) -> Result<Value> {
+    let merges = merges_by_score(t)?;
+    room_for(t, merges.len())?;
     let prefix = t.add_space_prefix != Some(false);
     let space = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
     let normalizers = if prefix { vec![json!({"type": "Prepend", "prepend": "▁"}), space] } else { vec![space] };
@@ -42,7 +46,7 @@ pub(super) fn sentence_piece(t: &GgufTokenizer) -> Value {
         decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
     }
     let unknown = t.unknown.or_else(|| t.types.iter().position(|k| *k == 2).map(|id| id as u32));
-    json!({
+    Ok(json!({
         "version": "1.0",
         "added_tokens": added(t),
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
@@ -50,9 +54,16 @@ pub(super) fn sentence_piece(t: &GgufTokenizer) -> Value {
         // What begins texts is token 1 where the file does not say, as in SentencePiece.
         "post_processor": ends(t, t.bos.or(Some(1)), true),
         "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": {"type": "BPE", "vocab": vocabulary(t), "merges": merges_by_score(t), "fuse_unk": true, "byte_fallback": true,
+        "model": {"type": "BPE", "vocab": vocabulary(t), "merges": merges, "fuse_unk": true, "byte_fallback": true,
             "unk_token": unknown.and_then(|id| t.tokens.get(id as usize)), "ignore_merges": false},
-    })
+    }))
+}
+
+/// Error unless there is memory for the tables as JSON, as its text, and in the crate `tokenizers`, which ask for none: an entry has
+/// places in maps of each, and a merge two texts.
+fn room_for(t: &GgufTokenizer, merges: usize) -> Result<()> {
+    let bytes: usize = t.tokens.iter().map(String::len).sum();
+    memory::ensure(bytes.saturating_mul(8).saturating_add((t.tokens.len() + merges).saturating_mul(900)))
 }
 
 fn vocabulary(t: &GgufTokenizer) -> Map<String, Value> {
@@ -93,7 +104,8 @@ fn ends(t: &GgufTokenizer, bos: Option<u32>, usual: bool) -> Value {
 }
 
 /// Every pair of tokens that makes a token, by the score of what it makes: what SentencePiece decides by, as a list of merges.
-fn merges_by_score(t: &GgufTokenizer) -> Vec<[&str; 2]> {
+fn merges_by_score(t: &GgufTokenizer) -> Result<Vec<[&str; 2]>> {
+    memory::ensure(t.tokens.len().saturating_mul(4 * size_of::<(&str, usize)>()))?;
     let ids: HashMap<&str, usize> = t.tokens.iter().enumerate().map(|(id, text)| (text.as_str(), id)).collect();
     let mut pairs = Vec::new();
     for (id, text) in t.tokens.iter().enumerate() {
@@ -104,11 +116,11 @@ fn merges_by_score(t: &GgufTokenizer) -> Vec<[&str; 2]> {
         for (cut, _) in text.char_indices().skip(1) {
             let (left, right) = text.split_at(cut);
             if let (Some(l), Some(r)) = (ids.get(left), ids.get(right)) {
-                pairs.push((t.scores.get(id).copied().unwrap_or(0.0), id, *l, *r, [left, right]));
+                memory::push(&mut pairs, (t.scores.get(id).copied().unwrap_or(0.0), id, *l, *r, [left, right]))?;
             }
         }
     }
     // Of equal scores the earlier token, as a list without scores would have it.
-    pairs.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2, a.3).cmp(&(b.1, b.2, b.3))));
-    pairs.into_iter().map(|p| p.4).collect()
+    pairs.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2, a.3).cmp(&(b.1, b.2, b.3))));
+    memory::try_collect(pairs.into_iter().map(|p| p.4))
 }

@@ -125,8 +125,8 @@ where
         let batches = Queue::new();
         let (data, ahead, close) = (Arc::clone(&self.data), self.ahead, Close(Arc::clone(&batches)));
         let work = move || {
-            // Ends when nobody receives any more, and after an error: the trainer stops there.
-            for i in position.. {
+            // Ends when nobody receives any more, after an error (the trainer stops there), and at the last position there is.
+            for i in position..=u64::MAX {
                 let batch = data.batch(i);
                 let last = batch.is_err();
                 if !close.0.send(batch, ahead) || last {
@@ -154,8 +154,11 @@ where
         let received = worker.batches.receive();
         // After an error the thread has ended: the next call starts another.
         let batch = received.unwrap_or_else(|| Err(Error::argument(format!("preparing batch {position} panicked"))))?;
-        worker.next += 1;
-        *slot = Some(worker);
+        // Behind the last position there is none: its thread has ended.
+        if let Some(next) = worker.next.checked_add(1) {
+            worker.next = next;
+            *slot = Some(worker);
+        }
         Ok(batch)
     }
 

@@ -52,7 +52,7 @@ impl Tokenizer for Bytes {
             let Ok(b) = u8::try_from(t) else { bail!(index, "token {t} is no byte") };
             bytes.push(b);
         }
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
+        memory::text_lossy(bytes)
     }
 
     fn vocabulary(&self) -> usize {
@@ -126,7 +126,8 @@ mod file {
     use super::super::gguf_tokenizer;
     use super::Tokenizer;
     use crate::error::{Error, Result};
-    use crate::io::GgufTokenizer;
+    use crate::io::{GgufTokenizer, Parts};
+    use crate::memory;
     use std::path::Path;
     use tokenizers::models::ModelWrapper;
 
@@ -138,7 +139,18 @@ mod file {
     /// The file's `truncation`, `padding` and dropout of merges are put aside: as in transformers a text gives all of its tokens and no
     /// others, and always the same.
     #[derive(Clone, Debug)]
-    pub struct TokenizerFile(tokenizers::Tokenizer);
+    pub struct TokenizerFile {
+        inner: tokenizers::Tokenizer,
+        vocabulary: usize,
+    }
+
+    /// Bytes that the crate `tokenizers` takes for a text of a table: its JSON, a place in two hash maps that are up to half empty, in
+    /// both a copy of the text, and another map while the largest id is looked for.
+    const PER_TEXT: usize = 650;
+    /// And for each byte of a table of unigrams: a node of a tree, with a hash map of its own.
+    const PER_UNIGRAM_BYTE: usize = 320;
+    /// For each byte of a text that is encoded: where it came from, twice, and its share of a token with its text.
+    const PER_BYTE: usize = 64;
 
     impl TokenizerFile {
         /// Reads the file.
@@ -149,9 +161,29 @@ mod file {
         pub fn open(path: impl AsRef<Path>) -> Result<Self> {
             let (path, at) = (path.as_ref(), std::panic::Location::caller());
             let bytes = crate::io::read(path, LONGEST).map_err(|e| e.in_op("tokenizer", at))?;
-            let inner = tokenizers::Tokenizer::from_bytes(bytes)
-                .map_err(|e| Error::corrupt_file(format!("{} is no tokenizer: {e}", path.display())).in_op("tokenizer", at))?;
-            Self::plain(inner).map(TokenizerFile).map_err(|e| e.in_op("tokenizer", at))
+            Self::parse(&bytes)
+                .and_then(|inner| Self::plain(inner.map_err(|e| Error::corrupt_file(format!("{} is no tokenizer: {e}", path.display())))?))
+                .map(Self::of)
+                .map_err(|e| e.in_op("tokenizer", at))
+        }
+
+        /// Where there is memory for what the text may become.
+        fn parse(text: &[u8]) -> Result<tokenizers::Result<tokenizers::Tokenizer>> {
+            let unigrams = text.windows(9).any(|w| w == b"\"Unigram\"");
+            let per_byte = if unigrams { PER_UNIGRAM_BYTE } else { 3 };
+            memory::ensure(text.len().saturating_mul(per_byte).saturating_add(Parts::of(text).texts.saturating_mul(PER_TEXT)))?;
+            Ok(tokenizers::Tokenizer::from_bytes(text))
+        }
+
+        fn of(inner: tokenizers::Tokenizer) -> Self {
+            let vocabulary = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+            TokenizerFile { inner, vocabulary }
+        }
+
+        fn ids(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+            memory::ensure(text.len().saturating_mul(PER_BYTE))?;
+            let encoding = self.inner.encode_fast(text, special);
+            memory::copied(encoding.map_err(|e| Error::argument(format!("the text cannot be tokenized: {e}")))?.get_ids())
         }
 
         /// Without what a file keeps from training: a text is not cut to a length or filled up to one, and its tokens are not drawn.
@@ -185,35 +217,33 @@ mod file {
             let at = std::panic::Location::caller();
             let json = match tables.model.as_str() {
                 "gpt2" => gguf_tokenizer::byte_level(tables).map_err(|e| e.in_op("tokenizer", at))?,
-                "llama" => gguf_tokenizer::sentence_piece(tables),
+                "llama" => gguf_tokenizer::sentence_piece(tables).map_err(|e| e.in_op("tokenizer", at))?,
                 _ => return Ok(None),
             };
             let inner = tokenizers::Tokenizer::from_bytes(json.to_string())
                 .map_err(|e| Error::corrupt_file(format!("the tables make no tokenizer: {e}")).in_op("tokenizer", at))?;
-            Ok(Some(TokenizerFile(inner)))
+            Ok(Some(Self::of(inner)))
         }
     }
 
     impl Tokenizer for TokenizerFile {
         /// Without the special tokens that a post-processor would add: a training text is one stream.
         fn encode(&self, text: &str) -> Result<Vec<u32>> {
-            let encoding = self.0.encode_fast(text, false).map_err(|e| Error::argument(format!("the text cannot be tokenized: {e}")))?;
-            Ok(encoding.get_ids().to_vec())
+            self.ids(text, false)
         }
 
         fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
-            let encoding = self.0.encode_fast(text, true).map_err(|e| Error::argument(format!("the text cannot be tokenized: {e}")))?;
-            Ok(encoding.get_ids().to_vec())
+            self.ids(text, true)
         }
 
         /// An id that the tokenizer lacks gives nothing: tables of published models have more rows than their tokenizers have ids.
         fn decode(&self, tokens: &[u32]) -> Result<String> {
-            self.0.decode(tokens, false).map_err(|e| Error::argument(format!("the tokens cannot be decoded: {e}")))
+            self.inner.decode(tokens, false).map_err(|e| Error::argument(format!("the tokens cannot be decoded: {e}")))
         }
 
         /// One more than the largest id, added tokens included.
         fn vocabulary(&self) -> usize {
-            self.0.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
+            self.vocabulary
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Long lists of token ids, in memory or in a file.
 
 use crate::error::{Result, bail};
-use crate::io::{failed, open, replace};
+use crate::io::{failed, is_of_kernel, open, replace};
 use crate::memory;
 use std::fmt;
 use std::fs::File;
@@ -40,7 +40,8 @@ pub struct Tokens {
 
 #[derive(Clone)]
 enum Source {
-    Memory(Arc<[u32]>),
+    // The list as it came: `Arc<[u32]>` would be a copy.
+    Memory(Arc<Vec<u32>>),
     File(Arc<TokenFile>),
 }
 
@@ -63,7 +64,7 @@ impl fmt::Debug for Tokens {
 
 impl From<Vec<u32>> for Tokens {
     fn from(ids: Vec<u32>) -> Self {
-        Tokens { range: 0..ids.len(), source: Source::Memory(ids.into()) }
+        Tokens { range: 0..ids.len(), source: Source::Memory(Arc::new(ids)) }
     }
 }
 
@@ -71,7 +72,8 @@ impl Tokens {
     /// Opens a file of ids without a header, as [`Tokens::save`] and nanoGPT's `prepare.py` write it.
     ///
     /// # Errors
-    /// I/O error; corrupt-file error when its length is no multiple of an id's.
+    /// I/O error, also for files of the kernel (`/proc`, `/sys`), which have no length; corrupt-file error when its length is no multiple
+    /// of an id's.
     #[track_caller]
     pub fn open(path: impl AsRef<Path>, width: Width) -> Result<Self> {
         let (path, at) = (path.as_ref(), std::panic::Location::caller());
@@ -81,6 +83,10 @@ impl Tokens {
     fn of_file(path: &Path, width: Width) -> Result<Self> {
         let file = open(path)?;
         let bytes = file.metadata().map_err(|e| failed("read", path, e))?.len();
+        // Its ids are read by position, as many as its length says; what it says there is made up as it is read.
+        if is_of_kernel(path) {
+            bail!(io, "cannot read {}: it is a file of the kernel, which has no length", path.display());
+        }
         if bytes % width.bytes() as u64 != 0 {
             bail!(corrupt_file, "{} has {bytes} bytes, which is no multiple of {}", path.display(), width.bytes());
         }
@@ -97,7 +103,7 @@ impl Tokens {
         let at = std::panic::Location::caller();
         let path = path.as_ref();
         let write = |out: &mut std::io::BufWriter<File>| {
-            let mut bytes = Vec::new();
+            let mut bytes = memory::room((1 << 18) * width.bytes())?;
             for start in (0..self.len()).step_by(1 << 18) {
                 bytes.clear();
                 for id in self.read(start, (1 << 18).min(self.len() - start))? {
