@@ -70,31 +70,31 @@ fn pickle(parts: &[&[u8]]) -> Vec<u8> {
 
 fn calls(folder: &Path) -> Vec<Call> {
     let file = |name: &str| folder.join(name);
-    let tensors = many(40_000, |s, i| write!(s, r#""t{i}":{{"dtype":"U8","shape":[1],"data_offsets":[{i},{}]}},"#, i + 1).unwrap());
-    write(&file("names.safetensors"), safetensors(&format!("{{{}}}", tensors.trim_end_matches(',')), 40_000));
-    let texts = many(150_000, |s, i| write!(s, r#""k{i}":"","#).unwrap());
+    let tensors = many(12_000, |s, i| write!(s, r#""t{i}":{{"dtype":"U8","shape":[1],"data_offsets":[{i},{}]}},"#, i + 1).unwrap());
+    write(&file("names.safetensors"), safetensors(&format!("{{{}}}", tensors.trim_end_matches(',')), 12_000));
+    let texts = many(40_000, |s, i| write!(s, r#""k{i}":"","#).unwrap());
     write(&file("texts.safetensors"), safetensors(&format!(r#"{{"__metadata__":{{{}}}}}"#, texts.trim_end_matches(',')), 0));
-    let row = many(200_000, |s, i| write!(s, "c{i},").unwrap());
+    let row = many(60_000, |s, i| write!(s, "c{i},").unwrap());
     write(&file("wide.csv"), format!("{row}\n"));
-    write(&file("line.csv"), vec![b'x'; 20 << 20]);
-    write(&file("classes.csv"), format!("a\n{}", many(300_000, |s, i| writeln!(s, "v{i}").unwrap())));
-    let entries = (0..20_000).map(|i| (format!("{i}.npy"), &[][..]));
+    write(&file("line.csv"), vec![b'x'; 6 << 20]);
+    write(&file("classes.csv"), format!("a\n{}", many(60_000, |s, i| writeln!(s, "v{i}").unwrap())));
+    let entries = (0..6_000).map(|i| (format!("{i}.npy"), &[][..]));
     write(&file("many.npz"), zip(entries));
-    write(&file("ints.pt"), pickle(&[b"\x80\x02](", &b"K\x01".repeat(500_000), b"e."]));
+    write(&file("ints.pt"), pickle(&[b"\x80\x02](", &b"K\x01".repeat(150_000), b"e."]));
     let keys: Vec<u8> =
-        (0..60_000u32).flat_map(|i| [b"X\x08\0\0\0".to_vec(), format!("{i:08}").into_bytes(), b"K\x01".to_vec()].concat()).collect();
+        (0..15_000u32).flat_map(|i| [b"X\x08\0\0\0".to_vec(), format!("{i:08}").into_bytes(), b"K\x01".to_vec()].concat()).collect();
     write(&file("keys.pt"), pickle(&[b"\x80\x02}(", &keys, b"u."]));
     let mut gguf = b"GGUF\x03\0\0\0".to_vec();
     gguf.extend([0u64.to_le_bytes(), 1u64.to_le_bytes(), 3u64.to_le_bytes()].concat());
     gguf.extend(b"a.b\x09\0\0\0\x08\0\0\0");
-    gguf.extend(300_000u64.to_le_bytes());
-    gguf.extend([1u64.to_le_bytes().as_slice(), b"x"].concat().repeat(300_000));
+    gguf.extend(80_000u64.to_le_bytes());
+    gguf.extend([1u64.to_le_bytes().as_slice(), b"x"].concat().repeat(80_000));
     write(&file("strings.gguf"), gguf);
-    write(&file("config.json"), format!(r#"{{"model_type":"llama","x":[{}{{}}]}}"#, r#"{"a":1},"#.repeat(10_000)));
-    let mut npy = b"\x93NUMPY\x01\0\x46\0{'descr': '<f8', 'fortran_order': False, 'shape': (1000000,), }".to_vec();
+    write(&file("config.json"), format!(r#"{{"model_type":"llama","x":[{}{{}}]}}"#, r#"{"a":1},"#.repeat(3_000)));
+    let mut npy = b"\x93NUMPY\x01\0\x46\0{'descr': '<f8', 'fortran_order': False, 'shape': (200000,) , }".to_vec();
     npy.resize(79, b' ');
     npy.push(b'\n');
-    npy.resize(80 + 8_000_000, 0);
+    npy.resize(80 + 1_600_000, 0);
     write(&file("x.npy"), npy);
     let open = |name: &str, f: fn(&Path) -> Result<usize>| -> Box<dyn Fn() -> Result<f64>> {
         let path = folder.join(name);
@@ -146,29 +146,29 @@ fn calls(folder: &Path) -> Vec<Call> {
             "Tokens of a list",
             Box::new(|| {
                 let mut ids: Vec<u32> = Vec::new();
-                ids.try_reserve_exact(4 << 20).map_err(|_| Error::out_of_memory("the test's own"))?;
-                ids.resize(4 << 20, 7);
+                ids.try_reserve_exact(1 << 20).map_err(|_| Error::out_of_memory("the test's own"))?;
+                ids.resize(1 << 20, 7);
                 Ok(Tokens::from(ids).len() as f64)
             }),
         ),
-        ("Bytes", Box::new(|| Ok(Bytes.decode(&Bytes.encode(&text(4 << 20)?)?)?.len() as f64))),
+        ("Bytes", Box::new(|| Ok(Bytes.decode(&Bytes.encode(&text(1 << 20)?)?)?.len() as f64))),
         (
             "Bytes that are no text",
             Box::new(|| {
                 let mut ids: Vec<u32> = Vec::new();
-                ids.try_reserve_exact(2 << 20).map_err(|_| Error::out_of_memory("the test's own"))?;
-                ids.resize(2 << 20, 255);
+                ids.try_reserve_exact(1 << 19).map_err(|_| Error::out_of_memory("the test's own"))?;
+                ids.resize(1 << 19, 255);
                 Ok(Bytes.decode(&ids)?.len() as f64)
             }),
         ),
-        ("Characters", Box::new(|| Ok(Characters::of("abc").encode(&text(4 << 20)?)?.len() as f64))),
+        ("Characters", Box::new(|| Ok(Characters::of("abc").encode(&text(1 << 20)?)?.len() as f64))),
     ];
     #[cfg(feature = "images")]
     calls.extend(images(folder));
     #[cfg(feature = "tokenizers")]
     {
         use cotangent::train::TokenizerFile;
-        let vocab = many(60_000, |s, i| write!(s, r#""w{i}":{i},"#).unwrap());
+        let vocab = many(15_000, |s, i| write!(s, r#""w{i}":{i},"#).unwrap());
         let model = format!(r#"{{"type":"WordLevel","vocab":{{{}}},"unk_token":"w0"}}"#, vocab.trim_end_matches(','));
         let parts = r#""truncation":null,"padding":null,"added_tokens":[],"normalizer":null,"pre_tokenizer":null,"post_processor":null,"decoder":null"#;
         write(&file("tokenizer.json"), format!(r#"{{"version":"1.0",{parts},"model":{model}}}"#));
@@ -189,7 +189,7 @@ fn text(n: usize) -> Result<String> {
 fn images(folder: &Path) -> Vec<Call> {
     use cotangent::io::{ImageMode, ImageOptions, read_image, read_image_with, save_image};
     use cotangent::{Tensor, U8};
-    const SIDE: usize = 1500;
+    const SIDE: usize = 600;
     let x = Tensor::zeros([3, SIDE, SIDE], U8).unwrap();
     let names = ["x.png", "x.bmp", "x.jpg"].map(|n| folder.join(n));
     names.iter().for_each(|n| save_image(n, &x).unwrap());
@@ -207,7 +207,7 @@ fn images(folder: &Path) -> Vec<Call> {
     };
     let plain = ImageOptions::default();
     let grey = ImageOptions { mode: ImageMode::Gray, ..plain.clone() };
-    let small = ImageOptions { size: Some([700, 900]), ..plain.clone() };
+    let small = ImageOptions { size: Some([300, 400]), ..plain.clone() };
     vec![
         ("PNG", read(&png, plain.clone())),
         ("BMP", read(&bmp, plain.clone())),
@@ -225,7 +225,7 @@ fn images(folder: &Path) -> Vec<Call> {
 
 #[test]
 fn no_file_ends_the_process_when_memory_ends() {
-    let levels = [300e6, 120e6, 60e6, 30e6, 15e6, 7e6, 4e6].map(|n| n as usize);
+    let levels = [100e6, 40e6, 20e6, 10e6, 5e6, 3e6].map(|n| n as usize);
     if is_child() {
         let folder = std::env::temp_dir().join(format!("cotangent_memory_files_{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();

@@ -357,9 +357,20 @@ fn tables_that_are_none_say_where() -> Result<()> {
     }
     write(b"a,b\n1,2\n3\n");
     let e = CsvFile::open(&path).unwrap_err();
-    assert!(e.is_corrupt_file() && e.to_string().contains("line: 3"), "{e}");
-    write(b"a,b\n1,\xff\n");
-    assert!(CsvFile::open(&path).unwrap_err().is_corrupt_file());
+    assert!(e.is_corrupt_file() && e.to_string().contains("line 3 has 1 cells, the first row 2"), "{e}");
+    // Empty lines, and both ends of lines, count.
+    write(b"a,b\r\n1,2\r\n\r\n3,4,5\r\n");
+    let e = CsvFile::open(&path).unwrap_err();
+    assert!(e.to_string().contains("line 4 has 3 cells"), "{e}");
+    for (text, line) in [(&b"a,b\n1,2\n3,\xff\n"[..], 3), (b"a,\xff\n1,2\n", 1)] {
+        write(text);
+        let e = CsvFile::open(&path).unwrap_err();
+        assert!(e.is_corrupt_file() && e.to_string().contains(&format!("line {line} is not UTF-8")), "{e}");
+    }
+    // A delimiter that cuts a character in two.
+    write("a\u{e9}b\n1\u{e9}2\n".as_bytes());
+    let cut = CsvOptions { delimiter: 0xc3, ..CsvOptions::default() };
+    assert!(CsvFile::open_with(&path, &cut).unwrap_err().is_corrupt_file());
     write(b"a,a\n1,2\n");
     assert!(CsvFile::open(&path)?.texts("a").unwrap_err().to_string().contains("more than one column `a`"));
     let options = CsvOptions { missing: vec![String::new()], ..CsvOptions::default() };

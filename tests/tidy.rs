@@ -96,6 +96,7 @@ const UNASKED: &[(&str, &str, &str)] = &[
     ("src/io/readers/raw.rs", "CHUNK]", "a fixed size"),
     ("src/layout.rs", "", "one number per axis"),
     ("src/memory.rs", "", "there is room: it was asked for"),
+    ("src/io/readers/csv.rs", "BufReader::with_capacity", "a fixed size"),
     ("src/io/readers/npy.rs", "", "one number per axis, or a part of a fixed size"),
     ("src/io/readers/npz.rs", "", "one per array of an archive, whose list of names was read"),
     ("src/io/readers/torch.rs", "", "one per tensor, or one number per axis"),
