@@ -371,6 +371,12 @@ fn tables_that_are_none_say_where() -> Result<()> {
     write("a\u{e9}b\n1\u{e9}2\n".as_bytes());
     let cut = CsvOptions { delimiter: 0xc3, ..CsvOptions::default() };
     assert!(CsvFile::open_with(&path, &cut).unwrap_err().is_corrupt_file());
+    let tabs = folder.join("x.tsv");
+    std::fs::write(&tabs, "a\tb\n1\t2\n")?;
+    assert_eq!(CsvFile::open(&tabs)?.numbers(&["b"], F32)?.to_vec::<f32>()?, [2.0]);
+    write(b"a,b\r\n1,2\r\n3,4\r\n5,oops\r\n");
+    let e = CsvFile::open(&path)?.numbers(&["b"], F32).unwrap_err();
+    assert!(e.to_string().contains("line 4, column `b`: \"oops\""), "{e}");
     write(b"a,a\n1,2\n");
     assert!(CsvFile::open(&path)?.texts("a").unwrap_err().to_string().contains("more than one column `a`"));
     let options = CsvOptions { missing: vec![String::new()], ..CsvOptions::default() };

@@ -65,14 +65,18 @@ pub struct CsvFile {
 }
 
 impl CsvFile {
-    /// Reads a table with a header and commas.
+    /// Reads a table with a header and commas; with tabs when the file's name ends in `.tsv`.
     ///
     /// # Errors
     /// As [`CsvFile::open_with`].
     #[track_caller]
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let at = Location::caller();
-        Self::read(path.as_ref(), &CsvOptions::default()).map_err(|e| e.in_op("open", at))
+        let (at, path) = (Location::caller(), path.as_ref());
+        let mut options = CsvOptions::default();
+        if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("tsv")) {
+            options.delimiter = b'\t';
+        }
+        Self::read(path, &options).map_err(|e| e.in_op("open", at))
     }
 
     /// Reads a table.
