@@ -2,7 +2,7 @@
 
 use cotangent::io::NpzFile;
 use cotangent::nn::{Activation, Layer, LayerNorm, Linear};
-use cotangent::optim::AdamW;
+use cotangent::optim::Adam;
 use cotangent::train::{Console, Options, Order, Rows, Trainer, hold_out, record};
 use cotangent::{F32, GradOptions, Result, Rng, Tensor, module};
 
@@ -74,7 +74,7 @@ fn run(steps: usize) -> Result<(f64, f64, Classifier)> {
         norm: LayerNorm::new(32, true, F32)?,
         head: Linear::new(32, 10, true, F32, &mut rng)?,
     };
-    let mut trainer = Trainer::new(model, AdamW { lr: 5e-3, ..AdamW::default() });
+    let mut trainer = Trainer::new(model, Adam { lr: 5e-3, ..Adam::default() });
     // An expert without rows takes no part in a loss: it stays as it is.
     trainer.options = Options { steps, gradients: GradOptions { allow_disconnected: true }, ..Options::default() };
     trainer.on(record(Console::every(50)));
@@ -91,6 +91,7 @@ fn run(steps: usize) -> Result<(f64, f64, Classifier)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cotangent::optim::AdamW;
     use cotangent::{Key, ModuleExt, value_and_grad_with};
 
     /// All that the head sees comes from experts: guessing names a tenth. The balance is 8 where one expert gets everything.

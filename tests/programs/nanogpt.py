@@ -105,7 +105,7 @@ def evaluate(model, data, context):
 
 def learning_rate(step, peak, floor, warmup, end):
     if step < warmup:
-        return peak * (step + 1) / warmup
+        return peak * (step + 1) / (warmup + 1)
     progress = min((step - warmup) / (end - warmup), 1.0)
     return floor + 0.5 * (1 + math.cos(math.pi * progress)) * (peak - floor)
 

@@ -49,7 +49,7 @@ def run(epochs):
     )
 
     model = Vit(side=8, patch=4, width=32, heads=4, layers=2, classes=10)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.01)
+    optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, 4e-3, total_steps=epochs * len(loader), cycle_momentum=False
     )

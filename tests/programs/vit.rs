@@ -2,7 +2,7 @@
 
 use cotangent::io::NpzFile;
 use cotangent::nn::{Activation, Layer, LayerNorm, Linear, NormOrder, TransformerConfig, TransformerEncoderLayer};
-use cotangent::optim::{AdamW, OneCycleLr};
+use cotangent::optim::{Adam, OneCycleLr};
 use cotangent::train::{Console, Options, Order, Rows, Trainer, hold_out, record};
 use cotangent::{F32, Param, Result, Rng, Tensor, module};
 
@@ -60,7 +60,7 @@ pub fn run(epochs: usize) -> Result<f64> {
     let (width, activation, norms) = (32, Activation::Gelu, NormOrder::Pre);
     let config = TransformerConfig { width, heads: 4, hidden: 2 * width, activation, order: norms, ..TransformerConfig::default() };
     let model = Vit::new(8, 4, 2, &config, 10, &mut rng)?;
-    let mut trainer = Trainer::new(model, AdamW { weight_decay: 0.01, ..AdamW::default() });
+    let mut trainer = Trainer::new(model, Adam::default());
     let steps = epochs * train.epoch();
     trainer.options = Options { steps, clip: Some(1.0), evaluate_every: train.epoch(), ..Options::default() };
     trainer.schedule = Some(Box::new(OneCycleLr::new(4e-3, steps)));
