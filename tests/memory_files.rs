@@ -188,9 +188,9 @@ fn text(n: usize) -> Result<String> {
 #[cfg(feature = "images")]
 fn images(folder: &Path) -> Vec<Call> {
     use cotangent::io::{ImageMode, ImageOptions, read_image, read_image_with, save_image};
-    use cotangent::{Tensor, U8};
+    use cotangent::{Key, Tensor, U8};
     const SIDE: usize = 600;
-    let x = Tensor::zeros([3, SIDE, SIDE], U8).unwrap();
+    let x = Tensor::randint([3, SIDE, SIDE], 0..256, U8, Key::new(1)).unwrap();
     let names = ["x.png", "x.bmp", "x.jpg"].map(|n| folder.join(n));
     names.iter().for_each(|n| save_image(n, &x).unwrap());
     let [png, bmp, jpg] = names;

@@ -197,6 +197,25 @@ fn c_counters_of_a_loss_scaler_saturate() {
 }
 
 #[test]
+fn c_counters_of_a_trainer_saturate() {
+    let trainer = || {
+        let mut t = Trainer::new(Tensor::ones([2], F32).unwrap(), Sgd::new(0.1));
+        (t.options.steps, t.options.clip, t.options.quiet) = (2, Some(0.1), true);
+        t
+    };
+    let mut snapshot = trainer().snapshot().unwrap();
+    for counter in ["clipped", "skipped", "skipped_in_a_row"] {
+        assert_eq!(snapshot.numbers.insert(counter.to_owned(), 1e30), Some(0.0));
+    }
+    let mut t = trainer();
+    t.restore(&snapshot).unwrap();
+    // A step that is clipped, then one that is left out.
+    let factor = |i: u64| Ok(if i == 0 { 1.0 } else { f64::NAN });
+    let out = t.run(&factor, |w: &Tensor, f, _| w.mul_scalar(*f)?.sum(..)).unwrap();
+    assert_eq!((out.steps, out.clipped, out.skipped), (2, MAX, MAX));
+}
+
+#[test]
 fn c_the_last_position_of_a_trainer_is_an_error() {
     let trainer = || Trainer::new(Tensor::ones([2], F32).unwrap(), Sgd::default());
     let mut snapshot = trainer().snapshot().unwrap();

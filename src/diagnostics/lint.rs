@@ -136,6 +136,7 @@ impl Observer for Watch {
             }
             ("cross_entropy" | "nll_loss", [x, targets, ..]) => {
                 classes(state, op, x, targets);
+                // By more than rounding leaves above 0, in half types too.
                 if op.name == "nll_loss" && x.to_f64_vec()?.iter().any(|&v| v > 1e-3) {
                     let text = format!(
                         "some of the scores {} are positive, which logarithms of probabilities are not; of logits: cross_entropy",

@@ -133,17 +133,7 @@ impl Describe for ScatterAdd {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let axis = x[0].axis_at(self.0);
-        // The terms of each element, then their sum.
-        let mut terms: Vec<Vec<S>> = x[0].data.iter().map(|&v| vec![v]).collect();
-        let index = Nd::from_fn(&x[1].shape, |i| {
-            let mut at = i.to_vec();
-            at[axis] = x[1].at(i).re() as usize;
-            S::lit(at.iter().zip(x[0].shape.iter()).fold(0, |n, (i, d)| n * d + i) as f64)
-        });
-        for (at, &s) in index.indices().into_iter().zip(&x[2].data) {
-            terms[at as usize].push(s);
-        }
+        let terms = super::scatter_reduce::define_groups(x, self.0, true);
         vec![Nd::new(&x[0].shape, terms.iter().map(|t| S::sum(t)).collect())]
     }
 

@@ -126,8 +126,8 @@ impl<M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'_, M, O, S>
     ///
     /// # Errors
     /// Argument error that names what differs when it is of other settings, another model or another optimizer, or of a run with other
-    /// learning rates, hyperparameters, accumulation or clipping ([`Options::allow_changes`](super::Options::allow_changes) lets it); shape
-    /// and dtype errors. Nothing is changed then.
+    /// learning rates, hyperparameters, accumulation, clipping or frozen parameters
+    /// ([`Options::allow_changes`](super::Options::allow_changes) lets it); shape and dtype errors. Nothing is changed then.
     #[track_caller]
     pub fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
         let at = Location::caller();

@@ -49,8 +49,8 @@ pub struct Options {
     pub gradients: GradOptions,
     /// Take absent gradients for zeros: see [`Grads::absent_as_zero`].
     pub absent_as_zero: bool,
-    /// Continue a run though its learning rate, schedule, optimizer, accumulation, clipping or data are others than before. What the
-    /// program says now counts then.
+    /// Continue a run though its learning rate, schedule, optimizer, accumulation, clipping, frozen parameters or data are others than
+    /// before. What the program says now counts then.
     pub allow_changes: bool,
     /// Do not say on stderr that a step was left out. Without it the first one is a line there, whether anybody subscribes to `tracing` or not.
     pub quiet: bool,
@@ -258,8 +258,8 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
     /// Makes the steps that are left. `loss` gets the model, a batch and a key, and returns a scalar, or a [`Loss`] that says more.
     ///
     /// # Errors
-    /// Whatever data, loss, optimizer, callbacks or evaluation return; argument error for options out of range, for a folder that has
-    /// snapshots of another run or in which one is training, for data other than those of the snapshot that the run continues from, and
+    /// Whatever data, loss, optimizer, callbacks or evaluation return; argument error for options out of range, for an evaluation that is
+    /// asked for and not set, for a folder that has snapshots of another run or in which one is training, for data other than those of the snapshot that the run continues from, and
     /// when more steps in a row than [`Options::patience`], or all steps of the run, were not finite.
     /// The trainer can be run again after an error: model,
     /// optimizer and position are those of the last whole step.
