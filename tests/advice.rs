@@ -26,6 +26,17 @@ const SLIPS: &[(&str, &[&str])] = &[
     ("fn f() { fn layer(_: impl nn::Layer) {} layer(|x: &Tensor| x.relu()); }", &["is no layer", "a function is one as `nn::Func"]),
     ("fn f(x: &Tensor) { let _ = x.reshape([2.0, 3.0]); }", &["is no shape to reshape to", "one may be open: `[-1, 6]`"]),
     ("fn f(x: &Tensor) { let _ = x.reshape((2, 3.0)); }", &["is no extent", "x.reshape((batch, ()))"]),
+    (
+        "fn f() { fn layer(_: impl nn::Layer) {} let r = nn::Activation::Relu; layer((r, r, r, r, r, r, r, r, r, r, r, r, r)); }",
+        &["is no layer", "of more than twelve: tuples in a tuple"],
+    ),
+    (
+        "fn f(x: &Tensor) { let _ = grad(&(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13), |_| x.sum(..)); }",
+        &["is no tree of parameters", "of more than twelve: tuples in a tuple"],
+    ),
+    ("struct Net<L: nn::Layer> { l: L } module!(Net<L> { l });", &["`L` is no layer", "module!(Net<L: Layer> { layer })"]),
+    ("struct Net<L: Clone> { l: L } module!(Net<L: Clone> { l });", &["`L` is no tree of parameters", "module!(Net<L: Module + Clone>"]),
+    ("fn f(x: &Tensor) { let _ = Tensor::stack(&[1.5f32], 0); }", &["`f32: AsRef<cotangent::Tensor>` is not satisfied"]),
     ("fn f() { let _: Box<dyn optim::Schedule> = Box::new(\"cosine\"); }", &["is no learning-rate schedule", "a schedule is a number"]),
 ];
 
@@ -45,7 +56,11 @@ fn the_compiler_gives_advice() {
     // What was unclear once and compiles now must go on to compile.
     let right = "fn right(x: &Tensor) -> Result<()> { x.reshape([-1, 6])?; x.reshape((2, -1))?; x.reshape((x.rank(), -1))?; x.reshape(-1)?;\n\
                  let layers = (nn::Activation::Relu, nn::Activation::Relu, nn::Activation::Relu, nn::Activation::Relu, nn::Activation::Relu,\n\
-                 nn::Activation::Relu, nn::Activation::Relu); nn::Layer::call(&layers, x, None)?; Ok(()) }";
+                 nn::Activation::Relu, nn::Activation::Relu); nn::Layer::call(&layers, x, None)?;\n\
+                 let (list, p) = (vec![x.clone(), x.clone()], Param::new(x.clone()));\n\
+                 Tensor::stack(&list, 0)?; Tensor::stack(&list[..], 0)?; Tensor::stack(&list.iter().collect::<Vec<_>>(), 0)?;\n\
+                 Tensor::concat(&[x, &p], 0)?; Tensor::concat(&[&p, x], 0)?; Tensor::concat(&[&p, &p], 0)?; Tensor::concat(&[&x.exp()?, x], 0)?;\n\
+                 Tensor::einsum(\"i,i->\", &list)?; Ok(()) }";
     let compile = |name: &str, source: String| {
         let file = folder.join(format!("{name}.rs"));
         std::fs::write(&file, source).unwrap();

@@ -248,7 +248,8 @@ impl Visitor<'_> {
     label = "not a `Module`",
     note = "a struct of your own becomes one by `module!(Name {{ layer, weight }} skip {{ size }})`: parameters and sub-modules first, all else under `skip`",
     note = "a number, string or setting among the fields belongs under `skip`: `module!(Net {{ weight }} skip {{ size }})`",
-    note = "parameters are `Param`, statistics `Buffer`; `Tensor`, `Option`, `Vec`, arrays, `Box`, maps by `String` and tuples of up to twelve are trees"
+    note = "parameters are `Param`, statistics `Buffer`; `Tensor`, `Option`, `Vec`, arrays, `Box`, maps by `String` and tuples of up to twelve are trees; of more than twelve: tuples in a tuple",
+    note = "a type parameter that has bounds has all of them in `module!` too: `module!(Net<L: Module + Clone> {{ layer }})`"
 )]
 pub trait Module {
     /// Visits every field that holds parameters, in a fixed order, under the name it has in checkpoints.

@@ -21,7 +21,8 @@ use crate::tensor::Tensor;
     message = "`{Self}` is no layer",
     label = "not a `Layer`",
     note = "a function is one as `nn::Func(|x| x.relu())`; a struct of your own implements `Layer::call` beside `module!`",
-    note = "tuples of up to twelve layers, `Vec`, arrays, `Option`, `Box` and `Sequential` of layers are layers"
+    note = "tuples of up to twelve layers, `Vec`, arrays, `Option`, `Box` and `Sequential` of layers are layers; of more than twelve: tuples in a tuple",
+    note = "a type parameter of a struct has its bounds in `module!` too: `module!(Net<L: Layer> {{ layer }})`"
 )]
 pub trait Layer: Module {
     /// The layer's value. With a key, dropout is active.

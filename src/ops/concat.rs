@@ -4,6 +4,7 @@ use crate::backend::cpu::{self, map};
 use crate::backend::cuda;
 use crate::dtype::with_dtype;
 use crate::error::{ErrorKind, Result, bail};
+use crate::memory;
 use crate::op::{Composite, Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, apply1, compose1, expect};
 use crate::shape::Axis;
 use crate::tensor::Tensor;
@@ -208,12 +209,13 @@ impl Composite for Stack {
             bail!(shape, "part {i} has shape {}, part 0 {}; all must be equal", other.shape(), first.shape());
         }
         let parts: Vec<Tensor> = x.iter().map(|t| t.unsqueeze(self.0)).collect::<Result<_>>()?;
-        Ok(smallvec![Tensor::concat(&parts.iter().collect::<Vec<_>>(), self.0)?])
+        Ok(smallvec![Tensor::concat(&parts, self.0)?])
     }
 }
 
 impl Tensor {
-    /// Joins tensors along an axis: `Tensor::concat(&[&a, &b], 1)`. Any dtype; any number of parts, empty ones included.
+    /// Joins tensors along an axis: `Tensor::concat(&[&a, &b], 1)`, or of a list `Tensor::concat(&parts, 1)`. Any dtype; any number of
+    /// parts, empty ones included.
     ///
     /// # Gradient
     /// Each part gets its stretch of `ȳ`, as a view; saves nothing.
@@ -230,10 +232,8 @@ impl Tensor {
     /// ```
     #[doc(alias("cat", "concatenate"))]
     #[track_caller]
-    pub fn concat(parts: &[&Tensor], axis: impl Into<Axis>) -> Result<Tensor> {
-        let axis = axis.into();
-        let size = |t: &&Tensor| axis.resolve(t.rank()).map_or(0, |a| t.shape()[a]);
-        apply1(Concat { axis, sizes: parts.iter().map(size).collect() }, parts)
+    pub fn concat(parts: &[impl AsRef<Tensor>], axis: impl Into<Axis>) -> Result<Tensor> {
+        concat(&refs(parts)?, axis.into())
     }
 
     /// Joins tensors of one shape along a new axis, which stands at `axis` in the result.
@@ -243,7 +243,8 @@ impl Tensor {
     /// let x = Tensor::zeros([4, 3], F32)?;
     /// // Of a list of tensors that one has, as `unbind` gives it:
     /// let rows = x.unbind(0)?;
-    /// assert_eq!(Tensor::stack(&rows.iter().collect::<Vec<_>>(), 1)?.shape(), &[3, 4]);
+    /// assert_eq!(Tensor::stack(&rows, 1)?.shape(), &[3, 4]);
+    /// assert_eq!(Tensor::stack(&[&rows[0], &rows[2]], 0)?.shape(), &[2, 3]);
     /// # Ok::<(), cotangent::Error>(())
     /// ```
     ///
@@ -253,7 +254,18 @@ impl Tensor {
     /// # Errors
     /// Shape error when shapes differ, dtype error when dtypes differ, argument error for an empty list.
     #[track_caller]
-    pub fn stack(parts: &[&Tensor], axis: impl Into<Axis>) -> Result<Tensor> {
-        compose1(Stack(axis.into()), parts)
+    pub fn stack(parts: &[impl AsRef<Tensor>], axis: impl Into<Axis>) -> Result<Tensor> {
+        compose1(Stack(axis.into()), &refs(parts)?)
     }
+}
+
+/// Tensors, parameters, or references to them, as ops take them.
+pub(super) fn refs<T: AsRef<Tensor>>(parts: &[T]) -> Result<Vec<&Tensor>> {
+    memory::try_collect(parts.iter().map(AsRef::as_ref))
+}
+
+#[track_caller]
+fn concat(parts: &[&Tensor], axis: Axis) -> Result<Tensor> {
+    let size = |t: &&Tensor| axis.resolve(t.rank()).map_or(0, |a| t.shape()[a]);
+    apply1(Concat { axis, sizes: parts.iter().map(size).collect() }, parts)
 }

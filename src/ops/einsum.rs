@@ -496,8 +496,8 @@ impl Tensor {
     /// all operands have the same float type.
     #[doc(alias = "tensordot")]
     #[track_caller]
-    pub fn einsum(equation: &str, operands: &[&Tensor]) -> Result<Tensor> {
-        compose1(Einsum(equation.into()), operands)
+    pub fn einsum(equation: &str, operands: &[impl AsRef<Tensor>]) -> Result<Tensor> {
+        compose1(Einsum(equation.into()), &super::concat::refs(operands)?)
     }
 }
 
