@@ -186,9 +186,9 @@ fn a_state_of_another_batch_is_called_one() -> Result<()> {
     says(e, "gru: the state does not fit the input: x [2, 5, 3], h [1, 2, 4] (expected [2, 2, 4])");
     says(
         m.forward(&Tensor::zeros([5, 3], F32)?, None).unwrap_err(),
-        "lstm: expected [batch, time, 3] with at least one step, found [5, 3]",
+        "lstm: the input does not fit: expected x [batch, time, 3] with at least one step, found [5, 3]",
     );
-    says(m.forward(&Tensor::zeros([2, 0, 3], F32)?, None).unwrap_err(), "lstm: expected [batch, time, 3] with at least one step");
+    says(m.forward(&Tensor::zeros([2, 0, 3], F32)?, None).unwrap_err(), "lstm: the input does not fit: expected x [batch, time, 3]");
     let packed = |lengths: &[usize]| m.forward_with(&x, None, Recur { lengths: Some(lengths), key: None }).unwrap_err();
     assert!(packed(&[5]).to_string().starts_with("lstm: 1 lengths for a batch of 2"), "{}", packed(&[5]));
     assert!(packed(&[5, 6]).is_argument() && packed(&[5, 6]).to_string().contains("a length is 6, beyond the 5 steps"));

@@ -1,7 +1,7 @@
 //! Recurrent layers over whole sequences, under PyTorch's names: its state dicts load as they are.
 
 use super::Layer;
-use super::recurrent::{Cell, GruCell, LstmCell, RnnCell, state_of};
+use super::recurrent::{Cell, GruCell, LstmCell, RnnCell, input_of, state_of, with_matrices};
 use crate::dtype::{DType, U8};
 use crate::error::{Error, Result, bail};
 use crate::module::{Module, Visitor};
@@ -98,7 +98,7 @@ macro_rules! layer {
             /// `[batch, time, directions·hidden]`, and the state behind it. A state is `[layers·directions, batch, hidden]`.
             ///
             /// # Errors
-            /// Shape error when input or state do not fit, also a state of another batch.
+            /// Shape or dtype error when input or state do not fit, also a state of another batch.
             #[track_caller]
             pub fn forward(&self, x: &Tensor, state: Option<$given>) -> Result<(Tensor, $state)> {
                 self.forward_with(x, state, Recur::default())
@@ -113,10 +113,10 @@ macro_rules! layer {
                 let at = Location::caller();
                 let state: Option<Vec<&Tensor>> = state.map(|$s| $parts);
                 let run = || {
-                    let (y, $r) = run(&self.cells, &self.config, $op, x, state.as_deref(), with)?;
+                    let (y, $r) = run(&self.cells, &self.config, x, state.as_deref(), with)?;
                     Ok((y, $whole))
                 };
-                run().map_err(|e: Error| e.in_op($op, at).called_at(at))
+                run().map_err(|e: Error| e.rename_op($op).called_at(at))
             }
         }
 
@@ -182,22 +182,25 @@ fn widths(c: &RecurrentConfig) -> Result<Vec<usize>> {
 fn run<C: Cell>(
     cells: &[C],
     c: &RecurrentConfig,
-    op: &'static str,
     x: &Tensor,
     initial: Option<&[&Tensor]>,
     with: Recur<'_>,
 ) -> Result<(Tensor, Vec<Tensor>)> {
-    let (batch, time) = match *x.shape().dims() {
-        [batch, time, inputs] if inputs == c.inputs && time > 0 => (batch, time),
-        _ => bail!(shape, "expected [batch, time, {}] with at least one step, found {}", c.inputs, x.shape()),
-    };
     let d = c.directions();
-    if cells.len() != c.layers.saturating_mul(d) {
+    if cells.is_empty() || cells.len() != c.layers.saturating_mul(d) {
         bail!(argument, "{} layers in {d} directions need {} cells, found {}", c.layers, c.layers.saturating_mul(d), cells.len());
     }
-    for (part, name) in initial.unwrap_or_default().iter().zip(C::STATE) {
-        state_of(name, part, &[c.layers * d, batch, c.hidden], x)?;
-    }
+    let (batch, time, inputs) = match *x.shape().dims() {
+        [batch, time, inputs] => (batch, time, inputs),
+        _ => (0, 0, 0),
+    };
+    let fit = || {
+        let expected = format!("[batch, time, {}] with at least one step", c.inputs);
+        input_of(x, &expected, inputs == c.inputs && time > 0, "", cells[0].matrices()[0])?;
+        let mut parts = initial.unwrap_or_default().iter().zip(C::STATE);
+        parts.try_for_each(|(part, name)| state_of(name, part, &[c.layers * d, batch, c.hidden], x))
+    };
+    fit().map_err(|e| with_matrices(e, &cells[0], "_l0"))?;
     let masks = masks(with.lengths, batch, time, x)?;
     let zero = Tensor::full_on([batch, c.hidden], 0.0, x.dtype(), x.device())?;
     let mut x = x.clone();
@@ -227,16 +230,16 @@ fn run<C: Cell>(
                     }
                 };
             }
-            directions.push(Tensor::stack(&outputs.iter().collect::<Vec<_>>(), 1)?);
+            directions.push(Tensor::stack(&outputs, 1)?);
             state.into_iter().zip(&mut last).for_each(|(s, all)| all.push(s));
         }
         x = match directions.as_slice() {
             [one] => one.clone(),
-            both => Tensor::concat(&both.iter().collect::<Vec<_>>(), 2)?,
+            both => Tensor::concat(both, 2)?,
         };
     }
-    let last = last.iter().map(|all| Tensor::stack(&all.iter().collect::<Vec<_>>(), 0)).collect::<Result<_>>();
-    last.map(|last| (x, last)).map_err(|e| e.rename_op(op))
+    let last = last.iter().map(|all| Tensor::stack(all, 0)).collect::<Result<_>>();
+    last.map(|last| (x, last))
 }
 
 /// For each step which sequences it counts for, `[batch, 1]`; `None` where it counts for all.
