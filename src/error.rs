@@ -252,8 +252,19 @@ impl Error {
     }
 }
 
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Error {
+    /// Op and message without a line, for a text that becomes a part of another message, which has its own.
+    pub(crate) fn text(&self) -> String {
+        struct Text<'a>(&'a Error);
+        impl fmt::Display for Text<'_> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.show(f, false)
+            }
+        }
+        Text(self).to_string()
+    }
+
+    fn show(&self, f: &mut fmt::Formatter<'_>, with_line: bool) -> fmt::Result {
         if let Some(op) = self.0.op {
             write!(f, "{op}: ")?;
         }
@@ -268,13 +279,25 @@ impl fmt::Display for Error {
                 write!(f, "; with the parameters {}", list.join(", "))?;
             }
         }
-        if let Some(at) = self.0.at {
+        let at = self.0.at.filter(|_| with_line);
+        if let Some(at) = at {
             write!(f, " (at {}:{})", at.file(), at.line())?;
         }
-        if let Some(source) = &self.0.source {
-            write!(f, ": {source}")?;
+        // One line is said once: that of the outermost who knows one.
+        match self.0.source.as_ref().map(|source| (source, source.downcast_ref::<Error>())) {
+            None => Ok(()),
+            Some((_, Some(cause))) => {
+                f.write_str(": ")?;
+                cause.show(f, with_line && at.is_none())
+            }
+            Some((source, None)) => write!(f, ": {source}"),
         }
-        Ok(())
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.show(f, true)
     }
 }
 

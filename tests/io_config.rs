@@ -1,6 +1,6 @@
 //! Configurations of models: both generations of files, defaults as Hugging Face has them, and what is refused.
 
-use cotangent::io::{Activation, DecoderConfig, DecoderFamily, GenerationConfig, ModelConfig, RopeConfig, RopeScaling};
+use cotangent::io::{ConfigActivation, DecoderConfig, DecoderFamily, GenerationConfig, ModelConfig, RopeConfig, RopeScaling};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -65,7 +65,7 @@ fn both_generations_of_files_say_the_same() {
                 assert_eq!((c.vocabulary, c.context, c.width, c.hidden, c.layers, c.heads), (512, 64, 64, 256, 2, 4));
                 assert_eq!(
                     (c.activation, c.norm_eps, c.tied, c.scaled, c.scaled_by_layer),
-                    (Activation::GeluTanh, 1e-5, true, true, false)
+                    (ConfigActivation::GeluTanh, 1e-5, true, true, false)
                 );
                 assert_eq!((c.special.bos, c.special.eos), (Some(511), vec![511]));
             }
@@ -105,7 +105,7 @@ fn families_differ_where_they_should() {
     let bert = json!({"architectures": ["BertModel"], "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12,
         "num_attention_heads": 12, "intermediate_size": 3072, "max_position_embeddings": 512, "hidden_act": "gelu"});
     let ModelConfig::Bert(c) = ModelConfig::parse(&bert.to_string()).unwrap() else { panic!("not BERT") };
-    assert_eq!((c.segments, c.norm_eps, c.activation), (2, 1e-12, Activation::Gelu));
+    assert_eq!((c.segments, c.norm_eps, c.activation), (2, 1e-12, ConfigActivation::Gelu));
     refused(&with(bert, json!({"position_embedding_type": "relative_key"})), "`position_embedding_type` is `relative_key`");
 }
 

@@ -107,7 +107,7 @@ fn optimizers_refuse_numbers_out_of_range_and_groups_that_match_nothing() -> Res
             0.1,
             0.1,
             vec![bias(), Group::new(|name, _| name == "biass")],
-            "groups[1] matches no parameter of the model, which has [weight, bias",
+            "groups[1] matches no parameter of the model, which has: weight, bias",
         ),
     ];
     for (lr, decay, groups, says) in wrong {

@@ -19,7 +19,7 @@ mod safetensors;
 pub use atomic::write_atomically;
 pub(crate) use atomic::{folder_of, free_name, replace, set_aside, sweep_partial, sync_folder, write_text};
 pub use config::{
-    Activation, BertConfig, DecoderConfig, DecoderFamily, GenerationConfig, Gpt2Config, ModelConfig, RopeConfig, RopeScaling, Special,
+    BertConfig, ConfigActivation, DecoderConfig, DecoderFamily, GenerationConfig, Gpt2Config, ModelConfig, RopeConfig, RopeScaling, Special,
 };
 pub use folder::WeightFiles;
 pub use gguf::{GgufArray, GgufFile, GgufTokenizer, GgufType, GgufValue};

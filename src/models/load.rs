@@ -95,7 +95,7 @@ fn folder(path: &Path, mut options: LoadOptions<'_>) -> Result<Loaded> {
     let notes = &mut report.notes;
     let generation = with_special(generation(path, notes), &model);
     let (chat_template, special_texts) = tokenizer_config(path, notes).unwrap_or_else(|e| {
-        notes.push(format!("there is no chat template: {e}"));
+        notes.push(format!("there is no chat template: {}", e.text()));
         (None, Vec::new())
     });
     let (tokenizer, tokenizer_refused) = known(tokenizer(path), notes);
@@ -107,8 +107,7 @@ fn generation(folder: &Path, notes: &mut Vec<String>) -> GenerationConfig {
     if !folder.join(NAME).exists() {
         return GenerationConfig::default();
     }
-    let out =
-        GenerationConfig::open(folder).unwrap_or_else(|e| GenerationConfig { wrong: vec![e.to_string()], ..GenerationConfig::default() });
+    let out = GenerationConfig::open(folder).unwrap_or_else(|e| GenerationConfig { wrong: vec![e.text()], ..GenerationConfig::default() });
     notes.extend(out.wrong.iter().map(|why| format!("{NAME}: {why}: generating by it is an error")));
     notes.extend(out.passed_over.iter().map(|what| format!("{NAME}: {what}: passed over")));
     out
@@ -119,8 +118,8 @@ fn known(tokenizer: Result<Option<AnyTokenizer>>, notes: &mut Vec<String>) -> (O
     match tokenizer {
         Ok(tokenizer) => (tokenizer, None),
         Err(e) => {
-            notes.push(format!("there is no tokenizer: {e}"));
-            (None, Some(e.to_string()))
+            notes.push(format!("there is no tokenizer: {}", e.text()));
+            (None, Some(e.text()))
         }
     }
 }

@@ -159,12 +159,12 @@ impl LanguageModel {
 }
 
 /// A configuration's activation as layers have it.
-fn activation(a: io::Activation) -> crate::nn::Activation {
+fn activation(a: io::ConfigActivation) -> crate::nn::Activation {
     match a {
-        io::Activation::Gelu => crate::nn::Activation::Gelu,
-        io::Activation::GeluTanh => crate::nn::Activation::GeluTanh,
-        io::Activation::Relu => crate::nn::Activation::Relu,
-        io::Activation::Silu => crate::nn::Activation::Silu,
-        io::Activation::Tanh => crate::nn::Activation::Tanh,
+        io::ConfigActivation::Gelu => crate::nn::Activation::Gelu,
+        io::ConfigActivation::GeluTanh => crate::nn::Activation::GeluTanh,
+        io::ConfigActivation::Relu => crate::nn::Activation::Relu,
+        io::ConfigActivation::Silu => crate::nn::Activation::Silu,
+        io::ConfigActivation::Tanh => crate::nn::Activation::Tanh,
     }
 }

@@ -181,8 +181,8 @@ impl Sentence {
             Sentence { pooling: Pooling::default(), dense: Vec::new(), refused: None, encoder: folder.to_owned(), notes: Vec::new() };
         match out.read(folder, dtype) {
             Err(e) => {
-                out.notes.push(format!("`embed` is refused: {e}"));
-                out.refused = Some(e.to_string());
+                out.notes.push(format!("`embed` is refused: {}", e.text()));
+                out.refused = Some(e.text());
             }
             Ok(true) => out.notes.push(format!("`embed` as modules.json says: {:?}, then {:?}", out.pooling.modes, out.pooling.stages)),
             Ok(false) => out.notes.push("there is no modules.json: `embed` gives the mean over the tokens, of length one".to_owned()),
@@ -387,7 +387,7 @@ pub(super) fn pool(x: &Tensor, mask: Option<&Tensor>, pooling: &Pooling, dense: 
             }
         });
     }
-    let mut y = if parts.len() == 1 { parts.remove(0) } else { Tensor::concat(&parts.iter().collect::<Vec<_>>(), -1)? };
+    let mut y = if parts.len() == 1 { parts.remove(0) } else { Tensor::concat(&parts, -1)? };
     let mut dense = dense.iter();
     for stage in &pooling.stages {
         y = match stage {

@@ -26,7 +26,8 @@ fn loaded<M: Module + Clone>(m: &M, tensors: &BTreeMap<String, Tensor>) -> Resul
     m.map(|name, old| {
         let new = &tensors[name];
         if new.shape() != old.shape() {
-            bail!(shape, "`{name}` has shape {} in the file, {} in the model", new.shape(), old.shape());
+            let name = if name.is_empty() { "the tensor".to_owned() } else { format!("`{name}`") };
+            bail!(shape, "{name} has shape {} in the file, {} in the model", new.shape(), old.shape());
         }
         new.cast(old.dtype())
     })

@@ -1,6 +1,7 @@
 //! Parameter groups: other learning rates and weight decays for some parameters, chosen by a predicate.
 
 use crate::error::{Result, bail};
+use crate::memory;
 use crate::module::{Module, tensors_of};
 use crate::tensor::Tensor;
 use std::sync::Arc;
@@ -79,8 +80,11 @@ pub(super) fn check_for(groups: &[Group], asked: &mut usize, model: &mut dyn Mod
     if *asked != groups.len() {
         let named = tensors_of(model, false);
         if let Some(i) = groups.iter().position(|g| !named.iter().any(|(name, t)| (g.matches)(name, t))) {
-            let some: Vec<&str> = named.iter().take(3).map(|(name, _)| name.as_str()).collect();
-            bail!(argument, "groups[{i}] matches no parameter of the model, which has [{}, …]", some.join(", "));
+            let names = match named.as_slice() {
+                [(name, _)] if name.is_empty() => "a tensor without a name".to_owned(),
+                named => memory::some(named.iter().map(|(name, _)| name.as_str())),
+            };
+            bail!(argument, "groups[{i}] matches no parameter of the model, which has: {names}");
         }
         *asked = groups.len();
     }

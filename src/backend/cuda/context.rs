@@ -227,7 +227,7 @@ impl Context {
 
     fn after(&self, what: &str) -> Result<()> {
         if self.blocking.load(Relaxed) && !capture::is_capturing(self) {
-            self.driver.synchronize().map_err(|e| Error::new(e.kind(), format!("{what}: {e}")))?;
+            self.driver.synchronize().map_err(|e| e.about(what))?;
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use super::fields::{Fields, divides, positive, show, within};
 use super::rope::RopeConfig;
-use super::{Activation, MOST_LAYERS, MOST_POSITIONS, MOST_TOKENS, MOST_WIDTH, Special};
+use super::{ConfigActivation, MOST_LAYERS, MOST_POSITIONS, MOST_TOKENS, MOST_WIDTH, Special};
 use crate::error::Result;
 
 /// Which relative a [`DecoderConfig`] is.
@@ -41,7 +41,7 @@ pub struct DecoderConfig {
     /// Longest sequence.
     pub context: usize,
     /// Activation of the gate.
-    pub activation: Activation,
+    pub activation: ConfigActivation,
     /// Added to the mean square in RMS norms.
     pub norm_eps: f64,
     /// Rotary embedding.
@@ -86,7 +86,7 @@ impl DecoderConfig {
             kv_heads: config.optional_size("num_key_value_heads")?.unwrap_or(heads),
             head_dim,
             context,
-            activation: config.text("hidden_act")?.map_or(Ok(Activation::Silu), |t| Activation::named("hidden_act", t))?,
+            activation: config.text("hidden_act")?.map_or(Ok(ConfigActivation::Silu), |t| ConfigActivation::named("hidden_act", t))?,
             norm_eps: config.optional_float("rms_norm_eps")?.unwrap_or(1e-6),
             rope: RopeConfig::parse(config, context)?,
             tied: config.flag("tie_word_embeddings", false)?,

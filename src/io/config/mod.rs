@@ -136,10 +136,10 @@ fn parse<T>(bytes: &[u8], shown: &str, of: impl FnOnce(Fields<'_>) -> Result<T, 
     })
 }
 
-/// Activation functions that configurations name.
+/// Activation functions that configurations name; [`nn::Activation`](crate::nn::Activation) is the layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Activation {
+pub enum ConfigActivation {
     /// GELU by the error function.
     Gelu,
     /// GELU by the hyperbolic tangent: `gelu_new`.
@@ -152,14 +152,14 @@ pub enum Activation {
     Tanh,
 }
 
-impl Activation {
+impl ConfigActivation {
     pub(super) fn named(field: &str, name: &str) -> Result<Self, String> {
         match name {
-            "gelu" => Ok(Activation::Gelu),
-            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(Activation::GeluTanh),
-            "relu" => Ok(Activation::Relu),
-            "silu" | "swish" => Ok(Activation::Silu),
-            "tanh" => Ok(Activation::Tanh),
+            "gelu" => Ok(ConfigActivation::Gelu),
+            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(ConfigActivation::GeluTanh),
+            "relu" => Ok(ConfigActivation::Relu),
+            "silu" | "swish" => Ok(ConfigActivation::Silu),
+            "tanh" => Ok(ConfigActivation::Tanh),
             other => Err(format!("`{field}` is `{other}`; known are gelu, gelu_new, relu, silu and tanh")),
         }
     }
@@ -225,7 +225,7 @@ pub struct Gpt2Config {
     /// Heads of attention.
     pub heads: usize,
     /// Activation of the MLP.
-    pub activation: Activation,
+    pub activation: ConfigActivation,
     /// Added to the variance in layer norms.
     pub norm_eps: f64,
     /// Whether the token table is the output matrix.
@@ -252,7 +252,7 @@ impl Gpt2Config {
             hidden: config.optional_size("n_inner")?.unwrap_or(width.saturating_mul(4)),
             layers: config.size("n_layer")?,
             heads: config.size("n_head")?,
-            activation: Activation::named("activation_function", config.text("activation_function")?.unwrap_or("gelu_new"))?,
+            activation: ConfigActivation::named("activation_function", config.text("activation_function")?.unwrap_or("gelu_new"))?,
             norm_eps: config.optional_float("layer_norm_epsilon")?.unwrap_or(1e-5),
             tied: config.flag("tie_word_embeddings", true)?,
             scaled: config.flag("scale_attn_weights", true)?,
@@ -292,7 +292,7 @@ pub struct BertConfig {
     /// Heads of attention.
     pub heads: usize,
     /// Activation of the MLP.
-    pub activation: Activation,
+    pub activation: ConfigActivation,
     /// Added to the variance in layer norms.
     pub norm_eps: f64,
     /// Special tokens.
@@ -315,7 +315,7 @@ impl BertConfig {
             hidden: config.size("intermediate_size")?,
             layers: config.size("num_hidden_layers")?,
             heads: config.size("num_attention_heads")?,
-            activation: Activation::named("hidden_act", config.text("hidden_act")?.unwrap_or("gelu"))?,
+            activation: ConfigActivation::named("hidden_act", config.text("hidden_act")?.unwrap_or("gelu"))?,
             norm_eps: config.optional_float("layer_norm_eps")?.unwrap_or(1e-12),
             special: Special::parse(config)?,
         };

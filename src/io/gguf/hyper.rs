@@ -5,7 +5,7 @@ use super::{GgufFile, GgufType, GgufValue};
 use crate::dtype::DType;
 use crate::error::{Error, Result, bail};
 use crate::io::config::{
-    Activation, DecoderConfig, DecoderFamily, Gpt2Config, ModelConfig, RopeConfig, RopeScaling, Special, attention_factor,
+    ConfigActivation, DecoderConfig, DecoderFamily, Gpt2Config, ModelConfig, RopeConfig, RopeScaling, Special, attention_factor,
 };
 use std::panic::Location;
 
@@ -38,7 +38,7 @@ impl GgufFile {
                 hidden: self.size("feed_forward_length")?,
                 layers,
                 heads: self.size("attention.head_count")?,
-                activation: Activation::GeluTanh,
+                activation: ConfigActivation::GeluTanh,
                 norm_eps: self.float("attention.layer_norm_epsilon")?.unwrap_or(1e-5),
                 tied: !self.contains("output.weight"),
                 scaled: true,
@@ -92,7 +92,7 @@ impl GgufFile {
             kv_heads: self.head_count("attention.head_count_kv")?,
             head_dim,
             context: self.size("context_length")?,
-            activation: Activation::Silu,
+            activation: ConfigActivation::Silu,
             norm_eps: 0.0,
             rope: RopeConfig { theta: self.float("rope.freq_base")?.unwrap_or(10_000.0), scaling: RopeScaling::None },
             tied: !self.contains("output.weight"),

@@ -62,6 +62,22 @@ pub struct CsvFile {
     ends: Vec<usize>,
     /// The line on which each row begins.
     lines: Vec<u64>,
+    /// What may separate the cells instead, when the first row has one cell.
+    other: Option<u8>,
+}
+
+/// What else may separate cells, when a row that is one cell has it.
+fn other_delimiter(row: &str, delimiter: u8) -> Option<u8> {
+    [b';', b'\t', b'|', b','].into_iter().find(|&d| d != delimiter && row.as_bytes().contains(&d))
+}
+
+/// The hint about another delimiter, for the end of a message.
+fn delimiter_hint(delimiter: u8, other: Option<u8>) -> String {
+    let shown = |d: u8| format!("b'{}'", d.escape_ascii());
+    other.map_or_else(String::new, |other| {
+        let (now, other) = (shown(delimiter), shown(other));
+        format!("; the first row has no {now}, which was to separate cells, but {other}: CsvOptions {{ delimiter: {other}, .. }}?")
+    })
 }
 
 impl CsvFile {
@@ -82,8 +98,8 @@ impl CsvFile {
     /// Reads a table.
     ///
     /// # Errors
-    /// I/O error when it cannot be read or is not a regular file; corrupt-file error with the line when it is not UTF-8, or a row has another number of cells
-    /// than the first; out of memory.
+    /// I/O error when it cannot be read or is not a regular file; corrupt-file error when it has no row at all, and with the line when it
+    /// is not UTF-8, or a row has another number of cells than the first; out of memory.
     #[track_caller]
     pub fn open_with(path: impl AsRef<Path>, options: &CsvOptions) -> Result<Self> {
         let at = Location::caller();
@@ -108,24 +124,36 @@ impl CsvFile {
         {
             let mut start = 0;
             for &end in &rows.ends[..rows.cells] {
-                let name = std::str::from_utf8(&rows.text[start..end]).map_err(|e| rows.no_text(line).with_source(e))?;
+                let cell = &rows.text[start..end];
+                let name = std::str::from_utf8(cell).map_err(|e| rows.no_text(line, cell.get(e.valid_up_to())))?;
                 memory::push(&mut names, memory::text(name.trim())?)?;
                 start = end;
             }
             (rows.used, rows.cells) = (0, 0);
         }
+        let mut other = if let [name] = names.as_slice() { other_delimiter(name, options.delimiter) } else { None };
         let (mut lines, mut before) = (Vec::new(), 0);
         while let Some(line) = rows.next()? {
             let cells = rows.cells - before;
             if names.is_empty() {
                 names = memory::try_collect_ok((0..cells).map(|i| memory::text(&i.to_string())))?;
+                let row = std::str::from_utf8(&rows.text[..rows.used]).ok().filter(|_| cells == 1);
+                other = row.and_then(|row| other_delimiter(row, options.delimiter));
             }
             if cells != names.len() {
                 let columns = names.len();
-                bail!(corrupt_file, "{} is not a table: line {line} has {cells} cells, the first row {columns}", path.display());
+                let hint = delimiter_hint(options.delimiter, other);
+                bail!(corrupt_file, "{} is not a table: line {line} has {cells} cells, the first row {columns}{hint}", path.display());
             }
             memory::push(&mut lines, line)?;
             before = rows.cells;
+        }
+        if names.is_empty() {
+            let shown = path.display();
+            match length {
+                0 => bail!(corrupt_file, "{shown} is empty: a table has at least a row{}", if options.header { " of names" } else { "" }),
+                _ => bail!(corrupt_file, "{shown} has no row: nothing but empty lines and comments"),
+            }
         }
         let text = std::str::from_utf8(&rows.text[..rows.used]);
         // A delimiter beyond ASCII could cut a character.
@@ -134,13 +162,14 @@ impl CsvFile {
             Err(e) => Some(rows.ends[..rows.cells].partition_point(|&end| end <= e.valid_up_to())),
         };
         if let Some(cell) = wrong {
-            return Err(rows.no_text(lines.get(cell / names.len().max(1)).copied().unwrap_or(0)));
+            let byte = text.err().and_then(|e| rows.text.get(e.valid_up_to()));
+            return Err(rows.no_text(lines.get(cell / names.len().max(1)).copied().unwrap_or(0), byte));
         }
         let Rows { mut text, used, mut ends, cells, .. } = rows;
         text.truncate(used);
         ends.truncate(cells);
         let text = String::from_utf8(text).map_err(|e| Error::corrupt_file("it is not UTF-8").with_source(e))?;
-        Ok(CsvFile { path: path.to_owned(), names, options: options.clone(), text, ends, lines })
+        Ok(CsvFile { path: path.to_owned(), names, options: options.clone(), text, ends, lines, other })
     }
 
     /// Names of the columns, in order.
@@ -233,8 +262,9 @@ impl CsvFile {
             } else {
                 ""
             };
+            let other = delimiter_hint(self.options.delimiter, self.other);
             Error::corrupt_file(format!(
-                "{}, line {line}, column `{name}`: {cell:?} is not a number of {}{hint}",
+                "{}, line {line}, column `{name}`: {cell:?} is not a number of {}{hint}{other}",
                 self.path.display(),
                 T::DTYPE
             ))
@@ -254,7 +284,8 @@ impl CsvFile {
             (Some(_), Some(_)) => bail!(argument, "{} has more than one column `{name}`", self.path.display()),
             (None, _) => {
                 let names = memory::some(self.names.iter().map(String::as_str));
-                bail!(argument, "{} has no column `{name}`; it has: {names}", self.path.display())
+                let hint = delimiter_hint(self.options.delimiter, self.other);
+                bail!(argument, "{} has no column `{name}`; it has: {names}{hint}", self.path.display())
             }
         }
     }
@@ -334,8 +365,10 @@ impl Rows<'_> {
         }
     }
 
-    fn no_text(&self, line: u64) -> Error {
-        Error::corrupt_file(format!("{} is not a table: line {line} is not UTF-8", self.path.display()))
+    fn no_text(&self, line: u64, byte: Option<&u8>) -> Error {
+        let byte = byte.map_or_else(String::new, |b| format!(" (byte 0x{b:02x})"));
+        let convert = "tables are read as UTF-8; one in Latin-1 or Windows-1252 is converted by `iconv -f WINDOWS-1252 -t UTF-8`";
+        Error::corrupt_file(format!("{} is not a table: line {line} is not UTF-8{byte}: {convert}", self.path.display()))
     }
 }
 

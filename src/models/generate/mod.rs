@@ -221,7 +221,7 @@ impl<'a> Generator<'a> {
             self.check_options()?;
             // Nothing is computed yet, so nothing is lost: which of them it is is said.
             let named = |(i, p): (usize, &Vec<u32>)| match self.check(p) {
-                Err(e) if prompts.len() > 1 => Err(Error::new(e.kind(), format!("prompt {i}: {e}"))),
+                Err(e) if prompts.len() > 1 => Err(e.about(format!("prompt {i}"))),
                 checked => checked,
             };
             prompts.iter().enumerate().try_for_each(named)?;
@@ -232,7 +232,7 @@ impl<'a> Generator<'a> {
                     Ok(false) => break,
                     Err(e) if rows.rows.iter().all(|r| r.steps.is_empty()) => return Err(e),
                     Err(e) => {
-                        let (kind, why) = (e.kind(), e.to_string());
+                        let (kind, why) = (e.kind(), e.text());
                         let on_their_way = rows.rows.iter_mut().filter(|r| r.finish.is_none());
                         on_their_way.for_each(|r| r.fail(Error::new(kind, why.clone())));
                         break;

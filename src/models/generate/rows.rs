@@ -48,7 +48,7 @@ impl Row {
             text: self.steps.iter().map(|s| s.text.as_str()).collect(),
             log_probs: self.steps.iter().filter_map(|s| s.log_prob).collect(),
             finish: self.finish.unwrap_or(Finish::Length),
-            error: self.error.map(|e| e.to_string()),
+            error: self.error.map(|e| e.text()),
         }
     }
 
