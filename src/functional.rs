@@ -61,7 +61,17 @@ where
     M: Module + Clone,
     F: FnOnce(&M) -> Result<Tensor>,
 {
-    let (y, (), grads) = value_aux_and_grad(at, options, |m| Ok((f(m)?, ())))?;
+    gradient("value_and_grad", at, options, f)
+}
+
+/// [`value_and_grad_with`] by the name of the function that was called.
+#[track_caller]
+pub(crate) fn gradient<M, F>(name: &'static str, at: &M, options: GradOptions, f: F) -> Result<(Tensor, Grads<M>)>
+where
+    M: Module + Clone,
+    F: FnOnce(&M) -> Result<Tensor>,
+{
+    let (y, (), grads) = gradient_and(name, at, options, |m| Ok((f(m)?, ())))?;
     Ok((y, grads))
 }
 
@@ -77,6 +87,17 @@ where
     A: Module + Clone,
     F: FnOnce(&M) -> Result<(Tensor, A)>,
 {
+    gradient_and("value_aux_and_grad", at, options, f)
+}
+
+/// [`value_aux_and_grad`] by the name of the function that was called.
+#[track_caller]
+pub(crate) fn gradient_and<M, A, F>(name: &'static str, at: &M, options: GradOptions, f: F) -> Result<(Tensor, A, Grads<M>)>
+where
+    M: Module + Clone,
+    A: Module + Clone,
+    F: FnOnce(&M) -> Result<(Tensor, A)>,
+{
     let location = Location::caller();
     let run = || {
         let scope = Scope::new(at)?;
@@ -87,7 +108,7 @@ where
         }
         Ok((scope.core.settle(y), scope.core.settle(aux), grads))
     };
-    run().map_err(|e: Error| e.in_op("value_and_grad", location))
+    run().map_err(|e: Error| e.in_op(name, location))
 }
 
 /// The gradient of a scalar function of a tree.
@@ -100,7 +121,7 @@ where
     M: Module + Clone,
     F: FnOnce(&M) -> Result<Tensor>,
 {
-    Ok(value_and_grad(at, f)?.1)
+    Ok(gradient("grad", at, GradOptions::default(), f)?.1)
 }
 
 /// A function's value with the map from its cotangent to the inputs' cotangents; see [`vjp`].

@@ -58,7 +58,7 @@ impl Tape {
             let found = sweep(&self.inner, Sweep { seeds, wanted: &wanted, floor: 0, consume: false, record: create_graph }, ACCUMULATE)?;
             Ok(wanted.iter().map(|id| found.get(id).cloned()).collect())
         };
-        run().map_err(|e: Error| e.in_op("backward", at))
+        run().map_err(|e: Error| e.in_op("cotangents", at))
     }
 
     fn seeds(&self, y: &[(&Tensor, Tensor)]) -> Result<Vec<(usize, Tensor)>> {

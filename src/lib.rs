@@ -37,7 +37,7 @@ pub use layout::Layout;
 pub use module::{Buffer, Leaf, LowRank, Module, ModuleExt, Param, Role, Summary, SummaryRow, Visitor, try_walk, walk};
 pub use rng::{Key, Rng};
 pub use shape::{Axes, Axis, Extent, Extents, Shape};
-pub use tape::{Gradients, Observer, Pulled, Ran, Tape, checkpoint, custom_vjp, custom_vjp_once};
+pub use tape::{Composed, Gradients, Observer, Pulled, Ran, Tape, checkpoint, custom_vjp, custom_vjp_once};
 pub use tensor::Tensor;
 
 /// The types of half precision, as tensors store them.

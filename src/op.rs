@@ -148,8 +148,7 @@ pub trait Composite: Describe {
 /// What the op refuses; device error for operands on different devices; tape error for operands of different tapes.
 #[track_caller]
 pub fn apply<O: Op>(op: O, x: &[&Tensor]) -> Result<Outputs> {
-    let at = Location::caller();
-    apply_at(op, x, at).map_err(|e| refused(e, O::NAME, x, at))
+    apply_at(O::NAME, op, x, Location::caller())
 }
 
 /// [`apply`] for an op with one output.
@@ -158,8 +157,25 @@ pub fn apply<O: Op>(op: O, x: &[&Tensor]) -> Result<Outputs> {
 /// As [`apply`].
 #[track_caller]
 pub fn apply1<O: Op>(op: O, x: &[&Tensor]) -> Result<Tensor> {
-    let at = Location::caller();
-    let mut y = apply_at(op, x, at).map_err(|e| refused(e, O::NAME, x, at))?;
+    apply1_as(O::NAME, op, x)
+}
+
+/// [`apply`] by another name: one op serves several methods, and whoever called `argmin` reads nothing of `argmax`.
+///
+/// # Errors
+/// As [`apply`].
+#[track_caller]
+pub(crate) fn apply_as<O: Op>(name: &'static str, op: O, x: &[&Tensor]) -> Result<Outputs> {
+    apply_at(name, op, x, Location::caller())
+}
+
+/// [`apply1`] by another name.
+///
+/// # Errors
+/// As [`apply`].
+#[track_caller]
+pub(crate) fn apply1_as<O: Op>(name: &'static str, op: O, x: &[&Tensor]) -> Result<Tensor> {
+    let mut y = apply_at(name, op, x, Location::caller())?;
     Ok(y.swap_remove(0))
 }
 
@@ -181,7 +197,7 @@ trait AnyOp: Pull {
 
 impl<O: Op> AnyOp for RecordedOp<O> {
     fn name(&self) -> &'static str {
-        O::NAME
+        self.2
     }
     fn aux(&self) -> usize {
         O::AUX
@@ -200,8 +216,8 @@ impl<O: Op> AnyOp for RecordedOp<O> {
     }
 }
 
-fn apply_at<O: Op>(op: O, x: &[&Tensor], at: &'static Location<'static>) -> Result<Outputs> {
-    apply_any(Arc::new(RecordedOp(op, at)), x, at)
+fn apply_at<O: Op>(name: &'static str, op: O, x: &[&Tensor], at: &'static Location<'static>) -> Result<Outputs> {
+    apply_any(Arc::new(RecordedOp(op, at, name)), x, at).map_err(|e| refused(e, name, x, at))
 }
 
 fn apply_any(op: Arc<dyn AnyOp>, x: &[&Tensor], at: &'static Location<'static>) -> Result<Outputs> {
@@ -259,8 +275,8 @@ fn apply_any(op: Arc<dyn AnyOp>, x: &[&Tensor], at: &'static Location<'static>) 
     Ok(y)
 }
 
-/// An op and the line that called it: a refusal in the sweep names that line, not one of the derivative's rule.
-struct RecordedOp<O>(O, &'static Location<'static>);
+/// An op, the line that called it, and by which name: a refusal in the sweep names that line, not one of the derivative's rule.
+struct RecordedOp<O>(O, &'static Location<'static>, &'static str);
 
 impl<O: Op> Pull for RecordedOp<O> {
     fn pull(&self, ctx: &PullContext<'_>, y_bar: &Cotangents, want: &[bool]) -> Result<InputCotangents> {
@@ -274,6 +290,15 @@ impl<O: Op> Pull for RecordedOp<O> {
 /// What the view refuses.
 #[track_caller]
 pub fn apply_view<V: View>(view: V, x: &Tensor) -> Result<Tensor> {
+    apply_view_as(V::NAME, view, x)
+}
+
+/// [`apply_view`] by another name, as [`apply_as`].
+///
+/// # Errors
+/// As [`apply_view`].
+#[track_caller]
+pub(crate) fn apply_view_as<V: View>(name: &'static str, view: V, x: &Tensor) -> Result<Tensor> {
     let at = Location::caller();
     let run = || {
         let mut y = Tensor::from_array(x.array.with_layout(view.layout(x.layout())?)?);
@@ -283,11 +308,11 @@ pub fn apply_view<V: View>(view: V, x: &Tensor) -> Result<Tensor> {
             let spec = Spec { shape: x.shape().clone(), dtype: x.dtype() };
             let stretch = view.stretch(&spec.shape);
             let pull = Arc::new(RecordedView(view, spec, at, stretch));
-            tape::record(&tape, V::NAME, at, &[x], std::slice::from_mut(&mut y), Saved::none(), pull, tape::start(&[x]))?;
+            tape::record(&tape, name, at, &[x], std::slice::from_mut(&mut y), Saved::none(), pull, tape::start(&[x]))?;
         }
         Ok(y)
     };
-    run().map_err(|e: Error| refused(e, V::NAME, &[x], at))
+    run().map_err(|e: Error| refused(e, name, &[x], at))
 }
 
 struct RecordedView<V>(V, Spec, &'static Location<'static>, Option<Stretch>);
@@ -341,14 +366,13 @@ impl<F: Fn(&Cotangents) -> Result<Tensor> + Send + Sync> Pull for RecordedParts<
 /// What its parts refuse.
 #[track_caller]
 pub fn compose<C: Composite>(op: C, x: &[&Tensor]) -> Result<Outputs> {
-    let at = Location::caller();
-    compose_at(op, x, at)
+    compose_at(C::NAME, op, x, Location::caller())
 }
 
-fn compose_at<C: Composite>(op: C, x: &[&Tensor], at: &'static Location<'static>) -> Result<Outputs> {
+fn compose_at<C: Composite>(name: &'static str, op: C, x: &[&Tensor], at: &'static Location<'static>) -> Result<Outputs> {
     // The parts' nodes name the line that called the composition: reports about them point there.
-    let e = |e: Error| e.with_parameters(|| tape::parameters(x)).rename_op(C::NAME).called_at(at);
-    tape::relocate(x, at, || op.compose(x)).map_err(e)
+    let e = |e: Error| e.with_parameters(|| tape::parameters(x)).rename_op(name).called_at(at);
+    tape::composed(name, x, at, || op.compose(x)).map_err(e)
 }
 
 /// [`compose`] for an op with one output.
@@ -357,8 +381,16 @@ fn compose_at<C: Composite>(op: C, x: &[&Tensor], at: &'static Location<'static>
 /// As [`compose`].
 #[track_caller]
 pub fn compose1<C: Composite>(op: C, x: &[&Tensor]) -> Result<Tensor> {
-    let at = Location::caller();
-    let mut y = compose_at(op, x, at)?;
+    compose1_as(C::NAME, op, x)
+}
+
+/// [`compose1`] by another name, as [`apply_as`].
+///
+/// # Errors
+/// As [`compose`].
+#[track_caller]
+pub(crate) fn compose1_as<C: Composite>(name: &'static str, op: C, x: &[&Tensor]) -> Result<Tensor> {
+    let mut y = compose_at(name, op, x, Location::caller())?;
     Ok(y.swap_remove(0))
 }
 

@@ -114,8 +114,14 @@ impl Tensor {
     #[doc(alias("tensor", "from_numpy", "array"))]
     #[track_caller]
     pub fn from_slice<T: Element>(data: &[T], shape: impl Into<Shape>) -> Result<Self> {
+        Self::copied("from_slice", data, shape.into())
+    }
+
+    /// [`Tensor::from_slice`] by the name of the function that was called.
+    #[track_caller]
+    pub(crate) fn copied<T: Element>(name: &'static str, data: &[T], shape: Shape) -> Result<Self> {
         let at = std::panic::Location::caller();
-        Array::from_slice(data, shape.into(), Device::Cpu).map(Self::from_array).map_err(|e| e.in_op("from_slice", at))
+        Array::from_slice(data, shape, Device::Cpu).map(Self::from_array).map_err(|e| e.in_op(name, at))
     }
 
     /// A tensor without axes.
@@ -124,7 +130,7 @@ impl Tensor {
     /// Out of memory.
     #[track_caller]
     pub fn scalar<T: Element>(value: T) -> Result<Self> {
-        Self::from_slice(&[value], ())
+        Self::copied("scalar", &[value], ().into())
     }
 
     /// Extents, outermost axis first.

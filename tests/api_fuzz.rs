@@ -13,7 +13,7 @@ mod table;
 
 use crate::say;
 use cotangent::{
-    BF16, DType, F16, F32, F64, I64, Key, Result, Tape, Tensor, U8, U32, checkpoint, grad, hvp, jacobian, jvp, value_and_grad, vjp,
+    BF16, DType, Error, F16, F32, F64, I64, Key, Result, Tape, Tensor, U8, U32, checkpoint, grad, hvp, jacobian, jvp, value_and_grad, vjp,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -239,8 +239,16 @@ fn with(x: &[Tensor], places: &[usize], p: &[Tensor]) -> Vec<Tensor> {
 
 const CONTEXTS: [&str; 11] = ["plain", "plain", "plain", "grad", "grad", "grad of grad", "checkpoint", "vjp", "jvp", "hvp", "jacobian"];
 
+/// A refusal begins with the name of the method that was called; `_keep` and `_with` are options of the one without.
+fn says_its_name(method: &str, e: &Error) {
+    let plain = method.trim_end_matches("_keep").trim_end_matches("_with");
+    let known = table::NAMED.iter().find(|(m, _)| *m == method).map_or(&[][..], |(_, names)| *names);
+    let op = e.op().unwrap_or_default();
+    assert!(op == method || op == plain || known.contains(&op), "its refusal is called `{op}`: {e}");
+}
+
 /// Runs a call in a context; panics where a promise is broken.
-fn run(context: &str, x: &[Tensor], f: &Call, g: &mut Pick) -> Result<()> {
+fn run(context: &str, name: &str, x: &[Tensor], f: &Call, g: &mut Pick) -> Result<()> {
     let (p, places) = parameters(x);
     let same = |grads: &[Tensor]| {
         assert_eq!(grads.len(), p.len());
@@ -251,7 +259,7 @@ fn run(context: &str, x: &[Tensor], f: &Call, g: &mut Pick) -> Result<()> {
     let of = |p: &Vec<Tensor>| f(&with(x, &places, p));
     match context {
         "plain" => {
-            let y = f(x)?;
+            let y = f(x).inspect_err(|e| says_its_name(name, e))?;
             for y in &y {
                 // Layouts of results lie inside of their storage.
                 assert!(y.layout().end().is_some());
@@ -327,7 +335,7 @@ fn one(seed: u64, call: u64, tally: &mut Tally) -> std::result::Result<(), Strin
         context = g.one(&CONTEXTS);
         let run_it = || {
             let (x, f) = make(&mut g);
-            run(context, &x, &f, &mut g)
+            run(context, name, &x, &f, &mut g)
         };
         (*name, catch_unwind(AssertUnwindSafe(run_it)))
     } else {

@@ -856,6 +856,9 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
     }),
 ];
 
+/// Entries that call more than the method they are about, and what their refusals may be called.
+pub(super) const NAMED: &[(&str, &[&str])] = &[("to_vec", &["cast", "from_vec"]), ("to_f64_vec", &["from_vec"]), ("update", &["cast"])];
+
 /// Methods that take nothing that could vary, or are called by every other entry.
 pub(super) const ELSEWHERE: &[(&str, &str)] = &[
     ("dtype", "each context"),

@@ -29,7 +29,7 @@ fn right_functions_pass() -> Result<()> {
 fn lost_and_scaled_gradients_are_caught_with_their_place() {
     let e = gradcheck(|t| t[0].mul(&t[1].detach()), &[x(), bias()]).unwrap_err();
     assert!(e.is_gradcheck() && e.names() == ["input 1"], "{e}");
-    assert!(e.to_string().contains("does not connect"), "{e}");
+    assert!(e.to_string().contains("does not connect") && e.to_string().contains("ends in `detach` (tests/gradcheck.rs:"), "{e}");
     // Half of the gradient of one element only.
     let weights = Tensor::from_slice(&[0f64, 0., 0., 0., 1., 0.], [2, 3]).unwrap();
     let named = [("w".to_string(), x())];
@@ -59,6 +59,30 @@ fn derivatives_that_are_all_zero_are_pointed_out() -> Result<()> {
     assert_eq!(r.to_string().matches("all derivatives are zero here: nothing was tested").count(), 2, "{r}");
     let r = gradcheck(|t| t[0].relu(), &[Tensor::from_slice(&[-1f64, 2.0], [2])?])?;
     assert!(!r.inputs[0].flat && !r.to_string().contains("zero here"), "{r}");
+    Ok(())
+}
+
+/// It was `ok` with a remark: of a tensor that the function captured, differences are zero too.
+#[test]
+fn a_function_of_something_else_is_an_error() -> Result<()> {
+    let (x, b) = (x(), bias());
+    let e = gradcheck(|_| x.square(), std::slice::from_ref(&x)).unwrap_err();
+    assert!(e.is_disconnected() && e.names() == ["input 0"], "{e}");
+    assert!(e.to_string().starts_with("gradcheck: the result does not depend on input 0: none was used."), "{e}");
+    assert!(e.to_string().contains("captured") && e.to_string().ends_with(&format!("(at tests/gradcheck.rs:{})", line!() - 3)), "{e}");
+    let e = gradgradcheck(|_| x.square(), std::slice::from_ref(&x)).unwrap_err();
+    assert!(e.is_disconnected() && e.to_string().starts_with("gradgradcheck: the result does not depend on input 0"), "{e}");
+    // One of two, and one that ops without a derivative took.
+    let e = gradcheck(|t| t[0].square(), &[x.clone(), b.clone()]).unwrap_err();
+    assert!(e.names() == ["input 1"] && e.to_string().contains("it was never used; leave it out of the inputs, or allow it"), "{e}");
+    let e = gradcheck(|t| t[0].square()?.add(&t[1].argmax(-1)?.cast(cotangent::F64)?), &[x.clone(), b.clone()]).unwrap_err();
+    assert!(e.is_disconnected() && e.to_string().contains("ends in `argmax`"), "{e}");
+    let allowed = GradCheck { allow_disconnected: true, ..GradCheck::default() };
+    let r = allowed.run(|t| t[0].square(), &[x.clone(), b.clone()])?;
+    assert!(r.inputs[0].connected && !r.inputs[1].connected && r.inputs[1].ok);
+    allowed.second(|t| t[0].square(), &[x.clone(), b])?;
+    // A linear function has a gradient; that the second derivative is zero is an answer.
+    gradgradcheck(|t| t[0].mul_scalar(3.0), &[x])?;
     Ok(())
 }
 

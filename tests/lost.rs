@@ -68,13 +68,31 @@ fn what_ends_a_gradient_is_named_with_its_line() -> Result<()> {
     has(&e, &[all, "`cast` to i64", &at(line)]);
     let line = line!() + 1;
     let e = lost(value_and_grad(&net, |m| m.1.forward(&m.0.forward(&x)?)?.gt_scalar(0.0)?.cast(F64)?.mean(..)));
-    has(&e, &[all, "`compare_scalar`", &at(line)]);
+    has(&e, &[all, "`gt_scalar`", &at(line)]);
     let line = line!() + 1;
     let e = lost(value_and_grad(&net, |m| Tensor::scalar(m.1.forward(&m.0.forward(&x)?)?.sum(..)?.item()?)));
     has(&e, &[all, "`item`", &at(line)]);
     let line = line!() + 1;
     let e = lost(value_and_grad(&net, |m| m.1.forward(&m.0.forward(&x)?.stop_gradient())?.mean(..)));
     has(&e, &["does not depend on `0.weight`", "what is computed from it ends in `detach`", &at(line), "allow_disconnected"]);
+    // Integers beside floats: the indices of an order, also where the program printed a number of the floats.
+    let line = line!() + 1;
+    let e = lost(value_and_grad(&net, |m| m.1.forward(&m.0.forward(&x)?)?.topk(2, -1, true)?.1.cast(F64)?.mean(..)));
+    has(&e, &[all, "the i64 results of `topk`", &at(line)]);
+    let line = line!() + 2;
+    let e = lost(value_and_grad(&net.0, |m| {
+        let (_, places) = m.forward(&x)?.sort(-1, false)?;
+        m.weight.sum(..)?.item()?;
+        places.cast(F64)?.mean(..)
+    }));
+    has(&e, &["the i64 results of `sort`", &at(line), "`item`"]);
+    let line = line!() + 2;
+    let e = lost(value_and_grad(&net.0, |m| {
+        let (most, _) = m.forward(&x)?.max_with_index(-1)?;
+        most.detach().mean(..)
+    }));
+    has(&e, &["`detach`", &at(line + 1)]);
+    assert!(!e.to_string().contains("max_with_index"), "{e}");
     // Places that have nothing to do with the parameter are not accused.
     let e = lost(value_and_grad(&net, |m| {
         let y = m.1.forward(&x)?;

@@ -2,11 +2,11 @@
 //! there is one, the user's line, and a remedy that fits the slip. The whole texts stand in `snapshots/mistakes.txt`.
 
 use cotangent::diagnostics::{Slip, lint};
-use cotangent::nn::{Embedding, Layer, LayerNorm, Linear, Sequential};
-use cotangent::ops::Reduction;
+use cotangent::nn::{Embedding, GruCell, Layer, LayerNorm, Linear, Lstm, LstmCell, RecurrentConfig, Sequential};
+use cotangent::ops::{CrossEntropy, Reduction};
 use cotangent::optim::AdamW;
 use cotangent::testing::gradcheck;
-use cotangent::{BF16, F32, F64, I64, Key, ModuleExt, Result, Tape, Tensor, grad, value_and_grad};
+use cotangent::{BF16, F32, F64, I64, Key, ModuleExt, Result, Tape, Tensor, U8, grad, value_and_grad};
 use std::fmt::Write;
 
 pub fn x(shape: &[usize]) -> Tensor {
@@ -19,6 +19,10 @@ pub fn ids(values: &[i64]) -> Tensor {
 
 pub fn linear(i: usize, o: usize) -> Linear {
     Linear::new(i, o, true, F32, Key::new(1)).unwrap()
+}
+
+fn lstm(inputs: usize) -> Lstm {
+    Lstm::new(&RecurrentConfig { inputs, hidden: 3, ..RecurrentConfig::default() }, F32, Key::new(1)).unwrap()
 }
 
 fn net() -> Sequential {
@@ -134,6 +138,11 @@ fn rows() -> Vec<Row> {
             let w = tape.watch(&a).unwrap();
             tape.backward(&w.sum(..).unwrap()).and_then(|g| g.get(&a).map(drop))
         }),
+        row("indices of topk on the way", &["topk", "i64"], grad(&a, |a| a.topk(2, -1, true)?.1.cast(F32)?.sum(..)).map(drop)),
+        row("a captured tensor under gradcheck", &["gradcheck", "input 0", "none was used", "captured"], {
+            let x = Tensor::from_slice(&[1.0, 2.0], [2]).unwrap();
+            gradcheck(|_| x.square(), std::slice::from_ref(&x)).map(drop)
+        }),
         row(
             "a kink under gradcheck",
             &["gradcheck", "input 0", "a kink", "beside it"],
@@ -148,6 +157,65 @@ fn rows() -> Vec<Row> {
         ),
         row("gather beyond", &["gather", "5"], a.gather(1, &Tensor::full([2, 1], 5.0, I64).unwrap()).map(drop)),
         row("where with a float condition", &["f32"], Tensor::where_select(&a, &a, &a).map(drop)),
+        // By the name that was called: one op serves several methods.
+        row("a comparison of other shapes", &["lt: ", "[2, 3]", "[2]"], a.lt(&x(&[2])).map(drop)),
+        row("a comparison of other types", &["eq: ", "f32 [2, 3]", "i64 [2]", "cast"], a.eq(&ids(&[1, 2])).map(drop)),
+        row("logic on floats", &["logical_and: ", "u8 mask", "ne_scalar"], mask.logical_and(&a).map(drop)),
+        row("narrow beyond the end", &["narrow: ", "5", "3"], a.narrow(1, 0, 5).map(drop)),
+        row("an argmin of integers", &["argmin: ", "i64"], ids(&[1, 2]).argmin(0).map(drop)),
+        row(
+            "a product with a transposed matrix of another width",
+            &["matmul_nt: ", "[2, 3]", "[4, 2]"],
+            a.matmul_nt(&x(&[4, 2])).map(drop),
+        ),
+        row("counts for another axis", &["repeat_interleave: ", "3", "2"], a.repeat_interleave(&ids(&[1, 2]), 1).map(drop)),
+        row(
+            "a list that does not fill the shape",
+            &["from_vec: ", "[2, 2]", "4", "3 values"],
+            Tensor::from_vec(vec![1f32; 3], [2, 2]).map(drop),
+        ),
+        row("zeros of a shape beyond memory", &["zeros: "], Tensor::zeros([usize::MAX, 2], F32).map(drop)),
+        // Recurrence.
+        row(
+            "a state of another type",
+            &["lstm_cell: ", "x is f32 [2, 4]", "h is f64 [2, 5]", "cast", "weight_hh"],
+            LstmCell::new(4, 5, F32, Key::new(1)).and_then(|c| {
+                let h = x(&[2, 5]).cast(F64)?;
+                c.forward(&x(&[2, 4]), (&h, &h)).map(drop)
+            }),
+        ),
+        row(
+            "a sequence for a cell",
+            &["gru_cell: ", "[batch, 4]", "[2, 7, 4]", "nn::Gru", "weight_ih"],
+            GruCell::new(4, 5, F32, Key::new(1)).and_then(|c| c.forward(&x(&[2, 7, 4]), &x(&[2, 5])).map(drop)),
+        ),
+        row(
+            "sequences of another width in Sequential",
+            &["lstm: ", "[batch, time, 5]", "[2, 7, 4]", "`1.weight_ih_l0` f32[12, 5]"],
+            Sequential::new().push(linear(4, 4)).push(lstm(5)).call(&x(&[2, 7, 4]), None).map(drop),
+        ),
+        row(
+            "the same with a gradient",
+            &["lstm: ", "[batch, time, 5]", "[2, 7, 4]", "`1.weight_ih_l0` f32[12, 5]"],
+            grad(&(linear(4, 4), lstm(5)), |m| m.call(&x(&[2, 7, 4]), None)?.sum(..)).map(drop),
+        ),
+        row(
+            "doubles for a recurrent layer",
+            &["lstm: ", "x is f64 [2, 7, 5]", "weight_ih is f32 [12, 5]"],
+            lstm(5).forward(&x(&[2, 7, 5]).cast(F64).unwrap(), None).map(drop),
+        ),
+        // Where PyTorch computes something.
+        row("a clamp of exchanged ends", &["clamp", "min 2", "max 1", "exchanged"], a.clamp(2.0, 1.0).map(drop)),
+        row(
+            "classes of two axes",
+            &["linear_cross_entropy", "[2, 5, 3]", "3 axes", "[classes, 3]", "[2, 3]"],
+            a.linear_cross_entropy(&x(&[2, 5, 3]), None, &ids(&[0, 1]), &CrossEntropy::default()).map(drop),
+        ),
+        row(
+            "probabilities of another number of classes",
+            &["linear_cross_entropy", "[2, 4]"],
+            a.linear_cross_entropy(&x(&[5, 3]), None, &x(&[2, 4]), &CrossEntropy::default()).map(drop),
+        ),
         // Files.
         row("a file of std by a question mark", &["io::read_file", "No such file"], io_by_question_mark().map(drop)),
         row("a model of another width", &["weight", "[2, 4]", "[2, 3]"], {
@@ -164,6 +232,13 @@ fn rows() -> Vec<Row> {
     step(&mut adam, 2).unwrap();
     rows.push(row("an optimizer reused for another tensor", &["adamw", "[3]", "[2]"], step(&mut adam, 3).map(drop)));
     rows
+}
+
+/// Lines of this file change.
+fn without_lines(message: &str) -> String {
+    let mut parts = message.split("tests/mistakes.rs:");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |text, part| text + "tests/mistakes.rs" + part.trim_start_matches(|c: char| c.is_ascii_digit()))
 }
 
 #[test]
@@ -183,12 +258,15 @@ fn every_mistake_is_answered_in_full() {
             poor.push(format!("{what}: {missing:?} is not said in: {message}"));
         }
         assert!(!words.is_empty(), "{what}: no words are demanded");
+        if message.matches(" (at ").count() > 1 {
+            poor.push(format!("{what}: more than one line: {message}"));
+        }
         let outside = e.location().is_none_or(|at| at.file().contains("tests/mistakes"));
         if !outside {
             poor.push(format!("{what}: the line is inside the crate: {message}"));
         }
         let message = message.split(" (at ").next().unwrap_or_default().to_owned();
-        writeln!(text, "{what}\n    {}", message.replace('\n', "\n    ")).unwrap();
+        writeln!(text, "{what}\n    {}", without_lines(&message).replace('\n', "\n    ")).unwrap();
     }
     assert!(poor.is_empty(), "{} messages are poor:\n{}", poor.len(), poor.join("\n"));
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/snapshots/mistakes.txt");
@@ -226,6 +304,21 @@ fn silent_slips_are_seen_by_the_lint() {
     assert_eq!(slips(3, 3, |y| y.slice(0, 0..0)?.mean(..)?.add(&y.sum(..)?)), [Slip::MeanOfNothing, Slip::LossNotFinite]);
     assert_eq!(slips(3, 3, |y| y.sum(..)?.sub_scalar(1e9)?.log()), [Slip::LossNotFinite]);
     assert_eq!(slips(3, 3, |y| y.square()?.nll_loss(&classes)), [Slip::NotLogProbabilities]);
+    // Labels of -1 and 1, percentages, and NaN are no probabilities.
+    for value in [-1.0, 50.0, f64::NAN] {
+        let wrong = Tensor::full([6, 3], value, F32).unwrap();
+        assert_eq!(
+            slips(3, 3, |y| y.bce_with_logits(&wrong, None, Reduction::Sum)?.mul_scalar(0.0)?.add(&y.sum(..)?))[0],
+            Slip::NoProbabilities
+        );
+    }
+    let two = Tensor::full([6, 3], 2.0, F32).unwrap();
+    assert_eq!(slips(3, 3, |y| y.cross_entropy(&two)), [Slip::NoProbabilities]);
+    // A mask counts as rows 0 and 1.
+    let mask = x(&[6]).gt_scalar(0.0).unwrap();
+    assert_eq!(slips(3, 3, |y| y.index_select(0, &mask)?.square()?.sum(..)), [Slip::MaskAsIndex]);
+    assert_eq!(slips(3, 3, |y| y.index_add(0, &mask, &x(&[6, 3]))?.square()?.sum(..)), [Slip::MaskAsIndex]);
+    assert_eq!(slips(3, 3, |y| y.gather(1, &x(&[6, 3]).gt_scalar(0.0)?)?.square()?.sum(..)), [Slip::MaskAsIndex]);
 }
 
 #[test]
@@ -241,4 +334,11 @@ fn the_lint_is_quiet_on_what_is_right() {
     assert_eq!(slips(3, 3, |y| y.sigmoid()?.mul(&y.tanh()?)?.softmax(-1)?.square()?.mean(..)), none);
     let half = Tensor::full([6, 3], 0.5, F32).unwrap();
     assert_eq!(slips(3, 3, |y| y.bce_with_logits(&half, None, Reduction::Mean)), none);
+    // Indices of u8, a choice among two, and a mask that became indices.
+    let bytes = ids(&[5, 0, 1, 2, 1, 0]).cast(U8).unwrap();
+    assert_eq!(slips(3, 3, |y| y.index_select(0, &bytes)?.square()?.sum(..)), none);
+    let either = x(&[6, 2]).gt_scalar(0.0).unwrap();
+    assert_eq!(slips(3, 2, |y| y.gather(1, &either)?.square()?.sum(..)), none);
+    let mask = x(&[6]).gt_scalar(0.0).unwrap();
+    assert_eq!(slips(3, 3, |y| y.index_select(0, &mask.nonzero()?.squeeze(-1)?)?.square()?.sum(..)), none);
 }

@@ -1,7 +1,7 @@
 //! The mistakes of `mistakes.rs`, second part: options, recurrence, attention, functions of functions, optimizers, training, files.
 
 use super::mistakes::{Row, a_row, ids, linear, x};
-use cotangent::io::{CsvFile, ModuleFile, TensorFile, read_npy};
+use cotangent::io::{CsvFile, CsvOptions, ModuleFile, TensorFile, read_npy};
 use cotangent::nn::{AttentionConfig, Linear, LstmCell, MultiHeadAttention};
 use cotangent::ops::{Reduction, Rotary, Sdpa};
 use cotangent::optim::{AdamW, Group, Sgd};
@@ -19,6 +19,8 @@ fn folder(name: &str) -> std::path::PathBuf {
 /// What does not depend on the folder's name.
 fn without(folder: &std::path::Path, result: Result<()>) -> Result<()> {
     result.map_err(|e| {
+        let lines = e.to_string().matches(" (at ").count();
+        assert!(lines <= 1, "more than one line: {e}");
         // Lines of this file change.
         let text = e.to_string().replace(&folder.display().to_string(), "FOLDER");
         let parts =
@@ -161,8 +163,24 @@ fn training() -> Vec<Row> {
         t.snapshots = Some(Snapshots::open(&its, 1).unwrap());
         without(&inside, t.resume().map(drop))
     };
+    let another = |n: usize| {
+        let mut t = Trainer::new(x(&[n]), Sgd::new(0.1));
+        t.snapshots = Some(Snapshots::open(&inside, 1)?);
+        t.resume().map(drop)
+    };
+    let wide = without(&inside, another(4));
+    let newest = inside.join("step-000000002.safetensors");
+    let mut bytes = std::fs::read(&newest).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&newest, bytes).unwrap();
+    let before = inside.join("step-000000001.safetensors");
+    let _ = std::fs::remove_file(&before);
+    let damaged = without(&inside, another(3));
     let _ = std::fs::remove_dir_all(&inside);
     vec![
+        row("a run that goes on with another width", &["resume", "[3]", "[4]", "FOLDER"], wide),
+        row("a run that goes on from a damaged snapshot", &["resume", "damaged", "another folder"], damaged),
         row("a learning rate of minus", &["adamw", "lr", "-0.1"], step(&mut AdamW { lr: -0.1, ..AdamW::default() })),
         row("a moment of one", &["adamw", "beta", "1"], step(&mut AdamW { lr: 0.1, betas: (0.9, 1.0), ..AdamW::default() })),
         row("a rate that is no number", &["sgd", "lr", "NaN"], sgd(Sgd::new(f64::NAN))),
@@ -204,6 +222,12 @@ fn files() -> Vec<Row> {
         "array.npy",
         b"\x93NUMPY\x01\x00\x46\x00{'descr': '<M8[s]', 'fortran_order': False, 'shape': (1,), }           \n\0\0\0\0\0\0\0\0",
     );
+    let semicolons = put("semicolons.csv", b"width;height\n1,5;2\n");
+    let bars = put("bars.csv", b"1|2\n3|4\n");
+    let empty = put("empty.csv", b"");
+    let nothing = put("nothing.csv", b"\n\n");
+    let latin = put("latin.csv", b"name,n\nJos\xe9,1\n");
+    let bare = CsvOptions { header: false, ..CsvOptions::default() };
     let cell = |column: &str, dtype: DType| CsvFile::open(&table)?.numbers(&[column], dtype).map(drop);
     let missing = inside.join("nowhere.safetensors");
     let rows = vec![
@@ -215,6 +239,19 @@ fn files() -> Vec<Row> {
         row("a text instead of a model", &["FOLDER/model.safetensors", "safetensors"], without(&inside, TensorFile::open(&text).map(drop))),
         row("a column that is not there", &["`c`", "a", "b"], without(&inside, cell("c", F32))),
         row("a word among numbers", &["line 3", "`b`", "none"], without(&inside, cell("b", F64))),
+        row(
+            "semicolons for commas",
+            &["line 2", "2 cells", "first row 1", "delimiter: b';'"],
+            without(&inside, CsvFile::open(&semicolons).map(drop)),
+        ),
+        row(
+            "bars for commas",
+            &["`0`", "1|2", "delimiter: b'|'"],
+            without(&inside, CsvFile::open_with(&bars, &bare).and_then(|t| t.numbers(&[], F32)).map(drop)),
+        ),
+        row("an empty table", &["empty.csv", "is empty", "names"], without(&inside, CsvFile::open(&empty).map(drop))),
+        row("a table of empty lines", &["nothing.csv", "no row"], without(&inside, CsvFile::open(&nothing).map(drop))),
+        row("a table in Latin-1", &["line 2", "0xe9", "UTF-8", "iconv -f WINDOWS-1252"], without(&inside, CsvFile::open(&latin).map(drop))),
         row("dates as an array", &["<M8[s]"], without(&inside, read_npy(&array).map(drop))),
     ];
     let _ = std::fs::remove_dir_all(&inside);

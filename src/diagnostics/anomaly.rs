@@ -2,7 +2,7 @@
 
 use super::stats::Stats;
 use crate::error::{Error, Result};
-use crate::functional::{Grads, value_and_grad};
+use crate::functional::{GradOptions, Grads, gradient};
 use crate::module::{Module, ModuleExt};
 use crate::tape::{Observer, Pulled, Ran};
 use crate::tensor::Tensor;
@@ -128,7 +128,7 @@ impl Anomaly {
     }
 }
 
-/// [`value_and_grad`] in anomaly mode.
+/// [`value_and_grad`](crate::value_and_grad) in anomaly mode.
 ///
 /// # Errors
 /// As there; non-finite error at the first op that gives a NaN or an infinity.
@@ -139,7 +139,7 @@ where
     F: FnOnce(&M) -> Result<Tensor>,
 {
     let line = Location::caller();
-    value_and_grad(at, |m| {
+    gradient("detect_anomaly", at, GradOptions::default(), |m| {
         Anomaly::new().attach(m).map_err(|e| e.called_at(line))?;
         f(m)
     })

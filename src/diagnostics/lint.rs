@@ -1,9 +1,10 @@
 //! Programs that run and mean something else: what a reader of the code would ask about.
 
+use crate::dtype::DType;
 use crate::error::Result;
-use crate::functional::{Grads, value_and_grad};
+use crate::functional::{GradOptions, Grads, gradient};
 use crate::module::Module;
-use crate::tape::{Observer, Pulled, Ran};
+use crate::tape::{Composed, Observer, Pulled, Ran};
 use crate::tensor::Tensor;
 use std::fmt;
 use std::panic::Location;
@@ -23,6 +24,10 @@ pub enum Slip {
     OneClass,
     /// Scores of an `nll_loss` that are no logarithms of probabilities: some are positive.
     NotLogProbabilities,
+    /// Targets that are to be probabilities and lie outside of 0 to 1.
+    NoProbabilities,
+    /// A mask where indices are expected: rows 0 and 1 are taken, once for each position of the mask.
+    MaskAsIndex,
     /// A mean over no elements: NaN.
     MeanOfNothing,
     /// The loss is NaN or infinite.
@@ -66,13 +71,13 @@ impl fmt::Display for Suspicion {
 /// ```
 ///
 /// # Errors
-/// As [`value_and_grad`].
+/// As [`value_and_grad`](crate::value_and_grad).
 #[track_caller]
 pub fn lint<M: Module + Clone>(model: &M, f: impl FnOnce(&M) -> Result<Tensor>) -> Result<(Tensor, Grads<M>, Vec<Suspicion>)> {
     let at = Location::caller();
     let seen = Arc::new(Watch::default());
     let watch = Arc::clone(&seen);
-    let (loss, grads) = value_and_grad(model, move |m| {
+    let (loss, grads) = gradient("lint", model, GradOptions::default(), move |m| {
         super::observe(m, watch)?;
         f(m)
     })
@@ -102,6 +107,50 @@ impl State {
         self.add_at(slip, op.name, op.at, text);
     }
 
+    /// What is seen of an op and of a composition alike.
+    fn arguments(&mut self, op: &'static str, at: &'static Location<'static>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        match (op, x) {
+            ("bce_with_logits" | "cross_entropy", [_, targets, ..]) if targets.dtype().is_float() => {
+                // Further out than rounding leaves them.
+                let values = targets.untracked().to_f64_vec()?;
+                if let Some(v) = values.iter().find(|v| !(-1e-3..=1.001).contains(*v)) {
+                    let text = format!(
+                        "the targets {} are to be probabilities, and one of them is {v}; of classes -1 and 1: add_scalar(1.0)?.div_scalar(2.0)",
+                        targets.shape()
+                    );
+                    self.add_at(Slip::NoProbabilities, op, at, text);
+                }
+            }
+            ("index_select" | "embedding", [of, index]) => self.mask(op, at, of, index, y.first())?,
+            ("index_add", [of, index, source]) => self.mask(op, at, of, index, Some(source))?,
+            ("gather" | "scatter_add" | "scatter_reduce", [of, index, ..]) => self.mask(op, at, of, index, Some(index))?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// An index of zeros and ones with a place for each of the operand's: `chosen` then has the operand's shape. Axes of two could be
+    /// meant to have such indices.
+    fn mask(
+        &mut self,
+        op: &'static str,
+        at: &'static Location<'static>,
+        of: &Tensor,
+        index: &Tensor,
+        chosen: Option<&Tensor>,
+    ) -> Result<()> {
+        let one_each = chosen.is_some_and(|c| c.shape() == of.shape()) && index.shape().iter().all(|&n| n > 2);
+        if index.dtype() == DType::U8 && one_each && index.untracked().to_f64_vec()?.iter().all(|&v| v <= 1.0) {
+            let (of, index) = (of.shape(), index.shape());
+            let text = format!(
+                "the index {index} beside {of} has zeros and ones alone, and takes rows 0 and 1; if it is a mask: \
+                 index_select(axis, &mask.nonzero()?.squeeze(-1)?), where_select or masked_fill"
+            );
+            self.add_at(Slip::MaskAsIndex, op, at, text);
+        }
+        Ok(())
+    }
+
     fn add_at(&mut self, slip: Slip, op: &'static str, at: &'static Location<'static>, text: String) {
         if !self.found.iter().any(|s| s.slip == slip && s.at == at) {
             self.found.push(Suspicion { slip, op, at, text });
@@ -117,6 +166,7 @@ impl State {
 impl Observer for Watch {
     fn ran(&self, op: &Ran<'_>) -> Result<()> {
         let state = &mut *self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.arguments(op.name, op.at, op.inputs, op.outputs)?;
         match (op.name, op.inputs) {
             ("sub" | "mse_loss", [a, b]) => {
                 if let Some(n) = all_pairs(a, b) {
@@ -134,6 +184,12 @@ impl Observer for Watch {
                 }
                 twice(state, op, x, &["softmax", "log_softmax"], "it is a softmax of a softmax");
             }
+            ("cross_entropy", [x, targets, ..]) if targets.dtype().is_float() => {
+                if x.shape().dims().last() == Some(&1) {
+                    one_class(state, op, x);
+                }
+                twice(state, op, x, &["softmax", "log_softmax", "sigmoid"], "cross_entropy takes logits");
+            }
             ("cross_entropy" | "nll_loss", [x, targets, ..]) => {
                 classes(state, op, x, targets);
                 // By more than rounding leaves above 0, in half types too.
@@ -147,12 +203,6 @@ impl Observer for Watch {
                 if op.name == "cross_entropy" {
                     twice(state, op, x, &["softmax", "log_softmax", "sigmoid"], "cross_entropy takes logits");
                 }
-            }
-            ("soft_cross_entropy", [x, ..]) => {
-                if x.shape().dims().last() == Some(&1) {
-                    one_class(state, op, x);
-                }
-                twice(state, op, x, &["softmax", "log_softmax", "sigmoid"], "cross_entropy takes logits");
             }
             ("mean", [x, ..]) if x.numel() == 0 => {
                 state.add(Slip::MeanOfNothing, op, format!("the mean of {}, no elements, is NaN", x.shape()));
@@ -170,6 +220,10 @@ impl Observer for Watch {
     }
 
     fn tapped(&self, _: &str, _: &Tensor) {}
+
+    fn composed(&self, op: &Composed<'_>) -> Result<()> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).arguments(op.name, op.at, op.inputs, op.outputs)
+    }
 }
 
 /// `n` when one is `[n, 1]` and the other `[n]`, or the last axes are.

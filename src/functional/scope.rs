@@ -185,7 +185,7 @@ impl Core {
             stacked.push(Some(if n == 0 {
                 Tensor::full_on(shape, 0.0, leaf.dtype(), leaf.device())?
             } else {
-                Tensor::stack(&memory::try_collect(row.iter())?, 0)?.reshape(shape)?
+                Tensor::stack(row, 0)?.reshape(shape)?
             }));
         }
         Ok(stacked)
@@ -207,7 +207,8 @@ impl Core {
         let ids = |tensors: &[Tensor]| tensors.iter().filter_map(|t| tape.id_of(t).ok()).collect::<Vec<_>>();
         let lost: Vec<Tensor> = self.leaves.iter().zip(found).filter(|(_, g)| g.is_none()).map(|(t, _)| t.clone()).collect();
         let lost: Vec<(String, usize)> = missing.iter().map(|n| quoted(n)).zip(ids(&lost)).collect();
-        Err(Error::disconnected(lost_message(&tape.inner, &lost, found.len(), &ids(ends))).with_names(missing))
+        let allow = "freeze what is meant to be constant, or allow it by GradOptions { allow_disconnected: true }";
+        Err(Error::disconnected(lost_message(&tape.inner, &lost, found.len(), &ids(ends), allow)).with_names(missing))
     }
 }
 

@@ -8,7 +8,7 @@ use crate::backend::cuda::kernels::any_all as kernels;
 use crate::backend::cuda::lines::Lines;
 use crate::dtype::U8;
 use crate::error::{ErrorKind, Result};
-use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1};
+use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1_as};
 use crate::shape::Axes;
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Nd, Sample, Scalar};
@@ -115,7 +115,7 @@ macro_rules! methods {
                 /// Dtype error unless the tensor is `u8`; shape error when an axis does not exist.
                 #[track_caller]
                 pub fn $name(&self, axes: impl Into<Axes>) -> Result<Tensor> {
-                    apply1(AnyAll { all: $all, axes: axes.into(), keep: false }, &[self])
+                    apply1_as(stringify!($name), AnyAll { all: $all, axes: axes.into(), keep: false }, &[self])
                 }
 
                 #[doc = concat!("[`Tensor::", stringify!($name), "`] that keeps the axes with extent 1.")]
@@ -124,7 +124,7 @@ macro_rules! methods {
                 #[doc = concat!("As [`Tensor::", stringify!($name), "`].")]
                 #[track_caller]
                 pub fn $keep(&self, axes: impl Into<Axes>) -> Result<Tensor> {
-                    apply1(AnyAll { all: $all, axes: axes.into(), keep: true }, &[self])
+                    apply1_as(stringify!($name), AnyAll { all: $all, axes: axes.into(), keep: true }, &[self])
                 }
             )*
         }

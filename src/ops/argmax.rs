@@ -4,7 +4,7 @@ use crate::backend::cpu::{self, order};
 use crate::backend::cuda::{self, lines};
 use crate::dtype::{I64, with_float};
 use crate::error::{ErrorKind, Result, bail};
-use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply, apply1, expect};
+use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply, apply_as, apply1, apply1_as, expect};
 use crate::shape::{Axis, Shape};
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Input, Nd, Sample, Scalar};
@@ -255,7 +255,7 @@ impl Tensor {
     /// As [`Tensor::argmax`].
     #[track_caller]
     pub fn argmin(&self, axis: impl Into<Axis>) -> Result<Tensor> {
-        apply1(Arg { largest: false, axis: axis.into(), keep: false }, &[self])
+        apply1_as("argmin", Arg { largest: false, axis: axis.into(), keep: false }, &[self])
     }
 
     /// [`Tensor::argmin`] that keeps the axis with extent 1.
@@ -264,7 +264,7 @@ impl Tensor {
     /// As [`Tensor::argmax`].
     #[track_caller]
     pub fn argmin_keep(&self, axis: impl Into<Axis>) -> Result<Tensor> {
-        apply1(Arg { largest: false, axis: axis.into(), keep: true }, &[self])
+        apply1_as("argmin", Arg { largest: false, axis: axis.into(), keep: true }, &[self])
     }
 
     /// The largest element along an axis, which disappears, and its index (`i64`).
@@ -291,6 +291,6 @@ impl Tensor {
     /// As [`Tensor::argmax`].
     #[track_caller]
     pub fn min_with_index(&self, axis: impl Into<Axis>) -> Result<(Tensor, Tensor)> {
-        two(apply(WithIndex { largest: false, axis: axis.into(), keep: false, of: self.shape().clone() }, &[self])?)
+        two(apply_as("min_with_index", WithIndex { largest: false, axis: axis.into(), keep: false, of: self.shape().clone() }, &[self])?)
     }
 }

@@ -4,7 +4,7 @@ use crate::backend::cpu::{self, Compute, Real, map};
 use crate::backend::cuda::{self, kernels::compare as kernels, map::grid};
 use crate::dtype::{DType, F64, I64, U8, U32};
 use crate::error::{ErrorKind, Result};
-use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};
+use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1_as, expect};
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Input, Nd, Sample, Scalar, broadcast_extents};
 use half::{bf16, f16};
@@ -286,7 +286,7 @@ macro_rules! methods {
                 /// Shape error when the shapes do not broadcast; dtype error when the dtypes differ.
                 #[track_caller]
                 pub fn $name(&self, other: &Tensor) -> Result<Tensor> {
-                    apply1(Compare($relation), &[self, other])
+                    apply1_as(stringify!($name), Compare($relation), &[self, other])
                 }
 
                 #[doc = concat!("Mask (`u8`) of the elements where `x ", $symbol, " c`; any dtype.")]
@@ -302,7 +302,7 @@ macro_rules! methods {
                 /// Out of memory.
                 #[track_caller]
                 pub fn $name_scalar(&self, c: f64) -> Result<Tensor> {
-                    apply1(CompareScalar($relation, c), &[self])
+                    apply1_as(stringify!($name_scalar), CompareScalar($relation, c), &[self])
                 }
             )*
         }

@@ -17,7 +17,7 @@ impl Tensor {
     #[doc(alias("constant", "new_full"))]
     #[track_caller]
     pub fn full(shape: impl Into<Shape>, value: f64, dtype: DType) -> Result<Tensor> {
-        Self::full_on(shape, value, dtype, Device::Cpu)
+        constant("full", shape.into(), value, dtype, Device::Cpu)
     }
 
     /// [`Tensor::full`] on a device.
@@ -26,9 +26,7 @@ impl Tensor {
     /// As [`Tensor::full`]; device error when the device is not available.
     #[track_caller]
     pub fn full_on(shape: impl Into<Shape>, value: f64, dtype: DType, device: Device) -> Result<Tensor> {
-        let at = Location::caller();
-        let make = || Array::full(held(value, dtype)?, dtype, shape.into(), device);
-        make().map(Tensor::from_array).map_err(|e| e.in_op("full", at))
+        constant("full_on", shape.into(), value, dtype, device)
     }
 
     /// Zeros: `Tensor::zeros([2, 3], F32)`. Stored once, whatever the shape.
@@ -37,7 +35,7 @@ impl Tensor {
     /// Out of memory when the shape overflows.
     #[track_caller]
     pub fn zeros(shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
-        Self::full_on(shape, 0.0, dtype, Device::Cpu)
+        constant("zeros", shape.into(), 0.0, dtype, Device::Cpu)
     }
 
     /// Ones. Stored once, whatever the shape.
@@ -46,7 +44,7 @@ impl Tensor {
     /// Out of memory when the shape overflows.
     #[track_caller]
     pub fn ones(shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
-        Self::full_on(shape, 1.0, dtype, Device::Cpu)
+        constant("ones", shape.into(), 1.0, dtype, Device::Cpu)
     }
 
     /// Zeros of the same shape, dtype and device.
@@ -55,7 +53,7 @@ impl Tensor {
     /// Out of memory.
     #[track_caller]
     pub fn zeros_like(&self) -> Result<Tensor> {
-        Self::full_on(self.shape(), 0.0, self.dtype(), self.device())
+        constant("zeros_like", self.shape().clone(), 0.0, self.dtype(), self.device())
     }
 
     /// Ones of the same shape, dtype and device.
@@ -64,7 +62,7 @@ impl Tensor {
     /// Out of memory.
     #[track_caller]
     pub fn ones_like(&self) -> Result<Tensor> {
-        Self::full_on(self.shape(), 1.0, self.dtype(), self.device())
+        constant("ones_like", self.shape().clone(), 1.0, self.dtype(), self.device())
     }
 
     /// Host values in row-major order; see [`Tensor::from_slice`].
@@ -73,7 +71,7 @@ impl Tensor {
     /// Shape error when the number of values differs from the shape's element count; out of memory.
     #[track_caller]
     pub fn from_vec<T: Element>(data: Vec<T>, shape: impl Into<Shape>) -> Result<Tensor> {
-        Self::from_slice(&data, shape)
+        Self::copied("from_vec", &data, shape.into())
     }
 
     /// A matrix from its rows: `Tensor::from_rows(&[[1f32, 2.], [3., 4.]])`.
@@ -82,7 +80,7 @@ impl Tensor {
     /// Out of memory.
     #[track_caller]
     pub fn from_rows<T: Element, const N: usize>(rows: &[[T; N]]) -> Result<Tensor> {
-        Self::from_slice(rows.as_flattened(), [rows.len(), N])
+        Self::copied("from_rows", rows.as_flattened(), [rows.len(), N].into())
     }
 
     /// `start, start + step, …` while before `end` (after it, for a negative step).
@@ -182,6 +180,14 @@ impl Tensor {
         };
         make().map(Tensor::from_array).map_err(|e: crate::Error| e.in_op("eye", at))
     }
+}
+
+/// One value everywhere, by the name of the function that was called.
+#[track_caller]
+fn constant(name: &'static str, shape: Shape, value: f64, dtype: DType, device: Device) -> Result<Tensor> {
+    let at = Location::caller();
+    let make = || Array::full(held(value, dtype)?, dtype, shape, device);
+    make().map(Tensor::from_array).map_err(|e| e.in_op(name, at))
 }
 
 /// [`Tensor::arange`] in i64, exactly.

@@ -9,7 +9,7 @@ use crate::backend::cpu::{self, Buffer, Compute, Contiguous, Real, rows, simd};
 use crate::backend::{Storage, cuda};
 use crate::dtype::{DType, Element, with_float};
 use crate::error::{Result, bail};
-use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, apply1};
+use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, apply1, apply1_as};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Nd, Sample, Scalar};
@@ -588,6 +588,6 @@ impl Tensor {
     pub fn cross_entropy_with(&self, targets: &Tensor, options: &CrossEntropy) -> Result<Tensor> {
         let (of, weights) = (options.op(), &options.weights);
         let x: SmallVec<[&Tensor; 3]> = [Some(self), Some(targets), weights.as_ref()].into_iter().flatten().collect();
-        if targets.dtype().is_float() { apply1(SoftCrossEntropy { of }, &x) } else { apply1(of, &x) }
+        if targets.dtype().is_float() { apply1_as("cross_entropy", SoftCrossEntropy { of }, &x) } else { apply1(of, &x) }
     }
 }

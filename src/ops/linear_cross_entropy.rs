@@ -55,7 +55,14 @@ impl LinearCrossEntropy {
         let Some((&k, lead)) = xs.split_last() else {
             bail!(shape, "x {xs} has no axis to map; expected x [.., in], weight [classes, in]")
         };
-        if ws.rank() != 2 || ws[1] != k {
+        if ws.rank() != 2 {
+            let axes = ws.rank();
+            bail!(
+                shape,
+                "weight {ws} has {axes} axes; expected [classes, {k}], one row for each class, beside x {xs}: classes are one axis"
+            );
+        }
+        if ws[1] != k {
             bail!(shape, "inner extents differ: x {xs}, weight {ws}; expected x [.., in], weight [classes, in]");
         }
         if self.bias {
@@ -431,11 +438,12 @@ impl Tensor {
     /// gradients that it kept, which the sweep would allocate anyway. A bias costs one more pass over each piece, and one for its gradient.
     ///
     /// # Errors
-    /// Shape error when the operands do not fit; otherwise as [`Tensor::cross_entropy_with`].
+    /// Shape error when the operands do not fit, also for a weight that has not two axes; otherwise as [`Tensor::cross_entropy_with`].
     #[track_caller]
     pub fn linear_cross_entropy(&self, weight: &Tensor, bias: Option<&Tensor>, targets: &Tensor, options: &CrossEntropy) -> Result<Tensor> {
         if targets.dtype().is_float() && targets.rank() == self.rank() {
-            return self.linear(weight, bias)?.cross_entropy_with(targets, options);
+            let logits = self.linear(weight, bias).map_err(|e| e.rename_op(LinearCrossEntropy::NAME))?;
+            return logits.cross_entropy_with(targets, options).map_err(|e| e.rename_op(LinearCrossEntropy::NAME));
         }
         let of = options.op();
         let classes = weight.shape().first().copied().unwrap_or(0);

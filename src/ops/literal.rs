@@ -44,7 +44,7 @@ impl Tensor {
         let (mut shape, mut data) = (Vec::new(), Vec::new());
         A::extents(&mut shape);
         array.numbers(&mut data);
-        Tensor::from_slice(&data, shape)
+        Tensor::copied("tensor", &data, shape.into())
     }
 }
 

@@ -4,7 +4,7 @@ use crate::backend::cpu::{self, map};
 use crate::backend::cuda::{self, kernels::compare as kernels, map::grid};
 use crate::dtype::{I64, U8};
 use crate::error::{ErrorKind, Result, bail};
-use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1};
+use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, apply1_as};
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Input, Nd, Sample, Scalar, broadcast_extents};
 use smallvec::{SmallVec, smallvec};
@@ -12,7 +12,7 @@ use smallvec::{SmallVec, smallvec};
 /// Dtype error unless every operand is a mask.
 pub(crate) fn expect_masks(x: &[Spec]) -> Result<()> {
     if let Some(s) = x.iter().find(|s| s.dtype != U8) {
-        bail!(dtype, "expected a u8 mask, found {}: compare it first (`x.ne_scalar(0.0)`)", s.dtype);
+        bail!(dtype, "expected a u8 mask, found {} {}: compare it first (`x.ne_scalar(0.0)`)", s.dtype, s.shape);
     }
     Ok(())
 }
@@ -191,7 +191,7 @@ impl Tensor {
     /// Dtype error unless both are `u8`; shape error when the shapes do not broadcast.
     #[track_caller]
     pub fn logical_and(&self, other: &Tensor) -> Result<Tensor> {
-        apply1(Logical { and: true }, &[self, other])
+        apply1_as("logical_and", Logical { and: true }, &[self, other])
     }
 
     /// 1 where at least one mask is not 0, broadcast against each other.
@@ -203,6 +203,6 @@ impl Tensor {
     /// As [`Tensor::logical_and`].
     #[track_caller]
     pub fn logical_or(&self, other: &Tensor) -> Result<Tensor> {
-        apply1(Logical { and: false }, &[self, other])
+        apply1_as("logical_or", Logical { and: false }, &[self, other])
     }
 }

@@ -5,7 +5,7 @@ use crate::backend::cuda;
 use crate::dtype::with_float;
 use crate::error::{ErrorKind, Result, bail};
 use crate::layout::Layout;
-use crate::op::{Composite, Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, apply1, compose1, expect};
+use crate::op::{Composite, Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, apply1, apply1_as, compose1, expect};
 use crate::shape::{Dims, Shape};
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Input, Nd, Sample, Scalar, broadcast_extents};
@@ -383,7 +383,7 @@ impl Tensor {
     /// As [`Tensor::matmul`].
     #[track_caller]
     pub fn matmul_nt(&self, other: &Tensor) -> Result<Tensor> {
-        apply1(MatMul::new(self.shape(), other.shape(), false, true), &[self, other])
+        apply1_as("matmul_nt", MatMul::new(self.shape(), other.shape(), false, true), &[self, other])
     }
 
     /// `selfᵀ · other` over the last two axes, without a copy: [`Tensor::matmul`] with the left operand transposed.
@@ -395,7 +395,7 @@ impl Tensor {
     /// As [`Tensor::matmul`].
     #[track_caller]
     pub fn matmul_tn(&self, other: &Tensor) -> Result<Tensor> {
-        apply1(MatMul::new(self.shape(), other.shape(), true, false), &[self, other])
+        apply1_as("matmul_tn", MatMul::new(self.shape(), other.shape(), true, false), &[self, other])
     }
 
     /// `Σ a·b` of two vectors.

@@ -7,7 +7,7 @@ use crate::backend::cuda::remap::AxisMap;
 use crate::backend::{cpu, cuda};
 use crate::dtype::{Element, with_dtype};
 use crate::error::{ErrorKind, Result, bail};
-use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply_view, apply1};
+use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply_view, apply1, apply1_as};
 use crate::shape::{Axis, Shape};
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Nd, Sample, Scalar};
@@ -155,9 +155,9 @@ impl Tensor {
     #[track_caller]
     pub fn pad_axis(&self, axis: impl Into<Axis>, before: usize, after: usize, value: f64) -> Result<Tensor> {
         let at = std::panic::Location::caller();
-        let axis = self.shape().axis(axis).map_err(|e| e.in_op("pad", at))?;
+        let axis = self.shape().axis(axis).map_err(|e| e.in_op("pad_axis", at))?;
         let mut by: SmallVec<[(usize, usize); 4]> = smallvec![(0, 0); self.rank()];
         by[axis] = (before, after);
-        apply1(Pad { by, value }, &[self])
+        apply1_as("pad_axis", Pad { by, value }, &[self])
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::error::{ErrorKind, Result, bail};
 use crate::layout::Layout;
-use crate::op::{Describe, Math, Spec, Stretch, View, apply_view};
+use crate::op::{Describe, Math, Spec, Stretch, View, apply_view, apply_view_as};
 use crate::shape::{Axes, Axis, Dims, Shape};
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Nd, Sample, Scalar};
@@ -181,6 +181,6 @@ impl Tensor {
     #[doc(alias = "mT")]
     #[track_caller]
     pub fn t(&self) -> Result<Tensor> {
-        apply_view(Transpose { a: Axis(-2), b: Axis(-1) }, self)
+        apply_view_as("t", Transpose { a: Axis(-2), b: Axis(-1) }, self)
     }
 }

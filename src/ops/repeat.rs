@@ -3,7 +3,7 @@
 use crate::dtype::{I64, U8, U32};
 use crate::error::{ErrorKind, Result, bail};
 use crate::memory;
-use crate::op::{Composite, Describe, Math, Outputs, Spec, compose1, expect};
+use crate::op::{Composite, Describe, Math, Outputs, Spec, compose1, compose1_as, expect};
 use crate::shape::{Axis, Shape};
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Input, Nd, Sample, Scalar};
@@ -282,7 +282,7 @@ impl Tensor {
     pub fn repeat_interleave<'a>(&self, count: impl Into<Repeats<'a>>, axis: impl Into<Axis>) -> Result<Tensor> {
         match count.into() {
             Repeats::All(count) => compose1(RepeatInterleave { count, axis: axis.into() }, &[self]),
-            Repeats::Each(counts) => compose1(RepeatInterleaveBy(axis.into()), &[self, counts]),
+            Repeats::Each(counts) => compose1_as("repeat_interleave", RepeatInterleaveBy(axis.into()), &[self, counts]),
         }
     }
 }

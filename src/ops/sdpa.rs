@@ -7,7 +7,7 @@ use crate::backend::{cpu, cuda};
 use crate::dtype::{Element, I64, U8, with_dtype, with_float};
 use crate::error::{Result, bail};
 use crate::memory;
-use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply, apply1, expect};
+use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply, apply1, apply1_as, expect};
 use crate::rng::Key;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -445,10 +445,11 @@ impl Tensor {
         offsets_k: &Tensor,
         options: Sdpa,
     ) -> Result<Tensor> {
+        const PACKED: &str = "scaled_dot_product_attention_packed";
         let op = SdpaOp { options, boolean: mask.is_some_and(|m| m.dtype() == U8), packed: true };
         match mask {
-            Some(m) => apply1(op, &[self, k, v, m, offsets_q, offsets_k]),
-            None => apply1(op, &[self, k, v, offsets_q, offsets_k]),
+            Some(m) => apply1_as(PACKED, op, &[self, k, v, m, offsets_q, offsets_k]),
+            None => apply1_as(PACKED, op, &[self, k, v, offsets_q, offsets_k]),
         }
     }
 }

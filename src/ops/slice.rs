@@ -4,10 +4,11 @@ use crate::backend::cpu::remap::{Run, remap};
 use crate::backend::cuda::remap::AxisMap;
 use crate::backend::{cpu, cuda};
 use crate::dtype::{Element, with_dtype};
-use crate::error::{ErrorKind, Result, bail};
+use crate::error::{Error, ErrorKind, Result, bail};
 use crate::layout::Layout;
 use crate::op::{
-    Composite, Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, Stretch, View, apply_view, apply1, compose1,
+    Composite, Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, Stretch, View, apply_view, apply_view_as, apply1,
+    compose1,
 };
 use crate::shape::{Axis, Shape};
 use crate::tensor::Tensor;
@@ -117,7 +118,8 @@ impl Slice {
         if self.step == 0 {
             bail!(argument, "the step must be at least 1");
         }
-        let (start, len) = self.span.resolve(shape[axis])?;
+        let of = |e: Error| e.about(format!("axis {axis} of {shape}"));
+        let (start, len) = self.span.resolve(shape[axis]).map_err(of)?;
         Ok((axis, start, len.div_ceil(self.step)))
     }
 }
@@ -401,7 +403,7 @@ impl Tensor {
     /// As [`Tensor::slice`]; argument error for step 0. A reversed axis is a copy: [`Tensor::flip`].
     #[track_caller]
     pub fn slice_step(&self, axis: impl Into<Axis>, span: impl Into<Span>, step: usize) -> Result<Tensor> {
-        apply_view(Slice { axis: axis.into(), span: span.into(), step }, self)
+        apply_view_as("slice_step", Slice { axis: axis.into(), span: span.into(), step }, self)
     }
 
     /// `len` elements of one axis from `start`; see [`Tensor::slice`].
@@ -415,7 +417,7 @@ impl Tensor {
     pub fn narrow(&self, axis: impl Into<Axis>, start: usize, len: usize) -> Result<Tensor> {
         // A sum that overflows is out of range too.
         let span = start..start.saturating_add(len);
-        apply_view(Slice { axis: axis.into(), span: span.into(), step: 1 }, self)
+        apply_view_as("narrow", Slice { axis: axis.into(), span: span.into(), step: 1 }, self)
     }
 
     /// One position of an axis, which disappears; negative positions count from the end. Any integer type will do. A view; no element

@@ -5,7 +5,8 @@ use crate::dtype::with_dtype;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::Layout;
 use crate::op::{
-    Composite, Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, Stretch, View, apply_view, apply1, compose1,
+    Composite, Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, Stretch, View, apply_view, apply_view_as, apply1,
+    compose1,
 };
 use crate::shape::{Axis, Extents, Shape};
 use crate::tensor::Tensor;
@@ -285,7 +286,7 @@ impl Tensor {
     /// As [`Tensor::expand`].
     #[track_caller]
     pub fn expand_as(&self, other: &Tensor) -> Result<Tensor> {
-        apply_view(Expand(other.shape().clone()), self)
+        apply_view_as("expand_as", Expand(other.shape().clone()), self)
     }
 
     /// Joins the axes from `from` to `to`, both included: `x.flatten(1, -1)`. A view where the layout allows one.

@@ -90,7 +90,8 @@ impl Loss {
 }
 
 /// What is said when the values at `ends` do not depend on these leaves (name, place) of `total` that were watched.
-pub(crate) fn lost_message(tape: &Inner, lost: &[(String, usize)], total: usize, ends: &[usize]) -> String {
+/// `allow` is how the caller allows it.
+pub(crate) fn lost_message(tape: &Inner, lost: &[(String, usize)], total: usize, ends: &[usize], allow: &str) -> String {
     let all = lost.len() == total;
     let names: Vec<&str> = lost.iter().map(|(name, _)| name.as_str()).collect();
     let what = if all && names.len() > 1 { "any parameter".to_owned() } else { list(&names) };
@@ -112,8 +113,8 @@ pub(crate) fn lost_message(tape: &Inner, lost: &[(String, usize)], total: usize,
     let one = fates.len() == 1;
     let said = fates.iter().map(|(fate, names)| fate.of(&if one { "it".to_owned() } else { list(names) }, names.len() > 1));
     let said = said.collect::<Vec<_>>().join("; ");
-    let hint = "; freeze what is meant to be constant, or allow it by GradOptions { allow_disconnected: true }";
-    format!("the result does not depend on {what}: its gradient would be lost; {said}{}", if all { "" } else { hint })
+    let hint = if all { String::new() } else { format!("; {allow}") };
+    format!("the result does not depend on {what}: its gradient would be lost; {said}{hint}")
 }
 
 /// Lost parameters that are looked into: each takes a walk over the tape.
@@ -129,12 +130,15 @@ fn list(names: &[&str]) -> String {
 pub(crate) fn explain(tape: &Inner, leaf: usize, ends: &[usize]) -> Loss {
     let stops = tape.stops.list();
     let nodes = tape.nodes();
-    let mut below = vec![false; nodes.len()];
+    let (mut below, mut used) = (vec![false; nodes.len()], vec![false; nodes.len()]);
     let mut first = None;
     below[leaf] = true;
     for id in leaf + 1..nodes.len() {
         below[id] = match &nodes[id].kind {
-            Kind::Op(op) => op.parents.iter().flatten().any(|&p| below[p]),
+            Kind::Op(op) => op.parents.iter().flatten().fold(false, |any, &p| {
+                used[p] = true;
+                any | below[p]
+            }),
             Kind::Sibling(back) => below[id - back],
             Kind::Leaf(_) => false,
         };
@@ -147,10 +151,27 @@ pub(crate) fn explain(tape: &Inner, leaf: usize, ends: &[usize]) -> Loss {
     }
     // The last places, each once.
     let mut places: Vec<String> = Vec::new();
-    for s in stops.iter().rev().filter(|s| below.get(s.node) == Some(&true)) {
-        let text = at(s.op, s.to, s.at);
+    let mut add = |text: String| {
         if !places.contains(&text) && places.len() < 3 {
             places.push(text);
+        }
+    };
+    for s in stops.iter().rev().filter(|s| below.get(s.node) == Some(&true)) {
+        add(at(s.op, s.to, s.at));
+    }
+    // Integers beside floats, as the indices of `topk`: where the floats went nowhere, or nothing else ended it.
+    for s in &stops {
+        if let Some(used) = used.get_mut(s.node) {
+            *used = true;
+        }
+    }
+    let nothing_else = stops.iter().all(|s| below.get(s.node) != Some(&true));
+    for id in (leaf + 1..nodes.len()).rev().filter(|&id| below[id] && !nodes[id].dtype.is_float()) {
+        if let Kind::Sibling(back) = nodes[id].kind
+            && let Kind::Op(op) = &nodes[id - back].kind
+            && (nothing_else || !(id - back..id - back + op.outputs).any(|output| used[output]))
+        {
+            add(format!("the {} results of {}", nodes[id].dtype, at(op.name, None, nodes[id].at)));
         }
     }
     places.reverse();

@@ -14,8 +14,8 @@ pub(crate) use checkpoint::Isolated;
 pub use checkpoint::checkpoint;
 pub use custom::{custom_vjp, custom_vjp_once, once_differentiable};
 pub(crate) use explain::{explain, lost_message, parameters, stops};
-pub use observe::{Observer, Pulled, Ran};
-pub(crate) use observe::{Started, ran, relocate, start};
+pub use observe::{Composed, Observer, Pulled, Ran};
+pub(crate) use observe::{Started, composed, ran, start};
 pub(crate) use sweep::{Accumulate, Sweep, sweep};
 
 use crate::dtype::DType;

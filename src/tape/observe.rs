@@ -30,11 +30,31 @@ pub trait Observer: Send + Sync {
 
     /// The program named a value by [`Tensor::tap`].
     fn tapped(&self, name: &str, value: &Tensor);
+
+    /// An op that is a composition of others ran; each of them was seen by [`Observer::ran`] before. Few ask: nothing unless said otherwise.
+    ///
+    /// # Errors
+    /// An error makes the op fail: it reaches whoever called the op.
+    fn composed(&self, _: &Composed<'_>) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A composition that ran.
+pub struct Composed<'a> {
+    /// The op's name as its caller wrote it.
+    pub name: &'static str,
+    /// The line that called it.
+    pub at: &'static Location<'static>,
+    /// Its operands.
+    pub inputs: &'a [&'a Tensor],
+    /// Its results.
+    pub outputs: &'a [Tensor],
 }
 
 /// An op that ran.
 pub struct Ran<'a> {
-    /// The op's name.
+    /// The op's name as its caller wrote it: `narrow`, not `slice`.
     pub name: &'static str,
     /// The line that called it.
     pub at: &'static Location<'static>,
@@ -184,8 +204,13 @@ pub(super) fn pulled(
     tape.watchers.list().iter().try_for_each(|o| o.pulled(&op)).map_err(|e| e.in_op(name, at))
 }
 
-/// Runs a composition; on an observed tape, the nodes that it adds get the line of its caller.
-pub(crate) fn relocate<R>(x: &[&Tensor], at: &'static Location<'static>, f: impl FnOnce() -> R) -> R {
+/// Runs a composition; on an observed tape, the nodes that it adds get the line of its caller, and the observers are told of the whole.
+pub(crate) fn composed<R: AsRef<[Tensor]>>(
+    name: &'static str,
+    x: &[&Tensor],
+    at: &'static Location<'static>,
+    f: impl FnOnce() -> Result<R>,
+) -> Result<R> {
     if start(x).0.is_none() {
         return f();
     }
@@ -194,6 +219,10 @@ pub(crate) fn relocate<R>(x: &[&Tensor], at: &'static Location<'static>, f: impl
     let result = f();
     if let Some((from, tape)) = before {
         tape.nodes().iter_mut().skip(from).for_each(|n| n.at = at);
+        if let Ok(outputs) = &result {
+            let op = Composed { name, at, inputs: x, outputs: outputs.as_ref() };
+            tape.watchers.list().iter().try_for_each(|o| o.composed(&op))?;
+        }
     }
     result
 }
@@ -224,7 +253,7 @@ pub(super) fn parameter(tape: &Arc<Inner>, t: &Tensor) -> Option<String> {
 const SUMMED: &[&str] = &["add_layer_norm", "add_rms_norm"];
 
 /// What leaves a parameter the same parameter. This and the list above are the only names of ops here: a name missing only costs a name in reports.
-const FORMS: [&str; 6] = ["alias", "cast", "permute", "reshape", "to_device", "transpose"];
+const FORMS: [&str; 7] = ["alias", "cast", "permute", "reshape", "t", "to_device", "transpose"];
 
 impl Tape {
     /// Lets an observer see what is recorded and swept from now on; it stays until the tape goes.

@@ -4,9 +4,10 @@ use super::suite::difference_quotient;
 use crate::dtype::F64;
 use crate::error::{Error, Result, bail};
 use crate::rng::Key;
-use crate::tape::Tape;
+use crate::tape::{Tape, lost_message};
 use crate::tensor::Tensor;
 use std::fmt;
+use std::panic::Location;
 
 /// How to check a gradient; see [`gradcheck`].
 #[derive(Clone, Debug)]
@@ -19,11 +20,14 @@ pub struct GradCheck {
     pub seed: u64,
     /// Elements to difference per input; larger inputs are sampled evenly, and checked along a random direction.
     pub elements: usize,
+    /// Take the gradient with respect to an input that the result does not depend on for zero, instead of an error that names it: the
+    /// function may have captured a tensor in place of its argument, and then nothing was checked.
+    pub allow_disconnected: bool,
 }
 
 impl Default for GradCheck {
     fn default() -> Self {
-        GradCheck { tolerance: 1e-6, step: f64::EPSILON.powf(1.0 / 7.0), seed: 0, elements: 128 }
+        GradCheck { tolerance: 1e-6, step: f64::EPSILON.powf(1.0 / 7.0), seed: 0, elements: 128, allow_disconnected: false }
     }
 }
 
@@ -93,7 +97,8 @@ impl fmt::Display for GradCheckReport {
 /// around the inputs. [`GradCheck`] has options.
 ///
 /// # Errors
-/// GradCheck error when a derivative is wrong: the message is the report, [`Error::names`] lists the wrong inputs.
+/// GradCheck error when a derivative is wrong: the message is the report, [`Error::names`] lists the wrong inputs. Disconnected, with
+/// the names, when the result does not depend on some input ([`GradCheck::allow_disconnected`] allows that).
 /// Dtype error for other float types; argument error when two calls give different values; whatever `f` returns.
 ///
 /// ```
@@ -109,6 +114,7 @@ impl fmt::Display for GradCheckReport {
 /// println!("{wrong}"); // gradcheck: input 0 [3]: WRONG, worst at [2]: tape …, differences …
 /// # Ok::<(), cotangent::Error>(())
 /// ```
+#[track_caller]
 pub fn gradcheck(f: impl Fn(&[Tensor]) -> Result<Tensor>, inputs: &[Tensor]) -> Result<GradCheckReport> {
     GradCheck::default().run(f, inputs)
 }
@@ -125,6 +131,7 @@ pub fn gradcheck(f: impl Fn(&[Tensor]) -> Result<Tensor>, inputs: &[Tensor]) -> 
 /// gradgradcheck(|x| x[0].exp()?.mul(&x[0]), &[x])?;
 /// # Ok::<(), cotangent::Error>(())
 /// ```
+#[track_caller]
 pub fn gradgradcheck(f: impl Fn(&[Tensor]) -> Result<Tensor>, inputs: &[Tensor]) -> Result<GradCheckReport> {
     GradCheck::default().second(f, inputs)
 }
@@ -134,6 +141,7 @@ impl GradCheck {
     ///
     /// # Errors
     /// As [`gradcheck`].
+    #[track_caller]
     pub fn run(&self, f: impl Fn(&[Tensor]) -> Result<Tensor>, inputs: &[Tensor]) -> Result<GradCheckReport> {
         self.run_named(f, &number(inputs))
     }
@@ -142,14 +150,20 @@ impl GradCheck {
     ///
     /// # Errors
     /// As [`gradcheck`].
+    #[track_caller]
     pub fn run_named(&self, f: impl Fn(&[Tensor]) -> Result<Tensor>, inputs: &[(String, Tensor)]) -> Result<GradCheckReport> {
+        let at = Location::caller();
+        self.first_order(f, inputs).map_err(|e| e.in_op("gradcheck", at))
+    }
+
+    fn first_order(&self, f: impl Fn(&[Tensor]) -> Result<Tensor>, inputs: &[(String, Tensor)]) -> Result<GradCheckReport> {
         let x = prepare(inputs)?;
         let y = f(&x)?;
         if !y.dtype().is_float() {
-            bail!(dtype, "gradcheck: the result is {}: only float results have a gradient", y.dtype());
+            bail!(dtype, "the result is {}: only float results have a gradient", y.dtype());
         }
         if bits(&y)? != bits(&f(&x)?)? {
-            bail!(argument, "gradcheck: two calls gave different values; give the function a fixed Key instead of a generator");
+            bail!(argument, "two calls gave different values; give the function a fixed Key instead of a generator");
         }
         let v = self.cotangent(&y, 0)?;
         let tape = Tape::new();
@@ -157,13 +171,15 @@ impl GradCheck {
         let y = f(&watched)?;
         let wrt: Vec<&Tensor> = watched.iter().filter(|t| t.is_tracked()).collect();
         let bars = if y.is_tracked() { tape.cotangents(&[(&y, v.clone())], &wrt, false)? } else { vec![None; wrt.len()] };
-        self.compare("gradcheck", inputs, &x, &bars, |x| dot(&f(x)?, &v))
+        let lost = lost(&tape, inputs, &wrt, &bars, &y);
+        self.compare(inputs, &x, &bars, lost, |x| dot(&f(x)?, &v))
     }
 
     /// [`gradgradcheck`] with these options.
     ///
     /// # Errors
     /// As [`gradcheck`].
+    #[track_caller]
     pub fn second(&self, f: impl Fn(&[Tensor]) -> Result<Tensor>, inputs: &[Tensor]) -> Result<GradCheckReport> {
         self.second_named(f, &number(inputs))
     }
@@ -172,37 +188,40 @@ impl GradCheck {
     ///
     /// # Errors
     /// As [`gradcheck`].
+    #[track_caller]
     pub fn second_named(&self, f: impl Fn(&[Tensor]) -> Result<Tensor>, inputs: &[(String, Tensor)]) -> Result<GradCheckReport> {
+        let at = Location::caller();
+        self.second_order(f, inputs).map_err(|e| e.in_op("gradgradcheck", at))
+    }
+
+    fn second_order(&self, f: impl Fn(&[Tensor]) -> Result<Tensor>, inputs: &[(String, Tensor)]) -> Result<GradCheckReport> {
         let mut named = inputs.to_vec();
         let y = f(&prepare(inputs)?)?;
         named.push(("cotangent".into(), self.cotangent(&y, 0)?));
         let x = prepare(&named)?;
         let n = inputs.len();
         // ⟨w, ∇⟨v, f⟩⟩ as tensors on a tape: the recorded gradients and their weights.
-        let gradients = |tape: &Tape, x: &[Tensor], record: bool| -> Result<Vec<(Tensor, Tensor)>> {
+        let gradients = |tape: &Tape, x: &[Tensor], record: bool| -> Result<(Vec<(Tensor, Tensor)>, Option<Error>)> {
             let y = f(&x[..n])?;
-            if !y.is_tracked() {
-                return Ok(Vec::new());
-            }
             let wrt: Vec<&Tensor> = x[..n].iter().filter(|t| t.is_tracked()).collect();
-            let bars = tape.cotangents(&[(&y, x[n].clone())], &wrt, record)?;
-            bars.into_iter()
-                .enumerate()
-                .filter_map(|(i, b)| Some((i, b?)))
-                .map(|(i, b)| Ok((b.clone(), self.cotangent(&b, i + 1)?)))
-                .collect()
+            let bars = if y.is_tracked() { tape.cotangents(&[(&y, x[n].clone())], &wrt, record)? } else { vec![None; wrt.len()] };
+            // Of the second derivative, zero is an answer; of the first it means that the function has another argument.
+            let lost = lost(tape, inputs, &wrt, &bars, &y);
+            let found = bars.into_iter().enumerate().filter_map(|(i, b)| Some((i, b?)));
+            let found: Result<_> = found.map(|(i, b)| Ok((b.clone(), self.cotangent(&b, i + 1)?))).collect();
+            Ok((found?, lost))
         };
         let tape = Tape::new();
         let watched = watch(&tape, &x)?;
-        let results = gradients(&tape, &watched, true)?;
+        let (results, lost) = gradients(&tape, &watched, true)?;
         let pairs: Vec<(&Tensor, Tensor)> = results.iter().filter(|(b, _)| b.is_tracked()).map(|(b, w)| (b, w.clone())).collect();
         let wrt: Vec<&Tensor> = watched.iter().filter(|t| t.is_tracked()).collect();
         let bars = if pairs.is_empty() { vec![None; wrt.len()] } else { tape.cotangents(&pairs, &wrt, false)? };
-        self.compare("gradgradcheck", &named, &x, &bars, |x| {
+        self.compare(&named, &x, &bars, lost, |x| {
             let tape = Tape::new();
             let mut watched = watch(&tape, &x[..n])?;
             watched.push(x[n].clone());
-            gradients(&tape, &watched, false)?.iter().map(|(b, w)| dot(b, w)).sum()
+            gradients(&tape, &watched, false)?.0.iter().map(|(b, w)| dot(b, w)).sum()
         })
     }
 
@@ -220,10 +239,10 @@ impl GradCheck {
 
     fn compare(
         &self,
-        what: &'static str,
         names: &[(String, Tensor)],
         x: &[Tensor],
         bars: &[Option<Tensor>],
+        lost: Option<Error>,
         f: impl Fn(&[Tensor]) -> Result<f64>,
     ) -> Result<GradCheckReport> {
         let mut report = GradCheckReport { inputs: Vec::new(), compared: 0 };
@@ -293,7 +312,14 @@ impl GradCheck {
             report.inputs.push(verdict);
         }
         let wrong: Vec<String> = report.inputs.iter().filter(|v| !v.ok).map(|v| v.name.clone()).collect();
-        if wrong.is_empty() { Ok(report) } else { Err(Error::gradcheck(format!("{what}: {report}")).with_names(wrong)) }
+        match lost {
+            None if wrong.is_empty() => Ok(report),
+            Some(_) if wrong.is_empty() && self.allow_disconnected => Ok(report),
+            Some(lost) if wrong.is_empty() => Err(lost),
+            // Why the tape does not connect what it does not.
+            Some(lost) => Err(Error::gradcheck(format!("{report}\n  {}", lost.why())).with_names(wrong)),
+            None => Err(Error::gradcheck(report.to_string()).with_names(wrong)),
+        }
     }
 }
 
@@ -312,7 +338,7 @@ fn number(inputs: &[Tensor]) -> Vec<(String, Tensor)> {
 fn prepare(inputs: &[(String, Tensor)]) -> Result<Vec<Tensor>> {
     for (name, t) in inputs {
         if t.dtype().is_float() && t.dtype() != F64 {
-            bail!(dtype, "gradcheck: {name} is {}: finite differences need f64, cast it first", t.dtype());
+            bail!(dtype, "{name} is {}: finite differences need f64, cast it first", t.dtype());
         }
     }
     Ok(inputs.iter().map(|(_, t)| t.detach()).collect())
@@ -322,9 +348,21 @@ fn watch(tape: &Tape, x: &[Tensor]) -> Result<Vec<Tensor>> {
     x.iter().map(|t| if t.dtype().is_float() { tape.watch(t) } else { Ok(t.clone()) }).collect()
 }
 
+/// What is said of the watched inputs that the result does not depend on, when there are any.
+fn lost(tape: &Tape, inputs: &[(String, Tensor)], wrt: &[&Tensor], bars: &[Option<Tensor>], y: &Tensor) -> Option<Error> {
+    let names = inputs.iter().filter(|(_, t)| t.dtype().is_float()).map(|(name, _)| name);
+    let all = names.zip(wrt).zip(bars).filter(|(_, bar)| bar.is_none());
+    let lost: Vec<(String, usize)> = all.filter_map(|((name, t), _)| Some((name.clone(), tape.id_of(t).ok()?))).collect();
+    let end: Vec<usize> = tape.id_of(y).ok().into_iter().collect();
+    let allow = "leave it out of the inputs, or allow it by GradCheck { allow_disconnected: true, ..GradCheck::default() }";
+    let names = lost.iter().map(|(name, _)| name.clone()).collect();
+    let message = (!lost.is_empty()).then(|| lost_message(&tape.inner, &lost, wrt.len(), &end, allow));
+    message.map(|message| Error::disconnected(message).with_names(names))
+}
+
 fn dot(y: &Tensor, v: &Tensor) -> Result<f64> {
     if y.shape() != v.shape() {
-        bail!(shape, "gradcheck: the result's shape changes with the inputs' values: {} and {}", y.shape(), v.shape());
+        bail!(shape, "the result's shape changes with the inputs' values: {} and {}", y.shape(), v.shape());
     }
     Ok(y.to_f64_vec()?.iter().zip(v.to_f64_vec()?).map(|(a, b)| a * b).sum())
 }

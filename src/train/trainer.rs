@@ -6,7 +6,7 @@ use super::loss::{Evaluation, Loss, Means, Said};
 use super::resume::{Best, KeepBest};
 use super::snapshot::Snapshots;
 use crate::error::{Result, bail};
-use crate::functional::{GradOptions, Grads, value_aux_and_grad};
+use crate::functional::{GradOptions, Grads, gradient_and};
 use crate::io::{at_callers_line, open};
 use crate::module::Module;
 use crate::optim::{Accumulator, Clipped, Ema, LossScaler, Optimizer, Schedule};
@@ -490,7 +490,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
             let batch = data.batch(position)?;
             let key = self.key.fold(position);
             let mut said = Said::default();
-            let (l, (tensors, next), g) = value_aux_and_grad(&self.model, self.options.gradients, |m| {
+            let (l, (tensors, next), g) = gradient_and("train", &self.model, self.options.gradients, |m| {
                 let (Loss { value, targets, metrics }, next) = loss(m, &batch, key, &carry)?;
                 let value = self.scaler.as_ref().map_or(Ok(value.clone()), |s| s.scale(&value))?;
                 Ok((value, (said.take(targets, metrics), next)))

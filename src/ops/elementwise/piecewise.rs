@@ -212,7 +212,8 @@ unary! {
         let (lo, hi) = (self.min.unwrap_or(-INF), self.max.unwrap_or(INF));
         // Written so that NaN fails.
         if !(lo <= hi) {
-            bail!(argument, "the interval is empty: min {lo}, max {hi}");
+            let hint = if lo > hi { "; are they exchanged? (PyTorch gives max everywhere)" } else { "" };
+            bail!(argument, "the interval is empty: min {lo}, max {hi}{hint}");
         }
         Ok(())
     };
