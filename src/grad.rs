@@ -1,6 +1,7 @@
 //! The sweep as users call it: gradients by tape.
 
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::ops::ACCUMULATE;
 use crate::tape::{Gradients, Sweep, Tape, explain, sweep};
 use crate::tensor::Tensor;
@@ -30,11 +31,11 @@ impl Tape {
     pub fn backward_from(self, y: &[(&Tensor, Tensor)]) -> Result<Gradients> {
         let at = Location::caller();
         let run = || {
-            let wanted = self.leaves();
+            let wanted = self.leaves()?;
             let seeds = self.seeds(y)?;
             let names = wanted.iter().map(|&id| (id, self.inner.name_of(id))).collect();
             let by_id = sweep(&self.inner, Sweep { seeds, wanted: &wanted, floor: 0, consume: true, record: false }, ACCUMULATE)?;
-            let starts: Vec<usize> = y.iter().filter_map(|(y, _)| self.id_of(y).ok()).collect();
+            let starts = memory::try_collect(y.iter().filter_map(|(y, _)| self.id_of(y).ok()))?;
             // The tape goes; a few reasons are kept, for a tape whose owner asks for the others is unlikely.
             let missing = wanted.iter().filter(|id| !by_id.contains_key(id)).take(8);
             let lost = missing.map(|&id| (id, explain(&self.inner, id, &starts).of("it", false))).collect();
@@ -53,22 +54,20 @@ impl Tape {
     pub fn cotangents(&self, y: &[(&Tensor, Tensor)], wrt: &[&Tensor], create_graph: bool) -> Result<Vec<Option<Tensor>>> {
         let at = Location::caller();
         let run = || {
-            let wanted: Vec<usize> = wrt.iter().map(|t| self.id_of(t)).collect::<Result<_>>()?;
+            let wanted = memory::try_collect_ok(wrt.iter().map(|t| self.id_of(t)))?;
             let seeds = self.seeds(y)?;
             let found = sweep(&self.inner, Sweep { seeds, wanted: &wanted, floor: 0, consume: false, record: create_graph }, ACCUMULATE)?;
-            Ok(wanted.iter().map(|id| found.get(id).cloned()).collect())
+            memory::try_collect(wanted.iter().map(|id| found.get(id).cloned()))
         };
         run().map_err(|e: Error| e.in_op("cotangents", at))
     }
 
     fn seeds(&self, y: &[(&Tensor, Tensor)]) -> Result<Vec<(usize, Tensor)>> {
-        y.iter()
-            .map(|(y, bar)| {
-                if y.shape() != bar.shape() {
-                    return Err(Error::shape(format!("the cotangent has shape {}, its value {}", bar.shape(), y.shape())));
-                }
-                Ok((self.id_of(y)?, bar.clone()))
-            })
-            .collect()
+        memory::try_collect_ok(y.iter().map(|(y, bar)| {
+            if y.shape() != bar.shape() {
+                return Err(Error::shape(format!("the cotangent has shape {}, its value {}", bar.shape(), y.shape())));
+            }
+            Ok((self.id_of(y)?, bar.clone()))
+        }))
     }
 }

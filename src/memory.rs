@@ -12,8 +12,10 @@
 
 use crate::backend::cpu::release_cached_memory;
 use crate::error::{Error, Result};
+use smallvec::{Array, SmallVec};
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
 
 /// What is left for small things when something large is handed out.
 const MARGIN: usize = 2 << 20;
@@ -25,8 +27,8 @@ const LARGE: usize = 64 << 10;
 /// side.
 const STEP: usize = 256 << 10;
 
-/// What the allocator adds to a piece: a header, and rounding up.
-const PIECE: usize = 24;
+/// What the allocator adds to a piece at most: near the end each may take a page of its own, since the arena cannot grow any more.
+const PIECE: usize = 4096;
 
 thread_local! {
     /// Bytes of small things since this thread last asked.
@@ -42,9 +44,10 @@ fn is_free(bytes: usize) -> bool {
     found
 }
 
-/// Whether something of this size may be handed out: enough is left for what cannot be refused.
+/// Whether something of this size may be handed out: enough is left for what cannot be refused. Many short things are as much as a
+/// long one.
 pub(crate) fn leaves_margin(bytes: usize) -> bool {
-    bytes < LARGE || is_free(MARGIN)
+    if bytes < LARGE { small(bytes).is_ok() } else { is_free(MARGIN) }
 }
 
 /// Error unless so many bytes can be had: before something is called that takes them without asking.
@@ -141,9 +144,7 @@ pub(crate) fn reserve<T>(list: &mut Vec<T>, more: usize) -> Result<()> {
         if list.try_reserve_exact(more).is_err() {
             return false;
         }
-        let bytes = list.capacity().saturating_mul(size_of::<T>());
-        // Many short lists are as much as a long one.
-        list.capacity() == before || if bytes < LARGE { small(bytes).is_ok() } else { is_free(MARGIN) }
+        list.capacity() == before || leaves_margin(list.capacity().saturating_mul(size_of::<T>()))
     };
     if ok(list) {
         return Ok(());
@@ -192,7 +193,12 @@ pub(crate) fn push<T>(list: &mut Vec<T>, item: T) -> Result<()> {
 pub(crate) fn extend<T>(list: &mut Vec<T>, items: impl IntoIterator<Item = T>) -> Result<()> {
     let items = items.into_iter();
     let (least, most) = items.size_hint();
-    reserve(list, least)?;
+    // One that grows again and again is not copied each time.
+    if list.is_empty() {
+        reserve(list, least)?
+    } else {
+        grow(list, least)?
+    };
     if most == Some(least) {
         // The length is known: one loop without questions.
         list.extend(items.take(least));
@@ -201,6 +207,19 @@ pub(crate) fn extend<T>(list: &mut Vec<T>, items: impl IntoIterator<Item = T>) -
     for item in items {
         push(list, item)?;
     }
+    Ok(())
+}
+
+/// Adds to a text; doubles the room when there is too little.
+pub(crate) fn append(text: &mut String, more: &str) -> Result<()> {
+    if text.capacity() - text.len() < more.len() {
+        let room = more.len().max(text.len());
+        let ok = |text: &mut String| text.try_reserve_exact(room).is_ok() && leaves_margin(text.capacity());
+        if !ok(text) && (release_cached_memory(), !ok(text)).1 {
+            return Err(short(text.len().saturating_add(room), 1));
+        }
+    }
+    text.push_str(more);
     Ok(())
 }
 
@@ -219,6 +238,48 @@ pub(crate) fn try_collect_ok<T>(items: impl IntoIterator<Item = Result<T>>) -> R
         push(&mut list, item?)?;
     }
     Ok(list)
+}
+
+/// All items of a list that is usually short enough to lie in place, or the first error.
+pub(crate) fn try_short<A: Array>(items: impl IntoIterator<Item = Result<A::Item>>) -> Result<SmallVec<A>> {
+    let mut list = SmallVec::new();
+    for item in items {
+        push_short(&mut list, item?)?;
+    }
+    Ok(list)
+}
+
+/// Adds an item to a list that is usually short enough to lie in place.
+pub(crate) fn push_short<A: Array>(list: &mut SmallVec<A>, item: A::Item) -> Result<()> {
+    if list.len() == list.capacity() {
+        let more = list.len().max(4);
+        let bytes = list.len().saturating_add(more).saturating_mul(size_of::<A::Item>());
+        let ok = |list: &mut SmallVec<A>| list.try_reserve(more).is_ok() && leaves_margin(bytes);
+        if !ok(list) && (release_cached_memory(), !ok(list)).1 {
+            return Err(short(list.len().saturating_add(more), size_of::<A::Item>()));
+        }
+    }
+    list.push(item);
+    Ok(())
+}
+
+/// Room for one more entry.
+pub(crate) fn grow_table<K: Hash + Eq, V>(table: &mut HashMap<K, V>) -> Result<()> {
+    if table.len() == table.capacity() {
+        // It doubles, and has places that stay free.
+        let bytes = table.capacity().max(4).saturating_mul(3 * size_of::<(K, V)>());
+        let ok = |table: &mut HashMap<K, V>| table.try_reserve(1).is_ok() && leaves_margin(bytes);
+        if !ok(table) && (release_cached_memory(), !ok(table)).1 {
+            return Err(short(table.len().saturating_add(1), 3 * size_of::<(K, V)>()));
+        }
+    }
+    Ok(())
+}
+
+/// Puts a value into a table that grows; the old value of that key.
+pub(crate) fn insert<K: Hash + Eq, V>(table: &mut HashMap<K, V>, key: K, value: V) -> Result<Option<V>> {
+    grow_table(table)?;
+    Ok(table.insert(key, value))
 }
 
 #[cfg(test)]
@@ -271,5 +332,15 @@ mod tests {
         let mut list = Vec::new();
         (0..50).for_each(|i| push(&mut list, i).unwrap());
         assert_eq!(list.len(), 50);
+        let list: SmallVec<[i32; 4]> = try_short((0..100).map(Ok)).unwrap();
+        assert!(list.iter().copied().eq(0..100));
+        let none: Result<SmallVec<[i32; 4]>> = try_short([Ok(1), Err(Error::argument("x"))]);
+        assert!(none.unwrap_err().is_argument());
+        let mut text = String::new();
+        (0..1000).for_each(|i| append(&mut text, &i.to_string()).unwrap());
+        assert_eq!(text, (0..1000).map(|i| i.to_string()).collect::<String>());
+        let mut table = HashMap::new();
+        assert!((0..100).all(|i| insert(&mut table, i % 50, i).unwrap() == (i >= 50).then(|| i - 50)));
+        assert_eq!(table.len(), 50);
     }
 }

@@ -10,6 +10,7 @@ use crate::backend::{Device, Storage, cpu, cuda};
 use crate::dtype::DType;
 use crate::error::{Error, Result, bail};
 use crate::layout::Layout;
+use crate::memory;
 use crate::shape::Shape;
 use crate::tape::{self, Pull, PullContext};
 use crate::tensor::Tensor;
@@ -342,7 +343,7 @@ pub(crate) fn apply_parts(
 ) -> Result<Outputs> {
     let at = Location::caller();
     let view = |layout: Result<Layout>| Ok(Tensor::from_array(x.array.with_layout(layout?)?));
-    let mut y: Outputs = layouts.into_iter().map(view).collect::<Result<_>>()?;
+    let mut y: Outputs = memory::try_short(layouts.into_iter().map(view))?;
     if let Some(tape) = tape::common_tape(&[x])?
         && tape.is_recording()?
     {

@@ -463,7 +463,7 @@ fn the_profile_accounts_for_every_op_and_module() -> Result<()> {
     assert!(profile.ops.iter().any(|o| o.op == "gelu" && o.module == "transformer.h.1.mlp"));
     assert_eq!(modules["transformer.h.1"].saved, modules["transformer.h.2"].saved);
     // The trace is JSON with a span for each op, forward and backward, and for modules.
-    let trace: serde_json::Value = serde_json::from_str(&profile.chrome_trace()).unwrap();
+    let trace: serde_json::Value = serde_json::from_str(&profile.chrome_trace()?).unwrap();
     let events = trace["traceEvents"].as_array().unwrap();
     let count = |tid: u32, cat: &str| events.iter().filter(|e| e["ph"] == "X" && e["tid"] == tid && e["cat"] == cat).count();
     assert_eq!(

@@ -3,8 +3,9 @@
 
 use crate::say;
 use cotangent::backend::cpu::{memory_stats, release_cached_memory};
+use cotangent::diagnostics::{Alignment, HealthHistory, Profiler, Trace};
 use cotangent::io::{TensorFile, save_safetensors};
-use cotangent::nn::{Gpt, GptConfig, KvCache};
+use cotangent::nn::{Gpt, GptConfig, KvCache, Linear, Lstm, Recur, RecurrentConfig};
 use cotangent::ops::{CrossEntropy, Rotary, Sdpa};
 use cotangent::optim::AdamW;
 use cotangent::train::{Batches, Order, Tokens, Trainer, Windows, document_mask};
@@ -175,6 +176,100 @@ fn calls(folder: &std::path::Path) -> Vec<Call> {
     ]
 }
 
+/// Calls whose lists grow with the nodes of a tape, the steps of a run or the parts that are asked for.
+fn records(folder: &std::path::Path) -> Vec<Call> {
+    fn x(n: usize) -> Result<Tensor> {
+        Tensor::rand([n], F32, Key::new(5))
+    }
+    let path = folder.join("many.safetensors");
+    vec![
+        (
+            "unbind",
+            Box::new(|| {
+                let f = |x: &Tensor| Tensor::stack(&x.unbind(0)?, 0)?.square()?.sum(..);
+                value_and_grad(&x(1 << 12)?, f)?.1.sum(..)?.item()
+            }),
+        ),
+        (
+            "a loop over positions",
+            Box::new(|| {
+                let f = |x: &Tensor| (0..2000).step_by(2).try_fold(Tensor::zeros((), F32)?, |sum, i| sum.add(&x.select(0, i)?));
+                value_and_grad(&x(2000)?, f)?.1.sum(..)?.item()
+            }),
+        ),
+        (
+            "a gradient in a gradient",
+            Box::new(|| {
+                // The outer one is met only after both have long tapes.
+                let f = |w: &Tensor| {
+                    let long = |x: &Tensor| (0..500).try_fold(x.clone(), |y, _| y.mul_scalar(1.001));
+                    let (w, v) = (long(w)?, x(4)?);
+                    value_and_grad(&v, |v| long(v)?.mul(&w)?.sum(..))?.1.square()?.sum(..)
+                };
+                value_and_grad(&x(4)?, f)?.1.sum(..)?.item()
+            }),
+        ),
+        (
+            "Lstm",
+            Box::new(|| {
+                let config = RecurrentConfig { inputs: 2, hidden: 2, ..RecurrentConfig::default() };
+                assert!(Lstm::new(&RecurrentConfig { layers: usize::MAX, ..config.clone() }, F32, Key::new(1)).is_err());
+                let lengths: Vec<usize> = (0..512).map(|i| i % 9).collect();
+                let with = Recur { lengths: Some(&lengths), ..Recur::default() };
+                Lstm::new(&config, F32, Key::new(1))?.forward_with(&x(512 * 8 * 2)?.reshape([512, 8, 2])?, None, with)?.0.sum(..)?.item()
+            }),
+        ),
+        (
+            "profile and trace",
+            Box::new(|| {
+                let (layer, profiler) = (Linear::new(4, 4, true, F32, Key::new(1))?, Profiler::new());
+                let v = x(4)?.reshape([1, 4])?;
+                value_and_grad(&layer, |l| {
+                    profiler.attach(l)?;
+                    (0..300).try_fold(v.clone(), |y, _| l.forward(&y)?.tanh())?.sum(..)
+                })?;
+                let profile = profiler.finish();
+                profile.chrome_trace()?;
+                let (_, trace) = Trace::of(&layer, |l| (0..300).try_fold(v.clone(), |y, _| l.forward(&y)))?;
+                let same = trace.compare(&trace, 0.0)?;
+                Ok((profile.ops.len() + same.rows.len()) as f64)
+            }),
+        ),
+        (
+            "HealthHistory",
+            Box::new(|| {
+                let layer = Linear::new(4, 4, true, F32, Key::new(1))?;
+                let v = x(4)?.reshape([1, 4])?;
+                let mut history = HealthHistory::new();
+                for step in 0..100 {
+                    let (loss, mut grads) = value_and_grad(&layer, |l| l.forward(&v)?.square()?.sum(..))?;
+                    let clipped = grads.clip_global_norm(1.0)?;
+                    history.record(step, &layer, &grads, loss.item()?, 0.1, &clipped)?;
+                    history.updates(&layer, &layer)?;
+                }
+                Ok(history.html()?.len() as f64)
+            }),
+        ),
+        (
+            "Alignment",
+            Box::new(|| {
+                let all = Tensor::randint([(1 << 15) + 1], 0..99, I64, Key::new(2))?;
+                let cut = |from: usize| all.narrow(0, from, 1 << 15)?.reshape([1, 1 << 15]);
+                let report = Alignment::default().check(&cut(0)?, &cut(1)?, |ids| ids.len().to_string())?;
+                Ok(report.counted as f64)
+            }),
+        ),
+        (
+            "save many",
+            Box::new(move || {
+                let (names, one) = ((0..4000).map(|i| format!("t{i}")).collect::<Vec<_>>(), x(1)?);
+                save_safetensors(&path, names.iter().map(|n| (n.as_str(), &one)), &[])?;
+                Ok(1.0)
+            }),
+        ),
+    ]
+}
+
 /// Bytes that are left, at each level: 64 MB down to 1 MB, evenly in powers.
 fn levels() -> Vec<usize> {
     (0..20).map(|i| (64e6 * 0.8f64.powi(i)) as usize).collect()
@@ -304,6 +399,19 @@ fn a3_no_call_aborts_when_memory_ends() {
     let Some((fine, refused)) = ends_at("memory_limits::a3_no_call_aborts_when_memory_ends", &levels()) else { return };
     assert!(refused[0] < 3 && fine[0] > 0, "nearly all calls fit 64 MB: {refused:?}");
     assert!(refused[19] > fine[19], "few fit the last level: {fine:?}");
+}
+
+#[test]
+fn a3_no_record_aborts_when_memory_ends() {
+    if is_child() {
+        let folder = std::env::temp_dir().join(format!("cotangent_records_{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        calls_at(&levels(), &records(&folder));
+        std::fs::remove_dir_all(folder).unwrap();
+        return;
+    }
+    let Some((fine, refused)) = ends_at("memory_limits::a3_no_record_aborts_when_memory_ends", &levels()) else { return };
+    assert!(refused[0] == 0 && refused[19] > 0, "all fit 64 MB, some do not fit the last level: {fine:?}, {refused:?}");
 }
 
 #[test]

@@ -53,80 +53,6 @@ const LONGER: &[(&str, usize, &str)] = &[
 /// Lines a source file may have, its unit tests not counted.
 const BUDGET: usize = 600;
 
-/// Where lists are made without asking for memory, with the reason why their length is small: all others come from `memory`.
-const UNASKED: &[(&str, &str, &str)] = &[
-    ("src/array/print.rs", "let grid", "one number per axis"),
-    ("src/array/print.rs", "self.to_vec()", "the array's own: it asks"),
-    ("src/backend/cpu/attention.rs", "let lead", "one number per axis"),
-    ("src/array/print.rs", "repeat", "spaces before a row that is shown"),
-    ("src/backend/cpu/attention_panel.rs", "Layout::from_parts", "one number per axis"),
-    ("src/backend/cpu/attention_plan.rs", "Layout::from_parts", "one number per axis"),
-    ("src/backend/cpu/gemm.rs", "buffer.resize(len, 0.0)", "there is room: it was asked for"),
-    ("src/backend/cpu/order.rs", ".collect();", "one number per axis"),
-    ("src/backend/cpu/par.rs", "fn collect", "asks"),
-    ("src/backend/cpu/reduce.rs", ".collect()?", "the parallel one: it asks"),
-    ("src/backend/cpu/remap.rs", "let runs", "a few per axis"),
-    ("src/backend/cuda/attention.rs", "lead", "one number per axis"),
-    ("src/backend/cuda/buffer.rs", "self.lock().ops", "one per op's name"),
-    ("src/backend/cuda/check.rs", "MODULES", "one per module of kernels"),
-    ("src/backend/cuda/emulated.rs", "", "a kernel's arguments"),
-    ("src/backend/cuda/gemm.rs", "", "one number per axis"),
-    ("src/backend/cuda/load.rs", "", "a kernel's code"),
-    ("src/backend/cuda/optim.rs", "", "one per parameter"),
-    ("src/backend/cuda/real.rs", "MODULES", "one per module of kernels"),
-    ("src/backend/cuda/rope.rs", "leading", "one number per axis"),
-    ("src/backend/cuda/buffer.rs", "blocks.collect()", "one per block that waits on the device"),
-    ("src/diagnostics/attention.rs", "lead.to_vec()", "one number per axis"),
-    ("src/diagnostics/depth.rs", "repeat", "a bar of a picture in text"),
-    ("src/diagnostics/health.rs", "with_capacity", "one per parameter"),
-    ("src/diagnostics/history.rs", "self.layers.len()", "one per layer"),
-    ("src/diagnostics/profile.rs", "ops.len()", "one per op that ran"),
-    ("src/diagnostics/report.rs", "all.to_vec()", "one per recorded step"),
-    ("src/diagnostics/stats.rs", "extents.len()", "one number per axis"),
-    ("src/functional/checkpoint.rs", "given.to_vec()", "one per operand"),
-    ("src/functional/custom.rs", "to_vec()", "one per operand or output"),
-    ("src/functional/scope.rs", "", "one per parameter or result"),
-    ("src/io/atomic.rs", "BufWriter::with_capacity", "a fixed size"),
-    ("src/io/gguf/hyper.rs", "layers]", "one per layer, checked against the file"),
-    ("src/io/gguf/mod.rs", "BufReader::with_capacity", "a fixed size"),
-    ("src/io/gguf/vocabulary.rs", "tokens.to_vec()", "it was asked for"),
-    ("src/io/safetensors.rs", "NO_SEAL", "a few digits"),
-    ("src/io/safetensors.rs", "dims().to_vec()", "one number per axis"),
-    ("src/io/safetensors.rs", "next_multiple_of(8)", "seven bytes at most"),
-    ("src/io/readers/raw.rs", "CHUNK]", "a fixed size"),
-    ("src/layout.rs", "", "one number per axis"),
-    ("src/memory.rs", "", "there is room: it was asked for"),
-    ("src/io/readers/csv.rs", "BufReader::with_capacity", "a fixed size"),
-    ("src/io/readers/npy.rs", "", "one number per axis, or a part of a fixed size"),
-    ("src/io/readers/npz.rs", "", "one per array of an archive, whose list of names was read"),
-    ("src/io/readers/torch.rs", "", "one per tensor, or one number per axis"),
-    ("src/models/bert.rs", "c.layers", "one per layer"),
-    ("src/models/sentence.rs", "", "the modes of a pooling"),
-    ("src/train/data/gguf_tokenizer.rs", "", "it was asked for"),
-    ("src/train/data/pre_tokenizer.rs", "KNOWN", "a list of this crate's"),
-    ("src/train/data/rows.rs", "Hash::sampled", "the few rows that a fingerprint reads"),
-    ("src/train/data/tokenizer.rs", "BTreeSet", "one per different character"),
-    ("src/models/generate/graph.rs", "pads.to_vec()", "one number per row of a batch"),
-    ("src/models/generate/mod.rs", "prompt.to_vec()", "a prompt, which fits the context"),
-    ("src/models/input.rs", "input.pads.to_vec()", "one number per row of a batch"),
-    ("src/module/mod.rs", "n.values.resize", "a few numbers of a structure"),
-    ("src/nn/cache.rs", "pub fn with_capacity", "a function's name"),
-    ("src/nn/sequence.rs", "C::STATE.len()", "one or two states of a cell"),
-    ("src/nn/sequence.rs", "with_capacity(d)", "one or two directions"),
-    ("src/models/input.rs", "KvCache::with_capacity", "takes no memory yet"),
-    ("src/ops/einsum.rs", "of.to_vec()", "one number per axis"),
-    ("src/ops/flip.rs", "shape.rank()", "one number per axis"),
-    ("src/ops/pad.rs", "smallvec!", "one number per axis"),
-    ("src/ops/permute.rs", "order.len()", "one number per axis"),
-    ("src/ops/repeat.rs", "shape.to_vec()", "one number per axis"),
-    ("src/ops/second_order.rs", "first.resize", "one per operand"),
-    ("src/ops/split.rs", "self.parts", "at most the number of parts that are made"),
-    ("src/optim/memory.rs", "disconnected().to_vec()", "one name per parameter"),
-    ("src/tape/checkpoint.rs", "want.len()", "one per operand"),
-    ("src/tape/explain.rs", "nodes.len()", "a byte per node, for the text of an error"),
-    ("src/train/data/tokenizer_file.rs", "get_ids().to_vec()", "as long as what the tokenizer's library made"),
-];
-
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -408,44 +334,77 @@ fn without_definitions(code: &str) -> String {
     out
 }
 
-/// Memory whose size comes from data or an argument is asked for: `vec!`, `with_capacity` and their like end the process when there
-/// is none. Where nearly everything is of that kind, in backend, arrays, data and readers, `collect` is looked at too.
-#[test]
-fn sizes_from_data_cannot_abort() {
-    let (mut problems, mut needed) = (Vec::new(), BTreeSet::new());
-    for file in rust(&["src"]) {
-        if file.starts_with("src/testing/") || file.ends_with("tests.rs") || file.ends_with("samples.rs") || file.ends_with("_define.rs") {
-            continue;
-        }
-        let source = read(&file);
-        let code = without_definitions(&product_code(&source));
-        let data = ["src/backend/", "src/array/", "src/train/data/", "src/io/readers/", "src/models/bert.rs", "src/models/sentence.rs"];
-        let data = data.iter().any(|start| file.starts_with(start));
-        for line in code.lines().map(str::trim) {
-            let of = |start: &str| line.find(start).map(|i| &line[i + start.len()..]);
-            // A list of a written number of items is small.
-            let fixed = |rest: &str| {
-                let Some((_, n)) = rest.split_once("; ") else { return true };
-                n.split(']').next().is_some_and(|n| n.chars().all(|c| c.is_ascii_digit()))
-            };
-            let list = of("vec![").is_some_and(|rest| rest.contains(';') && !fixed(rest));
-            let copies = ["with_capacity(", ".to_vec()", ".resize(", ".repeat("].iter().any(|w| line.contains(w))
-                && !line.contains("to_vec().map_err");
-            let collects = data
-                && !line.starts_with("use ")
-                && line.contains("collect")
-                && !["try_collect", "Dims", "Shape>", "SmallVec"].iter().any(|w| line.contains(w));
-            if !(list || copies || collects) {
-                continue;
-            }
-            match UNASKED.iter().position(|(f, part, _)| *f == file && line.contains(part)) {
-                Some(i) => drop(needed.insert(i)),
-                None => problems.push(format!("{file}: `{line}`: take it from `crate::memory`, or say in UNASKED why it is small")),
+/// Where lists are made without asking for memory: reason, file or folder, and what the statement contains.
+fn unasked() -> Vec<(String, String, String)> {
+    let mut reason = String::new();
+    let mut out = Vec::new();
+    for line in read("tests/tidy_unasked.txt").lines().filter(|l| !l.trim().is_empty() && !l.starts_with("//")) {
+        match line.strip_prefix("# ") {
+            Some(r) => reason = r.to_owned(),
+            None => {
+                let (file, part) = line.split_once(' ').unwrap_or((line, ""));
+                out.push((reason.clone(), file.to_owned(), part.trim().to_owned()));
             }
         }
     }
-    let idle = UNASKED.iter().enumerate().filter(|(i, (file, ..))| !needed.contains(i) && root().join(file).exists());
-    problems.extend(idle.map(|(_, (file, part, _))| format!("UNASKED allows `{part}` in {file}, which is not there any more")));
+    out
+}
+
+/// Whether a statement, which ends with the line that is looked at, makes a list without asking for memory.
+fn takes_unasked(line: &str, statement: &str, before: &[&str], of: &str) -> bool {
+    // Lists of these have a number for each axis, or one tensor for each operand.
+    const SHORT: &[&str] = &["Dims", "Shape", "SmallVec", "Axes", "Spec", "Outputs", "Cotangents", "Saved"];
+    let short = |text: &str| SHORT.iter().any(|w| words(text).any(|(_, word)| word.starts_with(w) || word.ends_with(w)));
+    // A list of a written number of items is small.
+    let fixed = |rest: &str| {
+        let Some((_, n)) = rest.split_once("; ") else { return true };
+        n.split(']').next().is_some_and(|n| n.chars().all(|c| c.is_ascii_digit()))
+    };
+    let list = line.find("vec![").is_some_and(|i| line[i..].contains(';') && !fixed(&line[i..]));
+    let copies =
+        ["with_capacity(", ".to_vec()", ".resize(", ".repeat("].iter().any(|w| line.contains(w)) && !line.contains("to_vec().map_err");
+    let collects = line.contains(".collect") && !short(statement) && (statement.starts_with("let ") || !short(of));
+    let asked = |l: &&str| ["room(", "grow(", "reserve"].iter().any(|w| l.contains(w));
+    let extends = line.find(".extend(").is_some_and(|i| !line[i..].starts_with(".extend(["))
+        && !["then_some", "to_le_bytes", "std::iter::repeat_n(' '"].iter().any(|w| line.contains(w))
+        && !before.iter().rev().take(12).any(asked);
+    list || copies || collects || extends
+}
+
+/// Memory whose size comes from data or an argument is asked for: `vec!`, `with_capacity`, `collect`, `extend` and their like end the
+/// process when there is none. What is allowed all the same stands in `tidy_unasked.txt`.
+#[test]
+fn sizes_from_data_cannot_abort() {
+    let (mut problems, mut needed, unasked) = (Vec::new(), BTreeSet::new(), unasked());
+    for file in rust(&["src"]) {
+        let samples = ["tests.rs", "samples.rs", "_define.rs"].iter().any(|end| file.ends_with(end));
+        if file.starts_with("src/testing/") || samples {
+            continue;
+        }
+        let code = without_definitions(&product_code(&read(&file)));
+        let lines: Vec<&str> = code.lines().map(str::trim).collect();
+        // What the function returns.
+        let mut of = "";
+        for (i, line) in lines.iter().enumerate() {
+            if words(line).any(|(_, w)| w == "fn") {
+                of = line.rsplit_once("->").map_or("", |(_, of)| of);
+            }
+            let begin = lines[..i].iter().rposition(|l| l.is_empty() || l.ends_with([';', '{', '}'])).map_or(0, |i| i + 1);
+            let statement = lines[begin..=i].join(" ");
+            if !takes_unasked(line, &statement, &lines[..i], of) {
+                continue;
+            }
+            match unasked.iter().position(|(_, f, part)| {
+                (*f == file || f.ends_with('/') && file.starts_with(f)) && part.split(" | ").any(|p| statement.contains(p))
+            }) {
+                Some(i) => drop(needed.insert(i)),
+                None => problems
+                    .push(format!("{file}: `{statement}`: take it from `crate::memory`, or say in tidy_unasked.txt why it is small")),
+            }
+        }
+    }
+    let idle = unasked.iter().enumerate().filter(|(i, (_, file, _))| !needed.contains(i) && root().join(file).exists());
+    problems.extend(idle.map(|(_, (_, file, part))| format!("tidy_unasked.txt allows `{part}` in {file}, which is not there any more")));
     assert_none(&problems);
 }
 

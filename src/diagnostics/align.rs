@@ -220,8 +220,8 @@ impl Alignment {
         }
         let rows = || x.chunks_exact(time.max(1)).zip(y.chunks_exact(time.max(1)));
         // By chance one row may end as it began; several, with different tokens, do not.
-        let starts: std::collections::BTreeSet<i64> = rows().map(|(x, _)| x[0]).collect();
-        if time > 1 && starts.len() > 1 && findings.is_empty() && rows().all(|(x, y)| y[time - 1] == x[0]) {
+        let differ = rows().any(|(row, _)| row[0] != x[0]);
+        if time > 1 && differ && findings.is_empty() && rows().all(|(x, y)| y[time - 1] == x[0]) {
             findings.push(Misalignment::Wrapped);
         }
         if let Some(padding) = self.padding.filter(|p| Some(*p) != self.ignore) {
@@ -236,8 +236,9 @@ impl Alignment {
             findings.extend(x.iter().position(|&id| outside(id)).map(|i| bad(false, i, x[i])));
             findings.extend(counted.iter().copied().find(|&i| outside(y[i])).map(|i| bad(true, i, y[i])));
         }
-        let visible = |row: &[i64]| -> Vec<i64> { row.iter().copied().filter(|id| Some(*id) != self.ignore).collect() };
-        let samples = rows().take(Self::SAMPLES).map(|(x, y)| (decode(x), decode(&visible(y)))).collect();
+        let visible = |row: &[i64]| memory::try_collect(row.iter().copied().filter(|id| Some(*id) != self.ignore));
+        let samples = rows().take(Self::SAMPLES).map(|(x, y)| Ok((decode(x), decode(&visible(y)?))));
+        let samples = memory::try_collect_ok(samples).map_err(refuse)?;
         Ok(AlignmentReport { findings, counted: counted.len(), matching, samples })
     }
 }

@@ -182,7 +182,7 @@ impl Observer for Watch {
             modules.last = Some(module.into());
         }
         if let Some(last) = last {
-            modules.before.insert(op.node, last);
+            crate::memory::insert(&mut modules.before, op.node, last)?;
         }
         Ok(())
     }

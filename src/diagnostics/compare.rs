@@ -61,19 +61,20 @@ impl Trace {
         let mut rows = Vec::new();
         for (name, here) in self.entries() {
             let Some(there) = reference.get(name) else { continue };
-            let extents = |t: &crate::Tensor| -> Vec<usize> { t.shape().iter().copied().filter(|n| *n != 1).collect() };
+            let extents = |t: &crate::Tensor| -> crate::Shape { t.shape().iter().copied().filter(|n| *n != 1).collect() };
             let (a, b) = (extents(here), extents(there));
-            rows.push(if a == b {
+            let row = if a == b {
                 difference(name, &here.to_f64_vec()?, &there.to_f64_vec()?, here.shape().dims(), tolerance)?
             } else {
                 let hint = Some(format!("shapes differ: {} here, {} there", here.shape(), there.shape()));
                 Difference { name: name.clone(), error: f64::INFINITY, largest: f64::INFINITY, at: None, hint, ok: false }
-            });
+            };
+            memory::push(&mut rows, row)?;
         }
-        let missing = |from: &Trace, of: &Trace| -> Vec<String> {
-            from.entries().iter().filter(|(n, _)| of.get(n).is_none()).map(|(n, _)| n.clone()).collect()
+        let missing = |from: &Trace, of: &Trace| {
+            memory::try_collect_ok(from.entries().iter().filter(|(n, _)| of.get(n).is_none()).map(|(n, _)| memory::text(n)))
         };
-        let (only_here, only_there) = (missing(self, reference), missing(reference, self));
+        let (only_here, only_there) = (missing(self, reference)?, missing(reference, self)?);
         if rows.is_empty() {
             let some = |n: &[String]| n.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
             bail!(
@@ -84,6 +85,7 @@ impl Trace {
             );
         }
         // Forward values come first: a wrong value makes every cotangent wrong.
+        memory::ensure(rows.len() * size_of::<Difference>())?;
         rows.sort_by_key(|r| r.name.ends_with(":grad"));
         Ok(Comparison { rows, only_here, only_there, tolerance })
     }

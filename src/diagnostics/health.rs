@@ -5,6 +5,7 @@ use super::stats::{norm, quantile, survey};
 use crate::backend::cuda::optim::Survey;
 use crate::error::{Error, Result, bail};
 use crate::functional::Grads;
+use crate::memory;
 use crate::module::{Module, ModuleExt};
 use crate::tensor::Tensor;
 use rayon::prelude::*;
@@ -184,7 +185,7 @@ impl HealthReport {
                 "the model has no trainable `{name}`, of which there is a gradient: it belongs to another model, or was frozen"
             );
         }
-        let mut pairs = Vec::with_capacity(trainable.len());
+        let mut pairs = memory::room(trainable.len())?;
         for (i, (name, p)) in trainable.into_iter().enumerate() {
             let Some((_, g)) = named.get(i).filter(|(n, _)| *n == name) else {
                 bail!(argument, "the gradients have no `{name}`: they belong to another model, or its frozen parameters changed");
@@ -198,11 +199,11 @@ impl HealthReport {
         let measure = |(_, p, g): &(String, Tensor, &Tensor)| Ok((survey(g)?, norm(p)?));
         let on_device = pairs.iter().any(|(_, p, g)| p.device().is_cuda() || g.device().is_cuda());
         let measured: Vec<((Survey, f64), f64)> = if on_device {
-            pairs.iter().map(measure).collect::<Result<_>>()?
+            memory::try_collect_ok(pairs.iter().map(measure))?
         } else {
             pairs.par_iter().map(measure).collect::<Result<_>>()?
         };
-        let mut rows = Vec::with_capacity(pairs.len());
+        let mut rows = memory::room(pairs.len())?;
         for ((name, _, g), ((Survey { mean, std, max, zeros, not_finite }, norm), weight)) in pairs.into_iter().zip(measured) {
             let norm = scale * norm;
             let zeros = zeros / g.numel().max(1) as f64;
@@ -313,7 +314,7 @@ fn judge_sizes(rows: &mut [Health], t: &Thresholds) {
 /// Norms of the change of each trainable parameter and of the parameter before it.
 pub(super) fn update_norms<M: Module + Clone>(before: &M, after: &M) -> Result<Vec<(f64, f64)>> {
     let difference = |a: &Tensor, b: &Tensor| b.detach().sub(&a.detach()).and_then(|d| norm(&d));
-    before.trainable().iter().zip(after.trainable()).map(|((_, a), (_, b))| Ok((difference(a, &b)?, norm(a)?))).collect()
+    memory::try_collect_ok(before.trainable().iter().zip(after.trainable()).map(|((_, a), (_, b))| Ok((difference(a, &b)?, norm(a)?))))
 }
 
 /// The layer that a parameter belongs to: its path up to the first number, or without its last part.

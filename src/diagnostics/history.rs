@@ -5,6 +5,7 @@ use super::health::{HealthReport, Thresholds, Verdict, layer_of, update_norms};
 use super::stats::quantile;
 use crate::error::{Error, Result, bail};
 use crate::functional::Grads;
+use crate::memory;
 use crate::module::Module;
 use crate::optim::Clipped;
 use std::fmt;
@@ -109,24 +110,18 @@ impl HealthHistory {
         let scale = if clip.clipped { clip.norm / grads.global_norm()?.max(f64::MIN_POSITIVE) } else { 1.0 };
         let report = HealthReport::survey(model, grads, &self.thresholds, scale).map_err(refuse)?;
         let layers = report.layers();
-        let names: Vec<String> = layers.iter().map(|l| l.name.clone()).collect();
+        let names = memory::try_collect_ok(layers.iter().map(|l| memory::text(&l.name))).map_err(refuse)?;
         if self.steps.is_empty() {
             self.layers = names;
         } else if self.layers != names {
             let message = format!("the model's layers are [{}], at first they were [{}]", names.join(", "), self.layers.join(", "));
             return Err(refuse(Error::argument(message)));
         }
+        let norms = memory::try_collect(layers.iter().map(|l| l.norm)).map_err(refuse)?;
+        let verdicts = memory::try_collect(layers.iter().map(|l| l.verdict)).map_err(refuse)?;
+        memory::grow(&mut self.steps, 1).map_err(refuse)?;
         self.clips.push(clip);
-        self.steps.push(HistoryStep {
-            step,
-            loss,
-            lr,
-            norm: clip.norm,
-            clipped: clip.clipped,
-            norms: layers.iter().map(|l| l.norm).collect(),
-            verdicts: layers.iter().map(|l| l.verdict).collect(),
-            updates: Vec::new(),
-        });
+        self.steps.push(HistoryStep { step, loss, lr, norm: clip.norm, clipped: clip.clipped, norms, verdicts, updates: Vec::new() });
         Ok(self.last.insert(report))
     }
 
@@ -142,13 +137,13 @@ impl HealthHistory {
             bail!(argument, "health_history: there is no recorded step to add updates to");
         };
         // By layer: the norm of all its changes over that of all its parameters.
-        let mut sums = vec![(0f64, 0f64); self.layers.len()];
+        let mut sums = memory::vec_of((0f64, 0f64), self.layers.len())?;
         for (row, (change, weight)) in report.rows.iter().zip(update_norms(before, after)?) {
             if let Some(i) = self.layers.iter().position(|l| l == layer_of(&row.name)) {
                 sums[i] = (sums[i].0.hypot(change), sums[i].1.hypot(weight));
             }
         }
-        step.updates = sums.into_iter().map(|(u, w)| u / w.max(f64::MIN_POSITIVE)).collect();
+        step.updates = memory::try_collect(sums.into_iter().map(|(u, w)| u / w.max(f64::MIN_POSITIVE)))?;
         self.last = Some(report.with_updates(before, after)?);
         Ok(())
     }

@@ -209,8 +209,10 @@ impl Observer for Watch {
             }
             _ => {}
         }
-        if matches!(op.name, "softmax" | "log_softmax" | "sigmoid") {
-            state.probabilities.extend(op.outputs.first().map(|y| (op.name, op.at, y.detach())));
+        if matches!(op.name, "softmax" | "log_softmax" | "sigmoid")
+            && let Some(y) = op.outputs.first()
+        {
+            crate::memory::push(&mut state.probabilities, (op.name, op.at, y.detach()))?;
         }
         Ok(())
     }

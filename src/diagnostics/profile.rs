@@ -2,6 +2,7 @@
 
 use super::modules;
 use crate::error::Result;
+use crate::memory;
 use crate::module::Module;
 use crate::tape::{Observer, Pulled, Ran};
 use crate::tensor::Tensor;
@@ -75,7 +76,7 @@ pub struct Profile {
 /// let profile = profiler.finish();
 /// assert_eq!(profile.by_op()["linear"].calls, 2);
 /// println!("{profile}");
-/// let _for_chrome_tracing_or_perfetto = profile.chrome_trace();
+/// let _for_chrome_tracing_or_perfetto = profile.chrome_trace()?;
 /// # Ok::<(), cotangent::Error>(())
 /// ```
 #[derive(Clone)]
@@ -130,11 +131,15 @@ impl Observer for Profiler {
         let mut s = self.state();
         let began = op.began.saturating_duration_since(s.start);
         let (node, place) = (op.node, s.ops.len());
-        s.by_node.insert(node, place);
+        let (at, module) = (format!("{}:{}", op.at.file(), op.at.line()), modules::of(op).unwrap_or_default());
+        // A text may be set in for the module that ran before and after.
+        memory::small(at.len() + module.len().max(64))?;
+        memory::grow(&mut s.ops, 1)?;
+        memory::insert(&mut s.by_node, node, place)?;
         s.ops.push(OpTime {
             op: op.name,
-            at: format!("{}:{}", op.at.file(), op.at.line()),
-            module: modules::of(op).unwrap_or_default(),
+            at,
+            module,
             began,
             forward: op.time,
             back_began: None,
@@ -161,23 +166,22 @@ impl Observer for Profiler {
 
 /// Ops without parameters get the closest module that holds the modules before and after them.
 fn place_between(ops: &mut [OpTime]) {
-    let known: Vec<String> = ops.iter().map(|o| o.module.clone()).collect();
-    let mut after: Vec<&str> = vec![""; ops.len()];
-    let mut next = "";
-    for i in (0..ops.len()).rev() {
-        if !known[i].is_empty() {
-            next = &known[i];
-        }
-        after[i] = next;
+    let mut start = 0;
+    while start < ops.len() {
+        // A stretch without modules ends where one is known, and so does what stands before it.
+        let len = ops[start..].iter().take_while(|o| o.module.is_empty()).count();
+        let (before, rest) = ops.split_at_mut(start);
+        let (stretch, after) = rest.split_at_mut(len);
+        let module = |o: Option<&OpTime>| o.map_or(String::new(), |o| o.module.clone());
+        let (before, after) = (module(before.last()), module(after.first()));
+        stretch.iter_mut().for_each(|o| common(&before, &after).clone_into(&mut o.module));
+        start += len + 1;
     }
-    let mut before = "";
-    for i in 0..ops.len() {
-        if known[i].is_empty() {
-            ops[i].module = common(before, after[i]).to_owned();
-        } else {
-            before = &known[i];
-        }
-    }
+}
+
+/// An op with when it began and how long it took, in a pass; `None` where it was not swept.
+fn pass(o: &OpTime, backward: bool) -> Option<(&OpTime, Duration, Duration)> {
+    Some(if backward { (o, o.back_began?, o.backward) } else { (o, o.began, o.forward) })
 }
 
 /// The longest path that both begin with.
@@ -222,28 +226,32 @@ impl Profile {
 
     /// The events as JSON for `chrome://tracing` or <https://ui.perfetto.dev>: modules above their ops, the forward pass
     /// first and the sweep after it.
-    pub fn chrome_trace(&self) -> String {
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn chrome_trace(&self) -> Result<String> {
         let micros = |d: Duration| d.as_secs_f64() * 1e6;
-        let mut events: Vec<Value> = [(1, "ops"), (2, "modules")]
-            .iter()
-            .map(|(tid, name)| json!({"ph": "M", "pid": 1, "tid": tid, "name": "thread_name", "args": {"name": name}}))
-            .collect();
+        let mut text = String::from("{\"displayTimeUnit\":\"ms\",\"traceEvents\":[");
+        let mut add = |event: Value| {
+            let before = if text.ends_with('[') { "" } else { "," };
+            memory::append(&mut text, before)?;
+            memory::append(&mut text, &event.to_string())
+        };
+        for (tid, name) in [(1, "ops"), (2, "modules")] {
+            add(json!({"ph": "M", "pid": 1, "tid": tid, "name": "thread_name", "args": {"name": name}}))?;
+        }
         // Name, category, track, beginning, end.
         let mut span = |name: &str, cat: &str, tid: u32, from: Duration, time: Duration, args: Value| {
-            events.push(
-                json!({"ph": "X", "pid": 1, "tid": tid, "name": name, "cat": cat, "ts": micros(from), "dur": micros(time), "args": args}),
-            );
+            add(json!({"ph": "X", "pid": 1, "tid": tid, "name": name, "cat": cat, "ts": micros(from), "dur": micros(time), "args": args}))
         };
         for backward in [false, true] {
             let cat = if backward { "backward" } else { "forward" };
-            let mut timed: Vec<(&OpTime, Duration, Duration)> = self
-                .ops
-                .iter()
-                .filter_map(|o| Some(if backward { (o, o.back_began?, o.backward) } else { (o, o.began, o.forward) }))
-                .collect();
+            let mut timed = memory::try_collect(self.ops.iter().filter_map(|o| pass(o, backward)))?;
+            // Sorting takes as much again.
+            memory::ensure(timed.len() * size_of::<(&OpTime, Duration, Duration)>())?;
             timed.sort_by_key(|t| t.1);
             for (o, from, time) in &timed {
-                span(o.op, cat, 1, *from, *time, json!({"module": o.module, "at": o.at, "saved": o.saved, "output": o.output}));
+                span(o.op, cat, 1, *from, *time, json!({"module": o.module, "at": o.at, "saved": o.saved, "output": o.output}))?;
             }
             // Stretches of ops of one module, at each depth of the path.
             let deepest = timed.iter().map(|(o, ..)| o.module.split('.').count()).max().unwrap_or(0);
@@ -252,22 +260,24 @@ impl Profile {
                 let has = |o: &OpTime| !o.module.is_empty() && o.module.split('.').count() >= depth;
                 for run in timed.chunk_by(|a, b| has(a.0) && has(b.0) && prefix(a.0) == prefix(b.0)) {
                     if let (Some(first), Some(last)) = (run.first().filter(|f| has(f.0)), run.last()) {
-                        span(&prefix(first.0), cat, 2, first.1, (last.1 + last.2).saturating_sub(first.1), json!({}));
+                        span(&prefix(first.0), cat, 2, first.1, (last.1 + last.2).saturating_sub(first.1), json!({}))?;
                     }
                 }
             }
         }
-        json!({"traceEvents": events, "displayTimeUnit": "ms"}).to_string()
+        memory::append(&mut text, "]}")?;
+        Ok(text)
     }
 
     /// Writes [`Profile::chrome_trace`] to a file.
     ///
     /// # Errors
-    /// I/O error; an old file stays then.
+    /// I/O error, and an old file stays then; out of memory.
     #[track_caller]
     pub fn write_chrome_trace(&self, path: impl AsRef<Path>) -> Result<()> {
         let at = std::panic::Location::caller();
-        crate::io::write_text(path.as_ref(), &self.chrome_trace()).map_err(|e| e.in_op("write_chrome_trace", at))
+        let write = || crate::io::write_text(path.as_ref(), &self.chrome_trace()?);
+        write().map_err(|e| e.in_op("write_chrome_trace", at))
     }
 }
 

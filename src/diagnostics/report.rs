@@ -4,6 +4,7 @@ use super::health::Verdict;
 use super::history::{HealthHistory, HistoryStep};
 use super::stats::quantile;
 use crate::error::{Error, Result, bail};
+use crate::memory;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use std::fmt::{Display, Write as _};
@@ -12,6 +13,8 @@ use std::fmt::{Display, Write as _};
 const FURTHEST: f64 = 1e100;
 
 const WIDTH: u32 = 900;
+/// More steps than this are put together by their median: they could not be told apart.
+const COLUMNS: usize = 200;
 const INK: RGBColor = RGBColor(60, 60, 60);
 const BLUE: RGBColor = RGBColor(31, 90, 166);
 const RED: RGBColor = RGBColor(196, 59, 42);
@@ -27,17 +30,18 @@ pub(super) fn html(h: &HealthHistory) -> Result<String> {
     if h.steps.is_empty() {
         bail!(argument, "health_history: no step was recorded");
     }
-    let series = |f: &dyn Fn(&HistoryStep) -> f64| -> Vec<(f64, f64)> { h.steps.iter().map(|s| (s.step as f64, f(s))).collect() };
+    room_for(h)?;
+    let series = |f: &dyn Fn(&HistoryStep) -> f64| memory::try_collect(h.steps.iter().map(|s| (s.step as f64, f(s))));
     let mut pictures = vec![heat_map(h)?];
-    let mut losses = vec![("training", BLUE, series(&|s| s.loss))];
+    let mut losses = vec![("training", BLUE, series(&|s| s.loss)?)];
     if !h.validation.is_empty() {
-        losses.push(("validation", RED, h.validation.iter().map(|&(step, loss)| (step as f64, loss)).collect()));
+        losses.push(("validation", RED, memory::try_collect(h.validation.iter().map(|&(step, loss)| (step as f64, loss)))?));
     }
     pictures.push(lines("Loss", "loss", &losses, &[], false)?);
-    let limits: Vec<(f64, f64)> = h.steps.iter().filter(|s| s.clipped).map(|s| (s.step as f64, s.norm)).collect();
-    pictures.push(norms(&series(&|s| s.norm), &limits)?);
-    pictures.push(lines("Clip rate (share of the last 20 recorded steps)", "share", &[("clipped", RED, clip_rate(h))], &[], false)?);
-    pictures.push(lines("Learning rate", "rate", &[("learning rate", BLUE, series(&|s| s.lr))], &[], false)?);
+    let limits = memory::try_collect(h.steps.iter().filter(|s| s.clipped).map(|s| (s.step as f64, s.norm)))?;
+    pictures.push(norms(series(&|s| s.norm)?, &limits)?);
+    pictures.push(lines("Clip rate (share of the last 20 recorded steps)", "share", &[("clipped", RED, clip_rate(h)?)], &[], false)?);
+    pictures.push(lines("Learning rate", "rate", &[("learning rate", BLUE, series(&|s| s.lr)?)], &[], false)?);
     if h.steps.iter().any(|s| !s.updates.is_empty()) {
         pictures.push(updates(h)?);
     }
@@ -79,14 +83,22 @@ pub(super) fn html(h: &HealthHistory) -> Result<String> {
     Ok(page)
 }
 
+/// Error unless there is memory for the page: what draws it asks for none. A point of a curve is a place in a list and up to forty characters,
+/// a cell of the map a hundred and more; texts are copied, and double as they grow.
+fn room_for(h: &HealthHistory) -> Result<()> {
+    let points = (h.steps.len() + h.validation.len()).saturating_mul(9);
+    let cells = h.layers.len().saturating_mul(2 * COLUMNS.min(h.steps.len()));
+    memory::ensure(points.saturating_mul(200).saturating_add(cells.saturating_mul(800)))
+}
+
 fn escape(s: &str) -> String {
     s.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 /// Share of clipped steps among the last twenty, at each step.
-fn clip_rate(h: &HealthHistory) -> Vec<(f64, f64)> {
+fn clip_rate(h: &HealthHistory) -> Result<Vec<(f64, f64)>> {
     let clipped = |s: &[HistoryStep]| s.iter().filter(|s| s.clipped).count() as f64 / s.len() as f64;
-    h.steps.iter().enumerate().map(|(i, s)| (s.step as f64, clipped(&h.steps[i.saturating_sub(19)..=i]))).collect()
+    memory::try_collect(h.steps.iter().enumerate().map(|(i, s)| (s.step as f64, clipped(&h.steps[i.saturating_sub(19)..=i]))))
 }
 
 /// Draws on a white canvas and returns the SVG element.
@@ -123,8 +135,7 @@ fn steps_range(curves: &[(&str, RGBColor, Vec<(f64, f64)>)]) -> std::ops::Range<
 /// Curves over the steps, and dots (clipped steps) on them; with `log` over the powers of ten.
 fn lines(title: &str, unit: &str, curves: &[(&str, RGBColor, Vec<(f64, f64)>)], dots: &[(f64, f64)], log: bool) -> Result<String> {
     let shown = |v: f64| if log { v.max(f64::MIN_POSITIVE).log10() } else { v };
-    let all: Vec<f64> = curves.iter().flat_map(|c| c.2.iter().map(|p| shown(p.1))).filter(|v| !log || *v > -300.0).collect();
-    let (low, high) = ends(all.iter().copied());
+    let (low, high) = ends(curves.iter().flat_map(|c| c.2.iter().map(|p| shown(p.1))).filter(|v| !log || *v > -300.0));
     let low = if unit == "share" { -0.02 } else { low };
     let high = if unit == "share" { 1.02 } else { high };
     // Pixels are counted in 32 bits: nothing far outside of the picture is drawn.
@@ -192,33 +203,31 @@ fn lines(title: &str, unit: &str, curves: &[(&str, RGBColor, Vec<(f64, f64)>)], 
 }
 
 /// The global norm before clipping, with the clipped steps marked.
-fn norms(all: &[(f64, f64)], clipped: &[(f64, f64)]) -> Result<String> {
+fn norms(all: Vec<(f64, f64)>, clipped: &[(f64, f64)]) -> Result<String> {
     let title = format!("Global gradient norm before clipping ({} of {} steps clipped)", clipped.len(), all.len());
-    lines(&title, "L2 norm (log scale)", &[("norm", BLUE, all.to_vec())], clipped, true)
+    lines(&title, "L2 norm (log scale)", &[("norm", BLUE, all)], clipped, true)
 }
 
 /// Update over parameter norm: the middle layer and the extremes.
 fn updates(h: &HealthHistory) -> Result<String> {
-    let curve = |q: f64| -> Vec<(f64, f64)> {
+    let curve = |q: f64| {
         let known = h.steps.iter().filter(|s| !s.updates.is_empty());
-        known.map(|s| (s.step as f64, quantile(s.updates.iter().copied(), q))).collect()
+        memory::try_collect(known.map(|s| (s.step as f64, quantile(s.updates.iter().copied(), q))))
     };
     let grey = RGBColor(130, 130, 130);
-    let curves = [("largest layer", RED, curve(1.0)), ("median layer", BLUE, curve(0.5)), ("smallest layer", grey, curve(0.0))];
+    let curves = [("largest layer", RED, curve(1.0)?), ("median layer", BLUE, curve(0.5)?), ("smallest layer", grey, curve(0.0)?)];
     lines("Size of the step beside the parameters, by layer (1e-3 is usual)", "|step| / |param| (log)", &curves, &[], true)
 }
 
 /// Gradient norm by layer and step; a scale beside it, and a mark where the verdict is bad.
 fn heat_map(h: &HealthHistory) -> Result<String> {
     const ROW: u32 = 18;
-    /// More columns than this are put together by their median: they could not be told apart.
-    const COLUMNS: usize = 200;
     let rows = h.layers.len();
     let per = h.steps.len().div_ceil(COLUMNS).max(1);
-    let columns: Vec<&[HistoryStep]> = h.steps.chunks(per).collect();
+    let columns: Vec<&[HistoryStep]> = memory::try_collect(h.steps.chunks(per))?;
     let value = |c: &[HistoryStep], i: usize| quantile(c.iter().map(|s| s.norms[i]), 0.5);
-    let logs: Vec<f64> =
-        columns.iter().flat_map(|c| (0..rows).map(|i| value(c, i))).filter(|v| *v > 0.0 && v.is_finite()).map(f64::log10).collect();
+    let values = columns.iter().flat_map(|c| (0..rows).map(|i| value(c, i)));
+    let logs: Vec<f64> = memory::try_collect(values.filter(|v| *v > 0.0 && v.is_finite()).map(f64::log10))?;
     let (low, high) = ends(logs.iter().copied());
     let left = (h.layers.iter().map(String::len).max().unwrap_or(0) as u32 * 7 + 20).clamp(90, 320);
     let height = 110 + ROW * rows as u32;

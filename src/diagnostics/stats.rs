@@ -132,10 +132,21 @@ pub(super) fn max_abs(v: &[f64]) -> f64 {
 }
 
 /// The value that a share `q` of the values does not exceed; NaN counts as the largest. Zero without values.
-pub(super) fn quantile(values: impl IntoIterator<Item = f64>, q: f64) -> f64 {
-    let mut v: Vec<f64> = values.into_iter().collect();
-    v.sort_by(f64::total_cmp);
-    if v.is_empty() { 0.0 } else { v[((v.len() - 1) as f64 * q).round() as usize] }
+///
+/// A search in the order of all numbers, which counts the values once for each bit: a sorted list would need memory that may not be there.
+pub(super) fn quantile(values: impl IntoIterator<Item = f64, IntoIter: Clone>, q: f64) -> f64 {
+    // Numbers whose order is that of `f64::total_cmp`.
+    const SIGN: u64 = 1 << 63;
+    let place = |v: f64| if v.to_bits() < SIGN { v.to_bits() | SIGN } else { !v.to_bits() };
+    let places = values.into_iter().map(place);
+    let n = places.clone().count();
+    let (Some(mut low), Some(mut high)) = (places.clone().min(), places.clone().max()) else { return 0.0 };
+    let before = ((n - 1) as f64 * q).round() as usize;
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if places.clone().filter(|p| *p <= middle).count() > before { high = middle } else { low = middle + 1 }
+    }
+    f64::from_bits(if low < SIGN { !low } else { low ^ SIGN })
 }
 
 /// Mean, deviation, largest magnitude, zeros and what is not finite, and beside them the norm; where the tensor lies.

@@ -4,6 +4,7 @@ use super::modules;
 use crate::error::{Error, Result};
 use crate::functional::{Grads, value_and_grad};
 use crate::io::{TensorFile, write_tensors};
+use crate::memory;
 use crate::module::{Module, ModuleExt};
 use crate::tape::{Observer, Pulled, Ran, Tape};
 use crate::tensor::Tensor;
@@ -108,8 +109,10 @@ impl Trace {
     }
 
     fn write(&self, path: &Path) -> Result<()> {
-        let tensors: Vec<(&str, &Tensor)> = self.entries.iter().map(|(n, t)| (n.as_str(), t)).collect();
-        let order: Vec<&str> = tensors.iter().map(|(n, _)| *n).collect();
+        let tensors = memory::try_collect(self.entries.iter().map(|(n, t)| (n.as_str(), t)))?;
+        let order: Vec<&str> = memory::try_collect(tensors.iter().map(|(n, _)| *n))?;
+        // Their text, which may have to be escaped and doubles as it grows.
+        memory::ensure(order.iter().map(|n| 8 * n.len() + 16).sum())?;
         let order = serde_json::to_string(&order).map_err(|e| Error::io("the names cannot be stored").with_source(e))?;
         write_tensors(path, &tensors, &[(ORDER, &order)])
     }
@@ -128,11 +131,12 @@ impl Trace {
         let file = TensorFile::open(path)?;
         let order = file.metadata().get(ORDER);
         // A text for each name, twice while the list of them grows, and a place in a map.
-        crate::memory::ensure(order.map_or(0, |text| text.len().saturating_mul(40)))?;
+        memory::ensure(order.map_or(0, |text| text.len().saturating_mul(40)))?;
         let order: Option<Vec<String>> = order.and_then(|text| serde_json::from_str(text).ok());
-        let mut entries: Vec<(String, Tensor)> = file.tensors()?.into_iter().collect();
+        let mut entries: Vec<(String, Tensor)> = memory::try_collect(file.tensors()?)?;
         if let Some(order) = order {
             let place: HashMap<&str, usize> = order.iter().enumerate().map(|(i, n)| (n.as_str(), i)).collect();
+            memory::ensure(entries.len() * size_of::<(String, Tensor)>())?;
             entries.sort_by_key(|(n, _)| place.get(n.as_str()).copied().unwrap_or(usize::MAX));
         }
         Ok(Trace { entries })
@@ -193,6 +197,15 @@ impl Tracer {
 }
 
 impl State {
+    /// Error unless there is room for what an op adds: two entries, a place in each table, and the name in all of them.
+    fn room(&mut self, path: &str) -> Result<()> {
+        memory::small(8 * (path.len() + 8))?;
+        memory::grow(&mut self.entries, 2)?;
+        memory::grow_table(&mut self.runs)?;
+        memory::grow_table(&mut self.latest)?;
+        memory::grow_table(&mut self.nodes)
+    }
+
     /// The name of a new entry of that path.
     fn name(&mut self, path: &str) -> String {
         let run = self.runs.entry(path.to_owned()).or_default();
@@ -211,7 +224,8 @@ impl State {
 impl Observer for Tracer {
     fn ran(&self, op: &Ran<'_>) -> Result<()> {
         let (Some(path), Some(y)) = (modules::or_root(op), op.outputs.first()) else { return Ok(()) };
-        let mut s = self.state();
+        let s = &mut *self.state();
+        s.room(&path)?;
         // A module of several ops: the last result is the module's.
         if let Some(&(entry, node)) = s.latest.get(&path)
             && op.inputs.iter().any(|x| x.place() == Some(node))
@@ -239,7 +253,7 @@ impl Observer for Tracer {
         let mut s = self.state();
         for (i, bar) in (0..).map_while(|i| op.y_bar.slot(i)).enumerate() {
             if let (Some(names), Some(bar)) = (s.nodes.remove(&(op.node + i)), bar) {
-                s.entries.extend(names.into_iter().map(|n| (format!("{n}:grad"), bar.untracked())));
+                memory::extend(&mut s.entries, names.into_iter().map(|n| (format!("{n}:grad"), bar.untracked())))?;
             }
         }
         Ok(())

@@ -3,6 +3,7 @@
 use super::checkpoint::Inputs;
 use super::scope::{detach, quoted, replace, tensors};
 use crate::error::{Error, Result, bail};
+use crate::memory;
 use crate::module::{Module, tensors_of};
 use crate::tape::custom_vjp;
 use crate::tensor::Tensor;
@@ -70,7 +71,7 @@ where
         replace(&mut bar, y_bar.to_vec());
         let (mut module_bar, mut inputs_bar) = backward(&trees.0, &trees.1, &value, &bar)?;
         let mut bars = fitting(&mut trees.0, &mut module_bar)?;
-        bars.extend(fitting(&mut trees.1, &mut inputs_bar)?);
+        memory::extend(&mut bars, fitting(&mut trees.1, &mut inputs_bar)?)?;
         Ok(bars)
     };
     let outputs = custom_vjp(&given.iter().collect::<Vec<_>>(), run, pull)?;

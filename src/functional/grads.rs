@@ -7,6 +7,7 @@ use crate::backend::cpu::reduce::max_abs;
 use crate::backend::cuda::capture;
 use crate::dtype::with_float;
 use crate::error::{Error, Result, bail};
+use crate::memory;
 use crate::module::{Module, ModuleExt, try_walk};
 use crate::ops::ACCUMULATE;
 use crate::tensor::{Short, Tensor};
@@ -231,8 +232,7 @@ impl<M: Module + Clone> Grads<M> {
         })?;
         self.disconnected = both;
         self.losses.finite &= other.losses.finite;
-        self.losses.waiting.extend(other.losses.waiting.iter().cloned());
-        Ok(())
+        memory::extend(&mut self.losses.waiting, other.losses.waiting.iter().cloned())
     }
 
     /// Whether the losses that these are the gradients of are finite; true of gradients that are not of a loss. On a device it waits

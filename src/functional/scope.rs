@@ -58,7 +58,7 @@ impl Core {
         let outer = common_tape(&values.iter().collect::<Vec<_>>())?;
         let inside = outer.is_some();
         let tape = Tape { inner: outer.unwrap_or_else(Inner::for_function) };
-        let leaves = Isolated::named(&values, &names, Some(Arc::clone(&tape.inner))).inputs;
+        let leaves = Isolated::named(&values, &names, Some(Arc::clone(&tape.inner)))?.inputs;
         put(tree, &leaves);
         let floor = tape.inner.len();
         Ok(Core { tape, floor, leaves, names, inside })
@@ -130,7 +130,7 @@ impl Core {
     pub(super) fn push(&self, y: &[Tensor], tree: &mut dyn Module, x_dot: &mut dyn Module) -> Result<Vec<Tensor>> {
         let floats: Vec<Tensor> = y.iter().filter(|t| t.dtype().is_float()).cloned().collect();
         let zeros: Vec<Tensor> = floats.iter().map(Tensor::zeros_like).collect::<Result<_>>()?;
-        let dummies = Isolated::new(&zeros, Some(self.place()?.0.inner));
+        let dummies = Isolated::new(&zeros, Some(self.place()?.0.inner))?;
         let x_bar = self.cotangents(&floats, &dummies.inputs, true)?;
         let directions = trainable_like(tree, x_dot)?;
         let along = inner_product(&x_bar, &directions)?;

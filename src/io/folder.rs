@@ -3,6 +3,7 @@
 use super::safetensors::TensorFile;
 use crate::dtype::DType;
 use crate::error::{Error, Result, bail};
+use crate::memory;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 use serde_json::Value;
@@ -68,7 +69,7 @@ impl WeightFiles {
 
     fn single(path: &Path, file: &Path) -> Result<Self> {
         let file = TensorFile::open(file)?;
-        let place = crate::memory::map(file.all_names()?.into_iter().map(|n| Ok((n, 0))), 0)?;
+        let place = memory::map(file.all_names()?.into_iter().map(|n| Ok((n, 0))), 0)?;
         Ok(WeightFiles { path: path.to_owned(), files: vec![file], place, unlisted: Vec::new() })
     }
 
@@ -93,12 +94,12 @@ impl WeightFiles {
             if files[number].shape(tensor).is_err() {
                 bail!(corrupt_file, "{}: `{tensor}` is said to be in {shard}, which does not have it", index.display());
             }
-            crate::memory::small(2 * size_of::<(String, usize)>())?;
-            place.insert(crate::memory::text(tensor)?, number);
+            memory::small(2 * size_of::<(String, usize)>())?;
+            place.insert(memory::text(tensor)?, number);
         }
         let mut unlisted = Vec::new();
         for (i, file) in files.iter().enumerate() {
-            unlisted.extend(file.all_names()?.into_iter().filter(|n| place.get(n) != Some(&i)));
+            memory::extend(&mut unlisted, file.all_names()?.into_iter().filter(|n| place.get(n) != Some(&i)))?;
         }
         Ok(WeightFiles { path: folder.to_owned(), files, place, unlisted })
     }
@@ -116,6 +117,11 @@ impl WeightFiles {
     /// Names of all tensors, sorted.
     pub fn names(&self) -> Vec<String> {
         self.place.keys().cloned().collect()
+    }
+
+    /// [`WeightFiles::names`], where there is memory for them.
+    pub(crate) fn all_names(&self) -> Result<Vec<String>> {
+        memory::try_collect_ok(self.place.keys().map(|n| memory::text(n)))
     }
 
     /// Whether there is a tensor of that name.
@@ -173,9 +179,9 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
         if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
             bail!(corrupt_file, "{shown}: the file of `{tensor}` is `{file}`, which is not a name in the folder");
         }
-        Ok((crate::memory::text(tensor)?, crate::memory::text(file)?))
+        Ok((memory::text(tensor)?, crate::memory::text(file)?))
     };
-    crate::memory::map(map.iter().map(of), 0)
+    memory::map(map.iter().map(of), 0)
 }
 
 /// What a folder has in place of the file that was looked for.

@@ -178,7 +178,7 @@ fn save<M: Module + Clone>(model: &M, path: &Path) -> Result<()> {
 
 fn save_named<M: Module + Clone>(model: &M, named: &[(String, Tensor)], path: &Path) -> Result<()> {
     unique_names(model)?;
-    let tensors: Vec<(&str, &Tensor)> = named.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    let tensors = crate::memory::try_collect(named.iter().map(|(n, t)| (n.as_str(), t)))?;
     // Without this key transformers refuses the file.
     write_tensors(path, &tensors, &[("format", "pt")])
 }

@@ -16,9 +16,11 @@ use crate::backend::cpu::par::*;
 use crate::backend::cpu::{bytes, bytes_mut};
 use crate::dtype::{DType, Element, with_dtype};
 use crate::error::{Error, Result, bail};
+use crate::memory;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 use ::safetensors::tensor::{Dtype, TensorInfo};
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -157,7 +159,7 @@ impl TensorFile {
     /// [`TensorFile::names`], where there is memory for them.
     pub(crate) fn all_names(&self) -> Result<Vec<String>> {
         // An entry has 50 bytes at least. For a name there are some 200, of which the caller may need half for a map.
-        crate::memory::ensure(usize::try_from(self.start).unwrap_or(usize::MAX).saturating_mul(6))?;
+        memory::ensure(usize::try_from(self.start).unwrap_or(usize::MAX).saturating_mul(6))?;
         Ok(self.names())
     }
 
@@ -204,7 +206,7 @@ impl TensorFile {
     /// An array of `shape` from the bytes at `begin`, `N` to an element.
     fn fill<T: Element, const N: usize>(&self, shape: Shape, begin: u64, mut convert: impl FnMut([u8; N]) -> T) -> Result<Array> {
         let mut result = Ok(());
-        let mut bytes = crate::memory::vec_of(0, PIECE.min(shape.checked_numel()?.saturating_mul(N)))?;
+        let mut bytes = memory::vec_of(0, PIECE.min(shape.checked_numel()?.saturating_mul(N)))?;
         let array = Array::build::<T>(shape, Device::Cpu, |out| {
             result = out.chunks_mut(PIECE / N).enumerate().try_for_each(|(i, piece)| {
                 let bytes = &mut bytes[..piece.len() * N];
@@ -275,7 +277,7 @@ impl TensorFile {
     pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
         let at = std::panic::Location::caller();
         let read = |name: String| Ok((name.clone(), self.read(&name)?));
-        let all = || crate::memory::map(self.all_names()?.into_iter().map(read), crate::memory::TENSOR);
+        let all = || memory::map(self.all_names()?.into_iter().map(read), memory::TENSOR);
         all().map_err(|e: Error| e.in_op("tensors", at))
     }
 }
@@ -321,8 +323,8 @@ pub fn save_safetensors<'a>(
     metadata: &[(&str, &str)],
 ) -> Result<()> {
     let at = std::panic::Location::caller();
-    let tensors: Vec<_> = tensors.into_iter().collect();
-    write_tensors(path.as_ref(), &tensors, metadata).map_err(|e| e.in_op("save_safetensors", at))
+    let write = || write_tensors(path.as_ref(), &memory::try_collect(tensors)?, metadata);
+    write().map_err(|e| e.in_op("save_safetensors", at))
 }
 
 pub(crate) fn write_tensors(path: &Path, tensors: &[(&str, &Tensor)], metadata: &[(&str, &str)]) -> Result<()> {
@@ -355,9 +357,7 @@ fn write(path: &Path, tensors: &[(&str, &Tensor)], header: &[u8], seal: Option<u
 }
 
 fn header(tensors: &[(&str, &Tensor)], metadata: &[(&str, &str)]) -> Result<Vec<u8>> {
-    let damaged = |e: serde_json::Error| Error::argument("the header cannot be written").with_source(e);
-    // Sorted by name, so that equal content gives equal bytes.
-    let mut header = serde_json::Map::new();
+    let mut infos = memory::room(tensors.len())?;
     let mut end = 0usize;
     for (name, t) in tensors {
         if *name == METADATA {
@@ -375,18 +375,34 @@ fn header(tensors: &[(&str, &Tensor)], metadata: &[(&str, &str)]) -> Result<Vec<
         let start = end;
         let bytes = t.numel().checked_mul(t.dtype().size()).and_then(|n| end.checked_add(n));
         end = bytes.ok_or_else(|| Error::out_of_memory(format!("the tensors up to `{name}` have more bytes than can be counted")))?;
-        let info = TensorInfo { dtype, shape: t.shape().dims().to_vec(), data_offsets: (start, end) };
-        if header.insert((*name).to_owned(), serde_json::to_value(info).map_err(damaged)?).is_some() {
-            bail!(argument, "two tensors are called `{name}`");
+        infos.push((*name, dtype, t.shape(), (start, end)));
+    }
+    // Sorted by name, so that equal content gives equal bytes.
+    infos.sort_unstable_by_key(|(name, ..)| *name);
+    if let Some(two) = infos.windows(2).find(|two| two[0].0 == two[1].0) {
+        bail!(argument, "two tensors are called `{}`", two[0].0);
+    }
+    // Written an entry at a time: as a table each would be ten pieces of memory that nobody asked for.
+    let mut header = String::from("{");
+    let mut entry = |name: &str, value: Value| {
+        let before = if header.len() > 1 { "," } else { "" };
+        [before, &Value::from(name).to_string(), ":", &value.to_string()].iter().try_for_each(|part| memory::append(&mut header, part))
+    };
+    let mut texts = (!metadata.is_empty()).then(|| metadata.iter().map(|(k, v)| ((*k).to_owned(), Value::from(*v))).collect::<Map<_, _>>());
+    for (name, dtype, shape, data_offsets) in infos {
+        if let Some(texts) = texts.take_if(|_| name > METADATA) {
+            entry(METADATA, texts.into())?;
         }
+        let info = TensorInfo { dtype, shape: shape.dims().to_vec(), data_offsets };
+        entry(name, serde_json::to_value(info).map_err(|e| Error::argument("the header cannot be written").with_source(e))?)?;
     }
-    if !metadata.is_empty() {
-        let texts: serde_json::Map<String, serde_json::Value> = metadata.iter().map(|(k, v)| ((*k).to_owned(), (*v).into())).collect();
-        header.insert(METADATA.to_owned(), texts.into());
+    if let Some(texts) = texts {
+        entry(METADATA, texts.into())?;
     }
-    let mut bytes = serde_json::to_vec(&header).map_err(damaged)?;
     // The tensors begin at a multiple of 8: readers that map the file like that.
-    bytes.resize(bytes.len().next_multiple_of(8), b' ');
+    let filling = (header.len() + 1).next_multiple_of(8) - header.len() - 1;
+    memory::append(&mut header, &["}", &"       "[..filling]].concat())?;
+    let bytes = header.into_bytes();
     if bytes.len() as u64 > LONGEST_HEADER {
         bail!(argument, "{} tensors make a header of {} bytes; {LONGEST_HEADER} are allowed", tensors.len(), bytes.len());
     }
@@ -421,7 +437,7 @@ fn little_endian<T: Element>(values: &[T], put: &mut impl FnMut(&[u8]) -> Result
     if cfg!(target_endian = "little") {
         return bytes(values).chunks(PIECE).try_for_each(put);
     }
-    let mut turned = Vec::new();
+    let mut turned = memory::room(PIECE)?;
     values.chunks(PIECE / size_of::<T>()).try_for_each(|piece| {
         turned.clear();
         piece.iter().for_each(|x| turned.extend(bytes(&[*x]).iter().rev()));

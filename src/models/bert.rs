@@ -163,7 +163,7 @@ impl Bert {
                 token_type_embeddings: s.embedding(c.segments, c.width)?,
                 layer_norm: s.layer_norm(c.width, c.norm_eps)?,
             },
-            encoder: BertEncoder { layer: (0..c.layers).map(layer).collect::<Result<_>>()? },
+            encoder: BertEncoder { layer: try_collect_ok((0..c.layers).map(layer))? },
             dense: Vec::new(),
             config: c.clone(),
             pooling: Pooling::default(),

@@ -5,6 +5,7 @@ use super::skeleton::{Skeleton, fresh};
 use crate::dtype::{DType, U8};
 use crate::error::{Result, bail};
 use crate::io::{self, DecoderConfig, RopeScaling};
+use crate::memory::try_collect_ok;
 use crate::nn::{Attend, AttentionConfig, DecoderLayer, Embedding, GatedMlp, Linear, MultiHeadAttention, NormOrder, RmsNorm};
 use crate::ops::{Blocks, Rotary};
 use crate::rng::Key;
@@ -113,7 +114,7 @@ impl Decoder {
         Ok(Decoder {
             model: DecoderStack {
                 embed_tokens: s.embedding(c.vocabulary, c.width)?,
-                layers: (0..c.layers).map(layer).collect::<Result<_>>()?,
+                layers: try_collect_ok((0..c.layers).map(layer))?,
                 norm: s.rms_norm(c.width, c.norm_eps)?,
             },
             lm_head: s.head(c.tied, c.width, c.vocabulary)?,
@@ -158,8 +159,8 @@ impl Decoder {
             bail!(shape, "a token table of {} bytes a row does not hold {} elements", table.size(1)?, self.config.width);
         };
         let rows = table.index_select(0, &tokens.reshape([tokens.numel()])?)?;
-        let shape: Vec<usize> = tokens.shape().iter().copied().chain([self.config.width]).collect();
-        rows.dequantise(kind, self.model.norm.weight.dtype())?.reshape(Shape::from(shape))
+        let shape: Shape = tokens.shape().iter().copied().chain([self.config.width]).collect();
+        rows.dequantise(kind, self.model.norm.weight.dtype())?.reshape(shape)
     }
 
     fn run(&self, input: &mut Input<'_>) -> Result<Tensor> {

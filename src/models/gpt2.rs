@@ -5,6 +5,7 @@ use super::skeleton::{Skeleton, fresh};
 use crate::dtype::DType;
 use crate::error::{Error, Result, bail};
 use crate::io::{self, Gpt2Config};
+use crate::memory::try_collect_ok;
 use crate::module::Param;
 use crate::nn::{self, Activation, Attend, Embedding, KvCache, LayerNorm, Linear};
 use crate::ops::Sdpa;
@@ -164,7 +165,7 @@ impl Gpt2 {
             transformer: Gpt2Transformer {
                 wte: s.embedding(c.vocabulary, c.width)?,
                 wpe: s.embedding(c.context, c.width)?,
-                h: (0..c.layers).map(block).collect::<Result<_>>()?,
+                h: try_collect_ok((0..c.layers).map(block))?,
                 ln_f: s.layer_norm(c.width, c.norm_eps)?,
             },
             lm_head: s.head(c.tied, c.width, c.vocabulary)?,

@@ -50,7 +50,7 @@ impl Slot {
         }
         let padded = pads.iter().any(|&p| p > 0);
         let pads = if padded {
-            Some(Tensor::from_vec(pads.iter().map(|&p| p as i64).collect(), [pads.len(), 1, 1, 1])?.to_device(device)?)
+            Some(Tensor::from_vec(memory::try_collect(pads.iter().map(|&p| p as i64))?, [pads.len(), 1, 1, 1])?.to_device(device)?)
         } else {
             None
         };

@@ -7,6 +7,7 @@ use crate::backend::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result, bail};
 use crate::io::{self, GenerationConfig, GgufFile, LoadReport, ModelConfig, Special, WeightFiles};
+use crate::memory;
 use crate::module::ModuleExt;
 use crate::train::Tokenizer;
 use std::fmt;
@@ -146,7 +147,7 @@ fn gguf(path: &Path, mut options: LoadOptions<'_>) -> Result<Loaded> {
     let mut chat_template = None;
     if let Some(t) = &tables {
         chat_template = t.chat_template.clone();
-        generation.suppress_tokens = t.suppress.iter().copied().filter(|&id| (id as usize) < rows).collect();
+        generation.suppress_tokens = memory::try_collect(t.suppress.iter().copied().filter(|&id| (id as usize) < rows))?;
         if t.model == "gpt2" && t.pre.is_none() {
             notes.push(
                 "`tokenizer.ggml.pre` is missing: texts are cut as llama.cpp does then, which may not be how the model was trained"
@@ -224,7 +225,7 @@ fn open_encoder(path: &Path, mut options: LoadOptions<'_>) -> Result<(Bert, Load
     let mut model = Bert::skeleton(&config, dtype)?;
     let mut report = fill(&mut model, &source, false, "bert", &mut options)?;
     report.notes.append(&mut sentence.notes);
-    sentence.dense = sentence.dense.into_iter().map(|d| d.to_device(options.device)).collect::<Result<_>>()?;
+    sentence.dense = memory::try_collect_ok(sentence.dense.into_iter().map(|d| d.to_device(options.device)))?;
     Ok((model.with_sentence(sentence), report))
 }
 

@@ -3,6 +3,7 @@
 use crate::dtype::DType;
 use crate::error::{Error, Result, bail};
 use crate::io::{GgufFile, LoadReport, Misshaped, WeightFiles};
+use crate::memory;
 use crate::module::{Module, ModuleExt, try_walk};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -30,10 +31,18 @@ impl Source {
         }
     }
 
-    fn names(&self) -> BTreeSet<String> {
+    /// Whether there is a tensor of that name.
+    fn has(&self, name: &str) -> bool {
         match self {
-            Source::Folder(f) => f.names().into_iter().collect(),
-            Source::Gguf(_, names) => names.keys().cloned().collect(),
+            Source::Folder(f) => f.contains(name),
+            Source::Gguf(_, names) => names.contains_key(name),
+        }
+    }
+
+    fn names(&self) -> Result<Vec<String>> {
+        match self {
+            Source::Folder(f) => f.all_names(),
+            Source::Gguf(_, names) => memory::try_collect_ok(names.keys().map(|n| memory::text(n))),
         }
     }
 
@@ -73,7 +82,7 @@ impl Source {
 
     /// The dtype of most of the model: that of the first matrix.
     pub fn usual_dtype(&self) -> Result<DType> {
-        for name in self.names() {
+        for name in self.names()? {
             if self.shape(&name)?.rank() >= 2 && self.dtype(&name)?.is_float() {
                 return self.dtype(&name);
             }
@@ -84,7 +93,7 @@ impl Source {
 
 /// The dtype of the first tensor of floats.
 pub(super) fn usual_dtype(files: &WeightFiles) -> Result<DType> {
-    let floats = files.names().into_iter().map(|n| files.dtype(&n)).find(|d| d.as_ref().map_or(true, |d| d.is_float()));
+    let floats = files.all_names()?.into_iter().map(|n| files.dtype(&n)).find(|d| d.as_ref().map_or(true, |d| d.is_float()));
     floats.unwrap_or_else(|| bail!(corrupt_file, "{} has no floats", files.path().display()))
 }
 
@@ -138,23 +147,28 @@ fn is_head(name: &str, model: &str) -> bool {
 /// What differs, a few names of each kind: a wrong number in a configuration is wrong in every layer.
 fn differences(report: &LoadReport) -> String {
     const SHOWN: usize = 6;
-    let list = |what: &str, all: Vec<String>| {
+    let mut text = String::new();
+    let mut list = |what: &str, all: &mut dyn ExactSizeIterator<Item = String>| {
         let more = all.len().saturating_sub(SHOWN);
-        let shown = all.into_iter().take(SHOWN).collect::<Vec<_>>().join(", ");
-        if shown.is_empty() {
-            return None;
+        for (i, one) in all.take(SHOWN).enumerate() {
+            let before = match (i, text.is_empty()) {
+                (0, true) => what,
+                (0, false) => &format!("; {what}"),
+                _ => ", ",
+            };
+            text.push_str(before);
+            text.push_str(&one);
         }
-        Some(format!("{what}{shown}{}", if more > 0 { format!(" and {more} more") } else { String::new() }))
+        if more > 0 {
+            text.push_str(&format!(" and {more} more"));
+        }
     };
-    let shapes = report.misshaped.iter().map(|m| format!("`{}` is {} in the file, {} in the model", m.name, m.file, m.model)).collect();
-    let types = report.mistyped.iter().map(|(name, file, _)| format!("`{name}` is of {file}, no float")).collect();
-    let parts = [
-        list("shapes differ: ", shapes),
-        list("dtypes differ: ", types),
-        list("missing in the file: ", report.missing.clone()),
-        list("unexpected in the file: ", report.unexpected.clone()),
-    ];
-    parts.into_iter().flatten().collect::<Vec<_>>().join("; ")
+    let shape = |m: &Misshaped| format!("`{}` is {} in the file, {} in the model", m.name, m.file, m.model);
+    list("shapes differ: ", &mut report.misshaped.iter().map(shape));
+    list("dtypes differ: ", &mut report.mistyped.iter().map(|(name, file, _)| format!("`{name}` is of {file}, no float")));
+    list("missing in the file: ", &mut report.missing.iter().cloned());
+    list("unexpected in the file: ", &mut report.unexpected.iter().cloned());
+    text
 }
 
 /// Whether a name is of the models whose layers take matrices in blocks.
@@ -170,12 +184,11 @@ pub(super) fn fill<M: Module + Clone>(
     family: &str,
     options: &mut LoadOptions<'_>,
 ) -> Result<LoadReport> {
-    let in_file = source.names();
     let mut report = LoadReport::default();
     let mut places = BTreeMap::new();
     let mut used = BTreeSet::new();
     for (name, t) in model.named_tensors() {
-        let Some(theirs) = aliases(&name).into_iter().find(|n| in_file.contains(n)) else {
+        let Some(theirs) = aliases(&name).into_iter().find(|n| source.has(n)) else {
             report.missing.push(name);
             continue;
         };
@@ -188,13 +201,15 @@ pub(super) fn fill<M: Module + Clone>(
         used.insert(theirs.clone());
         places.insert(name, theirs);
     }
-    for name in in_file.difference(&used) {
+    for name in source.names()?.into_iter().filter(|n| !used.contains(n)) {
         // A redundant copy of the tied matrix is what some exporters write.
-        let known = is_buffer(name) || is_head(name, family) || (tied && name == "lm_head.weight");
-        if known { report.ignored.push(name.clone()) } else { report.unexpected.push(name.clone()) }
+        let known = is_buffer(&name) || is_head(&name, family) || (tied && name == "lm_head.weight");
+        memory::push(if known { &mut report.ignored } else { &mut report.unexpected }, name)?;
     }
     if let Source::Folder(files) = source {
-        report.ignored.extend(files.unlisted().iter().cloned());
+        for name in files.unlisted() {
+            memory::push(&mut report.ignored, memory::text(name)?)?;
+        }
     }
     if !report.is_complete() {
         let mut message = format!("{} does not fit its configuration: {}", source.path().display(), differences(&report));

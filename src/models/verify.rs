@@ -7,6 +7,7 @@ use crate::dtype::{BF16, DType, F32, F64, I64};
 use crate::error::{Error, Result};
 use crate::functional::{Grads, value_and_grad};
 use crate::io::{self, ModelConfig, TensorFile, WeightFiles};
+use crate::memory;
 use crate::module::ModuleExt;
 use crate::optim::AdamW;
 use crate::tensor::Tensor;
@@ -148,7 +149,7 @@ impl Fixture {
     /// The elements of a tensor of ours that the fixture has of it: all, or every k-th, where `NAME.stride` says k.
     fn thinned(&self, name: &str, all: &[f64]) -> Result<(Vec<f64>, usize)> {
         let stride = if self.has(&format!("{name}.stride")) { self.file.tensor(&format!("{name}.stride"))?.item()? as usize } else { 1 };
-        Ok((all.iter().step_by(stride.max(1)).copied().collect(), stride.max(1)))
+        Ok((memory::try_collect(all.iter().step_by(stride.max(1)).copied())?, stride.max(1)))
     }
 
     fn loss(&self, model: &LanguageModel) -> Result<Tensor> {
@@ -221,7 +222,7 @@ impl Fixture {
             return Ok(Some(f64::INFINITY));
         }
         let kept = (0..ours.len()).filter(|i| !leave_out(i * stride, all.len()));
-        let difference: Vec<f64> = kept.map(|i| ours[i] - theirs[i]).collect();
+        let difference = memory::try_collect(kept.map(|i| ours[i] - theirs[i]))?;
         let mut error = norm(&difference) / norm(&theirs).max(f64::MIN_POSITIVE);
         if self.has(&format!("{key}.norm")) {
             let total = norm(&all) / self.file.tensor(&format!("{key}.norm"))?.item()?;
@@ -278,9 +279,9 @@ impl Fixture {
         let (mut next, mut tokens, mut logits) = (prompt.clone(), Vec::new(), Vec::new());
         for step in 0..want.len() {
             let last = model.forward_with(Input { cache: Some(&mut cache), last: true, ..Input::new(&next) })?.select(1, -1)?;
-            logits.extend(last.to_f64_vec()?);
+            memory::extend(&mut logits, last.to_f64_vec()?)?;
             next = last.argmax(-1)?.cast(I64)?.reshape([1, 1])?;
-            tokens.push(next.item()?);
+            memory::push(&mut tokens, next.item()?)?;
             if step == 0 {
                 self.cache(&cache, model.layers(), out)?;
             }
@@ -291,7 +292,7 @@ impl Fixture {
         let wrong = tokens.iter().zip(&want).filter(|(a, b)| a != b).count();
         out.add(format!("greedy tokens of {} that differ", want.len()), wrong as f64, 0.0);
         // The same sequence at once.
-        let known = Tensor::from_vec(tokens[..tokens.len() - 1].iter().map(|&t| t as i64).collect(), [1, tokens.len() - 1])?;
+        let known = Tensor::from_vec(memory::try_collect(tokens[..tokens.len() - 1].iter().map(|&t| t as i64))?, [1, tokens.len() - 1])?;
         let all = model.forward(&Tensor::concat(&[&prompt, &known], 1)?)?;
         let from = prompt.size(1)? - 1;
         let whole = all.narrow(1, from, tokens.len())?.to_f64_vec()?;
@@ -326,7 +327,8 @@ impl Fixture {
         }
         let mask = self.file.tensor("leftpad.attention_mask")?;
         let time = mask.size(1)?;
-        let pads: Vec<usize> = mask.to_f64_vec()?.chunks(time.max(1)).map(|row| row.iter().filter(|&&m| m == 0.0).count()).collect();
+        let mask = mask.to_f64_vec()?;
+        let pads = memory::try_collect(mask.chunks(time.max(1)).map(|row| row.iter().filter(|&&m| m == 0.0).count()))?;
         let tokens = self.file.tensor("leftpad.input_ids")?;
         let last = model.forward_with(Input { pads: &pads, last: true, ..Input::new(&tokens) })?;
         out.add("a batch padded on the left", apart(&last.to_f64_vec()?, &self.values("leftpad.last_logits")?), LOGITS);
@@ -341,7 +343,7 @@ impl Fixture {
             let (ours, _) = self.thinned("bf16.logits", &model.cast(F32)?.forward(&tokens)?.to_f64_vec()?)?;
             out.add(format!("{name}, computed in f32: logits"), apart(&ours, &want), LOGITS);
             let (ours, _) = self.thinned("bf16.logits", &model.forward(&tokens)?.to_f64_vec()?)?;
-            let difference: Vec<f64> = ours.iter().zip(&want).map(|(a, b)| a - b).collect();
+            let difference = memory::try_collect(ours.iter().zip(&want).map(|(a, b)| a - b))?;
             let error = norm(&difference) / (want.len().max(1) as f64).sqrt();
             out.add(format!("{name}, computed in bf16: logits, root mean square"), error, BF16_COMPUTE);
         }

@@ -4,6 +4,7 @@ use super::Layer;
 use super::recurrent::{Cell, GruCell, LstmCell, RnnCell, input_of, state_of, with_matrices};
 use crate::dtype::{DType, U8};
 use crate::error::{Error, Result, bail};
+use crate::memory;
 use crate::module::{Module, Visitor};
 use crate::rng::Key;
 use crate::tensor::Tensor;
@@ -90,7 +91,7 @@ macro_rules! layer {
                 let at = Location::caller();
                 let widths = widths(config).map_err(|e| e.in_op($op, at))?;
                 let cell = |(i, &inputs): (usize, &usize)| $cell::new(inputs, config.hidden, dtype, key.fold(i as u64));
-                let cells = widths.iter().enumerate().map(cell).collect::<Result<Vec<_>>>().map_err(|e| e.called_at(at))?;
+                let cells = memory::try_collect_ok(widths.iter().enumerate().map(cell)).map_err(|e| e.called_at(at))?;
                 Ok($name { cells, config: config.clone() })
             }
 
@@ -175,7 +176,7 @@ fn widths(c: &RecurrentConfig) -> Result<Vec<usize>> {
         bail!(argument, "inputs, hidden and layers must be at least 1, found {}, {}, {}", c.inputs, c.hidden, c.layers);
     }
     let (d, inner) = (c.directions(), c.hidden.saturating_mul(c.directions()));
-    Ok((0..c.layers.saturating_mul(d)).map(|i| if i < d { c.inputs } else { inner }).collect())
+    memory::try_collect((0..c.layers.saturating_mul(d)).map(|i| if i < d { c.inputs } else { inner }))
 }
 
 /// Every layer in turn; gives the last one's outputs, and each part of the state.
@@ -214,37 +215,36 @@ fn run<C: Cell>(
             let i = layer * d + direction;
             let cell = &cells[i];
             let mut state = match initial {
-                Some(parts) => parts.iter().map(|p| p.narrow(0, i, 1)?.squeeze(0)).collect::<Result<Vec<_>>>()?,
+                Some(parts) => memory::try_collect_ok(parts.iter().map(|p| p.narrow(0, i, 1)?.squeeze(0)))?,
                 None => vec![zero.clone(); C::STATE.len()],
             };
             // The inputs' part of all steps is one product, and cut once: `select` in a loop would be quadratic in its derivative.
-            let (steps, mut outputs) = (cell.of_input(&x)?.chunk(time, 1)?, crate::memory::vec_of(zero.clone(), time)?);
+            let (steps, mut outputs) = (cell.of_input(&x)?.chunk(time, 1)?, memory::vec_of(zero.clone(), time)?);
             for step in 0..time {
                 let t = if direction == 0 { step } else { time - 1 - step };
                 let new = cell.step(&steps[t].squeeze(1)?, &state)?;
                 (outputs[t], state) = match &masks[t] {
                     None => (new[0].clone(), new),
                     Some(mask) => {
-                        let kept = new.iter().zip(&state).map(|(new, old)| mask.where_select(new, old)).collect::<Result<_>>()?;
+                        let kept = memory::try_collect_ok(new.iter().zip(&state).map(|(new, old)| mask.where_select(new, old)))?;
                         (mask.where_select(&new[0], &zero)?, kept)
                     }
                 };
             }
             directions.push(Tensor::stack(&outputs, 1)?);
-            state.into_iter().zip(&mut last).for_each(|(s, all)| all.push(s));
+            state.into_iter().zip(&mut last).try_for_each(|(s, all)| memory::push(all, s))?;
         }
         x = match directions.as_slice() {
             [one] => one.clone(),
             both => Tensor::concat(both, 2)?,
         };
     }
-    let last = last.iter().map(|all| Tensor::stack(all, 0)).collect::<Result<_>>();
-    last.map(|last| (x, last))
+    Ok((x, memory::try_collect_ok(last.iter().map(|all| Tensor::stack(all, 0)))?))
 }
 
 /// For each step which sequences it counts for, `[batch, 1]`; `None` where it counts for all.
 fn masks(lengths: Option<&[usize]>, batch: usize, time: usize, x: &Tensor) -> Result<Vec<Option<Tensor>>> {
-    let Some(lengths) = lengths else { return crate::memory::vec_of(None, time) };
+    let Some(lengths) = lengths else { return memory::vec_of(None, time) };
     if lengths.len() != batch {
         bail!(argument, "{} lengths for a batch of {batch}: one is needed for each sequence of x {}", lengths.len(), x.shape());
     }
@@ -252,8 +252,8 @@ fn masks(lengths: Option<&[usize]>, batch: usize, time: usize, x: &Tensor) -> Re
         bail!(argument, "a length is {n}, beyond the {time} steps of x {}", x.shape());
     }
     let mask = |t| {
-        let counts: Vec<u8> = lengths.iter().map(|&n| u8::from(t < n)).collect();
-        Tensor::from_slice(&counts, [batch, 1])?.cast(U8)?.to_device(x.device())
+        let counts = memory::try_collect(lengths.iter().map(|&n| u8::from(t < n)))?;
+        Tensor::from_vec(counts, [batch, 1])?.cast(U8)?.to_device(x.device())
     };
-    (0..time).map(|t| if lengths.iter().all(|&n| t < n) { Ok(None) } else { mask(t).map(Some) }).collect()
+    memory::try_collect_ok((0..time).map(|t| if lengths.iter().all(|&n| t < n) { Ok(None) } else { mask(t).map(Some) }))
 }

@@ -129,8 +129,8 @@ impl Op for Concat {
                 }
                 return Ok(());
             }
-            let parts: Vec<_> = x.iter().map(|x| x.contiguous::<T>()).collect::<Result<_>>()?;
-            let rows: Vec<(&[T], usize)> = parts.iter().zip(&self.sizes).map(|(p, &n)| (&**p, n * inner)).collect();
+            let parts = memory::try_collect_ok(x.iter().map(|x| x.contiguous::<T>()))?;
+            let rows: Vec<(&[T], usize)> = memory::try_collect(parts.iter().zip(&self.sizes).map(|(p, &n)| (&**p, n * inner)))?;
             map::rows(y, total * inner, |row, out| {
                 let mut start = 0;
                 for &(part, n) in &rows {
@@ -208,7 +208,7 @@ impl Composite for Stack {
         if let Some((i, other)) = x.iter().enumerate().find(|(_, t)| t.shape() != first.shape()) {
             bail!(shape, "part {i} has shape {}, part 0 {}; all must be equal", other.shape(), first.shape());
         }
-        let parts: Vec<Tensor> = x.iter().map(|t| t.unsqueeze(self.0)).collect::<Result<_>>()?;
+        let parts = memory::try_collect_ok(x.iter().map(|t| t.unsqueeze(self.0)))?;
         Ok(smallvec![Tensor::concat(&parts, self.0)?])
     }
 }
@@ -267,5 +267,5 @@ pub(super) fn refs<T: AsRef<Tensor>>(parts: &[T]) -> Result<Vec<&Tensor>> {
 #[track_caller]
 fn concat(parts: &[&Tensor], axis: Axis) -> Result<Tensor> {
     let size = |t: &&Tensor| axis.resolve(t.rank()).map_or(0, |a| t.shape()[a]);
-    apply1(Concat { axis, sizes: parts.iter().map(size).collect() }, parts)
+    apply1(Concat { axis, sizes: memory::try_short(parts.iter().map(|t| Ok(size(t))))? }, parts)
 }

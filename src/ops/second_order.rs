@@ -31,7 +31,7 @@ pub fn differentiate(
     let operands: Vec<&Tensor> = inputs.iter().chain(y_bar).collect();
     let tape = common_tape(&operands)?;
     let record = tape.is_some();
-    let local = Isolated::new(inputs, tape);
+    let local = Isolated::new(inputs, tape)?;
     let y = composition(&local.inputs)?;
     let bars: Vec<Option<Tensor>> = y_bar.iter().cloned().map(Some).collect();
     local.pull_back(&y, &bars, want, record, ACCUMULATE)
@@ -56,7 +56,7 @@ pub fn differentiate_vjp(
     let operands: Vec<&Tensor> = all.iter().chain(x_bar_bar.iter().flatten()).collect();
     let tape = common_tape(&operands)?;
     let record = tape.is_some();
-    let local = Isolated::new(&all, tape);
+    let local = Isolated::new(&all, tape)?;
     let (x, g) = local.inputs.split_at(inputs.len());
     let y = composition(&widened(x)?)?;
     let bars: Vec<Option<Tensor>> = widened(g)?.into_iter().map(Some).collect();

@@ -3,6 +3,7 @@
 use super::concat::Concat;
 use super::slice::{Slice, SliceVjp};
 use crate::error::{Error, ErrorKind, Result, bail};
+use crate::memory;
 use crate::op::{Composite, Cotangents, Describe, Math, Outputs, apply_parts, apply1, compose};
 use crate::shape::{Axis, Shape};
 use crate::tensor::Tensor;
@@ -88,7 +89,7 @@ impl Composite for Split {
 
 /// The cotangents of the parts one after the other, in one pass; zero where a part was not used.
 pub(super) fn join(y_bar: &Cotangents, sizes: &[usize], axis: usize, of: &Shape) -> Result<Tensor> {
-    let used: SmallVec<[usize; 4]> = (0..sizes.len()).filter(|&i| y_bar.get(i).is_some()).collect();
+    let used: SmallVec<[usize; 4]> = memory::try_short((0..sizes.len()).filter(|&i| y_bar.get(i).is_some()).map(Ok))?;
     let Some((&first, others)) = used.split_first() else {
         return Err(Error::tape("no part has a cotangent"));
     };
@@ -105,8 +106,8 @@ pub(super) fn join(y_bar: &Cotangents, sizes: &[usize], axis: usize, of: &Shape)
         Some(bar) => Ok(bar.clone()),
         None => zero.expand(of.with_dim(axis, n)),
     };
-    let parts: SmallVec<[Tensor; 4]> = sizes.iter().enumerate().map(part).collect::<Result<_>>()?;
-    let parts: SmallVec<[&Tensor; 4]> = parts.iter().collect();
+    let parts: SmallVec<[Tensor; 4]> = memory::try_short(sizes.iter().enumerate().map(part))?;
+    let parts: SmallVec<[&Tensor; 4]> = memory::try_short(parts.iter().map(Ok))?;
     apply1(Concat { axis: axis.into(), sizes: sizes.into() }, &parts)
 }
 
@@ -123,12 +124,12 @@ pub struct Chunk {
 }
 
 impl Chunk {
-    fn sizes(&self, extent: usize) -> Vec<usize> {
+    fn sizes(&self, extent: usize) -> Result<SmallVec<[usize; 4]>> {
         let size = extent.div_ceil(self.parts.max(1)).max(1);
         if extent == 0 {
-            return vec![0; self.parts];
+            return memory::try_short((0..self.parts).map(|_| Ok(0)));
         }
-        (0..extent).step_by(size).map(|at| size.min(extent - at)).collect()
+        memory::try_short((0..extent).step_by(size).map(|at| Ok(size.min(extent - at))))
     }
 }
 
@@ -187,7 +188,7 @@ impl Composite for Chunk {
         if count > MOST {
             bail!(out_of_memory, "{count} parts of {} are {count} tensors; at most {MOST} are made", x[0].shape());
         }
-        Split { sizes: self.sizes(extent).into(), axis: axis.into() }.compose(x)
+        Split { sizes: self.sizes(extent)?, axis: axis.into() }.compose(x)
     }
 }
 
@@ -253,7 +254,7 @@ fn equal(x: &Tensor, axis: Axis, places: usize) -> Result<Vec<Tensor>> {
     if !n.is_multiple_of(places) {
         bail!(shape, "axis {a} of {} has extent {n}, no multiple of {places}", x.shape());
     }
-    let sizes = std::iter::repeat_n(n / places, places).collect();
+    let sizes = memory::try_short((0..places).map(|_| Ok(n / places)))?;
     Ok(compose(Split { sizes, axis }, &[x])?.into_vec())
 }
 

@@ -4,6 +4,7 @@ use super::add_cotangents;
 use super::concat::Concat;
 use super::slice::{Slice, SliceVjp};
 use crate::error::Result;
+use crate::memory;
 use crate::op::apply1;
 use crate::shape::Shape;
 use crate::tape::Stretch;
@@ -24,6 +25,7 @@ pub(super) fn assemble(parts: Vec<(Stretch, Tensor)>, of: &Shape) -> Result<Tens
             None => bar,
             Some(sum) => add_cotangents(sum, &bar)?,
         };
+        memory::small(2 * size_of::<((usize, usize, usize, usize), Tensor)>())?;
         sums.insert(key, sum);
     }
     let mut total: Option<Tensor> = None;
@@ -38,7 +40,7 @@ pub(super) fn assemble(parts: Vec<(Stretch, Tensor)>, of: &Shape) -> Result<Tens
     for ((axis, step, start, len), bar) in sums {
         if step == 1 || len <= 1 {
             if len > 0 {
-                lines.entry(axis).or_default().push(Piece { start, end: start + len, bar });
+                memory::push(lines.entry(axis).or_default(), Piece { start, end: start + len, bar })?;
             }
         } else {
             let slice = Slice { axis: axis.into(), span: (start..start + (len - 1) * step + 1).into(), step };
@@ -64,14 +66,16 @@ struct Piece {
 
 /// Pieces along one axis, in the order of their starts.
 fn lay_out(mut pieces: Vec<Piece>, axis: usize, of: &Shape) -> Result<Tensor> {
+    // Sorting takes as much again.
+    memory::ensure(pieces.len() * size_of::<Piece>())?;
     pieces.sort_by_key(|p| p.start);
     let lo = pieces.iter().map(|p| p.start).min().unwrap_or(0);
     let hi = pieces.iter().map(|p| p.end).max().unwrap_or(0);
     let mut layers: Vec<Vec<Piece>> = Vec::new();
     for piece in pieces {
         match layers.iter_mut().find(|l| l.last().is_none_or(|p| p.end <= piece.start)) {
-            Some(layer) => layer.push(piece),
-            None => layers.push(vec![piece]),
+            Some(layer) => memory::push(layer, piece)?,
+            None => memory::push(&mut layers, vec![piece])?,
         }
     }
     let mut sum: Option<Tensor> = None;
@@ -98,18 +102,18 @@ fn row(pieces: Vec<Piece>, axis: usize, lo: usize, hi: usize) -> Result<Tensor> 
     let gap = |like: &Tensor, n: usize| Tensor::full_on((), 0.0, like.dtype(), like.device())?.expand(like.shape().with_dim(axis, n));
     for piece in pieces {
         if piece.start > at {
-            parts.push(gap(&piece.bar, piece.start - at)?);
+            memory::push(&mut parts, gap(&piece.bar, piece.start - at)?)?;
         }
         at = piece.end;
-        parts.push(piece.bar);
+        memory::push(&mut parts, piece.bar)?;
     }
     if let Some(last) = parts.last().filter(|_| at < hi) {
         let after = gap(last, hi - at)?;
-        parts.push(after);
+        memory::push(&mut parts, after)?;
     }
     if let [only] = parts.as_slice() {
         return Ok(only.clone());
     }
-    let sizes = parts.iter().map(|t| t.shape()[axis]).collect();
-    apply1(Concat { axis: axis.into(), sizes }, &parts.iter().collect::<Vec<_>>())
+    let sizes = memory::try_short(parts.iter().map(|t| Ok(t.shape()[axis])))?;
+    apply1(Concat { axis: axis.into(), sizes }, &memory::try_collect(&parts)?)
 }

@@ -66,8 +66,8 @@ impl Composite for Unbind {
         let position = |k: usize| Ok(x[0].layout().slice(axis, k, 1, 1)?.with_axis(axis, false));
         let of = x[0].shape().clone();
         apply_parts(Self::NAME, x[0], (0..n).map(position), move |y_bar| {
-            let bars = y_bar.0.iter().map(|bar| bar.as_ref().map(|bar| bar.unsqueeze(axis)).transpose()).collect::<Result<_>>()?;
-            join(&Cotangents(bars), &crate::memory::vec_of(1, n)?, axis, &of)
+            let bars = y_bar.0.iter().map(|bar| bar.as_ref().map(|bar| bar.unsqueeze(axis)).transpose());
+            join(&Cotangents(crate::memory::try_short(bars)?), &crate::memory::vec_of(1, n)?, axis, &of)
         })
     }
 }

@@ -5,6 +5,7 @@ use super::{
     record, start, sweep,
 };
 use crate::error::{Result, bail};
+use crate::memory;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 use smallvec::SmallVec;
@@ -70,7 +71,7 @@ impl Pull for Recompute {
         for i in 0..want.len() {
             inputs.push(ctx.saved.get(i)?.clone());
         }
-        let local = Isolated::new(&inputs, ctx.record.then(|| Arc::clone(ctx.tape)));
+        let local = Isolated::new(&inputs, ctx.record.then(|| Arc::clone(ctx.tape)))?;
         if !ctx.record {
             // What happens inside is seen when it is computed again.
             local.tape.watchers.extend(&ctx.tape.watchers);
@@ -102,18 +103,18 @@ pub(crate) struct Isolated {
 }
 
 impl Isolated {
-    pub(crate) fn new(inputs: &[Tensor], tape: Option<Arc<Inner>>) -> Self {
+    pub(crate) fn new(inputs: &[Tensor], tape: Option<Arc<Inner>>) -> Result<Self> {
         Self::named(inputs, &[], tape)
     }
 
     /// [`Isolated::new`] with the inputs' names.
-    pub(crate) fn named(inputs: &[Tensor], names: &[String], tape: Option<Arc<Inner>>) -> Self {
+    pub(crate) fn named(inputs: &[Tensor], names: &[String], tape: Option<Arc<Inner>>) -> Result<Self> {
         let tape = tape.unwrap_or_else(Inner::new);
         let name = |i: usize| names.get(i).filter(|n| !n.is_empty()).map(|n| Arc::from(n.as_str()));
-        let alias = |(i, t): (usize, &Tensor)| if t.dtype().is_float() { alias(&tape, t, name(i)) } else { t.clone() };
-        let inputs: Vec<Tensor> = inputs.iter().enumerate().map(alias).collect();
+        let alias = |(i, t): (usize, &Tensor)| if t.dtype().is_float() { alias(&tape, t, name(i)) } else { Ok(t.clone()) };
+        let inputs = memory::try_collect_ok(inputs.iter().enumerate().map(alias))?;
         let floor = tape.len();
-        Isolated { tape, floor, inputs }
+        Ok(Isolated { tape, floor, inputs })
     }
 
     /// Cotangents of the inputs, given those of values computed from them.
@@ -142,7 +143,7 @@ impl Isolated {
 }
 
 /// The same value as a node of its own: a leaf, or a child of the node it had.
-fn alias(tape: &Arc<Inner>, t: &Tensor, name: Option<Arc<str>>) -> Tensor {
+fn alias(tape: &Arc<Inner>, t: &Tensor, name: Option<Arc<str>>) -> Result<Tensor> {
     struct Identity;
     impl Pull for Identity {
         fn pull(&self, _: &PullContext<'_>, y_bar: &Cotangents, _: &[bool]) -> Result<InputCotangents> {
@@ -162,6 +163,6 @@ fn alias(tape: &Arc<Inner>, t: &Tensor, name: Option<Arc<str>>) -> Tensor {
         })),
         None => Kind::Leaf(name),
     };
-    nodes.push(Node { kind, at: Location::caller(), shape: t.shape().clone(), dtype: t.dtype() });
-    Tensor { array: t.array.clone(), node: Some(NodeRef { tape: Arc::downgrade(tape), id }) }
+    memory::push(&mut nodes, Node { kind, at: Location::caller(), shape: t.shape().clone(), dtype: t.dtype() })?;
+    Ok(Tensor { array: t.array.clone(), node: Some(NodeRef { tape: Arc::downgrade(tape), id }) })
 }

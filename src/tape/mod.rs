@@ -237,13 +237,17 @@ impl Inner {
     }
 
     /// Makes one tape of two where that is right (see [`Inner::for_function`]): the older one.
-    fn unite(a: &Arc<Inner>, b: &Arc<Inner>) -> Option<Arc<Inner>> {
+    ///
+    /// # Errors
+    /// Out of memory: both are as they were.
+    fn unite(a: &Arc<Inner>, b: &Arc<Inner>) -> Result<Option<Arc<Inner>>> {
         let (older, younger) = if a.born < b.born { (a, b) } else { (b, a) };
         if !younger.nested {
-            return None;
+            return Ok(None);
         }
         let mut nodes = older.nodes();
         let mut moved = younger.nodes();
+        memory::grow(&mut nodes, moved.len())?;
         let offset = nodes.len();
         for mut node in std::mem::take(&mut *moved) {
             if let Kind::Op(op) = &mut node.kind {
@@ -255,9 +259,11 @@ impl Inner {
         older.hooks.lock().unwrap_or_else(PoisonError::into_inner).extend(hooks.into_iter().map(|(id, h)| (id + offset, h)));
         older.watchers.extend(&younger.watchers);
         older.stops.take_over(&younger.stops, offset);
-        younger.successor.set((Arc::downgrade(older), offset)).ok()?;
+        if younger.successor.set((Arc::downgrade(older), offset)).is_err() {
+            return Ok(None);
+        }
         older.absorbed.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(younger));
-        Some(Arc::clone(older))
+        Ok(Some(Arc::clone(older)))
     }
 
     pub(crate) fn nodes(&self) -> MutexGuard<'_, Vec<Node>> {
@@ -321,7 +327,7 @@ pub(crate) fn common_tape(inputs: &[&Tensor]) -> Result<Option<Arc<Inner>>> {
             Some(t) => {
                 let (other, _) = node.resolve()?;
                 if !Arc::ptr_eq(t, &other) {
-                    match Inner::unite(t, &other) {
+                    match Inner::unite(t, &other)? {
                         Some(both) => tape = Some(both),
                         None => bail!(tape, "operands are tracked by different tapes; watch both on one tape, or detach() one"),
                     }
@@ -346,6 +352,8 @@ pub(crate) fn reserve(
     let parents = inputs.iter().map(|t| t.node.as_ref().and_then(place)).collect();
     let mut nodes = tape.nodes();
     let id = nodes.len();
+    // Beside the node: the op, and what it saves.
+    memory::small(memory::TENSOR)?;
     memory::grow(&mut nodes, outputs.len())?;
     let mut op = Some(Box::new(OpNode { name, pull: None, saved: Saved::none(), parents, outputs: outputs.len() }));
     for (i, y) in outputs.iter_mut().enumerate() {
@@ -485,8 +493,8 @@ impl Tape {
         }
     }
 
-    pub(crate) fn leaves(&self) -> Vec<usize> {
-        self.inner.nodes().iter().enumerate().filter(|(_, n)| matches!(n.kind, Kind::Leaf(_))).map(|(i, _)| i).collect()
+    pub(crate) fn leaves(&self) -> Result<Vec<usize>> {
+        memory::try_collect(self.inner.nodes().iter().enumerate().filter(|(_, n)| matches!(n.kind, Kind::Leaf(_))).map(|(i, _)| i))
     }
 }
 

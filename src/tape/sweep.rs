@@ -36,12 +36,14 @@ pub(crate) struct Sweep<'a> {
 
 /// Cotangents of the wanted values; a value that nothing connects to the seeds has no entry.
 pub(crate) fn sweep(tape: &Arc<Inner>, s: Sweep<'_>, ops: Accumulate) -> Result<HashMap<usize, Tensor>> {
-    let wanted: HashSet<usize> = s.wanted.iter().copied().collect();
+    let mut wanted = HashSet::new();
+    wanted.try_reserve(s.wanted.len()).map_err(|_| Error::out_of_memory(format!("cannot keep {} wanted values", s.wanted.len())))?;
+    wanted.extend(s.wanted);
     let Some(top) = s.seeds.iter().map(|(id, _)| *id).max() else { return Ok(HashMap::new()) };
     let needed = reaches_wanted(tape, s.floor, top, &wanted)?;
     let is_needed = |id: usize| if id < s.floor { wanted.contains(&id) } else { needed[id - s.floor] };
 
-    let many = many_stretches(tape, s.floor, top);
+    let many = many_stretches(tape, s.floor, top)?;
     let mut found: HashMap<usize, Tensor> = HashMap::new();
     let dense = memory::vec_of(None, (top + 1).saturating_sub(s.floor))?;
     let mut bars = Bars { tape, floor: s.floor, dense, below: HashMap::new(), parts: HashMap::new(), ops };
@@ -66,7 +68,7 @@ pub(crate) fn sweep(tape: &Arc<Inner>, s: Sweep<'_>, ops: Accumulate) -> Result<
                     if let Some(bar) = bars.take(id).map_err(|e| e.in_op("backward", at))? {
                         run_hooks(tape, id, &bar);
                         if wanted.contains(&id) {
-                            found.insert(id, bar);
+                            memory::insert(&mut found, id, bar)?;
                         }
                     }
                     continue;
@@ -80,10 +82,10 @@ pub(crate) fn sweep(tape: &Arc<Inner>, s: Sweep<'_>, ops: Accumulate) -> Result<
             if let Some(bar) = &bar {
                 run_hooks(tape, j, bar);
                 if wanted.contains(&j) {
-                    found.insert(j, bar.clone());
+                    memory::insert(&mut found, j, bar.clone())?;
                 }
             }
-            y_bar.push(bar);
+            memory::push_short(&mut y_bar, bar)?;
         }
         if y_bar.iter().all(Option::is_none) || !needed[id - s.floor] {
             continue;
@@ -93,7 +95,7 @@ pub(crate) fn sweep(tape: &Arc<Inner>, s: Sweep<'_>, ops: Accumulate) -> Result<
         // One of several parts of a value waits for the others.
         if let (Some(stretch), &[Some(parent)]) = (pull.stretch(), op.parents.as_slice())
             && want[0]
-            && many.contains(&parent)
+            && many.contains_key(&parent)
         {
             let bar = y_bar.pop().flatten();
             let (y_bar, x_bar) = (Cotangents(SmallVec::from_iter([bar.clone()])), SmallVec::from_iter([bar]));
@@ -123,25 +125,25 @@ pub(crate) fn sweep(tape: &Arc<Inner>, s: Sweep<'_>, ops: Accumulate) -> Result<
     }
     for &id in s.wanted.iter().filter(|&&id| id < s.floor) {
         if let Some(bar) = bars.take(id)? {
-            found.insert(id, bar);
+            memory::insert(&mut found, id, bar)?;
         }
     }
     Ok(found)
 }
 
 /// The values of which several nodes are stretches: their cotangents are put side by side.
-fn many_stretches(tape: &Inner, floor: usize, top: usize) -> HashSet<usize> {
+fn many_stretches(tape: &Inner, floor: usize, top: usize) -> Result<HashMap<usize, ()>> {
     let nodes = tape.nodes();
-    let (mut once, mut many) = (HashSet::new(), HashSet::new());
+    let (mut once, mut many) = (HashMap::new(), HashMap::new());
     for node in &nodes[floor.min(nodes.len())..(top + 1).min(nodes.len())] {
         if let Kind::Op(op) = &node.kind
             && let (Some(_), &[Some(parent)]) = (op.pull.as_ref().and_then(|p| p.stretch()), op.parents.as_slice())
-            && !once.insert(parent)
+            && memory::insert(&mut once, parent, ())?.is_some()
         {
-            many.insert(parent);
+            memory::insert(&mut many, parent, ())?;
         }
     }
-    many
+    Ok(many)
 }
 
 /// For each node from `floor` to `top`: whether a wanted value lies below it.
@@ -197,7 +199,7 @@ impl Bars<'_> {
             Some(acc) => (self.ops.add)(acc, &bar)?,
         };
         if id < self.floor {
-            self.below.insert(id, sum);
+            memory::insert(&mut self.below, id, sum)?;
         } else {
             self.dense[id - self.floor] = Some(sum);
         }
@@ -209,6 +211,9 @@ impl Bars<'_> {
     fn add_part(&mut self, id: usize, stretch: Stretch, bar: Tensor) -> Result<()> {
         let (shape, dtype) = self.spec(id);
         fits(dtype, &bar)?;
+        if !self.parts.contains_key(&id) {
+            memory::insert(&mut self.parts, id, Parts::default())?;
+        }
         let parts = self.parts.entry(id).or_default();
         parts.elements += bar.numel();
         memory::push(&mut parts.list, (stretch, bar))?;

@@ -122,7 +122,8 @@ impl Block {
         let old = free.make_room(class, IN_USE.load(Relaxed), PEAK.load(Relaxed));
         drop(free);
         old.into_iter().for_each(|(_, b)| b.free());
-        let fresh = || Self::fresh(class).filter(|b| memory::leaves_margin(class) || b.give_back());
+        // With what else its tensor has.
+        let fresh = || Self::fresh(class).filter(|b| memory::leaves_margin(class + memory::TENSOR) || b.give_back());
         let Some(block) = fresh().or_else(|| {
             // Blocks of other sizes may be in the way.
             release_cached_memory();

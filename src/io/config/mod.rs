@@ -130,6 +130,8 @@ fn parse<T>(bytes: &[u8], shown: &str, of: impl FnOnce(Fields<'_>) -> Result<T, 
         bail!(corrupt_file, "{shown} has more than {LONGEST_FILE} bytes");
     }
     let value = super::json(bytes, shown)?;
+    // What is taken out of it, lists of tokens and texts, is copied: no larger than it.
+    crate::memory::ensure(super::most_of_json(bytes))?;
     Fields::of(&value, "").map_err(Refusal::Wrong).and_then(of).map_err(|why| match why {
         Refusal::Wrong(why) => Error::corrupt_file(format!("{shown}: {why}")),
         Refusal::Unknown(why) => Error::argument(format!("{shown}: {why}")),

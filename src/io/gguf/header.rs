@@ -78,7 +78,7 @@ fn header(from: &mut Cursor<impl Read>) -> Result<Header, String> {
     let alignment = alignment(&metadata)?;
     let mut table = table(from, tensors)?;
     let start = from.at.next_multiple_of(alignment);
-    place(&mut table, start, alignment, from.length)?;
+    place(&mut table, start, alignment, from)?;
     Ok(Header { version, metadata, tensors: table })
 }
 
@@ -202,7 +202,8 @@ fn table(from: &mut Cursor<impl Read>, tensors: u64) -> Result<Vec<Entry>, Strin
 }
 
 /// Turns offsets into places in the file, and checks that each tensor has its own.
-fn place(table: &mut [Entry], start: u64, alignment: u64, length: u64) -> Result<(), String> {
+fn place(table: &mut [Entry], start: u64, alignment: u64, from: &mut Cursor<impl Read>) -> Result<(), String> {
+    let length = from.length;
     for t in table.iter_mut() {
         if t.begin % alignment != 0 {
             return Err(format!("tensor `{}` is at offset {}, no multiple of the alignment {alignment}", t.name, t.begin));
@@ -218,7 +219,7 @@ fn place(table: &mut [Entry], start: u64, alignment: u64, length: u64) -> Result
             }
         }
     }
-    let mut order: Vec<&Entry> = table.iter().filter(|t| t.bytes > 0).collect();
+    let mut order: Vec<&Entry> = from.asked(memory::try_collect(table.iter().filter(|t| t.bytes > 0)))?;
     order.sort_unstable_by_key(|t| t.begin);
     for pair in order.windows(2) {
         if pair[0].begin + pair[0].bytes > pair[1].begin {

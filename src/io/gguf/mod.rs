@@ -161,10 +161,7 @@ impl GgufFile {
 
     /// The first names: a file has hundreds.
     fn some_names(&self) -> String {
-        let names: Vec<&str> = self.names().take(12).collect();
-        let more = self.names().len() - names.len();
-        let tail = if more > 0 { format!(" and {more} more") } else { String::new() };
-        if names.is_empty() { "none".to_owned() } else { names.join(", ") + &tail }
+        if self.names().len() == 0 { "none".to_owned() } else { crate::memory::some(self.names()) }
     }
 
     /// Reads a tensor into host memory, as `dtype`: quantised values are computed in `f32`, as the reference does, and rounded

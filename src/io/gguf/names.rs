@@ -219,8 +219,8 @@ impl GgufFile {
                 // `[heads, head_dim/2, 2, in]`: of each pair of neighbours, one goes to each half.
                 let rows = shape.dims()[0];
                 let rest = &shape.dims()[1..];
-                let split: Vec<usize> = [heads, rows / heads / 2, 2].iter().chain(rest).copied().collect();
-                t.reshape(Shape::from(split))?.transpose(1, 2)?.reshape(shape)
+                let split: Shape = [heads, rows / heads / 2, 2].iter().chain(rest).copied().collect();
+                t.reshape(split)?.transpose(1, 2)?.reshape(shape)
             }
         }
     }

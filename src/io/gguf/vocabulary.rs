@@ -2,6 +2,7 @@
 
 use super::{GgufArray, GgufFile, GgufValue};
 use crate::error::{Result, bail};
+use crate::memory;
 use std::panic::Location;
 
 /// A tokenizer's tables, as a GGUF file has them.
@@ -124,19 +125,19 @@ impl GgufFile {
         // A copy of each text; of a merge two halves.
         let merges = self.part("merges", "a list of texts", GgufValue::as_strings)?.unwrap_or_default();
         let texts = |list: &[String], each: usize| list.iter().map(|t| t.len() + each).sum::<usize>();
-        crate::memory::ensure(texts(tokens, 56) + texts(merges, 3 * 112) + n * 8)?;
-        let types = self.part("token_type", "a list of 32-bit integers", integers)?.unwrap_or_default();
+        memory::ensure(texts(tokens, 56) + texts(merges, 3 * 112) + n * 8)?;
+        let types = self.part("token_type", "a list of 32-bit integers", integers)?.transpose()?.unwrap_or_default();
         let scores = self.part("scores", "a list of single-precision numbers", |v| match v {
-            GgufValue::Array(GgufArray::F32(x)) => Some(x.clone()),
+            GgufValue::Array(GgufArray::F32(x)) => Some(memory::copied(x)),
             _ => None,
         })?;
-        let scores = scores.unwrap_or_default();
+        let scores = scores.transpose()?.unwrap_or_default();
         for (what, len) in [("token_type", types.len()), ("scores", scores.len())] {
             if len != 0 && len != n {
                 bail!(corrupt_file, "{}: `tokenizer.ggml.{what}` has {len} entries for {n} tokens", self.path.display());
             }
         }
-        let mut pairs = Vec::new();
+        let mut pairs = memory::room(merges.len())?;
         for (i, merge) in merges.iter().enumerate() {
             // The first space that is not at the very beginning: the left part is never empty.
             match merge.char_indices().skip(1).find(|(_, c)| *c == ' ') {
@@ -162,7 +163,7 @@ impl GgufFile {
             eot: id("eot_token_id")?,
             eom: id("eom_token_id")?,
             fill_in: [id("fim_pad_token_id")?, id("fim_rep_token_id")?, id("fim_sep_token_id")?],
-            suppress: self.part("suppress_tokens", "a list of token ids", tokens_of)?.unwrap_or_default(),
+            suppress: self.part("suppress_tokens", "a list of token ids", tokens_of)?.transpose()?.unwrap_or_default(),
             pad: id("padding_token_id")?,
             unknown: id("unknown_token_id")?,
             add_bos: self.part("add_bos_token", "a truth value", GgufValue::as_bool)?,
@@ -187,15 +188,21 @@ impl GgufFile {
 }
 
 /// Token ids of either sign's type.
-fn tokens_of(value: &GgufValue) -> Option<Vec<u32>> {
-    integers(value)?.into_iter().map(|id| u32::try_from(id).ok()).collect()
+fn tokens_of(value: &GgufValue) -> Option<Result<Vec<u32>>> {
+    match integers(value)? {
+        Ok(ids) if ids.iter().any(|&id| id < 0) => None,
+        ids => Some(ids.and_then(|ids| memory::try_collect(ids.into_iter().map(i32::unsigned_abs)))),
+    }
 }
 
 /// Converters have written both signs.
-fn integers(value: &GgufValue) -> Option<Vec<i32>> {
+fn integers(value: &GgufValue) -> Option<Result<Vec<i32>>> {
     match value {
-        GgufValue::Array(GgufArray::I32(x)) => Some(x.clone()),
-        GgufValue::Array(GgufArray::U32(x)) => x.iter().map(|&n| i32::try_from(n).ok()).collect(),
+        GgufValue::Array(GgufArray::I32(x)) => Some(memory::copied(x)),
+        GgufValue::Array(GgufArray::U32(x)) => {
+            let signed = || x.iter().map_while(|&n| i32::try_from(n).ok());
+            (signed().count() == x.len()).then(|| memory::try_collect(signed()))
+        }
         _ => None,
     }
 }

@@ -62,13 +62,12 @@ impl Decode {
         let tokens = memory::vec_of(0, pads.len())?;
         let limit = model.limit().unwrap_or(usize::MAX);
         let first = inputs(&tokens, pads, len, limit)?;
-        let there = first.iter().map(|x| x.to_device(device)).collect::<Result<Vec<_>>>()?;
+        let there = memory::try_collect_ok(first.iter().map(|x| x.to_device(device)))?;
         // Loads the kernels. What it writes is written over by the first real step.
         step(&mut memory, &there, Key::new(0))?;
         drop(there);
-        let given: Vec<&Tensor> = first.iter().collect();
-        let graph = device.capture(&mut memory, &given, Key::new(0), step)?;
-        Ok(Decode { graph, memory, pads: pads.to_vec(), limit, len, capacity })
+        let graph = device.capture(&mut memory, &first.each_ref(), Key::new(0), step)?;
+        Ok(Decode { graph, memory, pads: memory::copied(pads)?, limit, len, capacity })
     }
 
     /// Logits `[batch, 1, vocabulary]` after one more token of each row.
@@ -77,8 +76,7 @@ impl Decode {
             bail!(argument, "the memory of {} positions is full", self.capacity);
         }
         let x = inputs(tokens, &self.pads, self.len, self.limit)?;
-        let given: Vec<&Tensor> = x.iter().collect();
-        let mut out = self.graph.replay(&mut self.memory, &given, Key::new(0))?;
+        let mut out = self.graph.replay(&mut self.memory, &x.each_ref(), Key::new(0))?;
         self.len += 1;
         out.pop().ok_or_else(|| Error::capture("the step has no output"))
     }
@@ -96,7 +94,7 @@ fn inputs(tokens: &[u32], pads: &[usize], place: usize, limit: usize) -> Result<
     let positions = if pads.iter().all(|&p| p == 0) {
         at.clone()
     } else {
-        Tensor::from_vec(pads.iter().map(|&p| place.saturating_sub(p).min(limit - 1) as i64).collect(), [pads.len(), 1])?
+        Tensor::from_vec(memory::try_collect(pads.iter().map(|&p| place.saturating_sub(p).min(limit - 1) as i64))?, [pads.len(), 1])?
     };
     Ok([ids(tokens, tokens.len())?, at, positions])
 }

@@ -12,6 +12,7 @@ use super::{Cache, Input, LanguageModel, Loaded};
 use crate::backend::Device;
 use crate::error::{Error, Result, bail};
 use crate::io;
+use crate::memory;
 use crate::tensor::Tensor;
 use crate::train::Tokenizer;
 use rows::Rows;
@@ -243,7 +244,7 @@ impl<'a> Generator<'a> {
             if let Some(e) = rows.rows.iter_mut().find_map(|r| r.error.take_if(|_| lost)) {
                 return Err(e);
             }
-            Ok(rows.rows.into_iter().map(rows::Row::finished).collect())
+            memory::try_collect_ok(rows.rows.into_iter().map(rows::Row::finished))
         };
         run().map_err(|e: Error| io::at_callers_line(e, "generate", at))
     }
@@ -335,7 +336,8 @@ impl Stream<'_> {
     pub fn into_past(self) -> Past {
         let Rows { rows, cache, .. } = self.rows;
         // The last token that was drawn has not been through the model.
-        let tokens = rows.into_iter().next().map_or_else(Vec::new, |r| r.tokens.into_iter().take(cache.len()).collect());
+        let mut tokens = rows.into_iter().next().map_or_else(Vec::new, |r| r.tokens);
+        tokens.truncate(cache.len());
         Past { tokens, cache }
     }
 

@@ -4,6 +4,7 @@ use super::graph::Decode;
 use super::{Completion, Finish, Generator, Speed, Step, TextStream, device, ids, log_prob};
 use crate::backend::Device;
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::models::{Cache, Input};
 use crate::rng::Key;
 use crate::tensor::Tensor;
@@ -42,14 +43,16 @@ impl Row {
         }
     }
 
-    pub fn finished(self) -> Completion {
-        Completion {
-            tokens: self.steps.iter().filter_map(|s| s.token).collect(),
-            text: self.steps.iter().map(|s| s.text.as_str()).collect(),
-            log_probs: self.steps.iter().filter_map(|s| s.log_prob).collect(),
+    pub fn finished(self) -> Result<Completion> {
+        let mut text = String::new();
+        self.steps.iter().try_for_each(|s| memory::append(&mut text, &s.text))?;
+        Ok(Completion {
+            tokens: memory::try_collect(self.steps.iter().filter_map(|s| s.token))?,
+            text,
+            log_probs: memory::try_collect(self.steps.iter().filter_map(|s| s.log_prob))?,
             finish: self.finish.unwrap_or(Finish::Length),
             error: self.error.map(|e| e.text()),
-        }
+        })
     }
 
     /// Tokens that there may be, prompt included.
@@ -59,6 +62,10 @@ impl Row {
 
     /// Draws the next token from its logits. What goes wrong ends this row alone, and leaves it what it has.
     fn draw(&mut self, logits: &[f64], g: &Generator<'_>) {
+        // The last text may come as a step of its own.
+        if let Err(e) = memory::grow(&mut self.tokens, 1).and_then(|()| memory::grow(&mut self.steps, 2)) {
+            return self.fail(e);
+        }
         let o = &g.options;
         let (key, prompt, most) = (self.key, self.prompt, self.most(g));
         let sampler = Sampler { sampling: o.sampling, rules: &o.rules, ends: &o.stop_tokens, key, prompt, most };
