@@ -2,6 +2,7 @@
 //!
 //! Public, because your own ops and models deserve the same checks as ours.
 
+mod any_scalar;
 mod entry;
 mod gradcheck;
 mod nd;
@@ -10,6 +11,7 @@ mod scalar;
 mod suite;
 mod timing;
 
+pub use any_scalar::AnyScalar;
 pub use entry::{BenchCase, Implementation, OpEntry};
 pub use gradcheck::{GradCheck, GradCheckReport, InputVerdict, gradcheck, gradgradcheck};
 pub use nd::{Nd, axis_index, broadcast_extents};

@@ -103,6 +103,14 @@ impl<S: Scalar> Nd<S> {
         Nd::new(self.extents_with(axis, out), data)
     }
 
+    /// The same numbers as scalars of another type.
+    pub fn convert<T>(&self) -> Nd<T>
+    where
+        S: Into<T>,
+    {
+        Nd { shape: self.shape.clone(), data: self.data.iter().map(|&x| x.into()).collect() }
+    }
+
     /// The index of an axis that may be counted from the end.
     pub fn axis_at(&self, axis: Axis) -> usize {
         axis_index(axis, self.shape.rank())

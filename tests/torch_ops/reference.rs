@@ -1,7 +1,7 @@
 //! The op of a case as its definition: where the error bounds come from.
 
 use super::cases::{Case, Numbers};
-use cotangent::testing::{Ball, Dual, Nd, Scalar};
+use cotangent::testing::{AnyScalar, Ball, Dual, Nd, Scalar};
 use cotangent::{DType, Result, Tensor};
 
 /// One run gives everything: the value, its derivative along the case's direction, along an axis, and along both; each with a
@@ -11,7 +11,15 @@ pub type S = Dual<Dual<Ball>>;
 pub trait Definition: Send + Sync {
     fn name(&self) -> &'static str;
     fn show(&self) -> String;
-    fn define(&self, x: &[Nd<S>]) -> Vec<Nd<S>>;
+    fn define(&self, x: &[Nd<AnyScalar>]) -> Vec<Nd<AnyScalar>>;
+}
+
+impl dyn Definition {
+    /// By one compiled definition for all kinds of scalars.
+    fn run(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
+        let any: Vec<_> = x.iter().map(Nd::convert).collect();
+        self.define(&any).iter().map(Nd::convert).collect()
+    }
 }
 
 impl<O: cotangent::op::Describe> Definition for O {
@@ -21,7 +29,7 @@ impl<O: cotangent::op::Describe> Definition for O {
     fn show(&self) -> String {
         super::calls::shown(self)
     }
-    fn define(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
+    fn define(&self, x: &[Nd<AnyScalar>]) -> Vec<Nd<AnyScalar>> {
         cotangent::op::Describe::define(self, x)
     }
 }
@@ -84,7 +92,7 @@ impl Reference {
             })
             .collect();
         let mut out = Reference::default();
-        let plain = op.define(&x);
+        let plain = op.run(&x);
         for y in &plain {
             out.values.push(y.data.iter().map(|y| y.v.v).collect());
             out.second_seeds.push(y.data.iter().map(|y| y.v.d).collect());
@@ -96,7 +104,7 @@ impl Reference {
             let (mut first, mut second) = (Vec::new(), Vec::new());
             for j in 0..x[i].data.len() {
                 x[i].data[j].d.v = ball(1.0);
-                let y = op.define(&x);
+                let y = op.run(&x);
                 x[i].data[j].d.v = ball(0.0);
                 let along = |part: fn(&S) -> Ball| {
                     let terms = y.iter().zip(&c.seeds).filter_map(|(y, s)| Some((y, s.as_ref()?)));

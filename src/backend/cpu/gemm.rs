@@ -1,5 +1,5 @@
-//! Matrix products over slices: the bounds checks, the splitting of work and the rounding of half types around the `gemm`
-//! crate's micro-kernels.
+//! Matrix products over slices: the bounds checks, the splitting of work and the rounding of half types around the micro-kernels of
+//! the `gemm` crates.
 //!
 //! Bits do not depend on the number of threads. The crate cuts C into micro-tiles whose borders, like its steps along K,
 //! follow from the sizes (and the machine's caches) alone; threads only share the tiles out, and one thread adds up an
@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::par::*;
-use gemm::Parallelism;
+use gemm_common::Parallelism;
 
 use super::math::{Real, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use super::simd::dispatch;
@@ -154,10 +154,45 @@ impl Half for half::f16 {
     }
 }
 
+/// dst ← alpha dst + beta lhs·rhs: sizes m, n, k; dst with its strides from column to column and from row to row, and whether it is
+/// read; both operands with theirs; alpha, beta; which of the three to conjugate; the threads.
+type Kernel<T> = unsafe fn(
+    usize,
+    usize,
+    usize,
+    *mut T,
+    isize,
+    isize,
+    bool,
+    *const T,
+    isize,
+    isize,
+    *const T,
+    isize,
+    isize,
+    T,
+    T,
+    bool,
+    bool,
+    bool,
+    Parallelism,
+);
+
 /// The element types that the micro-kernels multiply.
-pub(crate) trait GemmFloat: Real {}
-impl GemmFloat for f32 {}
-impl GemmFloat for f64 {}
+pub(crate) trait GemmFloat: Real {
+    /// The micro-kernels for this processor.
+    fn kernel() -> Kernel<Self>;
+}
+impl GemmFloat for f32 {
+    fn kernel() -> Kernel<Self> {
+        gemm_f32::gemm::f32::get_gemm_fn()
+    }
+}
+impl GemmFloat for f64 {
+    fn kernel() -> Kernel<Self> {
+        gemm_f64::gemm::f64::get_gemm_fn()
+    }
+}
 
 /// A pointer into C that tasks of one product share; each writes its own tile.
 #[derive(Clone, Copy)]
@@ -204,23 +239,25 @@ unsafe fn tile<T: GemmFloat>(alpha: T, a: Mat<T>, b: Mat<T>, beta: T, c: *mut T,
     if bytes >= PACKED {
         memory::ensure(bytes + if first { rayon::current_num_threads() * (2 << 20) } else { 0 })?;
     }
+    // The micro-kernels write columns: rows of C are the columns of Cᵀ = Bᵀ·Aᵀ.
+    let (lhs, rhs, column, row) = if rs > 1 { (b.transposed(), a.transposed(), rs, 1) } else { (a, b, 1, rs) };
     // SAFETY: `Mat::new` checked that every element of a and b lies in its slice, and the caller vouches for c; sizes are
     // below isize::MAX by `span`. With beta = 0 the kernel does not read c.
     unsafe {
-        gemm::gemm(
-            a.rows,
-            b.cols,
-            a.cols,
+        T::kernel()(
+            lhs.rows,
+            rhs.cols,
+            lhs.cols,
             c,
-            1,
-            rs as isize,
+            column as isize,
+            row as isize,
             beta != T::ZERO,
-            a.data.as_ptr(),
-            a.col_stride as isize,
-            a.row_stride as isize,
-            b.data.as_ptr(),
-            b.col_stride as isize,
-            b.row_stride as isize,
+            lhs.data.as_ptr(),
+            lhs.col_stride as isize,
+            lhs.row_stride as isize,
+            rhs.data.as_ptr(),
+            rhs.col_stride as isize,
+            rhs.row_stride as isize,
             beta,
             alpha,
             false,

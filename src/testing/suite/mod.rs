@@ -16,7 +16,8 @@ pub use layouts::Arrangement;
 pub use report::{Check, Report};
 pub use tolerance::Tolerance;
 
-use super::{Ball, Describe, Dual, Gen, Input, Nd, Purpose, Sample};
+use super::any_scalar::through;
+use super::{AnyScalar, Ball, Describe, Dual, Gen, Input, Nd, Purpose, Sample};
 use crate::backend::{Device, cpu::poison_fresh_memory};
 use crate::dtype::{DType, F32};
 use crate::error::{ErrorKind, Result};
@@ -56,9 +57,19 @@ pub(crate) trait Subject: Send + Sync {
     /// The op with its options, as Rust prints it.
     fn show(&self) -> String;
     fn run(&self, x: &[&Tensor]) -> Result<Outputs>;
-    fn define_ball(&self, x: &[Nd<Ball>]) -> Vec<Nd<Ball>>;
-    fn define_dual_ball(&self, x: &[Nd<Dual<Ball>>]) -> Vec<Nd<Dual<Ball>>>;
-    fn define_second(&self, x: &[Nd<Dual<Dual<f64>>>]) -> Vec<Nd<Dual<Dual<f64>>>>;
+    fn define(&self, x: &[Nd<AnyScalar>]) -> Vec<Nd<AnyScalar>>;
+}
+
+impl dyn Subject {
+    fn define_ball(&self, x: &[Nd<Ball>]) -> Vec<Nd<Ball>> {
+        through(x, &|x| self.define(x))
+    }
+    fn define_dual_ball(&self, x: &[Nd<Dual<Ball>>]) -> Vec<Nd<Dual<Ball>>> {
+        through(x, &|x| self.define(x))
+    }
+    fn define_second(&self, x: &[Nd<Dual<Dual<f64>>>]) -> Vec<Nd<Dual<Dual<f64>>>> {
+        through(x, &|x| self.define(x))
+    }
 }
 
 struct Bound<O>(O, Call<O>);
@@ -73,13 +84,7 @@ impl<O: Describe> Subject for Bound<O> {
     fn run(&self, x: &[&Tensor]) -> Result<Outputs> {
         (self.1)(&self.0, x)
     }
-    fn define_ball(&self, x: &[Nd<Ball>]) -> Vec<Nd<Ball>> {
-        self.0.define(x)
-    }
-    fn define_dual_ball(&self, x: &[Nd<Dual<Ball>>]) -> Vec<Nd<Dual<Ball>>> {
-        self.0.define(x)
-    }
-    fn define_second(&self, x: &[Nd<Dual<Dual<f64>>>]) -> Vec<Nd<Dual<Dual<f64>>>> {
+    fn define(&self, x: &[Nd<AnyScalar>]) -> Vec<Nd<AnyScalar>> {
         self.0.define(x)
     }
 }
