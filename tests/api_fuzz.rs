@@ -148,7 +148,14 @@ impl Pick {
 
     fn laid_out(&mut self, shape: &[usize], dtype: DType, limit: Option<usize>) -> Tensor {
         let kind = self.below(8);
-        if shape.iter().fold(1usize, |n, &d| n.saturating_mul(d)) > 1 << 16 {
+        let mut large = shape.to_vec();
+        let axis = if large.is_empty() { 0 } else { self.below(large.len()) };
+        if !large.is_empty() && (kind == 1 || kind == 2) {
+            large[axis] = large[axis].saturating_mul(kind).saturating_add(1);
+        }
+        let many = |shape: &[usize]| shape.iter().fold(1usize, |n, &d| n.saturating_mul(d)) > 1 << 16;
+        // A large shape beside an extent of 0 has no elements; what it is cut from has.
+        if many(shape) || many(&large) {
             // The shape of a large tensor without memory: another one.
             let other = Tensor::full(shape, if limit == Some(0) { 0.0 } else { 1.0 }, dtype);
             return other.or_else(|_| Tensor::full([1], 0.0, dtype)).unwrap();
@@ -164,11 +171,6 @@ impl Pick {
             if let Ok(t) = Tensor::full(shape, if limit == Some(0) { 0.0 } else { 1.0 }, dtype) {
                 return t;
             }
-        }
-        let mut large = shape.to_vec();
-        let axis = if large.is_empty() { 0 } else { self.below(large.len()) };
-        if !large.is_empty() && (kind == 1 || kind == 2) {
-            large[axis] = large[axis] * kind + 1;
         }
         let t = self.values(&large, dtype, limit);
         let rank = large.len();

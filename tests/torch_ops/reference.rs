@@ -14,7 +14,7 @@ pub trait Definition: Send + Sync {
     fn define(&self, x: &[Nd<AnyScalar>]) -> Vec<Nd<AnyScalar>>;
 }
 
-impl dyn Definition {
+impl dyn Definition + '_ {
     /// By one compiled definition for all kinds of scalars.
     fn run(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
         let any: Vec<_> = x.iter().map(Nd::convert).collect();
