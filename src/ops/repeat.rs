@@ -201,11 +201,17 @@ impl Composite for RepeatInterleaveBy {
             bail!(shape, "expected one count for each of the {extent} positions of axis {axis} of {}, found {}", x.shape(), counts.shape());
         }
         let counts = counts.cast(I64)?.to_vec::<i64>()?;
-        let (mut total, each) = (0usize, counts.len() != 1);
+        let count = |at: usize| match usize::try_from(counts[at]) {
+            Ok(n) => Ok(n),
+            Err(_) => bail!(argument, "a count is negative: {} at position {at}", counts[at]),
+        };
+        if counts.len() != extent {
+            // No index: positions without memory, of an expanded tensor, may be more than one can list.
+            return RepeatInterleave { count: count(0)?, axis: self.0 }.compose(&[x]);
+        }
+        let mut total = 0usize;
         for i in 0..extent {
-            let (at, n) = if each { (i, counts[i]) } else { (0, counts[0]) };
-            let Ok(n) = usize::try_from(n) else { bail!(argument, "a count is negative: {n} at position {at}") };
-            let Some(sum) = total.checked_add(n) else {
+            let Some(sum) = total.checked_add(count(i)?) else {
                 bail!(out_of_memory, "repeating {} gives more elements than memory can address", x.shape())
             };
             total = sum;
@@ -213,8 +219,7 @@ impl Composite for RepeatInterleaveBy {
         x.shape().with_dim(axis, total).checked_numel()?;
         let mut from = memory::room::<i64>(total)?;
         for i in 0..extent {
-            let n = counts[if each { i } else { 0 }] as usize;
-            memory::extend(&mut from, std::iter::repeat_n(i as i64, n))?;
+            memory::extend(&mut from, std::iter::repeat_n(i as i64, count(i)?))?;
         }
         let from = Tensor::from_slice(&from, [total])?.to_device(x.device())?;
         Ok(smallvec![x.index_select(axis, &from)?])
