@@ -140,7 +140,7 @@ fn what_cannot_be_replayed_is_refused_with_op_and_line() {
     let s = &mut here(&[0.5, 0.5, 0.5]);
     named(&refused(s, &x, |_, x, _| Ok(vec![Tensor::from_slice(&x[0].exp()?.to_vec::<f32>()?, [3])?])), "to_vec");
     named(&refused(s, &x, |_, x, _| x[0].mul_scalar(x[0].sum(..)?.item()?).map(|y| vec![y])), "item");
-    named(&refused(s, &x, |_, x, _| x[0].repeat_interleave(&x[0].cast(I64)?, 0).map(|y| vec![y])), "repeat_interleave_by");
+    named(&refused(s, &x, |_, x, _| x[0].repeat_interleave(&x[0].cast(I64)?, 0).map(|y| vec![y])), "repeat_interleave");
     named(&refused(s, &x, |_, x, _| x[0].add(&Tensor::scalar(1f32)?.to_device(device())?).map(|y| vec![y])), "to_device");
     named(&refused(s, &x, |_, x, _| x[0].to_device(Device::Cpu).map(|y| vec![y])), "to_device");
     named(&refused(s, &x, |_, x, _| cuda::synchronize(device()).and_then(|()| Ok(vec![x[0].exp()?]))), "synchronize");
