@@ -621,8 +621,7 @@ fn emulator(root: &Path, modules: &[Module]) {
     let mut build = cc::Build::new();
     // Contraction of a·b + c into one rounding is the machine's choice on a GPU: here it is off, so that results are the
     // same on every host, and a kernel that needs it says fma.
-    // Optimised no further than that: two hundred units take a third less time to compile.
-    build.cpp(true).std("c++17").opt_level(1).flag("-ffp-contract=off").flag("-Wno-unknown-pragmas").include(&include);
+    build.cpp(true).std("c++17").opt_level(2).flag("-ffp-contract=off").flag("-Wno-unknown-pragmas").include(&include);
     let files = fs::read_dir(&include).into_iter().flatten().flatten().map(|e| e.path());
     let mut own: Vec<PathBuf> = files.filter(|p| p.extension().is_some_and(|e| e == "cpp" || e == "h")).collect();
     own.sort();
