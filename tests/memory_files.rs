@@ -1,7 +1,7 @@
 //! Files with very many parts, and what becomes several times as large as its file, when memory ends: `Ok` or `Err`, never the end of
 //! the process.
 
-use crate::memory_limits::{Call, calls_at, ends_at, is_child};
+use crate::memory_limits::{Call, calls_end_at};
 use cotangent::io::{CsvFile, GgufFile, ModelConfig, NpzFile, TensorFile, TorchFile, read_npy};
 use cotangent::train::{Bytes, Characters, Snapshot, Tokenizer, Tokens};
 use cotangent::{Error, F64, Result};
@@ -226,14 +226,8 @@ fn images(folder: &Path) -> Vec<Call> {
 #[test]
 fn no_file_ends_the_process_when_memory_ends() {
     let levels = [100e6, 40e6, 20e6, 10e6, 5e6, 3e6].map(|n| n as usize);
-    if is_child() {
-        let folder = std::env::temp_dir().join(format!("cotangent_memory_files_{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        calls_at(&levels, &calls(&folder));
-        std::fs::remove_dir_all(folder).unwrap();
-        return;
-    }
-    let Some((fine, refused)) = ends_at("memory_files::no_file_ends_the_process_when_memory_ends", &levels) else { return };
+    let test = "memory_files::no_file_ends_the_process_when_memory_ends";
+    let Some((fine, refused)) = calls_end_at(test, &levels, calls) else { return };
     assert_eq!(refused[0], 0, "all of them fit");
     assert!(fine.last() < refused.last() && fine.windows(2).all(|f| f[1] <= f[0] + 2), "fewer and fewer fit: {fine:?}");
 }

@@ -15,7 +15,7 @@ use std::process::{Child, Command, Stdio};
 
 const CHILD: &str = "COTANGENT_MEMORY_CHILD";
 
-pub fn is_child() -> bool {
+fn is_child() -> bool {
     std::env::var_os(CHILD).is_some()
 }
 
@@ -295,7 +295,7 @@ fn ballast(left: usize) -> Vec<Vec<u8>> {
 pub type Call = (&'static str, Box<dyn Fn() -> Result<f64>>);
 
 /// The child's part of [`ends_at`]: every call at every level.
-pub fn calls_at(levels: &[usize], calls: &[Call]) {
+fn calls_at(levels: &[usize], calls: &[Call]) {
     // Threads, their stacks and scratch exist before the limit; so do the lines that are printed below.
     let expected: Vec<f64> = calls.iter().map(|(name, f)| f().unwrap_or_else(|e| panic!("{name}: {e}"))).collect();
     let mut answers = std::io::stdin().lines();
@@ -342,7 +342,7 @@ fn note(name: &str) {
 
 /// Runs a test in a process of its own, for which memory ends after so many bytes, and says how many calls were fine and how many
 /// refused at each level; `None` where limits cannot be set.
-pub fn ends_at(test: &str, levels: &[usize]) -> Option<(Vec<usize>, Vec<usize>)> {
+fn ends_at(test: &str, levels: &[usize]) -> Option<(Vec<usize>, Vec<usize>)> {
     if Command::new("prlimit").arg("--version").output().is_err() {
         say(&format!("skipped: {test} needs prlimit (util-linux)"));
         return None;
@@ -387,30 +387,28 @@ pub fn ends_at(test: &str, levels: &[usize]) -> Option<(Vec<usize>, Vec<usize>)>
     Some((fine, refused))
 }
 
+/// [`ends_at`] with [`calls_at`] as the child's part, in a folder that is gone afterwards; `None` there, too.
+pub fn calls_end_at(test: &str, levels: &[usize], calls: impl Fn(&std::path::Path) -> Vec<Call>) -> Option<(Vec<usize>, Vec<usize>)> {
+    if !is_child() {
+        return ends_at(test, levels);
+    }
+    let folder = std::env::temp_dir().join(format!("cotangent_{}_{}", test.replace("::", "_"), std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    calls_at(levels, &calls(&folder));
+    std::fs::remove_dir_all(folder).unwrap();
+    None
+}
+
 #[test]
 fn a3_no_call_aborts_when_memory_ends() {
-    if is_child() {
-        let folder = std::env::temp_dir().join(format!("cotangent_memory_{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        calls_at(&levels(), &calls(&folder));
-        std::fs::remove_dir_all(folder).unwrap();
-        return;
-    }
-    let Some((fine, refused)) = ends_at("memory_limits::a3_no_call_aborts_when_memory_ends", &levels()) else { return };
+    let Some((fine, refused)) = calls_end_at("memory_limits::a3_no_call_aborts_when_memory_ends", &levels(), calls) else { return };
     assert!(refused[0] < 3 && fine[0] > 0, "nearly all calls fit 64 MB: {refused:?}");
     assert!(refused[19] > fine[19], "few fit the last level: {fine:?}");
 }
 
 #[test]
 fn a3_no_record_aborts_when_memory_ends() {
-    if is_child() {
-        let folder = std::env::temp_dir().join(format!("cotangent_records_{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        calls_at(&levels(), &records(&folder));
-        std::fs::remove_dir_all(folder).unwrap();
-        return;
-    }
-    let Some((fine, refused)) = ends_at("memory_limits::a3_no_record_aborts_when_memory_ends", &levels()) else { return };
+    let Some((fine, refused)) = calls_end_at("memory_limits::a3_no_record_aborts_when_memory_ends", &levels(), records) else { return };
     assert!(refused[0] == 0 && refused[19] > 0, "all fit 64 MB, some do not fit the last level: {fine:?}, {refused:?}");
 }
 
