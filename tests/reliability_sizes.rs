@@ -56,6 +56,23 @@ fn a3_targets_and_positions_without_memory_are_errors_or_nothing() {
 }
 
 #[test]
+fn c_one_count_for_positions_without_memory_lists_none_of_them() {
+    let x = Tensor::full([BIG, 2], 3.0, F32).unwrap();
+    let by = |n: i64| x.repeat_interleave(&Tensor::from_slice(&[n], [1]).unwrap(), 0);
+    assert_eq!(by(0).unwrap().shape(), &[0, 2]);
+    assert_eq!(by(1).unwrap().narrow(0, BIG - 1, 1).unwrap().to_vec::<f32>().unwrap(), [3.0, 3.0]);
+    assert!(by(-1).unwrap_err().is_argument());
+    assert!(by(i64::MAX).unwrap_err().is_out_of_memory());
+    // As a number does, and with its gradient.
+    let x = Tensor::from_slice(&[1.0, -2.0, 4.0], [3]).unwrap();
+    let weights = Tensor::from_slice(&[1.0, 2.0, 3.0, 5.0, 7.0, 11.0], [6]).unwrap();
+    let count = Tensor::from_slice(&[2i64], [1]).unwrap();
+    let (y, bar) = value_and_grad(&x, |x| x.repeat_interleave(&count, 0)?.mul(&weights)?.sum(..)).unwrap();
+    assert_eq!(y.item().unwrap(), 3.0 - 16.0 + 72.0);
+    assert_eq!(bar.to_vec::<f64>().unwrap(), [3.0, 8.0, 18.0]);
+}
+
+#[test]
 fn a3_and_c_prefetching_takes_memory_for_what_is_there() {
     for ahead in [BIG, MAX] {
         let data = Prefetch::new(|i: u64| if i < 50 { Ok(i) } else { Err(cotangent::Error::argument("the end")) }, ahead);

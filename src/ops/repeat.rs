@@ -146,7 +146,7 @@ impl Describe for RepeatInterleaveBy {
         forward: "y[…, k, …] = x[…, i, …] for the i with n₀ + … + nᵢ₋₁ ≤ k < n₀ + … + nᵢ, nᵢ the count of position i",
         vjp: "x̄[…, i, …] = Σ of ȳ over the nᵢ copies of position i",
         kinks: "linear in x; counts have no derivative",
-        cost: "reads the counts on the host, then as index_select: reads x, writes y; saves an index for every copy",
+        cost: "reads the counts on the host, then as index_select: reads x, writes y; saves an index for every copy, nothing with one count for all",
         references: "torch.repeat_interleave; numpy.repeat",
     };
 
@@ -273,7 +273,7 @@ impl Tensor {
     /// ```
     ///
     /// # Gradient
-    /// The sum of `ȳ` over the copies of each position; saves nothing, with a tensor of counts an index for every copy.
+    /// The sum of `ȳ` over the copies of each position; saves nothing, with a count for each position an index for every copy.
     ///
     /// # Shapes
     /// With one number the axis grows by that factor. A tensor holds a count for each position (or one for all), of an integer type; the
