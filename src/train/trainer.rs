@@ -259,10 +259,9 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
     ///
     /// # Errors
     /// Whatever data, loss, optimizer, callbacks or evaluation return; argument error for options out of range, for an evaluation that is
-    /// asked for and not set, for a folder that has snapshots of another run or in which one is training, for data other than those of the snapshot that the run continues from, and
-    /// when more steps in a row than [`Options::patience`], or all steps of the run, were not finite.
-    /// The trainer can be run again after an error: model,
-    /// optimizer and position are those of the last whole step.
+    /// asked for and not set, for a folder that has snapshots of another run or in which one is training, for data other than those of the
+    /// snapshot that the run continues from, and when more steps in a row than [`Options::patience`], or all steps of the run, were not
+    /// finite. The trainer can be run again after an error: model, optimizer and position are those of the last whole step.
     #[track_caller]
     pub fn run<D: Batches, L: Into<Loss>>(&mut self, data: &D, loss: impl Fn(&M, &D::Batch, Key) -> Result<L>) -> Result<Outcome<M>> {
         let at = Location::caller();
