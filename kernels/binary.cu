@@ -1,4 +1,4 @@
-// Elementwise ops of two operands, broadcast against each other: one block per op, as in src/ops/binary.
+// Elementwise ops of two operands, broadcast against each other: one block per op, as in src/ops/elementwise/binary.
 #include "common/math.cuh"
 #include "common/view.cuh"
 

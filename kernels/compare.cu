@@ -2,7 +2,7 @@
 #include "common/convert.cuh"
 #include "common/view.cuh"
 
-// The order of `Relation` in src/ops/compare.rs.
+// The order of `Relation` in src/ops/elementwise/compare.rs.
 enum Relation { EQUAL, NOT_EQUAL, LESS, AT_MOST, GREATER, AT_LEAST, TAKEN };
 
 template <class A> DEVICE bool holds(i32 relation, A a, A b) {

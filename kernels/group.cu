@@ -1,4 +1,4 @@
-// Reductions whose derivative needs the whole group again, as in src/ops/group: product, extrema, logsumexp, variance,
+// Reductions whose derivative needs the whole group again, as in src/ops/reduce/group: product, extrema, logsumexp, variance,
 // standard deviation, Euclidean norm.
 //
 // Math         y = R::finish(part of the group), x_bar = R::pull(x, part of its group, y_bar of its group): common/moments.cuh

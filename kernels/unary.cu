@@ -1,4 +1,4 @@
-// Elementwise ops of one operand, and their derivatives: one block per op, as in src/ops/elementwise.
+// Elementwise ops of one operand, and their derivatives: one block per op, as in src/ops/elementwise/unary.
 //
 // `f` is the function, `pull` its slope in terms of the saved value times the cotangent g. Where the slope is piecewise
 // constant, `pull` selects instead of multiplying, so that nothing of an infinite cotangent leaks through a closed gate.

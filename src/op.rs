@@ -442,6 +442,23 @@ pub mod expect {
         Ok(first.dtype)
     }
 
+    /// Float operands of one dtype and one shape.
+    pub(crate) fn same_shapes(x: &[Spec]) -> Result<()> {
+        same_float(x)?;
+        if let Some(other) = x.iter().find(|s| s.shape != x[0].shape) {
+            bail!(shape, "operands must have one shape: {} and {}", x[0].shape, other.shape);
+        }
+        Ok(())
+    }
+
+    /// Dtype error unless every operand is a mask.
+    pub(crate) fn masks(x: &[Spec]) -> Result<()> {
+        if let Some(s) = x.iter().find(|s| s.dtype != DType::U8) {
+            bail!(dtype, "expected a u8 mask, found {} {}: compare it first (`x.ne_scalar(0.0)`)", s.dtype, s.shape);
+        }
+        Ok(())
+    }
+
     /// An index dtype (`i64`, `u32` or `u8`).
     ///
     /// # Errors

@@ -1,5 +1,5 @@
 //! Attention where others failed: what samples of single calls cannot show. Rows A1–A27 of the catalogue are notes of the
-//! samples in src/ops/sdpa_samples.rs and src/ops/sdpa_option_samples.rs, or tests here.
+//! samples in src/ops/attention/sdpa/samples.rs and src/ops/attention/sdpa/option_samples.rs, or tests here.
 
 use cotangent::nn::{Attend, AttentionConfig, KvCache, MultiHeadAttention};
 use cotangent::ops::{Rotary, Sdpa};

@@ -47,7 +47,7 @@ impl Function {
 
     /// Samples may use what they like: they are inputs.
     fn is_sample(&self) -> bool {
-        self.name.contains("sample") || self.file.contains("_samples")
+        self.name.contains("sample") || self.file.contains("samples")
     }
 }
 

@@ -1,5 +1,5 @@
 // Conversion between all element types, as Rust's `as`: floats round once to nearest even, integers truncate and saturate, NaN
-// becomes 0. As in src/ops/cast.rs: f32 and the half types convert through float, everything else through double or i64.
+// becomes 0. As in src/ops/elementwise/cast.rs: f32 and the half types convert through float, everything else through double or i64.
 #pragma once
 #include "common/types.cuh"
 

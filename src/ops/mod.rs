@@ -1,80 +1,33 @@
-//! One op, one file. Layer L4b. The registry below is the only list.
+//! One op, one file; a folder for each family. Layer L4b. The registry below is the only list.
 
-pub mod add_norm;
-pub mod any_all;
-pub mod argmax;
-pub mod bce_with_logits;
-pub mod binary;
-pub mod cast;
-pub mod compare;
-pub mod concat;
+pub mod attention;
 mod create;
-pub mod cross_entropy;
-mod cross_entropy_samples;
-pub mod cumsum;
-pub mod diagonal;
-pub mod dropout;
-pub mod einsum;
 pub mod elementwise;
-pub mod embedding;
-pub mod flip;
-pub mod gated;
-pub mod gather;
-pub mod group;
-pub mod index_select;
-pub mod linear;
-pub mod linear_cross_entropy;
-mod linear_cross_entropy_cpu;
-mod linear_cross_entropy_samples;
-mod literal;
-pub mod log_softmax;
-pub mod logical;
+pub mod index;
+pub mod linalg;
 pub mod loss;
-pub mod matmul;
-pub mod matrix_norm;
-pub mod mean;
-pub mod mse_loss;
-pub mod nll_loss;
-mod nonzero;
 pub mod norm;
-mod norm_samples;
-mod norm_vjp;
-mod operators;
-pub mod pad;
-pub mod permute;
-pub mod quant_linear;
-mod random;
-pub mod repeat;
-pub mod rope;
-pub mod scatter_reduce;
-pub mod sdpa;
-mod sdpa_define;
-mod sdpa_option_samples;
-mod sdpa_samples;
+pub mod reduce;
 mod second_order;
-pub mod select;
-pub mod slice;
-pub mod soft_cross_entropy;
-mod soft_cross_entropy_samples;
-pub mod softmax;
-pub mod sort;
-pub mod split;
-pub mod squeeze;
-mod stretches;
-pub mod sum;
-mod to_device;
-pub mod triangle;
-pub mod unbind;
-pub mod views;
+pub mod shape;
+
+pub use attention::{rope, sdpa};
+pub use elementwise::{binary, cast, compare, dropout, gated, logical, select};
+pub use index::{embedding, gather, index_select, scatter_reduce};
+pub use linalg::{einsum, linear, matmul, matrix_norm, quant_linear};
+pub use loss::{bce_with_logits, cross_entropy, linear_cross_entropy, mse_loss, nll_loss, soft_cross_entropy};
+pub use norm::{add_norm, log_softmax, softmax};
+pub use reduce::{any_all, argmax, cumsum, group, mean, sort, sum};
+pub use shape::{concat, diagonal, flip, pad, permute, repeat, slice, split, squeeze, triangle, unbind, views};
 
 pub use crate::backend::cpu::quant::Blocks;
-pub use cross_entropy::CrossEntropy;
 #[doc(hidden)]
-pub use literal::Nested;
+pub use create::Nested;
+pub use cross_entropy::CrossEntropy;
+pub use elementwise::Number;
 pub use loss::Reduction;
 pub use matrix_norm::MatrixNorm;
 pub use nll_loss::NegativeLogLikelihood;
-pub use operators::Number;
 pub use repeat::Repeats;
 pub use rope::{RopePositions, RopeStyle, Rotary};
 pub use scatter_reduce::ScatterReduce;
@@ -91,7 +44,7 @@ use crate::tensor::Tensor;
 use crate::testing::{Config, OpEntry, Report};
 
 /// How the sweep adds cotangents.
-pub(crate) const ACCUMULATE: Accumulate = Accumulate { add: add_cotangents, reduce_to, assemble: stretches::assemble };
+pub(crate) const ACCUMULATE: Accumulate = Accumulate { add: add_cotangents, reduce_to, assemble: shape::stretches::assemble };
 
 fn add_cotangents(mut acc: Tensor, bar: &Tensor) -> Result<Tensor> {
     // In place when nothing else can see the first one and the sum is not being recorded.

@@ -1,0 +1,253 @@
+//! Inputs on which attention is checked: sizes, options, masks, and the bugs that other implementations had.
+
+use super::{Sdpa, SdpaOp, SdpaVjp};
+use crate::dtype::{DType, F64, U8};
+use crate::error::ErrorKind;
+use crate::rng::Key;
+use crate::shape::Shape;
+use crate::testing::{Gen, Input, Purpose, Sample};
+
+const INF: f64 = f64::INFINITY;
+
+fn op(options: Sdpa, mask: Option<&Input>) -> SdpaOp {
+    SdpaOp { options, boolean: mask.is_some_and(|m| m.dtype() == Some(U8)), packed: false }
+}
+
+/// Extents of a problem: batch, query heads, key heads, queries, keys, D, Dv.
+pub(super) struct Size(pub(super) [usize; 7]);
+
+impl Size {
+    pub(super) fn qkv(&self, g: &mut Gen, magnitude: f64) -> Vec<Input> {
+        let [b, hq, hkv, tq, tk, d, dv] = self.0;
+        vec![g.normal_with([b, hq, tq, d], magnitude, 0.0), g.normal_with([b, hkv, tk, d], magnitude, 0.0), g.normal([b, hkv, tk, dv])]
+    }
+}
+
+pub(super) fn samples(g: &mut Gen) -> Vec<Sample<SdpaOp>> {
+    let mut out = Vec::new();
+    let dropout = |p: f64, causal: bool| Sdpa { causal, dropout: p, key: Some(Key::new(5)), ..Sdpa::default() };
+    let sizes: [([usize; 7], &'static str); 17] = [
+        ([2, 2, 2, 4, 4, 3, 3], ""),
+        ([1, 1, 1, 1, 1, 4, 4], "one key: y = v, no gradient to q and k"),
+        ([1, 1, 1, 3, 3, 1, 1], ""),
+        ([1, 2, 2, 3, 5, 2, 4], "fewer queries than keys, Dv ≠ D"),
+        ([1, 2, 1, 5, 2, 3, 2], "A26, A2: more queries than keys; the first see nothing when causal"),
+        ([1, 1, 1, 5, 1, 3, 3], "A2: one key"),
+        ([1, 3, 1, 3, 3, 2, 2], "A23: one key head"),
+        ([1, 4, 2, 3, 2, 3, 2], "A23: two query heads a key head"),
+        ([2, 6, 2, 2, 3, 2, 3], "A23, fla 384: three query heads a key head"),
+        ([1, 1, 1, 0, 3, 2, 2], "A3: no queries: zero k̄ and v̄"),
+        ([1, 2, 1, 3, 0, 2, 2], "no keys: zeros"),
+        ([0, 2, 1, 3, 2, 2, 2], "no batches"),
+        ([1, 0, 0, 3, 2, 2, 2], "no heads"),
+        ([1, 1, 1, 2, 3, 0, 2], "D = 0: the mean of v"),
+        ([1, 1, 1, 2, 3, 2, 0], "Dv = 0"),
+        ([1, 2, 2, 1, 6, 2, 2], "one query at the end of a cache"),
+        ([1, 1, 1, 17, 3, 1, 1], "one beyond a block of 16"),
+    ];
+    for (size, note) in sizes {
+        for options in [Sdpa::default(), Sdpa::causal()] {
+            out.push(Sample::check(op(options, None), Size(size).qkv(g, 1.0)).note(note));
+        }
+    }
+    let rank3 = vec![g.normal([2, 3, 2]), g.normal([1, 3, 2]), g.normal([1, 3, 2])];
+    out.push(Sample::check(op(Sdpa::causal(), None), rank3).note("no leading axis"));
+    for options in [
+        Sdpa { scale: Some(1.0), ..Sdpa::causal() },
+        Sdpa { scale: Some(-0.5), ..Sdpa::default() },
+        Sdpa { scale: Some(0.0), ..Sdpa::default() },
+    ] {
+        out.push(Sample::check(op(options, None), Size([1, 2, 2, 3, 3, 2, 2]).qkv(g, 1.0)));
+    }
+    for (p, causal) in [(0.3, false), (0.5, true), (1.0, false), (1.0, true)] {
+        out.push(Sample::check(op(dropout(p, causal), None), Size([2, 2, 1, 3, 4, 2, 2]).qkv(g, 1.0)).note("p = 1: zeros, not infinities"));
+    }
+    masks(g, &mut out, &dropout);
+    values(g, &mut out);
+    rejects(g, &mut out);
+    out.extend(super::option_samples::samples(g));
+    for (size, options) in [
+        ([4, 12, 12, 512, 512, 64, 64], Sdpa::causal()),
+        ([8, 6, 6, 256, 256, 64, 64], Sdpa::causal()),
+        ([1, 14, 2, 512, 512, 64, 64], Sdpa::causal()),
+        ([1, 16, 16, 4096, 4096, 128, 128], Sdpa::causal()),
+    ] {
+        out.push(Sample::bench(op(options, None), Size(size).qkv(g, 1.0)));
+    }
+    out
+}
+
+/// Masks of every broadcast pattern, alone and with every other option.
+fn masks(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>, dropout: &impl Fn(f64, bool) -> Sdpa) {
+    let size = Size([2, 2, 1, 3, 4, 2, 2]);
+    let shapes: [&[usize]; 9] = [&[2, 2, 3, 4], &[1, 1, 3, 4], &[1, 2, 3, 4], &[2, 1, 1, 4], &[2, 1, 3, 1], &[3, 4], &[4], &[1], &[]];
+    for shape in shapes {
+        for options in [Sdpa::default(), Sdpa::causal()] {
+            let with = |g: &mut Gen, m: Input| [size.qkv(g, 1.0), vec![m]].concat();
+            let m = g.normal(shape);
+            out.push(
+                Sample::check(op(options.clone(), Some(&m)), with(g, m)).note("A21, A16: the mask's gradient, summed over what broadcasts"),
+            );
+            let m = g.below(U8, shape, 2);
+            out.push(Sample::check(op(options, Some(&m)), with(g, m)).note("A13: some rows may be fully masked"));
+        }
+    }
+    let m = g.normal([1, 2, 3, 4]);
+    out.push(
+        Sample::check(op(Sdpa { scale: Some(0.7), ..dropout(0.4, true) }, Some(&m)), [size.qkv(g, 1.0), vec![m]].concat())
+            .note("A22: all options at once"),
+    );
+    let m = Input::ints(U8, [3, 4], &[1, 1, 0, 1, 0, 0, 0, 0, 255, 0, 0, 1]);
+    out.push(
+        Sample::check(op(Sdpa::default(), Some(&m)), [size.qkv(g, 1.0), vec![m]].concat())
+            .note("A13: a fully masked row; any byte but 0 attends"),
+    );
+    let m = Input::values([3, 4], [0.5, 0.0, -INF, 1.0, -INF, -INF, -INF, -INF, 0.0, -INF, -INF, 2.0]);
+    out.push(
+        Sample::check(op(Sdpa::default(), Some(&m)), [size.qkv(g, 1.0), vec![m]].concat())
+            .no_grad(&[3])
+            .note("A13: the same with an additive mask"),
+    );
+}
+
+/// Larger problems and special values.
+fn values(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
+    for (size, note) in [
+        ([1, 2, 1, 65, 65, 4, 4], "A27, A4: one beyond a block"),
+        ([1, 3, 1, 5, 70, 4, 6], "several short heads in a block"),
+        ([1, 1, 1, 130, 67, 2, 2], "A2: many queries see nothing"),
+        ([1, 1, 1, 33, 1500, 2, 2], "long rows, shorter blocks"),
+        ([1, 2, 1, 200, 200, 32, 32], "work shared by several tasks a head"),
+    ] {
+        out.push(Sample::value(op(Sdpa::causal(), None), Size(size).qkv(g, 3.0)).note(note));
+    }
+    for tk in [1, 2, 3, 16, 63, 65] {
+        out.push(
+            Sample::value(op(Sdpa::default(), None), Size([1, 1, 1, tk, tk, 16, 16]).qkv(g, 3.0))
+                .note("A1: confident scores at every residue"),
+        );
+    }
+    // Rows of 16 bytes, of every width of the tensor cores' tiles.
+    for (size, causal) in [
+        ([1, 2, 1, 9, 20, 8, 24], false),
+        ([1, 4, 2, 18, 35, 64, 40], true),
+        ([1, 1, 1, 3, 9, 72, 80], false),
+        ([1, 2, 1, 20, 9, 8, 128], true),
+    ] {
+        out.push(Sample::value(op(Sdpa { causal, ..Sdpa::default() }, None), Size(size).qkv(g, 2.0)).note("rows of whole packs"));
+    }
+    let lead: Vec<i64> = (0..100).map(|j| i64::from(j >= 80)).collect();
+    let m = Input::ints(U8, [1, 100], &lead);
+    out.push(
+        Sample::value(op(Sdpa::default(), Some(&m)), [Size([1, 1, 1, 3, 100, 4, 4]).qkv(g, 1.0), vec![m]].concat())
+            .note("whole leading blocks masked"),
+    );
+    for shift in [-128.0, -1e4, 200.0] {
+        let m = g.normal_with([3, 5], 1.0, shift);
+        out.push(
+            Sample::value(op(Sdpa::default(), Some(&m)), [Size([1, 1, 1, 3, 5, 4, 4]).qkv(g, 1.0), vec![m]].concat())
+                .note("A11, A12: shifted scores"),
+        );
+    }
+    let min = f64::from(f32::MIN);
+    let m = Input::values([2, 3], [0.0, min, min, min, min, min]);
+    out.push(
+        Sample::value(op(Sdpa::default(), Some(&m)), [Size([1, 1, 1, 2, 3, 4, 4]).qkv(g, 1.0), vec![m]].concat())
+            .note("A15: finfo.min as a mask"),
+    );
+    // A14: what is masked may hold anything.
+    let hidden = |x: f64| {
+        vec![
+            Input::values([1, 3, 2], [0.5, 1.0, -1.0, 2.0, 0.25, -0.5]),
+            Input::values([1, 3, 2], [1.0, -1.0, 0.5, 0.5, x, 1.0]),
+            Input::values([1, 3, 2], [2.0, -1.0, 0.5, 3.0, 1.0, x]),
+        ]
+    };
+    for x in [f64::NAN, INF, -INF] {
+        let m = Input::ints(U8, [3], &[1, 1, 0]);
+        out.push(Sample::value(op(Sdpa::default(), Some(&m)), [hidden(x), vec![m]].concat()).note("A14: NaN and infinity in a masked key"));
+        let m = Input::values([3], [0.0, 0.5, -INF]);
+        out.push(Sample::value(op(Sdpa::default(), Some(&m)), [hidden(x), vec![m]].concat()).note("A14: the same with an additive mask"));
+        out.push(
+            Sample::value(op(Sdpa::causal(), None), hidden(x)).note("A14: NaN and infinity in the last key reach the last query only"),
+        );
+    }
+}
+
+fn rejects(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
+    use ErrorKind::{Argument, Dtype, Shape as Extents};
+    let mut reject = |options: Sdpa, x: Vec<Input>, kind| {
+        let mask = x.get(3).cloned();
+        out.push(Sample::reject(op(options, mask.as_ref()), x, kind));
+    };
+    let d = Sdpa::default;
+    let three = |g: &mut Gen, q: &[usize], k: &[usize], v: &[usize]| vec![g.normal(q), g.normal(k), g.normal(v)];
+    reject(d(), three(g, &[2, 3], &[2, 3], &[2, 3]), Extents);
+    reject(d(), three(g, &[1, 2, 3, 4], &[2, 3, 4], &[2, 3, 4]), Extents);
+    reject(d(), three(g, &[2, 3, 4], &[2, 3, 5], &[2, 3, 5]), Extents);
+    reject(d(), three(g, &[2, 3, 4], &[2, 3, 4], &[2, 2, 4]), Extents);
+    reject(d(), three(g, &[3, 3, 4], &[2, 3, 4], &[2, 3, 4]), Extents);
+    reject(d(), three(g, &[2, 3, 4], &[0, 3, 4], &[0, 3, 4]), Extents);
+    reject(d(), three(g, &[2, 1, 3, 4], &[3, 1, 3, 4], &[3, 1, 3, 4]), Extents);
+    let ok = |g: &mut Gen, extra: Option<Input>| {
+        let mut x = vec![g.normal([2, 3, 4]), g.normal([2, 5, 4]), g.normal([2, 5, 4])];
+        x.extend(extra);
+        x
+    };
+    for mask in [&[3, 4][..], &[2, 2, 3, 5], &[3, 3, 5]] {
+        let m = g.normal(Shape::from(mask));
+        reject(d(), ok(g, Some(m)), Extents);
+    }
+    let m = g.below(DType::I64, [3, 5], 2);
+    reject(d(), ok(g, Some(m)), Dtype);
+    let m = g.normal([3, 5]).of_dtype(F64);
+    reject(d(), ok(g, Some(m)), Dtype);
+    let mut mixed = ok(g, None);
+    mixed[2] = mixed[2].clone().of_dtype(F64);
+    reject(d(), mixed, Dtype);
+    reject(Sdpa { dropout: 0.5, ..d() }, ok(g, None), Argument);
+    reject(Sdpa { dropout: 1.5, key: Some(Key::new(1)), ..d() }, ok(g, None), Argument);
+    reject(Sdpa { dropout: f64::NAN, key: Some(Key::new(1)), ..d() }, ok(g, None), Argument);
+    reject(Sdpa { scale: Some(f64::NAN), ..d() }, ok(g, None), Argument);
+}
+
+/// The op's samples with a cotangent, and every subset of what can be wanted.
+pub(super) fn vjp_samples(g: &mut Gen) -> Vec<Sample<SdpaVjp>> {
+    let mut out = Vec::new();
+    for s in samples(g) {
+        if !matches!(s.purpose, Purpose::Check | Purpose::Value) {
+            continue;
+        }
+        let mut shape = s.inputs[0].shape().clone();
+        let last = shape.rank() - 1;
+        shape = shape.with_dim(last, s.inputs[2].shape()[last]);
+        let float_mask = s.inputs.get(3).is_some_and(Input::is_float);
+        let mut v = s.map(|of| SdpaVjp { of, want: [true, true, true, float_mask] });
+        v.inputs.push(g.normal(shape));
+        out.push(v);
+    }
+    for want in 1..16u8 {
+        let want = [want & 1 > 0, want & 2 > 0, want & 4 > 0, want & 8 > 0];
+        let m = g.normal([2, 1, 4]);
+        let of = op(Sdpa::causal(), Some(&m));
+        let x = [Size([1, 2, 1, 3, 4, 2, 2]).qkv(g, 1.0), vec![m, g.normal([1, 2, 3, 2])]].concat();
+        out.push(Sample::check(SdpaVjp { of, want }, x).note("A16: every subset of cotangents"));
+    }
+    // A14 in the other direction: a query that sees nothing, and its cotangent, may hold anything.
+    let m = Input::ints(U8, [2, 2], &[0, 0, 1, 1]);
+    for x in [f64::NAN, INF] {
+        let inputs = vec![
+            Input::values([1, 2, 1], [x, 0.5]),
+            Input::values([1, 2, 1], [1.0, -1.0]),
+            Input::values([1, 2, 1], [2.0, 0.5]),
+            m.clone(),
+            Input::values([1, 2, 1], [x, 1.5]),
+        ];
+        let of = op(Sdpa::default(), Some(&m));
+        out.push(
+            Sample::value(SdpaVjp { of, want: [true, true, true, false] }, inputs)
+                .note("A14: NaN and infinity in a query that sees no key"),
+        );
+    }
+    out
+}

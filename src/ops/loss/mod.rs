@@ -1,0 +1,12 @@
+//! Losses: one number for a batch, or one for each example. They share how losses are reduced ([`Reduction`]) and, where the targets
+//! are classes, the check of those and their weights.
+
+pub mod bce_with_logits;
+pub mod cross_entropy;
+pub mod linear_cross_entropy;
+pub mod mse_loss;
+pub mod nll_loss;
+mod reduction;
+pub mod soft_cross_entropy;
+
+pub use reduction::Reduction;

@@ -1,0 +1,10 @@
+//! Ops that rescale rows by a statistic of the row: softmax and its logarithm, layer norm and RMS norm, alone or behind a residual
+//! sum. Each has a derivative kernel of its own. They share loops over rows (`backend::cpu::rows`) and statistics in the accumulator's
+//! type.
+
+pub mod add_norm;
+pub mod layer_norm;
+pub mod log_softmax;
+pub mod softmax;
+
+pub use layer_norm::{LayerNorm, Norm, NormVjp, RmsNorm};
