@@ -259,7 +259,7 @@ fn sources() -> Vec<(String, String)> {
     let mut all = files("src/ops", &["rs"]);
     all.extend(files("src/backend", &["rs"]).into_iter().filter(|f| !f.contains("/cuda/")));
     all.extend(["src/shape.rs", "src/layout.rs", "src/rng.rs", "src/dtype.rs", "src/array.rs"].map(String::from));
-    all.into_iter().filter(|f| !f.ends_with("_tests.rs") && crate::tidy::root().join(f).is_file()).map(|f| (f.clone(), read(&f))).collect()
+    all.into_iter().filter(|f| !f.ends_with("tests.rs") && crate::tidy::root().join(f).is_file()).map(|f| (f.clone(), read(&f))).collect()
 }
 
 #[test]

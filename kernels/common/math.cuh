@@ -1,5 +1,5 @@
 // Elementary functions for float and double under one name each. The accurate ones: nothing here may be replaced by an
-// approximate instruction, and no file may be compiled with fast math. Definitions follow src/backend/cpu/math.rs.
+// approximate instruction, and no file may be compiled with fast math. Definitions follow src/backend/cpu/math/mod.rs.
 #pragma once
 #include "common/types.cuh"
 

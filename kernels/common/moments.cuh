@@ -1,5 +1,5 @@
 // Reductions whose parts are more than one number, and how a cotangent spreads over a group: see common/lines.cuh. The same
-// as src/backend/cpu/moments.rs, except that M elements at a time are joined to a running part.
+// as src/backend/cpu/reduce/moments.rs, except that M elements at a time are joined to a running part.
 #pragma once
 #include "common/lines.cuh"
 

@@ -1,12 +1,12 @@
 //! Rows picked by index, and sums back into them. Indices are checked before anything is read through them; sums run in
 //! an order that the indices alone decide, whatever the number of threads.
 
-use super::Buffer;
-use super::map::{Compute, rows};
-use super::math::Real;
+use super::map::rows;
 use super::par::*;
 use super::simd;
 use super::view::{Contiguous, In, SERIAL};
+use crate::backend::cpu::math::{Compute, Real};
+use crate::backend::cpu::memory::Buffer;
 use crate::dtype::{DType, Element, I64, U8, U32};
 use crate::error::{Error, Result, bail};
 use crate::memory;

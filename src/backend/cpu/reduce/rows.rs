@@ -1,12 +1,11 @@
 //! Kernels that see whole rows: softmax, norms, losses. A row stays in L1 or L2 while it is passed over several times,
 //! so memory is read once. Rows are handed out in groups that depend on the row length alone.
 
-use super::Buffer;
-use super::map::Compute;
-use super::math::Real;
-use super::par::*;
-use super::simd;
-use super::view::{Contiguous, In, SERIAL};
+use crate::backend::cpu::math::{Compute, Real};
+use crate::backend::cpu::memory::Buffer;
+use crate::backend::cpu::run::par::*;
+use crate::backend::cpu::run::simd;
+use crate::backend::cpu::run::view::{Contiguous, In, SERIAL};
 use crate::dtype::Element;
 use crate::error::Result;
 use smallvec::SmallVec;

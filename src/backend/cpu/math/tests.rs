@@ -1,7 +1,7 @@
 //! Accuracy of `math.rs` against f64 over all exponents, special values, and the half conversions against the half crate.
 
-use super::super::simd::dispatch;
 use super::*;
+use crate::backend::cpu::run::simd::dispatch;
 
 /// Error of `got` in units of the last place of the f32 nearest to the exact value.
 fn ulps(got: f32, exact: f64) -> f64 {

@@ -4,12 +4,15 @@
 //! partial results merge. The drivers here do the rest: which axes, how the work is cut, in which order parts are merged
 //! (neighbours pairwise, so errors grow with the logarithm of the number of parts).
 
-use super::Buffer;
-use super::map::Compute;
-use super::math::Real;
-use super::par::*;
-use super::simd;
-use super::view::{In, SERIAL, copy_strided};
+pub(crate) mod moments;
+pub(crate) mod order;
+pub(crate) mod rows;
+
+use crate::backend::cpu::math::{Compute, Real};
+use crate::backend::cpu::memory::Buffer;
+use crate::backend::cpu::run::par::*;
+use crate::backend::cpu::run::simd;
+use crate::backend::cpu::run::view::{In, SERIAL, copy_strided};
 use crate::error::Result;
 use crate::layout::Layout;
 use crate::memory;

@@ -4,14 +4,12 @@
 //! all queries of all heads that share them: scores, their maximum and sum, and the weighted sum of the values. What the tasks
 //! of a unit have found is put together in order. Borders follow from the shapes, never from the number of threads.
 
-use super::Buffer;
-use super::attention::{run_all, store};
-use super::attention_panel::{Heads, Panel};
-use super::attention_plan::Plan;
-use super::map::Compute;
-use super::math::Real;
-use super::matmul::Multiply;
-use super::simd;
+use super::panel::{Heads, Panel, store};
+use super::plan::{Plan, run_all};
+use crate::backend::cpu::math::{Compute, Real};
+use crate::backend::cpu::matmul::Multiply;
+use crate::backend::cpu::memory::Buffer;
+use crate::backend::cpu::run::simd;
 use crate::dtype::Element;
 use crate::error::Result;
 use crate::memory;

@@ -9,37 +9,28 @@
 //! A key whose weight is exactly zero (masked, or underflowed) contributes nothing, even when it holds NaN or infinity:
 //! rows that are not finite are taken out of the products over keys (or over queries) and added by hand where the weight is not 0.
 
-use super::Buffer;
-use super::attention_decode as decode;
-use super::attention_panel::{Heads, add_bad};
-use super::attention_plan::{Block, Plan, Scratch, keys_of, ld, scratch_len};
-use super::gemm::{Mat, gemm_here};
-use super::map::Compute;
-use super::math::Real;
-use super::matmul::Multiply;
-use super::par::*;
-use super::simd;
-use super::view::In;
-use crate::backend::attention::Options;
+mod decode;
+mod panel;
+mod plan;
+
+pub(crate) use plan::Attention;
+
+use crate::backend::cpu::math::Real;
+use crate::backend::cpu::matmul::Multiply;
+use crate::backend::cpu::matmul::gemm::{Mat, gemm_here};
+use crate::backend::cpu::memory::Buffer;
+use crate::backend::cpu::run::simd;
+use crate::backend::cpu::run::view::In;
 use crate::dtype::Element;
 use crate::error::Result;
 use crate::layout::Layout;
 use crate::memory;
+use panel::{Heads, add_bad, store};
+use plan::{Block, Plan, Scratch, keys_of, ld, run_all, scratch_len};
 use std::ops::Range;
 
 /// Rows of a mask whose cotangent one task owns.
 const MASK_ROWS: usize = 64;
-
-/// Operands and options; `mask` has the layout of the scores, `[.., heads, queries, keys]`.
-pub(crate) struct Attention<'a> {
-    pub(crate) q: In<'a>,
-    pub(crate) k: In<'a>,
-    pub(crate) v: In<'a>,
-    pub(crate) mask: Option<(In<'a>, Layout)>,
-    /// Offsets of the queries and of the keys of packed sequences.
-    pub(crate) offsets: Option<(Vec<usize>, Vec<usize>)>,
-    pub(crate) options: Options,
-}
 
 /// Cuts the front off a slice.
 pub(super) fn take<'s, T>(rest: &mut &'s mut [T], n: usize) -> &'s mut [T] {
@@ -48,28 +39,12 @@ pub(super) fn take<'s, T>(rest: &mut &'s mut [T], n: usize) -> &'s mut [T] {
     head
 }
 
-pub(super) fn store<T: Compute>(from: &[T::Acc], to: &mut [T]) {
-    simd::dispatch(
-        #[inline(always)]
-        || {
-            for (y, &x) in to.iter_mut().zip(from) {
-                *y = T::store(x);
-            }
-        },
-    );
-}
-
 fn rows_of(run: &[Block]) -> usize {
     run.iter().map(|b| b.rows.len()).sum()
 }
 
 fn most_rows(run: &[Block]) -> usize {
     run.iter().map(|b| b.rows.len()).max().unwrap_or(0)
-}
-
-/// Runs the tasks and keeps their results in order.
-pub(super) fn run_all<J: Send, R: Send>(serial: bool, tasks: Vec<J>, f: impl Fn(J) -> Result<R> + Send + Sync) -> Result<Vec<R>> {
-    if serial { memory::try_collect_ok(tasks.into_iter().map(f)) } else { memory::try_collect_ok(tasks.into_par_iter().map(f).collect()?) }
 }
 
 /// Some keys of a block, counted from the first key of its run.

@@ -9,10 +9,10 @@
 
 #![cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "there is no other instruction of this kind here"))]
 
-use super::Buffer;
 use super::gemm::{Mat, Shared, check_c};
-use super::math::bf16_to_f32;
-use super::par::*;
+use crate::backend::cpu::math::bf16_to_f32;
+use crate::backend::cpu::memory::Buffer;
+use crate::backend::cpu::run::par::*;
 use crate::dtype::DType;
 use crate::error::Result;
 use half::bf16;

@@ -1,12 +1,11 @@
 //! Attention's operands: stacks of matrices, and rows of them in the precision that is computed in.
 
-use super::Buffer;
-use super::gemm::Mat;
-use super::map::Compute;
-use super::math::Real;
-use super::matmul::Multiply;
-use super::simd;
-use super::view::In;
+use crate::backend::cpu::math::{Compute, Real};
+use crate::backend::cpu::matmul::Multiply;
+use crate::backend::cpu::matmul::gemm::Mat;
+use crate::backend::cpu::memory::Buffer;
+use crate::backend::cpu::run::simd;
+use crate::backend::cpu::run::view::In;
 use crate::dtype::Element;
 use crate::error::Result;
 use crate::layout::Layout;
@@ -180,4 +179,16 @@ pub(super) fn add_bad<A: Real + Compute<Acc = A>>(
             }
         }
     }
+}
+
+/// Rounds to what is stored.
+pub(super) fn store<T: Compute>(from: &[T::Acc], to: &mut [T]) {
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            for (y, &x) in to.iter_mut().zip(from) {
+                *y = T::store(x);
+            }
+        },
+    );
 }

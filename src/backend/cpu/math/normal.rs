@@ -2,11 +2,10 @@
 //!
 //! [`Key::normal`]'s transform of the same blocks, in f32: block `j` gives elements `2j` and `2j + 1`, a radius from 53 bits and an angle
 //! from the next 34. So a number is that of f64 to a few roundings, and a model that is drawn in two types is the same model. The
-//! functions are those of [`math`](super::math), without branches and rounded alike at every feature level: the bits are the same on every
+//! functions are those of [`math`](super), without branches and rounded alike at every feature level: the bits are the same on every
 //! instruction set and for one number alone.
 
-use super::map::Compute;
-use super::math::{ln_core_f32, sin_cos_near_f32, split_f32};
+use super::{Compute, ln_core_f32, sin_cos_near_f32, split_f32};
 use crate::rng::Key;
 
 /// A word as a number, rounded once: its halves are exact, and signed conversions are vector instructions everywhere.

@@ -3,12 +3,12 @@
 //!
 //! Each element is one dot product in `simd`'s fixed order, so neither threads nor instruction sets change its bits.
 
-use super::Buffer;
+use super::Multiply;
 use super::gemm::Mat;
-use super::math::Real;
-use super::matmul::Multiply;
-use super::par::*;
-use super::simd;
+use crate::backend::cpu::math::Real;
+use crate::backend::cpu::memory::Buffer;
+use crate::backend::cpu::run::par::*;
+use crate::backend::cpu::run::simd;
 use crate::dtype::Element;
 use crate::error::Result;
 

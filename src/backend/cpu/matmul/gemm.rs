@@ -8,11 +8,11 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use super::par::*;
+use crate::backend::cpu::run::par::*;
 use gemm_common::Parallelism;
 
-use super::math::{Real, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
-use super::simd::dispatch;
+use crate::backend::cpu::math::{Real, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
+use crate::backend::cpu::run::simd::dispatch;
 use crate::error::Result;
 use crate::memory;
 

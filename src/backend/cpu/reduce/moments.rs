@@ -1,9 +1,8 @@
 //! Reductions whose parts are more than one number: variance, log-sum-exp, norm, extrema with their ties, products.
 
-use super::map::Compute;
-use super::math::Real;
-use super::reduce::{Reduction, STRIP};
-use super::simd;
+use super::{Reduction, STRIP};
+use crate::backend::cpu::math::{Compute, Real};
+use crate::backend::cpu::run::simd;
 use std::marker::PhantomData;
 
 /// Count, mean and sum of squared deviations: within a part by two passes with a mean that is refined once, so that equal
@@ -147,7 +146,7 @@ impl<T: Compute> Reduction<T> for LogSum<T> {
     type Part = LogSumPart<T::Acc>;
     #[inline(always)]
     fn row(&self, x: &[T]) -> Self::Part {
-        let max = super::reduce::Fold { init: T::Acc::NEG_INFINITY, load: |v: T| v.load(), f: |a: T::Acc, b: T::Acc| a.max_nan(b) };
+        let max = super::Fold { init: T::Acc::NEG_INFINITY, load: |v: T| v.load(), f: |a: T::Acc, b: T::Acc| a.max_nan(b) };
         let max = max.row(x);
         // Without a finite maximum there is nothing to subtract, and the sum is not used.
         let m = if max.is_finite() { max } else { T::Acc::ZERO };
@@ -293,7 +292,7 @@ impl<T: Compute> Reduction<T> for Ties<T> {
     type Part = TiesPart<T::Acc>;
     #[inline(always)]
     fn row(&self, x: &[T]) -> Self::Part {
-        let fold = super::reduce::Fold { init: self.worst(), load: |v: T| v.load(), f: |a, b| self.pick(a, b) };
+        let fold = super::Fold { init: self.worst(), load: |v: T| v.load(), f: |a, b| self.pick(a, b) };
         let value = fold.row(x);
         // Counted block by block: 70 000 ones do not fit a half, and 2²⁴ no f32.
         let mut count = 0.0;

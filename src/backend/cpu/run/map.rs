@@ -3,54 +3,16 @@
 //! The walk over memory is compiled once per element type; an op adds only its innermost loop, over blocks of plain
 //! slices (`&dyn Fn`, one indirect call per block). With some hundred elementwise kernels this keeps the build short.
 
-use super::math::{Real, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use super::par::*;
 use super::simd;
 use super::view::{Contiguous, In, OuterWalk, SERIAL};
+use crate::backend::cpu::math::{Compute, Real};
 use crate::dtype::Element;
 use crate::error::Result;
 use crate::layout::{Layout, collapse};
-use half::{bf16, f16};
 
 /// Elements per parallel piece: small enough to balance, large enough to hide the hand-over.
 pub(crate) const PIECE: usize = 8 * 1024;
-
-/// A value type and the type kernels compute it in: `f64` in itself, the others in `f32`.
-pub trait Compute: Element {
-    /// The type that kernels compute and accumulate in.
-    type Acc: Real + Compute<Acc = Self::Acc>;
-    /// Widens, exactly.
-    fn load(self) -> Self::Acc;
-    /// Rounds to nearest even.
-    fn store(x: Self::Acc) -> Self;
-    /// The same memory, where storage and computation have one type.
-    fn as_acc(x: &[Self]) -> Option<&[Self::Acc]>;
-    /// The same memory, writable.
-    fn as_acc_mut(x: &mut [Self]) -> Option<&mut [Self::Acc]>;
-}
-
-macro_rules! compute {
-    ($($t:ty, $acc:ty, |$x:ident| $load:expr, |$y:ident| $store:expr, |$s:ident| $same:expr;)*) => {$(
-        impl Compute for $t {
-            type Acc = $acc;
-            #[inline(always)]
-            fn load(self) -> $acc { let $x = self; $load }
-            #[inline(always)]
-            fn store($y: $acc) -> Self { $store }
-            #[inline(always)]
-            fn as_acc($s: &[Self]) -> Option<&[$acc]> { $same }
-            #[inline(always)]
-            fn as_acc_mut($s: &mut [Self]) -> Option<&mut [$acc]> { $same }
-        }
-    )*};
-}
-
-compute! {
-    f64, f64, |x| x, |y| y, |s| Some(s);
-    f32, f32, |x| x, |y| y, |s| Some(s);
-    bf16, f32, |x| bf16_to_f32(x.to_bits()), |y| bf16::from_bits(f32_to_bf16(y)), |_s| None;
-    f16, f32, |x| f16_to_f32(x.to_bits()), |y| f16::from_bits(f32_to_f16(y)), |_s| None;
-}
 
 /// `y[i] = f(x[i])`, one operand. `f` should own what it captures (`move`): each block takes a copy of it, whose parameters
 /// no store can change, so the loop vectorises.

@@ -1,15 +1,14 @@
 //! How attention is cut into tasks and blocks, which keys each block meets, and the weights of one block.
 
-use super::Buffer;
-use super::attention::Attention;
-use super::attention_panel::{Heads, Panel};
-use super::gemm::{Mat, gemm_here};
-use super::map::Compute;
-use super::math::Real;
-use super::matmul::Multiply;
-use super::simd;
-use super::view::In;
-use crate::backend::attention::{seen, seen_packed};
+use super::panel::{Heads, Panel};
+use crate::backend::attention::{Options, seen, seen_packed};
+use crate::backend::cpu::math::{Compute, Real};
+use crate::backend::cpu::matmul::Multiply;
+use crate::backend::cpu::matmul::gemm::{Mat, gemm_here};
+use crate::backend::cpu::memory::Buffer;
+use crate::backend::cpu::run::par::*;
+use crate::backend::cpu::run::simd;
+use crate::backend::cpu::run::view::In;
 use crate::dtype::{DType, Element};
 use crate::error::Result;
 use crate::layout::Layout;
@@ -68,6 +67,17 @@ pub(super) fn add_mask<T: Compute<Acc = A>, A: Real>(row: &mut [A], mask: &In<'_
     );
 }
 
+/// Operands and options; `mask` has the layout of the scores, `[.., heads, queries, keys]`.
+pub(crate) struct Attention<'a> {
+    pub(crate) q: In<'a>,
+    pub(crate) k: In<'a>,
+    pub(crate) v: In<'a>,
+    pub(crate) mask: Option<(In<'a>, Layout)>,
+    /// Offsets of the queries and of the keys of packed sequences.
+    pub(crate) offsets: Option<(Vec<usize>, Vec<usize>)>,
+    pub(crate) options: Options,
+}
+
 /// Geometry of a problem.
 pub(super) struct Plan<'a, T: Multiply> {
     pub(super) of: &'a Attention<'a>,
@@ -123,6 +133,11 @@ pub(super) fn scratch_len(blocks: &[Block]) -> usize {
 /// Distance between rows of scores: not a power of two, which would crowd one set of the cache.
 pub(super) fn ld(keys: usize) -> usize {
     keys.next_multiple_of(16) + 16
+}
+
+/// Runs the tasks and keeps their results in order.
+pub(super) fn run_all<J: Send, R: Send>(serial: bool, tasks: Vec<J>, f: impl Fn(J) -> Result<R> + Send + Sync) -> Result<Vec<R>> {
+    if serial { memory::try_collect_ok(tasks.into_iter().map(f)) } else { memory::try_collect_ok(tasks.into_par_iter().map(f).collect()?) }
 }
 
 /// A run of query rows of one unit, and the keys among which are all that they see.

@@ -1,12 +1,11 @@
 //! Kernels that look at the order of elements along one axis: where an extremum stands, sorting, running sums.
 
-use super::Buffer;
-use super::map::Compute;
-use super::math::Real;
-use super::par::*;
-use super::reduce::STRIP;
-use super::simd;
-use super::view::{Contiguous, In, SERIAL, copy_strided};
+use super::STRIP;
+use crate::backend::cpu::math::{Compute, Real};
+use crate::backend::cpu::memory::Buffer;
+use crate::backend::cpu::run::par::*;
+use crate::backend::cpu::run::simd;
+use crate::backend::cpu::run::view::{Contiguous, In, SERIAL, copy_strided};
 use crate::dtype::{DType, I64};
 use crate::error::{Result, bail};
 use crate::layout::Layout;

@@ -5,8 +5,7 @@
 
 use std::sync::LazyLock;
 
-use super::map::Compute;
-use super::math::Real;
+use crate::backend::cpu::math::{Compute, Real};
 
 /// Detected once: `cpuid` traps inside virtual machines and would cost more than a small kernel.
 static ARCH: LazyLock<pulp::Arch> = LazyLock::new(pulp::Arch::new);
@@ -39,7 +38,7 @@ const BLOCK: usize = 64 * LANES;
 
 /// Combines the lanes by halves: 32 → 16 → … → 1.
 #[inline(always)]
-pub(super) fn fold_lanes<A: Copy>(acc: [A; LANES], op: impl Fn(A, A) -> A) -> A {
+pub(crate) fn fold_lanes<A: Copy>(acc: [A; LANES], op: impl Fn(A, A) -> A) -> A {
     // Opaque: a compiler that sees this tree and the loop before it as one pattern keeps the lanes in the tree's order, and pays
     // for it with shuffles in the loop (a plain sum took three times as long).
     let mut acc = std::hint::black_box(acc);

@@ -1,7 +1,7 @@
 //! What a CPU kernel sees of its operands.
 
-use super::Buffer;
 use super::par::*;
+use crate::backend::cpu::memory::Buffer;
 use crate::dtype::{DType, Element};
 use crate::error::Result;
 use crate::layout::Layout;

@@ -1,9 +1,9 @@
 //! Elementary functions for inner loops.
 //!
 //! The f32 versions have no branches, tables of floats or calls, so a loop over them vectorises (inside
-//! [`dispatch`](super::simd::dispatch)). Polynomials were fitted for this file (weighted least squares on Chebyshev nodes,
+//! `simd::dispatch`). Polynomials were fitted for this file (weighted least squares on Chebyshev nodes,
 //! reweighted towards the minimax solution, in 40 digits); reductions are the textbook ones (Cody & Waite, *Software Manual
-//! for the Elementary Functions*; Muller, *Elementary Functions*). Bounds are tested in `math_tests.rs` over all exponents.
+//! for the Elementary Functions*; Muller, *Elementary Functions*). Bounds are tested in `tests.rs` over all exponents.
 //! The f64 versions are the scalar functions of std and libm: f64 serves checks, not training.
 
 /// Evaluates a polynomial by Horner's rule, lowest coefficient first: independent vectors overlap, so its chain costs nothing.
@@ -12,18 +12,18 @@ macro_rules! poly {
     ($x:expr, $c:expr, $($rest:expr),+) => { poly!($x, $($rest),+).mul_add($x, $c) };
 }
 
-#[path = "math_circular.rs"]
 mod circular;
-#[path = "math_half.rs"]
+mod compute;
 mod half_types;
-#[path = "math_power.rs"]
+pub(crate) mod normal;
 mod power;
 
 use std::f64::consts as c64;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 
-pub(super) use circular::sin_cos_near_f32;
+use circular::sin_cos_near_f32;
 pub(crate) use circular::{cos_f32, sin_f32};
+pub use compute::Compute;
 pub(crate) use half_types::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 
 /// A type that kernels compute in: f32 or f64. Half types are stored, never computed in.
@@ -649,6 +649,7 @@ impl Real for f64 {
     }
 }
 
+#[cfg(all(test, target_arch = "x86_64"))]
+mod denormal_tests;
 #[cfg(test)]
-#[path = "math_tests.rs"]
 mod tests;
