@@ -533,7 +533,10 @@ fn main() {
         symbols.len(),
         symbols.iter().collect::<Vec<_>>()
     );
-    rust.push_str("\n#[cfg(feature = \"emulator\")]\n#[allow(dead_code, reason = \"the launcher that nobody calls is reported\")]\nunsafe extern \"C\" {\n");
+    write_if_new(&out_dir.join("modules.rs"), &rust);
+
+    let mut rust = String::new();
+    rust.push_str("#[cfg(feature = \"emulator\")]\n#[allow(dead_code, reason = \"the launcher that nobody calls is reported\")]\nunsafe extern \"C\" {\n");
     for s in &symbols {
         let _ =
             writeln!(rust, "    fn cuemu_launch_{s}(grid_block: *const u32, shared: usize, order: u32, params: *mut *mut c_void) -> i32;");
@@ -546,7 +549,7 @@ fn main() {
         }
     }
     rust.push_str(&launchers);
-    write_if_new(&out_dir.join("kernels.rs"), &rust);
+    write_if_new(&out_dir.join("launchers.rs"), &rust);
 
     #[cfg(feature = "emulator")]
     emulator(&root, &modules);

@@ -189,7 +189,7 @@ impl Device {
         };
         let result = session.and_then(|session| {
             let outputs = run(state).and_then(|outputs| Ok((outputs, leaves(state, &places)?)));
-            let retired = session.retired().into_iter().map(Array::of_cuda).collect();
+            let retired = session.retired().map(Array::of_cuda).collect();
             let before = restore(state, &places, retired)?;
             let (outputs, after) = outputs?;
             write_back(&places, &before, after, &known)?;
@@ -237,7 +237,7 @@ fn write_back(places: &[Place], before: &[Array], after: Vec<Array>, known: &Has
         copies.push((old, if known.contains(&addr) { new.copy_cuda()? } else { new }));
     }
     for (old, new) in copies {
-        cuda::capture::overwrite(old.cuda_buffer()?, &new.cuda()?)?;
+        new.cuda()?.overwrite(old.cuda_buffer()?)?;
     }
     Ok(())
 }
@@ -287,7 +287,7 @@ impl Graph {
         let numbers = walk_numbers(state, Phase::Step)?;
         for (x, own) in inputs.iter().zip(&self.inputs) {
             let there = x.array.to_device(device)?;
-            cuda::capture::overwrite(own.cuda_buffer()?, &there.cuda()?)?;
+            there.cuda()?.overwrite(own.cuda_buffer()?)?;
         }
         self.captured.replay(&numbers, key)?;
         self.outputs.iter().map(|y| y.copy_cuda().map(Tensor::from_array)).collect()
@@ -341,7 +341,7 @@ impl Graph {
             }
         }
         for (own, from) in &copies {
-            cuda::capture::overwrite(own.cuda_buffer()?, &from.cuda()?)?;
+            from.cuda()?.overwrite(own.cuda_buffer()?)?;
         }
         if !copies.is_empty() {
             let mut it = self.state.iter();

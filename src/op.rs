@@ -226,7 +226,7 @@ fn apply_any(op: Arc<dyn AnyOp>, x: &[&Tensor], at: &'static Location<'static>) 
     let device = common_device(x)?;
     let specs: SmallVec<[Spec; 4]> = x.iter().map(|t| Spec { shape: t.shape().clone(), dtype: t.dtype() }).collect();
     let out_specs = op.infer(&specs)?;
-    let _running = (device != Device::Cpu).then(|| cuda::capture::Running::new(op.name(), at));
+    let _running = (device != Device::Cpu).then(|| cuda::Running::new(op.name(), at));
     let mut storages: SmallVec<[Storage; 2]> = SmallVec::new();
     for s in &out_specs {
         storages.push(Storage::alloc(device, s.dtype, s.shape.checked_numel()?)?);

@@ -1,7 +1,7 @@
 //! What an error of a kernel says.
 
 use super::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, Specs, apply1};
-use crate::backend::cuda::{self, kernels, launch::View};
+use crate::backend::cuda::{self, kernels};
 use crate::backend::{Device, cpu};
 use crate::error::Result;
 use crate::tensor::Tensor;
@@ -38,9 +38,9 @@ impl Op for Overrun {
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
         let (on, n) = (y[0].context(), y[0].numel());
-        let (src, view) = x[0].view()?;
-        let view = View { rank: 0, ..view };
-        kernels::copy::gather(on, cuda::map::grid(on, 1, 4), &y[0].dst(), &src, view, 2 * n as i64 + 4096)
+        let (src, mut view) = x[0].view()?;
+        view.rank = 0;
+        kernels::copy::gather(on, cuda::grid(on, 1, 4), &y[0].dst(), &src, view, 2 * n as i64 + 4096)
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

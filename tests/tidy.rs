@@ -276,7 +276,7 @@ fn unsafe_stays_in_the_backend() {
 }
 
 /// Files outside of `io` that open files themselves, with the reason.
-const OPENERS: &[(&str, &str)] = &[("src/backend/cuda/load.rs", "stands below `io`; compiled kernels in a cache folder of its own")];
+const OPENERS: &[(&str, &str)] = &[("src/backend/cuda/driver/load.rs", "stands below `io`; compiled kernels in a cache folder of its own")];
 
 /// Every file goes through the doors of `io`, which refuse what is no file, lock, and replace old files whole.
 #[test]

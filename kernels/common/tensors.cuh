@@ -2,7 +2,7 @@
 #pragma once
 #include "common/pack.cuh"
 
-// As many tensors as fit 4 KB of parameters beside the rest. The Rust struct of the same name is in src/backend/cuda/tensors.rs.
+// As many tensors as fit 4 KB of parameters beside the rest. The Rust struct of the same name is in src/backend/cuda/abi/tensors.rs.
 struct Tensors {
     u64 at[5][64];       // addresses of up to five arrays of each tensor; 0 where there is none
     i64 n[64];           // elements of each tensor

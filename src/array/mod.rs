@@ -163,7 +163,7 @@ impl Array {
             Storage::Cuda(b) => {
                 let mut dense = b.context().alloc(self.dtype, self.numel())?;
                 let x = self.cuda()?;
-                cuda::copy::gather(b.context(), x.start(), &self.layout, cuda::launch::Dst::new(&mut dense))?;
+                cuda::copy::gather(b.context(), x.start(), &self.layout, cuda::Dst::new(&mut dense))?;
                 dense.download()
             }
         }
@@ -230,7 +230,7 @@ impl Array {
     pub(crate) fn copy_cuda(&self) -> Result<Self> {
         let on = self.cuda_buffer()?.context();
         let mut copy = on.alloc(self.dtype, self.numel())?;
-        cuda::copy::gather(on, self.cuda()?.start(), &self.layout, cuda::launch::Dst::new(&mut copy))?;
+        cuda::copy::gather(on, self.cuda()?.start(), &self.layout, cuda::Dst::new(&mut copy))?;
         Ok(Self::from_storage(Storage::Cuda(copy), self.dtype, self.shape().clone()))
     }
 

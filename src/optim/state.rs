@@ -124,7 +124,7 @@ macro_rules! optimizer {
             #[track_caller]
             pub fn step<M: $crate::Module + Clone>(&mut self, model: &mut M, grads: &$crate::Grads<M>) -> $crate::Result<()> {
                 let at = std::panic::Location::caller();
-                let _running = $crate::backend::cuda::capture::Running::new(Self::RULE.name, at);
+                let _running = $crate::backend::cuda::Running::new(Self::RULE.name, at);
                 self.run(model, &super::memory::Named::of(grads)).map_err(|e| e.in_op(Self::RULE.name, at))
             }
 

@@ -1,50 +1,29 @@
 //! The CUDA backend: one queue per device, recycled memory, kernels found at run time, cuBLASLt.
 //!
 //! Always compiled in and never linked: on a machine without driver or GPU, opening a device is an `Err`. The same code
-//! runs on two drivers: a GPU (`real`) and, with the feature `emulator`, the host (`emulated`).
+//! runs on two drivers: a GPU and, with the feature `emulator`, the host.
+//!
+//! Five floors, each seeing only those before it: `abi` (what host and kernels agree on), `driver` (the seam, and who stands behind
+//! it), `device` (a device and its queue), `launch` (typed operands and generated launchers), `ops` (what an op's `cuda` calls).
 
-pub(crate) mod attention;
-mod blaslt;
-mod buffer;
-pub(crate) mod capture;
-mod check;
-mod context;
-pub(crate) mod copy;
+mod abi;
+mod device;
 mod driver;
-#[cfg(feature = "emulator")]
-mod emulated;
-pub(crate) mod flash;
-pub(crate) mod gemm;
-pub(crate) mod index;
-pub(crate) mod kernels;
-pub(crate) mod launch;
-pub(crate) mod linear_loss;
-pub(crate) mod lines;
-pub(crate) mod load;
-pub(crate) mod loss;
-pub(crate) mod map;
-pub(crate) mod norm;
-mod operand;
-pub(crate) mod optim;
-pub(crate) mod quant;
-mod real;
-pub(crate) mod remap;
-pub(crate) mod rope;
-pub(crate) mod sort;
-mod tensors;
+mod launch;
+mod ops;
 
-pub use buffer::{DeviceMemory, OpMemory};
-pub use check::{CompiledModule, compile_kernels, has_compiler};
-pub use driver::Properties;
+pub use device::{DeviceMemory, OpMemory};
+pub use driver::{CompiledModule, Properties, compile_kernels, has_compiler};
 #[cfg(feature = "emulator")]
-pub use emulated::{idle_kernels, set_emulated_order};
-pub use lines::GroupKernels;
-pub use map::{BinaryKernels, GatedKernels, UnaryKernels};
-pub use operand::{In, Out};
+pub use driver::{idle_kernels, set_emulated_order};
+pub use launch::{In, Out};
+pub use ops::elementwise::{BinaryKernels, GatedKernels, UnaryKernels};
+pub use ops::reduce::GroupKernels;
 
-pub(crate) use buffer::Buffer;
-pub(crate) use context::Context;
-pub(crate) use operand::Dense;
+pub(crate) use abi::bits;
+pub(crate) use device::{Buffer, Context, Dst, Running, Src, capture};
+pub(crate) use launch::{Dense, copy, grid, kernels};
+pub(crate) use ops::{attention, index, linalg, loss, norm, optim, reduce, shape};
 
 use super::Device;
 use crate::error::Result;
@@ -130,7 +109,7 @@ pub fn time(device: Device, mut f: impl FnMut() -> Result<()>) -> Result<f64> {
 
 /// How many kernels and matrix products this thread has queued so far, on any device.
 pub fn launches() -> usize {
-    context::launches()
+    device::launches()
 }
 
 /// Gives all memory that waits for reuse back to the device.

@@ -365,7 +365,7 @@ impl Rope {
     fn launch(&self, x: &[cuda::In<'_>], given: Option<&cuda::In<'_>>, y: &mut [cuda::Out<'_>]) -> Result<()> {
         let dim = self.dim(x[0].shape());
         let frequencies = memory::try_collect((0..dim / 2).map(|i| self.frequency(i, dim)))?;
-        cuda::rope::rotate(x, given, self.start, &frequencies, self.style == RopeStyle::Interleaved, y)
+        cuda::attention::rope::rotate(x, given, self.start, &frequencies, self.style == RopeStyle::Interleaved, y)
     }
 
     /// For each position the cosines of all pairs, then their sines. Angles are f64: in f32 they would be off by up to

@@ -167,7 +167,7 @@ impl Op for Cast {
     }
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
-        cuda::copy::cast(y[0].context(), &x[0], y[0].dst())
+        cuda::copy::cast(y[0].context(), x[0].start(), x[0].layout(), y[0].dst())
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

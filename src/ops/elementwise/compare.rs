@@ -1,7 +1,7 @@
 //! Comparisons: masks of 0 and 1 in `u8`, never tracked.
 
 use crate::backend::cpu::{self, Compute, Real, map};
-use crate::backend::cuda::{self, kernels::compare as kernels, map::grid};
+use crate::backend::cuda::{self, grid, kernels::compare as kernels};
 use crate::dtype::{DType, F64, I64, U8, U32};
 use crate::error::{ErrorKind, Result};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1_as, expect};

@@ -75,9 +75,9 @@ impl Dropout {
         let (src, view) = x.view()?;
         let (r, vr) = residual.map(cuda::In::view).transpose()?.unzip();
         let (seed, stream) = self.key.parts();
-        let grid = cuda::map::grid(on, n, y.dtype().size());
+        let grid = cuda::grid(on, n, y.dtype().size());
         let threshold = bernoulli_threshold(1.0 - self.p);
-        let live = cuda::capture::key_words(self.key)?.map(|at| cuda::launch::Src::at(at, crate::I64));
+        let live = cuda::capture::key_words(self.key)?.map(|at| cuda::Src::at(at, crate::I64));
         let (vr, scale, n) = (vr.unwrap_or(view), self.scale(), n as i64);
         cuda::kernels::dropout::dropout(on, grid, &y.dst(), &src, view, r.as_ref(), vr, seed, stream, live.as_ref(), threshold, scale, n)
     }

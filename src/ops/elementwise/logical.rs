@@ -1,7 +1,7 @@
 //! Logic on `u8` masks: any value but 0 counts as true, results are 0 and 1.
 
 use crate::backend::cpu::{self, map};
-use crate::backend::cuda::{self, kernels::compare as kernels, map::grid};
+use crate::backend::cuda::{self, grid, kernels::compare as kernels};
 use crate::dtype::{I64, U8};
 use crate::error::{ErrorKind, Result};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, apply1_as, expect};

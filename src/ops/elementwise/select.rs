@@ -1,7 +1,7 @@
 //! Choosing elements by a mask.
 
 use crate::backend::cpu::{self, map};
-use crate::backend::cuda::{self, kernels::select as kernels, map::grid};
+use crate::backend::cuda::{self, grid, kernels::select as kernels};
 use crate::dtype::{F64, I64, U8, with_dtype};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};
@@ -160,7 +160,7 @@ impl Op for MaskedFill {
         }
         let (x0, vx) = x[0].view()?;
         let (mask, vm) = x[1].expanded(y[0].shape())?;
-        let (grid, c) = (grid(on, n, y[0].dtype().size()), cuda::remap::bits(y[0].dtype(), self.0));
+        let (grid, c) = (grid(on, n, y[0].dtype().size()), cuda::bits(y[0].dtype(), self.0));
         kernels::masked_fill(on, grid, &y[0].dst(), &x0, vx, &mask, vm, c, n as i64)
     }
 

@@ -114,7 +114,7 @@ impl Op for Linear {
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
         let rows = if x[0].shape().rank() == 1 { x[0].layout().with_axis(0, true) } else { x[0].layout().clone() };
         let w = x[1].layout().permute(&[1, 0])?;
-        cuda::gemm::matmul(y[0].context(), (&x[0], &rows), (&x[1], &w), x.get(2), &mut y[0])
+        cuda::linalg::matmul(y[0].context(), (&x[0], &rows), (&x[1], &w), x.get(2), &mut y[0])
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], want: &[bool]) -> Saved {

@@ -206,7 +206,7 @@ impl Op for MatMul {
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
         let (a, b) = self.layouts(x[0].layout(), x[1].layout())?;
-        cuda::gemm::matmul(y[0].context(), (&x[0], &a), (&x[1], &b), None, &mut y[0])
+        cuda::linalg::matmul(y[0].context(), (&x[0], &a), (&x[1], &b), None, &mut y[0])
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], want: &[bool]) -> Saved {

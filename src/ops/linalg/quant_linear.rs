@@ -159,7 +159,7 @@ impl Op for QuantLinear {
     }
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
-        cuda::quant::product(self.kind, &x[0], &x[1], &mut y[0])
+        cuda::linalg::quant::product(self.kind, &x[0], &x[1], &mut y[0])
     }
 
     fn save(&self, x: &[&Tensor], _: &[Tensor], want: &[bool]) -> Saved {
@@ -257,7 +257,7 @@ impl Op for Dequantise {
     }
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
-        cuda::quant::expand(self.kind, &x[0], &mut y[0])
+        cuda::linalg::quant::expand(self.kind, &x[0], &mut y[0])
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

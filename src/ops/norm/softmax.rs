@@ -1,8 +1,8 @@
 //! Softmax along an axis.
 
 use crate::backend::cpu::{self, Compute, Real, rows, simd};
+use crate::backend::cuda;
 use crate::backend::cuda::kernels::softmax as kernels;
-use crate::backend::cuda::{self, lines};
 use crate::dtype::with_float;
 use crate::error::{ErrorKind, Result};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, apply1, expect};
@@ -123,9 +123,9 @@ impl Op for Softmax {
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
         let axis = self.axis.resolve(x[0].shape().rank())?;
-        lines::map_lines(axis, [&x[0]], &mut y[0], |on, [x], y, rows, n| {
-            let team = lines::team(rows, n, x.dtype(), 1);
-            kernels::fwd(on, lines::teams_grid(on, rows, team), y, x, rows as i64, n as i64, team as i32)
+        cuda::reduce::map_lines(axis, [&x[0]], &mut y[0], |on, [x], y, rows, n| {
+            let team = cuda::reduce::team(rows, n, x.dtype(), 1);
+            kernels::fwd(on, cuda::reduce::teams_grid(on, rows, team), y, x, rows as i64, n as i64, team as i32)
         })
     }
 
@@ -225,9 +225,9 @@ impl Op for SoftmaxVjp {
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
         let axis = self.axis.resolve(x[0].shape().rank())?;
-        lines::map_lines(axis, [&x[0], &x[1]], &mut y[0], |on, [x, g], y, rows, n| {
-            let team = lines::team(rows, n, x.dtype(), 2);
-            kernels::vjp(on, lines::teams_grid(on, rows, team), y, x, g, rows as i64, n as i64, team as i32)
+        cuda::reduce::map_lines(axis, [&x[0], &x[1]], &mut y[0], |on, [x, g], y, rows, n| {
+            let team = cuda::reduce::team(rows, n, x.dtype(), 2);
+            kernels::vjp(on, cuda::reduce::teams_grid(on, rows, team), y, x, g, rows as i64, n as i64, team as i32)
         })
     }
 

@@ -4,7 +4,7 @@ use super::sum::reduce_define;
 use crate::backend::cpu::{self, reduce};
 use crate::backend::cuda;
 use crate::backend::cuda::kernels::any_all as kernels;
-use crate::backend::cuda::lines::Lines;
+use crate::backend::cuda::reduce::Lines;
 use crate::dtype::U8;
 use crate::error::{ErrorKind, Result};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1_as, expect};

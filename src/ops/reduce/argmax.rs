@@ -1,7 +1,7 @@
 //! Where the largest or smallest element along an axis stands.
 
 use crate::backend::cpu::{self, order};
-use crate::backend::cuda::{self, lines};
+use crate::backend::cuda;
 use crate::dtype::{I64, with_float};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply, apply_as, apply1, apply1_as, expect};
@@ -128,7 +128,7 @@ impl Op for Arg {
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
         let axis = line(x[0].shape(), self.axis)?;
-        lines::arg(&x[0], axis, self.largest, None, &mut y[0])
+        cuda::reduce::arg(&x[0], axis, self.largest, None, &mut y[0])
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
@@ -190,7 +190,7 @@ impl Op for WithIndex {
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
         let axis = line(x[0].shape(), self.axis)?;
         let [values, indices] = y else { bail!(argument, "two outputs expected") };
-        lines::arg(&x[0], axis, self.largest, Some(values), indices)
+        cuda::reduce::arg(&x[0], axis, self.largest, Some(values), indices)
     }
 
     fn save(&self, _: &[&Tensor], y: &[Tensor], _: &[bool]) -> Saved {

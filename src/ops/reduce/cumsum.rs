@@ -1,8 +1,8 @@
 //! Running sum along an axis.
 
 use crate::backend::cpu::{self, order};
+use crate::backend::cuda;
 use crate::backend::cuda::kernels::cumsum as kernels;
-use crate::backend::cuda::{self, lines};
 use crate::dtype::with_float;
 use crate::error::{ErrorKind, Result};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};
@@ -85,9 +85,9 @@ impl Op for Cumsum {
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
         let axis = self.axis.resolve(x[0].shape().rank())?;
-        lines::map_lines(axis, [&x[0]], &mut y[0], |on, [x], y, rows, n| {
-            let team = if n > 1024 { lines::THREADS as usize } else { 32 };
-            kernels::rows(on, lines::teams_grid(on, rows, team), y, x, rows as i64, n as i64, team as i32, i32::from(self.reverse))
+        cuda::reduce::map_lines(axis, [&x[0]], &mut y[0], |on, [x], y, rows, n| {
+            let team = if n > 1024 { cuda::reduce::THREADS as usize } else { 32 };
+            kernels::rows(on, cuda::reduce::teams_grid(on, rows, team), y, x, rows as i64, n as i64, team as i32, i32::from(self.reverse))
         })
     }
 

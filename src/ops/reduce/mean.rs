@@ -4,7 +4,7 @@ use super::sum::{reduce_define, reduction_samples, spread};
 use crate::backend::cpu::{self, Compute, Real, reduce};
 use crate::backend::cuda;
 use crate::backend::cuda::kernels::sum as kernels;
-use crate::backend::cuda::lines::Lines;
+use crate::backend::cuda::reduce::Lines;
 use crate::dtype::with_float;
 use crate::error::Result;
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};

@@ -2,7 +2,7 @@
 
 use super::argmax::{place, two};
 use crate::backend::cpu::{self, order};
-use crate::backend::cuda::{self, sort as kernels};
+use crate::backend::cuda;
 use crate::dtype::{I64, with_float};
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply, expect};
@@ -115,7 +115,7 @@ impl<const TOP: bool> Op for Sort<TOP> {
         let axis = self.axis.resolve(x[0].shape().rank())?;
         let k = self.kept(x[0].shape()[axis]);
         let [values, indices] = y else { bail!(argument, "two outputs expected") };
-        kernels::sort(&x[0], axis, k, self.descending, values, indices)
+        cuda::reduce::sort::sort(&x[0], axis, k, self.descending, values, indices)
     }
 
     fn save(&self, _: &[&Tensor], y: &[Tensor], _: &[bool]) -> Saved {

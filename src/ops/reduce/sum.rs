@@ -3,7 +3,7 @@
 use crate::backend::cpu::{self, reduce};
 use crate::backend::cuda;
 use crate::backend::cuda::kernels::sum as kernels;
-use crate::backend::cuda::lines::Lines;
+use crate::backend::cuda::reduce::Lines;
 use crate::dtype::with_float;
 use crate::error::{ErrorKind, Result};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, apply1, expect};

@@ -143,7 +143,7 @@ impl Op for Concat {
     }
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
-        cuda::remap::concat(x, self.axis.resolve(y[0].shape().rank())?, &mut y[0])
+        cuda::shape::concat(x, self.axis.resolve(y[0].shape().rank())?, &mut y[0])
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

@@ -2,7 +2,7 @@
 
 use super::slice::identity;
 use crate::backend::cpu::remap::{Run, remap};
-use crate::backend::cuda::remap::AxisMap;
+use crate::backend::cuda::shape::AxisMap;
 use crate::backend::{cpu, cuda};
 use crate::dtype::{Element, with_dtype};
 use crate::error::{ErrorKind, Result, bail};
@@ -81,7 +81,7 @@ impl Op for Flip {
         for a in self.0.resolve(shape.rank())? {
             axes[a].reversed = shape[a] > 1;
         }
-        cuda::remap::remap(&x[0], &axes, 0.0, &mut y[0])
+        cuda::shape::remap(&x[0], &axes, 0.0, &mut y[0])
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {
@@ -191,7 +191,7 @@ impl Op for Roll {
                 axes[a] = AxisMap { shift: (shape[a] - s) as i64, wrap: shape[a], ..axes[a] };
             }
         }
-        cuda::remap::remap(&x[0], &axes, 0.0, &mut y[0])
+        cuda::shape::remap(&x[0], &axes, 0.0, &mut y[0])
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

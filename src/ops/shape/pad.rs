@@ -2,7 +2,7 @@
 
 use super::slice::{Slice, Span};
 use crate::backend::cpu::remap::{Run, remap};
-use crate::backend::cuda::remap::AxisMap;
+use crate::backend::cuda::shape::AxisMap;
 use crate::backend::{cpu, cuda};
 use crate::dtype::{Element, with_dtype};
 use crate::error::{ErrorKind, Result, bail};
@@ -105,7 +105,7 @@ impl Op for Pad {
             ..AxisMap::whole(len)
         };
         let axes: SmallVec<[AxisMap; 8]> = x[0].shape().iter().zip(&self.by).map(axis).collect();
-        cuda::remap::remap(&x[0], &axes, self.value, &mut y[0])
+        cuda::shape::remap(&x[0], &axes, self.value, &mut y[0])
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

@@ -1,7 +1,7 @@
 //! Parts of an axis: views, no element moves. Their derivative writes into zeros, which does.
 
 use crate::backend::cpu::remap::{Run, remap};
-use crate::backend::cuda::remap::AxisMap;
+use crate::backend::cuda::shape::AxisMap;
 use crate::backend::{cpu, cuda};
 use crate::dtype::{Element, with_dtype};
 use crate::error::{Error, ErrorKind, Result, bail};
@@ -287,7 +287,7 @@ impl Op for SliceVjp {
         let (axis, start, len) = self.slice.resolve(&self.of)?;
         let mut axes: SmallVec<[AxisMap; 8]> = self.of.iter().map(|&d| AxisMap::whole(d)).collect();
         axes[axis] = AxisMap { extent: self.of[axis], shift: -(start as i64), step: self.slice.step, ..AxisMap::whole(len) };
-        cuda::remap::remap(&x[0], &axes, 0.0, &mut y[0])
+        cuda::shape::remap(&x[0], &axes, 0.0, &mut y[0])
     }
 
     fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

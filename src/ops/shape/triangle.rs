@@ -111,7 +111,7 @@ macro_rules! triangle {
 
             fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
                 let (low, high) = $band(self.k as i64);
-                cuda::remap::band(&x[0], low, high, &mut y[0])
+                cuda::shape::band(&x[0], low, high, &mut y[0])
             }
 
             fn save(&self, _: &[&Tensor], _: &[Tensor], _: &[bool]) -> Saved {

@@ -159,7 +159,7 @@ impl Op for ExtremumVjp {
         let (own, vo) = own.expanded(y[0].shape())?;
         let (other, vt) = other.expanded(y[0].shape())?;
         let (bar, vg) = x[2].expanded(y[0].shape())?;
-        let grid = cuda::map::grid(on, n, y[0].dtype().size());
+        let grid = cuda::grid(on, n, y[0].dtype().size());
         let sign = if self.largest { 1.0 } else { -1.0 };
         kernels::extremum_vjp(on, grid, &y[0].dst(), &own, vo, &other, vt, &bar, vg, n as i64, sign, i32::from(self.first))
     }

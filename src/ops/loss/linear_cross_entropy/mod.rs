@@ -7,7 +7,7 @@ use super::cross_entropy::{CrossEntropy, CrossEntropyLoss, CrossEntropyVjp, refu
 use super::reduction::Reduction;
 use crate::backend::Device;
 use crate::backend::cpu::{self, Buffer, Compute, Real, map};
-use crate::backend::cuda::{self, linear_loss};
+use crate::backend::cuda;
 use crate::dtype::{DType, Element, with_float};
 use crate::error::{Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, apply, apply1, expect};
@@ -187,7 +187,7 @@ impl Op for LinearCrossEntropy {
         let weights = cuda::loss::weights(if self.of.weighted { x.get(3) } else { None })?;
         let weights = weights.as_ref().map(cuda::Dense::src);
         let targets = cuda::loss::Targets::read(&x[2], o.classes, self.of.ignore_index, weights.as_ref(), true)?;
-        let head = linear_loss::Head {
+        let head = cuda::loss::linear::Head {
             x: &x[0],
             w: &x[1],
             bias: if self.bias { x.get(self.at()[2]) } else { None },
@@ -345,7 +345,7 @@ impl Op for LinearCrossEntropyVjp {
         for i in (0..3).filter(|&i| self.want[i]) {
             let Some(y) = outputs.next() else { bail!(argument, "an output is missing") };
             match kept[i] {
-                Some(k) => linear_loss::scaled(&x[k], &x[at], y)?,
+                Some(k) => cuda::loss::linear::scaled(&x[k], &x[at], y)?,
                 None => todo[i] = Some(y),
             }
         }
@@ -357,7 +357,7 @@ impl Op for LinearCrossEntropyVjp {
         let weights = weights.as_ref().map(cuda::Dense::src);
         // As in cross_entropy: the forward pass has checked the targets.
         let targets = cuda::loss::Targets::read(&x[2], o.classes, of.ignore_index, weights.as_ref(), !self.stats)?;
-        let head = linear_loss::Head {
+        let head = cuda::loss::linear::Head {
             x: &x[0],
             w: &x[1],
             bias: if self.of.bias { x.get(self.of.at()[2]) } else { None },

@@ -1,0 +1,55 @@
+//! What a launch is made of: a module of kernels, an entry point of it, and how it is spread over the device.
+
+#[cfg(feature = "emulator")]
+use std::ffi::c_void;
+
+/// How a kernel is spread over the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Grid {
+    /// Blocks along x, y, z.
+    pub blocks: [u32; 3],
+    /// Threads per block, along x.
+    pub threads: u32,
+    /// Dynamic shared memory per block, in bytes.
+    pub shared: u32,
+}
+
+impl Grid {
+    /// Enough blocks of `threads` for one thread per item, at most `cap`: kernels stride over the rest.
+    pub(crate) fn over(items: usize, threads: u32, cap: u32) -> Self {
+        let blocks = items.div_ceil(threads as usize).clamp(1, cap as usize) as u32;
+        Grid { blocks: [blocks, 1, 1], threads, shared: 0 }
+    }
+
+    /// One block per row, at most `cap`: kernels stride over the rest.
+    pub(crate) fn rows(rows: usize, threads: u32, cap: u32) -> Self {
+        Grid { blocks: [rows.clamp(1, cap as usize) as u32, 1, 1], threads, shared: 0 }
+    }
+}
+
+/// One file of kernels: its self-contained source, and its binaries when a compiler was there at build time.
+#[derive(Debug)]
+pub(crate) struct Module {
+    /// File name without extension.
+    pub stem: &'static str,
+    /// The text that NVRTC compiles: no includes.
+    pub source: &'static str,
+    /// Machine code of the architectures that the build named.
+    pub fatbin: Option<&'static [u8]>,
+}
+
+/// Runs a kernel on the host; the parameters are those of `cuLaunchKernel`. Zero is success.
+#[cfg(feature = "emulator")]
+pub(crate) type EmulatedKernel = unsafe extern "C" fn(grid_block: *const u32, shared: usize, order: u32, params: *mut *mut c_void) -> i32;
+
+/// An entry point.
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    /// Index of its module.
+    pub module: usize,
+    /// Its symbol.
+    pub name: &'static str,
+    /// The same kernel compiled for the host.
+    #[cfg(feature = "emulator")]
+    pub emulated: EmulatedKernel,
+}

@@ -1,0 +1,258 @@
+//! A device in use: its driver, its memory, and the table of open devices.
+
+use super::pool::{DeviceMemory, Pool};
+use super::step_memory;
+use crate::backend::Device;
+use crate::backend::cuda::abi::{Gemm, Grid, Kernel};
+use crate::backend::cuda::driver::{Driver, GpuDriver, Properties, Recording};
+use crate::error::{Error, Result};
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{LazyLock, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+thread_local! {
+    /// What this thread has queued: others use the device at the same time.
+    static LAUNCHES: Cell<usize> = const { Cell::new(0) };
+}
+
+/// How many kernels and products this thread has queued so far.
+pub(crate) fn launches() -> usize {
+    LAUNCHES.get()
+}
+
+static OPEN: LazyLock<Mutex<HashMap<Device, &'static Context>>> = LazyLock::new(Mutex::default);
+
+/// One open device. It lives as long as the process: tensors may outlive every other owner.
+pub(crate) struct Context {
+    device: Device,
+    driver: Box<dyn Driver>,
+    pool: Pool,
+    blocking: AtomicBool,
+    /// Work holds it shared, a capture alone.
+    gate: RwLock<()>,
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context").field("device", &self.device).finish_non_exhaustive()
+    }
+}
+
+impl Context {
+    /// The open device, opened now if it was not.
+    ///
+    /// # Errors
+    /// Device error that says what is missing.
+    pub(crate) fn of(device: Device) -> Result<&'static Context> {
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(c) = open.get(&device) {
+            return Ok(c);
+        }
+        let driver: Box<dyn Driver> = match device {
+            Device::Cuda(ordinal) => Box::new(GpuDriver::open(ordinal)?),
+            #[cfg(feature = "emulator")]
+            Device::CudaEmulated => Box::new(crate::backend::cuda::driver::Emulated::new()),
+            #[cfg(not(feature = "emulator"))]
+            Device::CudaEmulated => {
+                return Err(Error::device_unavailable(
+                    "cuda-emulated needs the crate's feature `emulator` (it compiles the kernels with a C++ compiler)",
+                ));
+            }
+            Device::Cpu => return Err(Error::device("cpu is no CUDA device")),
+        };
+        let context: &'static Context = Box::leak(Box::new(Context {
+            device,
+            driver,
+            pool: Pool::default(),
+            blocking: AtomicBool::new(std::env::var_os("COTANGENT_CUDA_BLOCKING").is_some_and(|v| v == "1")),
+            gate: RwLock::new(()),
+        }));
+        open.insert(device, context);
+        Ok(context)
+    }
+
+    pub(crate) fn device(&self) -> Device {
+        self.device
+    }
+
+    pub(super) fn driver(&self) -> &dyn Driver {
+        &*self.driver
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    pub(super) fn is_emulated(&self) -> bool {
+        self.device == Device::CudaEmulated
+    }
+
+    /// What the device says about itself.
+    pub(crate) fn properties(&self) -> &Properties {
+        self.driver.properties()
+    }
+
+    /// Blocks beyond which a grid-strided kernel gains nothing: a few per multiprocessor.
+    pub(crate) fn grid_cap(&self) -> u32 {
+        self.properties().multiprocessors * 16
+    }
+
+    pub(crate) fn memory(&self) -> DeviceMemory {
+        self.pool.stats()
+    }
+
+    pub(crate) fn set_blocking(&self, on: bool) {
+        self.blocking.store(on, Relaxed);
+    }
+
+    /// Whether this thread captures a step on the device.
+    pub(crate) fn is_capturing(&self) -> bool {
+        step_memory::is_capturing(self.device)
+    }
+
+    /// Gives all waiting blocks back to the device.
+    pub(crate) fn release(&self) -> Result<()> {
+        if self.is_capturing() {
+            // It would have to wait for the device.
+            return Ok(());
+        }
+        let blocks = self.pool.lock().free.take_all();
+        self.free(blocks.collect())
+    }
+
+    /// Gives some blocks that waited back to the device.
+    pub(super) fn free(&self, blocks: Vec<(usize, u64)>) -> Result<()> {
+        if blocks.is_empty() {
+            return Ok(());
+        }
+        // Waiting for the device would break a capture of another thread.
+        let _turn = self.turn();
+        if let Err(e) = self.driver.synchronize() {
+            let mut state = self.pool.lock();
+            blocks.into_iter().for_each(|(bytes, addr)| state.free.put(bytes, addr));
+            return Err(e);
+        }
+        for (bytes, addr) in blocks {
+            // SAFETY: the block was in the free list, so nothing refers to it, and the queue is empty.
+            unsafe { self.driver.free(addr, bytes) };
+            self.pool.lock().stats.reserved -= bytes;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn synchronize(&self) -> Result<()> {
+        step_memory::refuse(self.device, "waiting for the device")?;
+        let _turn = self.turn();
+        self.driver.synchronize()
+    }
+
+    /// Keeps other threads off the device: their work would be captured too.
+    pub(super) fn alone(&'static self) -> RwLockWriteGuard<'static, ()> {
+        self.gate.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits while another thread captures a step.
+    pub(super) fn turn(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        if self.is_capturing() { None } else { Some(self.gate.read().unwrap_or_else(PoisonError::into_inner)) }
+    }
+
+    /// Queues a kernel; with `COTANGENT_CUDA_BLOCKING=1` also waits for it, so that its error names the op at hand.
+    ///
+    /// # Safety
+    /// As [`Driver::launch`].
+    pub(crate) unsafe fn launch(&self, kernel: &'static Kernel, grid: Grid, params: &mut [*mut c_void], sizes: &[usize]) -> Result<()> {
+        let _turn = self.turn();
+        LAUNCHES.set(LAUNCHES.get() + 1);
+        // SAFETY: passed on.
+        unsafe { self.driver.launch(kernel, grid, params, sizes)? };
+        self.after(kernel.name)
+    }
+
+    pub(crate) fn gemm(&self, gemm: &Gemm) -> Result<()> {
+        let _turn = self.turn();
+        LAUNCHES.set(LAUNCHES.get() + 1);
+        // SAFETY: the callers, `linalg::matmul` and `loss::linear`, take addresses from operands and sizes from their shapes.
+        unsafe { self.driver.gemm(gemm)? };
+        self.after("gemm")
+    }
+
+    /// Queues a fill with one byte.
+    ///
+    /// # Safety
+    /// As [`Driver::fill`].
+    pub(crate) unsafe fn fill(&self, dst: u64, bytes: usize, byte: u8) -> Result<()> {
+        let _turn = self.turn();
+        // SAFETY: passed on.
+        unsafe { self.driver.fill(dst, bytes, byte) }
+    }
+
+    /// Queues a write of one element.
+    ///
+    /// # Safety
+    /// As [`Driver::put`].
+    pub(super) unsafe fn put(&self, dst: u64, bytes: usize, bits: u64) -> Result<()> {
+        let _turn = self.turn();
+        // SAFETY: passed on.
+        unsafe { self.driver.put(dst, bytes, bits) }
+    }
+
+    /// Copies from the host.
+    ///
+    /// # Errors
+    /// Capture error inside a captured step: every replay would copy what lies there then.
+    ///
+    /// # Safety
+    /// As [`Driver::upload`].
+    pub(super) unsafe fn upload(&self, dst: u64, src: &[u8]) -> Result<()> {
+        step_memory::refuse(self.device, "values are copied from the host")?;
+        let _turn = self.turn();
+        // SAFETY: passed on.
+        unsafe { self.driver.upload(dst, src) }
+    }
+
+    /// Waits for the queue, then copies to the host.
+    ///
+    /// # Errors
+    /// Capture error inside a captured step.
+    ///
+    /// # Safety
+    /// As [`Driver::download`].
+    pub(super) unsafe fn download(&self, dst: &mut [u8], src: u64) -> Result<()> {
+        step_memory::refuse(self.device, "values are read back to the host")?;
+        let _turn = self.turn();
+        // SAFETY: passed on.
+        unsafe { self.driver.download(dst, src) }
+    }
+
+    /// Queues a captured step.
+    ///
+    /// # Errors
+    /// Capture error inside another captured step.
+    ///
+    /// # Safety
+    /// As [`Recording::replay`].
+    pub(super) unsafe fn replay(&self, step: &dyn Recording) -> Result<()> {
+        step_memory::refuse(self.device, "another step is replayed")?;
+        let _turn = self.turn();
+        LAUNCHES.set(LAUNCHES.get() + 1);
+        // SAFETY: passed on.
+        unsafe { step.replay()? };
+        self.after("a captured step")
+    }
+
+    /// Seconds that the device takes for what `work` queues.
+    pub(crate) fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        step_memory::refuse(self.device, "time is measured")?;
+        self.driver.time(work)
+    }
+
+    fn after(&self, what: &str) -> Result<()> {
+        if self.blocking.load(Relaxed) && !self.is_capturing() {
+            self.driver.synchronize().map_err(|e| e.about(what))?;
+        }
+        Ok(())
+    }
+}
