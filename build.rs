@@ -1,4 +1,4 @@
-//! Turns kernels/*.cu into what the crate embeds: self-contained sources, typed Rust launchers, and, when asked for,
+//! Turns kernels/<family>/*.cu into what the crate embeds: self-contained sources, typed Rust launchers, and, when asked for,
 //! binaries (nvcc) or host code (the emulator). No toolkit is needed, and nothing is fetched.
 //!
 //! A kernel file declares its kernels by lines that are C++ macros (kernels/common/kernel.cuh) and read here as text:
@@ -11,7 +11,7 @@
 //! | `UNARY(name, Struct)` | `name_fwd_<T>`, `name_vjp_<T>` for the four floats |
 //! | `BINARY(name, Struct)` | `name_<T>` for the four floats |
 //!
-//! In Rust, the kernel `name` of kernels/file.cu is launched by `file::name`, and its symbols begin with `file_`.
+//! In Rust, the kernel `name` of kernels/family/file.cu is launched by `file::name`, and its symbols begin with `file_`.
 //!
 //! `LAUNCH_BOUNDS(n)` on a line of its own bounds the block size of the next; `LAUNCH_BOUNDS(n, m)` also asks for
 //! registers to be spared until m such blocks (of doubles half as many) fit on a multiprocessor. The entry points are appended to the
@@ -44,6 +44,11 @@ const SCALARS: [&str; 6] = ["i32", "i64", "u32", "u64", "f32", "f64"];
 fn fail(file: &str, line: usize, what: &str) -> ! {
     eprintln!("kernels/{file}:{line}: {what}");
     process::exit(1);
+}
+
+/// A file's name without family and ending.
+fn stem_of(file: &str) -> &str {
+    file.rsplit('/').next().unwrap_or(file).trim_end_matches(".cu")
 }
 
 fn dtype_of(t: &str) -> Option<&'static str> {
@@ -258,7 +263,7 @@ fn parse(file: &str, text: &str) -> Vec<KernelLine> {
         bounds = None;
     }
     for k in &out {
-        if RESERVED.split(' ').any(|r| r == function(file.trim_end_matches(".cu"), k)) {
+        if RESERVED.split(' ').any(|r| r == function(stem_of(file), k)) {
             fail(file, k.line, &format!("`{}` cannot name a function in Rust", k.name));
         }
         let pointed = |m: &Memory| k.args.iter().any(|a| matches!(&a.kind, Kind::Pointer { of, optional: false, .. } if of == m));
@@ -470,19 +475,21 @@ fn main() {
     }
     let var = |v: &str| PathBuf::from(env::var_os(v).unwrap_or_else(|| fail("", 0, &format!("{v} is not set"))));
     let (root, out_dir) = (var("CARGO_MANIFEST_DIR").join("kernels"), var("OUT_DIR"));
-    let mut files: Vec<String> = fs::read_dir(&root)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|e| e.file_name().into_string().ok())
+    let names = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten().filter_map(|e| e.file_name().into_string().ok());
+    // Every folder is a family, but for the two of shared code, which have no such file.
+    let mut files: Vec<String> = names(&root)
+        .flat_map(|family| names(&root.join(&family)).map(move |f| format!("{family}/{f}")))
         .filter(|f| f.ends_with(".cu"))
         .collect();
     files.sort();
+    if let Some(f) = files.iter().find(|f| files.iter().any(|other| other != *f && stem_of(other) == stem_of(f))) {
+        fail(f, 0, "another family has a file of this name");
+    }
 
     let mut modules: Vec<Module> = Vec::new();
     let (mut launchers, mut symbols) = (String::new(), BTreeSet::new());
     for file in &files {
-        let stem = file.trim_end_matches(".cu");
+        let stem = stem_of(file);
         let mut flat = String::new();
         flatten(&root, file, &mut Vec::new(), &mut flat);
         let text = fs::read_to_string(root.join(file)).unwrap_or_default();

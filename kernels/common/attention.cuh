@@ -9,6 +9,7 @@ struct Heads {
     View lead;
     i64 row, col;
 };
+static_assert(sizeof(Heads) == 152, "as in src/backend/cuda/abi");
 
 // Extents and options. `heads` are query heads, `group` of which share a key head.
 struct Scores {
@@ -24,6 +25,7 @@ struct Scores {
     const i64* spans;
     i32 banded, dropout;
 };
+static_assert(sizeof(Scores) == 136, "as in src/backend/cuda/abi");
 
 DEVICE i64 least(i64 a, i64 b) { return a < b ? a : b; }
 DEVICE i64 between(i64 x, i64 low, i64 high) { return x < low ? low : x > high ? high : x; }

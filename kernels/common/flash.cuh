@@ -17,6 +17,7 @@ struct Flash {
     i32 d, dv;
     f32 scale, scale2;
 };
+static_assert(sizeof(Flash) == 672, "as in src/backend/cuda/abi");
 
 constexpr f32 LOG2_E = 1.44269504088896340736f;
 

@@ -11,6 +11,7 @@ struct Tensors {
     i32 count;
     f64 numbers[8][3];
 };
+static_assert(sizeof(Tensors) == 3784, "as in src/backend/cuda/abi");
 
 // Elements of a block: a multiple of what its threads take at a time.
 constexpr i64 TENSOR_PIECE = 8192;

@@ -9,11 +9,13 @@ struct View {
     i64 shape[8];
     i64 stride[8];
 };
+static_assert(sizeof(View) == 136, "as in src/backend/cuda/abi");
 
 // Numbers that an elementwise op is made with.
 struct Params {
     f64 p[4];
 };
+static_assert(sizeof(Params) == 32, "as in src/backend/cuda/abi");
 
 // i divided by an extent. Every kernel has this several times, so it must be short: 64-bit division, a long subroutine, is done
 // bit by bit. Only tensors beyond 2^32 elements get there.

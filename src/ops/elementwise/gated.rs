@@ -25,7 +25,7 @@ pub trait Gate: Unary {
     const SELF: Self;
     /// `f(x)` and `f′(x)` from one exponential. Mark it `#[inline(always)]`.
     fn with_slope<T: Real>(x: T) -> (T, T);
-    /// The kernels of kernels/gated.cu.
+    /// The kernels of kernels/elementwise/gated.cu.
     fn kernels() -> GatedKernels;
 }
 

@@ -30,7 +30,7 @@ impl Grid {
 /// One file of kernels: its self-contained source, and its binaries when a compiler was there at build time.
 #[derive(Debug)]
 pub(crate) struct Module {
-    /// File name without extension.
+    /// The name of its file, and its first type where kernels have several.
     pub stem: &'static str,
     /// The text that NVRTC compiles: no includes.
     pub source: &'static str,

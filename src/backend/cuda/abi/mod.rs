@@ -14,8 +14,6 @@ mod view;
 pub(crate) use attention::{Flash, Heads, Scores};
 pub(crate) use element::bits;
 pub(crate) use gemm::{Gemm, Matrices};
-#[cfg(feature = "emulator")]
-pub(crate) use kernel::EmulatedKernel;
 pub(crate) use kernel::{Grid, Kernel, Module};
 pub(crate) use modules::MODULES;
 #[cfg(feature = "emulator")]

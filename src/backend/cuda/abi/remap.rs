@@ -4,7 +4,7 @@ use super::MAX_RANK;
 use crate::error::{Result, bail};
 use smallvec::SmallVec;
 
-/// How an output axis reads the operand's: `struct Remap` of kernels/remap.cu, one axis of it.
+/// How an output axis reads the operand's: `struct Remap` of kernels/shape/remap.cu, one axis of it.
 ///
 /// Position `c` becomes `p = c + shift`, less `wrap` where it reaches that (0: never), and reads element `p / step` if
 /// `step` divides it and `0 ≤ p / step < len`; else it lies outside.
@@ -91,7 +91,7 @@ impl Remap {
     }
 }
 
-// The struct of the same name in kernels/ has this size as well.
+// The struct of the same name in kernels/shape/remap.cu has this size as well.
 const _: () = assert!(size_of::<Remap>() == 392);
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What the kernels of rotary embedding take.
 
-/// Frequencies per launch: `struct Frequencies` of kernels/rope.cu.
+/// Frequencies per launch: `struct Frequencies` of kernels/attention/rope.cu.
 pub(crate) const CHUNK: usize = 128;
 
 /// What some consecutive pairs turn by per position.
@@ -11,5 +11,5 @@ pub(crate) struct Frequencies {
     pub f: [f64; CHUNK],
 }
 
-// The struct of the same name in kernels/ has this size as well.
+// The struct of the same name in kernels/attention/rope.cu has this size as well.
 const _: () = assert!(size_of::<Frequencies>() == 1024);

@@ -18,5 +18,5 @@ pub(crate) struct Tensors {
     pub numbers: [[f64; 3]; SETS],
 }
 
-// The struct of the same name in kernels/ has this size as well.
+// The struct of the same name in kernels/common/tensors.cuh has this size as well.
 const _: () = assert!(size_of::<Tensors>() == 3784);

@@ -113,7 +113,7 @@ impl GpuDriver {
             _ => {
                 let (major, minor) = self.properties.capability;
                 let code = load::cubin(module, &format!("{major}{minor}"))?;
-                load(&code).map_err(|e| Error::device_unavailable(format!("kernels/{}.cu: {}", module.stem, driver_error(e))))?
+                load(&code).map_err(|e| Error::device_unavailable(format!("kernel module {}: {}", module.stem, driver_error(e))))?
             }
         };
         *loaded = Some(Loaded(handle));

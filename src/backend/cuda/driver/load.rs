@@ -65,7 +65,7 @@ pub(crate) fn compile(module: &Module, arch: &str) -> Result<Binary> {
         let log = CStr::from_ptr(log.as_ptr()).to_string_lossy().into_owned();
         if let Err(e) = compiled {
             let _ = nvrtc::destroy_program(program);
-            return Err(missing(format!("kernels/{}.cu does not compile for sm_{arch}: {e:?}\n{log}", module.stem)));
+            return Err(missing(format!("kernel module {} does not compile for sm_{arch}: {e:?}\n{log}", module.stem)));
         }
         let mut size = 0usize;
         sys::nvrtcGetCUBINSize(program, &raw mut size).result().map_err(failed)?;

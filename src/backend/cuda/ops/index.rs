@@ -17,7 +17,7 @@ use crate::shape::{Dims, Shape};
 /// Blocks that search for an index out of range; each reports one position and the index there.
 const SEARCHERS: u32 = 64;
 
-/// Keys per block of the sort, values of a digit, and longest run that one thread adds up: as in kernels/segment.cu.
+/// Keys per block of the sort, values of a digit, and longest run that one thread adds up: as in kernels/index/segment.cu.
 const TILE: usize = 2048;
 const DIGIT_BITS: u32 = 8;
 const GROUP: usize = 64;

@@ -34,7 +34,7 @@ pub trait Binary: Clone + Debug + Send + Sync + 'static {
     fn block<T: Compute>(&self, a: &[T], b: &[T], y: &mut [T]);
     /// The function, plainly.
     fn define<S: Scalar>(&self, a: S, b: S) -> S;
-    /// The kernel of kernels/binary.cu, and its parameters.
+    /// The kernel of kernels/elementwise/binary.cu, and its parameters.
     fn cuda(&self) -> BinaryKernels;
     /// What the wanted derivatives need.
     fn save(&self, a: &Tensor, b: &Tensor, y: &Tensor, want: [bool; 2]) -> Saved;

@@ -200,7 +200,7 @@ pub trait Unary: Clone + Debug + Send + Sync + 'static {
     fn pull_rare<T: Real>(&self, saved: T, g: T) -> T;
     /// The function, plainly.
     fn define<S: Scalar>(&self, x: S) -> S;
-    /// The kernels of kernels/unary.cu for the function and its derivative, and their parameters.
+    /// The kernels of kernels/elementwise/unary.cu for the function and its derivative, and their parameters.
     fn cuda(&self) -> UnaryKernels;
     /// Its derivative in terms of the saved value, plainly. With [`Saves::Input`] this is [`slope_of_input`].
     fn slope<S: Scalar>(&self, saved: S) -> S;

@@ -1,4 +1,4 @@
-//! Attention on tensor cores: which problems kernels/sdpa_mma.cu and kernels/sdpa_mma_vjp.cu take, and their launches.
+//! Attention on tensor cores: which problems kernels/attention/sdpa_mma.cu and kernels/attention/sdpa_mma_vjp.cu take, and their launches.
 
 use super::{Attention, TILE};
 use crate::backend::attention::fits_tensor_cores;
@@ -8,7 +8,7 @@ use crate::backend::cuda::launch::kernels::{sdpa_mma as forward, sdpa_mma_vjp as
 use crate::dtype::DType;
 use crate::error::Result;
 
-/// Queries or keys that a block owns, and rows of results that share a note: those of kernels/sdpa_mma.cu.
+/// Queries or keys that a block owns, and rows of results that share a note: those of kernels/attention/sdpa_mma.cu.
 const OWNED: usize = 128;
 const NOTED: usize = 16;
 /// Rows of the tiles that the derivative's blocks go through.

@@ -1,4 +1,4 @@
-//! Attention: operands as stacks of matrices, and the launches of kernels/sdpa.cu.
+//! Attention: operands as stacks of matrices, and the launches of kernels/attention/sdpa.cu.
 
 mod flash;
 pub(crate) mod rope;
@@ -14,11 +14,11 @@ use crate::layout::Layout;
 use crate::rng::bernoulli_threshold;
 use crate::shape::Shape;
 
-/// Rows and columns of a tile, and threads of a block: those of kernels/sdpa.cu.
+/// Rows and columns of a tile, and threads of a block: those of kernels/attention/sdpa.cu.
 pub(super) const TILE: usize = 32;
 const THREADS: u32 = 64;
 
-/// Query rows that share a key head up to which they are answered by kernels/sdpa_decode.cu, its widest head, its most keys of
+/// Query rows that share a key head up to which they are answered by kernels/attention/sdpa_decode.cu, its widest head, its most keys of
 /// a run, its rows and threads of a block; and how many blocks keep a large GPU busy.
 const FEW: usize = 32;
 const WIDEST: usize = 256;

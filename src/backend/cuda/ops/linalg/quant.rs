@@ -1,4 +1,4 @@
-//! Products with matrices in blocks, and their elements: the launches of kernels/quant_linear.cu.
+//! Products with matrices in blocks, and their elements: the launches of kernels/linalg/quant_linear.cu.
 
 use crate::backend::cpu::quant::{BLOCK, Blocks};
 use crate::backend::cuda::abi::Grid;
@@ -9,7 +9,7 @@ use crate::error::Result;
 
 /// Rows of `x` up to which a warp computes an output of eight of them; beyond, tiles of outputs share what they read.
 const FEW: usize = 32;
-/// Rows and outputs of a tile, without and with tensor cores: as in kernels/quant_linear.cu.
+/// Rows and outputs of a tile, without and with tensor cores: as in kernels/linalg/quant_linear.cu.
 const SIDE: usize = 64;
 const TALL: usize = 64;
 const BROAD: usize = 128;

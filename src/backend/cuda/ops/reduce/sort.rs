@@ -10,7 +10,7 @@ use crate::error::{Result, bail};
 use crate::layout::Layout;
 use crate::shape::Dims;
 
-/// Elements that a block sorts in shared memory: `SORT_TILE` of kernels/sort.cu.
+/// Elements that a block sorts in shared memory: `SORT_TILE` of kernels/reduce/sort.cu.
 const TILE: usize = 2048;
 
 /// The first `k` elements of every line along `axis` in sorted order (stable, NaN above everything) and their indices.

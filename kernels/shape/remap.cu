@@ -17,6 +17,7 @@ struct Remap {
     i64 len[8];
     i64 stride[8];
 };
+static_assert(sizeof(Remap) == 392, "as in src/backend/cuda/abi");
 
 // Whether element i lies inside, and where.
 DEVICE bool source(const Remap& m, i64 i, i64& at) {

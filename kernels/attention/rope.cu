@@ -14,6 +14,7 @@
 struct Frequencies {
     f64 f[128];
 };
+static_assert(sizeof(Frequencies) == 1024, "as in src/backend/cuda/abi");
 
 // Cosines of all pairs of each position, then their sines. Angles are doubles: in float they would be off by t * 2^-24.
 // This launch fills pairs first to first + count - 1. Position i is `start` + i unless positions are given.
