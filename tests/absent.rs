@@ -1,4 +1,4 @@
-//! Parameters that a loss does not reach have no gradient: optimizers leave them alone (user finding U14). Numbers are PyTorch
+//! Parameters that a loss does not reach have no gradient: optimizers leave them alone. Numbers are PyTorch
 //! 2.15's, with `zero_grad()` as it is (`grad` is `None`) and with `set_to_none=False`.
 
 use cotangent::optim::{Accumulator, Adam, AdamW, Ema, LossScaler, Muon, Optimizer, Sgd};

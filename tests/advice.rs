@@ -40,7 +40,7 @@ const SLIPS: &[(&str, &[&str])] = &[
     ("fn f() { let _: Box<dyn optim::Schedule> = Box::new(\"cosine\"); }", &["is no learning-rate schedule", "a schedule is a number"]),
 ];
 
-/// User findings, section D: compile errors that said nothing to a newcomer.
+/// Compile errors that said nothing to a newcomer.
 #[test]
 fn the_compiler_gives_advice() {
     let deps = std::env::current_exe().unwrap().parent().unwrap().to_path_buf();

@@ -1,5 +1,5 @@
-//! Attention where others failed: what samples of single calls cannot show. Rows A1–A27 of the catalogue are notes of the
-//! samples in src/ops/attention/sdpa/samples.rs and src/ops/attention/sdpa/option_samples.rs, or tests here.
+//! Attention where others failed: what samples of single calls cannot show. Each known bug of attention
+//! (docs/known-bugs.md, A1 to A27) is in the notes of the samples in src/ops/attention/sdpa, or a test here.
 
 use cotangent::nn::{Attend, AttentionConfig, KvCache, MultiHeadAttention};
 use cotangent::ops::{Rotary, Sdpa};
@@ -37,7 +37,7 @@ fn plain(options: Sdpa) -> impl Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor> 
     move |q, k, v| q.scaled_dot_product_attention(k, v, None, options.clone())
 }
 
-/// A5, A6, A7, A18: operands and cotangent in layouts of their own, k and v in one row that is repeated.
+/// Operands and cotangent in layouts of their own, k and v in one row that is repeated [A5, A6, A7, A18].
 #[test]
 fn operands_and_cotangent_lie_as_they_like() {
     let (q, k, v, g) = (randn(&[1, 2, 5, 8], 1), randn(&[1, 2, 33, 8], 2), randn(&[1, 2, 33, 8], 3), randn(&[1, 2, 5, 8], 4));
@@ -65,7 +65,7 @@ fn operands_and_cotangent_lie_as_they_like() {
     want.iter().zip(&found).for_each(|(a, b)| assert_close(a, b, 1e-13));
 }
 
-/// A8, A9, A10: shared key heads, fifty times, behind an op that has just written the cotangent; and on 1, 2 and 3 threads.
+/// Shared key heads, fifty times, after an op that has just written the cotangent; and on 1, 2 and 3 threads [A8, A9, A10].
 #[test]
 fn fifty_repeats_give_the_same_bits() {
     let x = [1, 2, 3].map(|i| Tensor::randn(if i == 1 { [2, 6, 70, 8] } else { [2, 2, 70, 8] }, F32, Key::new(i)).unwrap());
@@ -85,7 +85,7 @@ fn fifty_repeats_give_the_same_bits() {
     }
 }
 
-/// A11: 192 queries, a mask, and a log-sum-exp far below −88, in bf16.
+/// 192 queries, a mask, and a log-sum-exp far below −88, in bf16 [A11].
 #[test]
 fn shifted_scores_in_half_precision_stay_finite() {
     for n in [63, 64, 65, 192] {
@@ -99,7 +99,7 @@ fn shifted_scores_in_half_precision_stay_finite() {
     }
 }
 
-/// A13, A15: a query that sees nothing changes no bit of the others; the lowest finite number as a mask is no NaN.
+/// A query that sees nothing changes no bit of the others [A13]; the lowest finite number as a mask gives no NaN [A15].
 #[test]
 fn hidden_queries_leave_the_others_alone() {
     let n = 441;
@@ -121,7 +121,7 @@ fn hidden_queries_leave_the_others_alone() {
     masked.iter().zip(&causal).for_each(|(a, b)| assert_close(a, b, 1e-5));
 }
 
-/// A17: odd extents survive a recomputation from saved operands in layouts of their own.
+/// Odd extents survive a recomputation from saved operands in layouts of their own [A17].
 #[test]
 fn recomputed_attention_is_attention() {
     let (q, kv) = (randn(&[1, 2, 3, 4], 1), randn(&[1, 361, 2, 4], 2));
@@ -139,7 +139,7 @@ fn recomputed_attention_is_attention() {
     assert_eq!(values(&direct), values(&again));
 }
 
-/// A19: ordinary numbers, many times, in f32, with every combination of options.
+/// Ordinary numbers, many times, in f32, with every combination of options [A19].
 #[test]
 fn ordinary_numbers_give_finite_gradients() {
     for seed in 0..60u64 {
@@ -158,7 +158,7 @@ fn ordinary_numbers_give_finite_gradients() {
     }
 }
 
-/// A20: a bias of another dtype is refused, not misread. A24: a zero cotangent gives exact zeros.
+/// A bias of another dtype is refused, not misread [A20]. A zero cotangent gives exact zeros [A24].
 #[test]
 fn foreign_biases_are_refused_and_zero_gives_zero() {
     let half = Tensor::randn([1, 2, 4], BF16, Key::new(1)).unwrap();
@@ -171,7 +171,7 @@ fn foreign_biases_are_refused_and_zero_gives_zero() {
     assert!(cotangents(&q, &k, &v, &zero, plain(options)).iter().all(|x| values(x).iter().all(|&x| x == 0.0)));
 }
 
-/// A25: capped scores are below the cap, so no key can take all the weight, and the slope is the cap's.
+/// Capped scores are below the cap, so no key can take all the weight, and the slope is the cap's [A25].
 #[test]
 fn a_cap_caps() {
     let q = Tensor::from_slice(&[100f64], [1, 1, 1]).unwrap();

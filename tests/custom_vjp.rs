@@ -1,4 +1,4 @@
-//! Functions with a derivative of their own: user findings C2 and C12.
+//! Functions with a derivative of their own.
 
 use cotangent::nn::Linear;
 use cotangent::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, Specs, apply1, once_differentiable};
@@ -128,7 +128,7 @@ fn fixed_point(w: &Tensor, x: &Tensor, once: bool) -> Result<Tensor> {
     Ok(y[0].clone())
 }
 
-/// User finding C12: the second derivative of an implicit layer is right, or refused.
+/// The second derivative of an implicit layer is right, or refused.
 #[test]
 fn an_implicit_layer_has_both_derivatives_or_says_so() {
     let w = Tensor::normal([3, 3], 0.0, 0.2, F64, Key::new(4)).unwrap();
@@ -309,7 +309,7 @@ impl Op for Cube {
     }
 }
 
-/// User finding C12, for authors of ops.
+/// The same for authors of ops.
 #[test]
 fn an_op_can_say_that_it_is_differentiable_once() {
     let x = tensor![2, -1; F64].unwrap();

@@ -71,7 +71,7 @@ fn greedy_tokens_are_hugging_faces_on_the_device() {
     assert!(scores.iter().all(|p| p.is_finite() && *p < 0.0));
 }
 
-/// User finding U8 on a device: rows that reach the last learned position end there, by ordinary and by captured steps.
+/// On a device: rows that reach the last learned position end there, by ordinary and by captured steps.
 #[test]
 fn rows_end_at_the_last_position_on_the_device() {
     let cpu = model(&folders("tiny-gpt2").remove(0), LoadOptions::dtype(F32));

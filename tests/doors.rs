@@ -1,4 +1,4 @@
-//! Small doors of tensors and trees that user findings asked for.
+//! Small methods of tensors and trees that users looked for.
 
 use cotangent::nn::Linear;
 use cotangent::{
@@ -19,7 +19,7 @@ fn near(a: &[f64], b: &[f64], tolerance: f64) {
     }
 }
 
-/// User finding C3: it printed pointers.
+/// `{:?}` used to print pointers.
 #[test]
 fn debug_prints_values_names_and_shapes() {
     let x = tensor![[1, 2], [3, 4]].unwrap();
@@ -65,7 +65,7 @@ impl Observer for Count {
     fn tapped(&self, _: &str, _: &Tensor) {}
 }
 
-/// User finding C7: a loop over positions wrote a tensor of the whole size for each. Siblings: select, slice, narrow.
+/// The gradient of a loop over positions does not write a tensor of the whole size for each: `unbind`, select, slice, narrow.
 #[test]
 fn cotangents_of_parts_are_put_side_by_side() {
     let x = Tensor::randn([3, 40, 5], F64, Key::new(1)).unwrap();
@@ -196,7 +196,7 @@ impl Cell {
     }
 }
 
-/// User finding C11: 25 lines of taking a module apart.
+/// `checkpoint_module` takes a module whole: nobody takes it apart into a list of tensors.
 #[test]
 fn a_checkpointed_module_is_the_module() {
     let cells = vec![Cell::new(Key::new(1)), Cell::new(Key::new(2))];
@@ -252,7 +252,7 @@ fn a_checkpointed_module_is_the_module() {
     assert!(e.unwrap_err().is_tape());
 }
 
-/// User finding C13: `expected Tensor, found Grads<Tensor>`.
+/// The gradient of a tensor is used as a tensor; it used to be `expected Tensor, found Grads<Tensor>`.
 #[test]
 fn the_gradient_of_a_tensor_is_a_tensor() {
     let x = tensor![1, -2; F64].unwrap();
@@ -268,7 +268,7 @@ fn the_gradient_of_a_tensor_is_a_tensor() {
     assert_eq!(v(&(1.0 - &p)), [0.0, 3.0]);
 }
 
-/// The note beside C13: `Grads::norm` hid `Tensor::norm`, and a gradient penalty had no gradient.
+/// `Grads::norm` hid `Tensor::norm`, and a gradient penalty had no gradient.
 #[test]
 fn the_norm_of_a_gradient_is_differentiable() {
     let x = tensor![[3, 4], [6, 8]; F64].unwrap();
@@ -279,7 +279,6 @@ fn the_norm_of_a_gradient_is_differentiable() {
     assert!((grad(&x, half_square).unwrap().global_norm().unwrap() - 125f64.sqrt()).abs() < 1e-12);
 }
 
-/// User finding C25.
 #[test]
 fn operators_take_numbers_of_all_types_and_results() -> Result<()> {
     let x = tensor![1, 4]?;
@@ -304,7 +303,6 @@ fn operators_take_numbers_of_all_types_and_results() -> Result<()> {
     Ok(())
 }
 
-/// User finding C30, and shapes as arrays of C27.
 #[test]
 fn literals_are_f32_and_shapes_come_as_arrays() -> Result<()> {
     let x = tensor![1.0, 2.0]?;

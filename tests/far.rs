@@ -4,7 +4,7 @@
 use cotangent::ops::{CrossEntropy, Reduction};
 use cotangent::{BF16, Device, F32, Key, Result, Tensor, value_and_grad};
 
-/// C9: 8200 rows of a vocabulary of 262144 are 2.15e9 logits, 4.3 GB in bf16.
+/// More elements than 32 bits count [C9]: 8200 rows of a vocabulary of 262144 are 2.15e9 logits, 4.3 GB in bf16.
 const ROWS: usize = 8200;
 const WIDTH: usize = 262_144;
 const LAST: usize = 3;

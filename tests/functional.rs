@@ -144,7 +144,7 @@ fn mixed_precision_gives_gradients_in_the_masters_dtype() {
     }
 }
 
-/// D26: dropout inside a checkpoint draws the same mask in the second run.
+/// Dropout inside a checkpoint draws the same mask in the second run [D26].
 #[test]
 fn checkpoints_recompute_the_same_dropout_and_nest() {
     let x = t(&(0..64).map(|i| f64::from(i) / 10.0 - 3.0).collect::<Vec<_>>());

@@ -1,4 +1,4 @@
-//! Fused ops beside the compositions they replace, and rows of the catalogue of bugs that a sample of one op cannot show.
+//! Fused ops beside the compositions they replace, and known bugs that a sample of one op cannot show.
 
 use cotangent::nn::{Activation, Linear};
 use cotangent::nn::{
@@ -257,9 +257,9 @@ fn probabilities_of_one_class_are_its_index() -> Result<()> {
     Ok(())
 }
 
-/// B14: fifty runs; B20: a row's result does not depend on the rows beside it.
+/// Fifty runs give the same bits [B14]; a row's result does not depend on the rows beside it [B20].
 #[test]
-fn b14_b20_norms_repeat_and_do_not_see_the_batch() -> Result<()> {
+fn norms_repeat_and_do_not_see_the_batch() -> Result<()> {
     let x = [randn(&[131, 67], F32, 1), randn(&[67], F32, 2), randn(&[67], F32, 3)];
     let norm = |x: &[Tensor]| Ok(vec![x[0].layer_norm(1, Some(&x[1]), Some(&x[2]), 1e-5)?]);
     let all = |(y, g): (Vec<Tensor>, Vec<Tensor>)| y.iter().chain(&g).map(bits).collect::<Vec<_>>();
@@ -275,9 +275,9 @@ fn b14_b20_norms_repeat_and_do_not_see_the_batch() -> Result<()> {
     Ok(())
 }
 
-/// B13: a weight used twice gets the sum of both gradients. B19: weight and bias are views of one parameter, with many rows.
+/// A weight used twice gets the sum of both gradients [B13]. Weight and bias are views of one parameter, with many rows [B19].
 #[test]
-fn b13_b19_shared_and_tied_norm_parameters() -> Result<()> {
+fn shared_and_tied_norm_parameters() -> Result<()> {
     let (x, both) = (randn(&[16_500, 4], F64, 1), randn(&[8], F64, 2));
     let halves = |p: &Tensor| Ok::<_, cotangent::Error>((p.narrow(0, 0, 4)?, p.narrow(0, 4, 4)?));
     let (_, g) = run(&[x.clone(), both.clone()], |x| {
@@ -295,9 +295,9 @@ fn b13_b19_shared_and_tied_norm_parameters() -> Result<()> {
     Ok(())
 }
 
-/// C3: logits that another op saved are not written over. C10: targets one element off an aligned place, offset logits.
+/// Logits that another op saved are not written over [C3]. Targets one element off an aligned address, offset logits [C10].
 #[test]
-fn c3_c10_cross_entropy_leaves_its_operands_alone_and_takes_any_place() -> Result<()> {
+fn cross_entropy_leaves_its_operands_alone_and_takes_any_place() -> Result<()> {
     for device in devices() {
         let x = randn(&[5, 9], F32, 1).to_device(device)?;
         let wide = Tensor::from_slice(&[9i64, 0, 3, 8, -100, 1], [6])?.to_device(device)?;
@@ -314,9 +314,9 @@ fn c3_c10_cross_entropy_leaves_its_operands_alone_and_takes_any_place() -> Resul
     Ok(())
 }
 
-/// C12: microbatches of unequal numbers of targets give the gradient of the whole batch, by sums and one division.
+/// Microbatches of unequal numbers of targets give the gradient of the whole batch, by sums and one division [C12].
 #[test]
-fn c12_sums_over_microbatches_are_the_full_batch() -> Result<()> {
+fn sums_over_microbatches_are_the_full_batch() -> Result<()> {
     let (x, w) = (randn(&[7, 3], F64, 1), randn(&[5, 3], F64, 2));
     let t = Tensor::from_slice(&[0i64, -100, 4, 2, -100, -100, 1], [7])?;
     let (_, whole) = value_and_grad(&w, |w| x.linear_cross_entropy(w, None, &t, &CrossEntropy::default()))?;

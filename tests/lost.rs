@@ -24,7 +24,7 @@ fn has(e: &Error, parts: &[&str]) {
     parts.iter().for_each(|p| assert!(e.to_string().contains(p), "{e}\n  should contain: {p}"));
 }
 
-/// User finding C16: the captured model instead of the argument.
+/// A closure that uses the captured model instead of its argument is told so.
 #[test]
 fn a_captured_model_is_asked_for() -> Result<()> {
     let (net, x) = (net(), x());
@@ -49,7 +49,7 @@ fn a_captured_model_is_asked_for() -> Result<()> {
     Ok(())
 }
 
-/// User findings, section D: `argmax`, a cast to integers, `detach`, comparisons and reading back, each with its line.
+/// `argmax`, a cast to integers, `detach`, comparisons and reading back: each is named with its line.
 #[test]
 fn what_ends_a_gradient_is_named_with_its_line() -> Result<()> {
     let (net, x) = (net(), x());
@@ -141,7 +141,7 @@ fn one_of_several_parameters_says_what_became_of_it() -> Result<()> {
     Ok(())
 }
 
-/// User findings, section D: `grads.get(&x)` with the tensor before `watch`.
+/// `grads.get(&x)` with the tensor before `watch`.
 #[test]
 fn a_tape_by_hand_says_which_tensor_to_ask_with() -> Result<()> {
     let tape = Tape::new();

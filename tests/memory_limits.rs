@@ -400,22 +400,22 @@ pub fn calls_end_at(test: &str, levels: &[usize], calls: impl Fn(&std::path::Pat
 }
 
 #[test]
-fn a3_no_call_aborts_when_memory_ends() {
-    let Some((fine, refused)) = calls_end_at("memory_limits::a3_no_call_aborts_when_memory_ends", &levels(), calls) else { return };
+fn no_call_aborts_when_memory_ends() {
+    let Some((fine, refused)) = calls_end_at("memory_limits::no_call_aborts_when_memory_ends", &levels(), calls) else { return };
     assert!(refused[0] < 3 && fine[0] > 0, "nearly all calls fit 64 MB: {refused:?}");
     assert!(refused[19] > fine[19], "few fit the last level: {fine:?}");
 }
 
 #[test]
-fn a3_no_record_aborts_when_memory_ends() {
-    let Some((fine, refused)) = calls_end_at("memory_limits::a3_no_record_aborts_when_memory_ends", &levels(), records) else { return };
+fn no_record_aborts_when_memory_ends() {
+    let Some((fine, refused)) = calls_end_at("memory_limits::no_record_aborts_when_memory_ends", &levels(), records) else { return };
     assert!(refused[0] == 0 && refused[19] > 0, "all fit 64 MB, some do not fit the last level: {fine:?}, {refused:?}");
 }
 
 #[test]
-fn a4_growing_sizes_hold_no_more_than_one_and_a_half_times_the_peak() {
+fn growing_sizes_hold_no_more_than_one_and_a_half_times_the_peak() {
     if !is_child() {
-        let out = child("memory_limits::a4_growing_sizes_hold_no_more_than_one_and_a_half_times_the_peak").wait_with_output().unwrap();
+        let out = child("memory_limits::growing_sizes_hold_no_more_than_one_and_a_half_times_the_peak").wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&out.stdout);
         assert!(out.status.success() && said.contains("1 passed"), "{}\n{said}\n{}", out.status, String::from_utf8_lossy(&out.stderr));
         said.lines().filter(|l| l.starts_with("grown")).for_each(say);
@@ -447,10 +447,10 @@ fn a4_growing_sizes_hold_no_more_than_one_and_a_half_times_the_peak() {
 }
 
 #[test]
-fn a4_cached_memory_is_given_back_when_an_allocation_fails() {
+fn cached_memory_is_given_back_when_an_allocation_fails() {
     if !is_child() {
         let me = std::env::current_exe().unwrap();
-        let name = "memory_limits::a4_cached_memory_is_given_back_when_an_allocation_fails";
+        let name = "memory_limits::cached_memory_is_given_back_when_an_allocation_fails";
         let out = Command::new("sh")
             .args(["-c", "ulimit -v 2150400; exec \"$@\"", "sh"])
             .arg(me)

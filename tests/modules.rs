@@ -41,7 +41,7 @@ fn close(a: &Tensor, b: &[f64]) {
     assert!(a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6), "{a:?} is not {b:?}");
 }
 
-/// User finding C10: a running mean was a `Param`, so it was trained.
+/// A running mean is a `Buffer`: as a `Param` it would be trained.
 #[test]
 fn buffers_are_never_trained_and_always_saved() -> Result<()> {
     let x = Tensor::randn([8, 3], F32, Key::new(1))?;
@@ -108,7 +108,7 @@ fn a_buffer_keeps_shape_dtype_and_no_history() -> Result<()> {
     Ok(())
 }
 
-/// User finding C10: `freeze` thawed what its predicate did not name, an assignment thawed, and buffers thawed with it.
+/// `freeze` does not thaw what its predicate does not name, nor does an assignment, and buffers never thaw.
 #[test]
 fn freezing_adds_thawing_takes_away_and_buffers_stay() -> Result<()> {
     let mut net = (Net::new()?, Net::new()?);
@@ -196,7 +196,7 @@ module!(enum Mixer<L> {
     Nothing,
 });
 
-/// User finding C25: no generics, no enums.
+/// Generic structs and enums are modules.
 #[test]
 fn the_macro_takes_generics_tuples_and_enums() -> Result<()> {
     let layer = |k| Linear::new(2, 2, false, F64, Key::new(k));
@@ -233,7 +233,7 @@ fn the_macro_takes_generics_tuples_and_enums() -> Result<()> {
     Ok(())
 }
 
-/// User finding C26: tuples ended at six, closures were no layers, maps no modules.
+/// Long tuples, closures as layers, maps as modules.
 #[test]
 fn long_tuples_functions_and_maps() -> Result<()> {
     let mut rng = Rng::seed(3);
@@ -324,7 +324,7 @@ fn a_summary_counts_and_prints() -> Result<()> {
     Ok(())
 }
 
-/// User finding C17: one key used twice is silent.
+/// Split keys differ from each other and from folds, so that no key is used twice by accident.
 #[test]
 fn split_keys_differ_from_each_other_and_from_folds() {
     let key = Key::new(5);
@@ -342,7 +342,7 @@ fn split_keys_differ_from_each_other_and_from_folds() {
     assert_eq!(rng.state()[2], 2);
 }
 
-/// User finding C17: equal initial weights are pointed out.
+/// Equal initial weights are pointed out.
 #[test]
 fn a_review_names_parameters_that_were_drawn_twice() -> Result<()> {
     let lin = |i, o, k, d| Linear::new(i, o, true, d, Key::new(k));

@@ -30,7 +30,7 @@ fn net() -> Net {
     Net { layers, head: lin(4, 2), table, norm: LayerNorm::new(4, true, F32).unwrap() }
 }
 
-/// User finding C18: with a tape, any op that takes a parameter names it as the model does.
+/// With a tape, any op that takes a parameter names it as the model does.
 #[test]
 fn the_tape_names_the_parameter_of_an_op_that_refuses() -> Result<()> {
     let x = Tensor::zeros([5, 4], F32)?;
@@ -84,7 +84,7 @@ fn the_tape_names_the_parameter_of_an_op_that_refuses() -> Result<()> {
     Ok(())
 }
 
-/// User finding C18: without a tape, lists say where, and layers what.
+/// Without a tape, lists say where, and layers what.
 #[test]
 fn without_a_tape_lists_say_which_layer() -> Result<()> {
     let x = Tensor::zeros([5, 4], F32)?;
@@ -112,7 +112,7 @@ fn without_a_tape_lists_say_which_layer() -> Result<()> {
     Ok(())
 }
 
-/// User findings, section D: f64 data into an f32 layer says which operand is the parameter.
+/// F64 data into an f32 layer says which operand is the parameter.
 #[test]
 fn data_of_another_dtype_says_which_is_the_parameter() -> Result<()> {
     let x = Tensor::zeros([5, 4], F64)?;

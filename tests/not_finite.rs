@@ -12,7 +12,7 @@ fn all() -> Vec<(&'static str, Box<dyn Optimizer<Tensor>>)> {
     ]
 }
 
-/// `ln w` of a negative number is NaN, its derivative is 1/w (user finding C29).
+/// `ln w` of a negative number is NaN, its derivative is 1/w.
 fn of_a_nan_loss() -> (Tensor, Grads<Tensor>) {
     let w = Tensor::from_slice(&[-2f64, 3.0], [2]).unwrap();
     let (loss, g) = value_and_grad(&w, |w| w.log()?.sum(..)).unwrap();
@@ -63,7 +63,7 @@ fn one_part_of_a_sum_is_enough() {
     assert_eq!((scaler.scale, scaler.skipped), (32_768.0, 1));
 }
 
-/// User finding N2: the square of 1e25 is infinite in f32, and an infinite second moment never goes away.
+/// The square of 1e25 is infinite in f32, and an infinite second moment never goes away.
 #[test]
 fn a_gradient_whose_square_is_infinite_is_no_step() {
     let gradient = |at: &Tensor, g: f64| value_and_grad(at, |w| w.mul_scalar(g)?.sum(..)).unwrap().1;
@@ -135,7 +135,7 @@ fn devices_skip_the_same_steps() {
     }
 }
 
-/// User finding C29: a default that trains nothing; a reused optimizer's message without a name.
+/// The default learning rate of SGD trains, and the message about a reused optimizer names the parameter.
 #[test]
 fn defaults_train_and_messages_name_the_parameter() {
     let (mut w, mut sgd) = (Tensor::ones([2], F32).unwrap(), Sgd::default());

@@ -284,7 +284,7 @@ fn averages_follow_their_formula() {
     assert!(Ema::new(&f64s(&[1.0]), 1.5).unwrap_err().is_argument());
 }
 
-/// C12: parts with unequal numbers of counted targets give the gradient of the whole batch, not the mean of means.
+/// Parts with unequal numbers of counted targets give the gradient of the whole batch, not the mean of means [C12].
 #[test]
 fn accumulation_equals_the_full_batch_for_unequal_token_counts() {
     for dtype in [F64, BF16] {

@@ -38,7 +38,7 @@ fn all() -> Vec<Make> {
     ]
 }
 
-/// D23: a resumed run is the run. State is taken in the middle and carried into a new optimizer through host values, as
+/// A resumed run is the run [D23]. State is taken in the middle and carried into a new optimizer through host values, as
 /// a file carries it; half precision includes the masters.
 #[test]
 fn a_loaded_optimizer_continues_bitwise() {

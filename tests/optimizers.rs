@@ -66,7 +66,7 @@ fn adamw_is_the_same_for_every_size_and_layout() {
     }
 }
 
-/// D28: a norm of zero, infinity or NaN must neither divide by zero nor turn finite gradients into zeros or NaN.
+/// A norm of zero, infinity or NaN must neither divide by zero nor turn finite gradients into zeros or NaN [D28].
 #[test]
 fn clipping_survives_zero_infinite_and_nan_norms() {
     let x = Tensor::from_slice(&[1f32, 2.0, 3.0], [3]).unwrap();
@@ -92,7 +92,7 @@ fn the_norm_does_not_overflow() {
     assert!((gradient_of(&tiny, &tiny).global_norm().unwrap() / 5e-30 - 1.0).abs() < 1e-6);
 }
 
-/// D29: bias corrections near 1 need f64; with f32 the first step of β₂ = 0.999 is off by 1e-5.
+/// Bias corrections near 1 need f64; with f32 the first step of β₂ = 0.999 is off by 1e-5 [D29].
 #[test]
 fn adamw_first_step_is_the_learning_rate() {
     let mut w = Tensor::from_slice(&[0f32; 4], [4]).unwrap();

@@ -78,7 +78,7 @@ fn lengths(x: &BTreeMap<String, Tensor>) -> Result<Option<Vec<usize>>> {
     x.get("lengths").map(|t| Ok(t.to_vec::<i64>()?.into_iter().map(|n| n.try_into().unwrap()).collect())).transpose()
 }
 
-/// User finding C24: no `nn.LSTM(num_layers, bidirectional)`.
+/// `nn.LSTM(num_layers, bidirectional)` and its relatives.
 #[test]
 fn recurrent_layers_give_pytorchs_values_and_gradients() -> Result<()> {
     let fixture = Fixture::open()?;
@@ -152,7 +152,7 @@ fn a_sequence_is_its_steps_and_its_pieces() -> Result<()> {
     Ok(())
 }
 
-/// User findings, section D: an LSTM state of another batch was "shapes do not broadcast".
+/// An LSTM state of another batch is named; it was "shapes do not broadcast".
 #[test]
 fn a_state_of_another_batch_is_called_one() -> Result<()> {
     let says = |e: Error, text: &str| {
@@ -211,7 +211,7 @@ fn attention(kv_width: Option<usize>, bias: bool) -> Result<MultiHeadAttention> 
     MultiHeadAttention::new(&config, F64, Key::new(1))
 }
 
-/// User finding C24: no `nn.MultiheadAttention(q, k, v)`, no encoder's and decoder's layer.
+/// `nn.MultiheadAttention(q, k, v)`, encoder's and decoder's layers.
 #[test]
 fn attention_over_a_memory_and_transformer_layers_are_pytorchs() -> Result<()> {
     let fixture = Fixture::open()?;

@@ -1,4 +1,4 @@
-//! Files of a run under bad conditions, by the numbers of the reliability findings: A1, A2, B1 to B6, and rows of C and D about files.
+//! Files of a run under bad conditions: other processes, damage, links and devices in place of files, full outputs, signals.
 
 use crate::files::Folder;
 use crate::survives::{self, STEPS, child, child_after, ended, rows_are_complete, tiny, train, undisturbed, wait_for};
@@ -23,7 +23,7 @@ pub fn names(folder: &Path) -> Vec<String> {
 
 /// A process that comes to the folder of a running one is refused by every door, before it changes anything.
 #[test]
-fn a1_another_process_changes_nothing_in_the_folder_of_a_run() {
+fn another_process_changes_nothing_in_the_folder_of_a_run() {
     let folder = Folder::new("a1");
     let mut refused = 0;
     let mut t = tiny(Some(folder.path())).unwrap();
@@ -57,7 +57,7 @@ fn a1_another_process_changes_nothing_in_the_folder_of_a_run() {
 
 /// A run that is refused because the folder has another's snapshots costs no row of the finished one.
 #[test]
-fn a1_a_refused_run_costs_a_finished_one_nothing() {
+fn a_refused_run_costs_a_finished_one_nothing() {
     let folder = Folder::new("a1-finished");
     survives::whole(folder.path()).unwrap();
     rows_are_complete(folder.path());
@@ -77,7 +77,7 @@ fn a1_a_refused_run_costs_a_finished_one_nothing() {
 
 /// Whoever looks on while a run saves and removes snapshots sees a whole one each time, and disturbs nothing.
 #[test]
-fn a1_looking_on_always_finds_a_whole_snapshot() {
+fn looking_on_always_finds_a_whole_snapshot() {
     let folder = Folder::new("a1-view");
     std::thread::scope(|s| {
         let run = s.spawn(|| {
@@ -99,7 +99,7 @@ fn a1_looking_on_always_finds_a_whole_snapshot() {
 
 /// Metrics without a run's folder have their own lock.
 #[test]
-fn a1_a_metrics_file_has_one_process() {
+fn a_metrics_file_has_one_process() {
     let folder = Folder::new("a1-file");
     let path = folder.join("metrics.csv");
     let mut table = Csv::open(&path, &Csv::COLUMNS, 0).unwrap();
@@ -112,7 +112,7 @@ fn a1_a_metrics_file_has_one_process() {
 
 /// Two handles of one file in one process: the second does not take away what the first wrote.
 #[test]
-fn a1_a_second_handle_takes_no_rows() {
+fn a_second_handle_takes_no_rows() {
     let folder = Folder::new("a1-handles");
     let path = folder.join("metrics.csv");
     let open = |step| Csv::open(&path, &["loss"], step).unwrap();
@@ -139,7 +139,7 @@ pub fn two_snapshots(name: &str) -> (Folder, PathBuf, PathBuf) {
 
 /// What cannot be read now ends the resumption, and all stays.
 #[test]
-fn a2_a_snapshot_that_cannot_be_read_now_is_not_damaged() {
+fn a_snapshot_that_cannot_be_read_now_is_not_damaged() {
     let (folder, _, newest) = two_snapshots("a2-now");
     let resume = || tiny(Some(folder.path()))?.resume().map(|r| r.map(|r| r.path));
     // No file descriptor is left.
@@ -185,7 +185,7 @@ pub fn as_version_3(bytes: &mut [u8]) {
 
 /// A snapshot of a later release ends the resumption with its version.
 #[test]
-fn a2_a_newer_format_is_not_damaged() {
+fn a_newer_format_is_not_damaged() {
     let (folder, older, newest) = two_snapshots("a2-version");
     let mut bytes = std::fs::read(&newest).unwrap();
     as_version_3(&mut bytes);
@@ -208,7 +208,7 @@ fn a2_a_newer_format_is_not_damaged() {
 
 /// Proven damage is passed over and renamed; no later save removes it.
 #[test]
-fn a2_damage_is_renamed_and_never_removed() {
+fn damage_is_renamed_and_never_removed() {
     let (folder, older, newest) = two_snapshots("a2-damaged");
     let damaged = newest.with_extension("safetensors.damaged");
     for round in 0..2 {
@@ -245,7 +245,7 @@ fn a2_damage_is_renamed_and_never_removed() {
 
 /// Two writers of one name, and a reader: whole files only, and no save fails.
 #[test]
-fn b1_two_writers_leave_one_whole_file() {
+fn two_writers_leave_one_whole_file() {
     let folder = Folder::new("b1");
     let path = folder.join("file.safetensors");
     let saved = |n: usize| {
@@ -308,7 +308,7 @@ fn writers() -> Vec<(&'static str, Write<'static>)> {
 
 #[cfg(unix)]
 #[test]
-fn b2_links_are_followed_to_their_file_and_permissions_stay() {
+fn links_are_followed_to_their_file_and_permissions_stay() {
     use std::os::unix::fs::{PermissionsExt, symlink};
     for (name, write) in writers() {
         let grows = name == "csv" || name == "jsonl";
@@ -364,7 +364,7 @@ fn in_time<T: Send + 'static>(what: &str, f: impl FnOnce() -> T + Send + 'static
 
 #[cfg(unix)]
 #[test]
-fn b2_what_is_no_file_is_not_replaced() {
+fn what_is_no_file_is_not_replaced() {
     let folder = Folder::new("b2-special");
     let all = specials(&folder);
     let before = names(folder.path());
@@ -410,7 +410,7 @@ const READERS: &[(&str, Read2)] = &[
 
 #[cfg(unix)]
 #[test]
-fn b3_what_is_no_file_is_refused_at_once_by_every_reader() {
+fn what_is_no_file_is_refused_at_once_by_every_reader() {
     let folder = Folder::new("b3");
     let mut all: Vec<_> = specials(&folder).into_iter().filter(|s| s.1 != "a folder").collect();
     all.push(("/dev/zero".into(), "a character device", None));
@@ -446,7 +446,7 @@ fn b3_what_is_no_file_is_refused_at_once_by_every_reader() {
 
 /// Lines and files without end, in bounded memory.
 #[test]
-fn b3_files_without_end_are_refused() {
+fn files_without_end_are_refused() {
     let folder = Folder::new("b3-long");
     let path = folder.join("long");
     // A hole of a tebibyte: it takes no room, and would take all memory.
@@ -479,7 +479,7 @@ fn small() -> Snapshot {
 /// Every single bit of a snapshot counts: each flip is noticed, and the snapshot before it is taken; also where the flip looks like the
 /// version of another release.
 #[test]
-fn b4_every_bit_of_a_snapshot_counts() {
+fn every_bit_of_a_snapshot_counts() {
     let folder = Folder::new("b4");
     let (older, newest) = (folder.join("step-000000010.safetensors"), folder.join("step-000000020.safetensors"));
     Snapshot { step: 10, ..small() }.save(&older).unwrap();
@@ -511,7 +511,7 @@ fn b4_every_bit_of_a_snapshot_counts() {
 
 /// The position, step and names of a run's newest snapshot, changed by a bit: the run continues from the one before to the same bits.
 #[test]
-fn b4_a_changed_number_is_not_trained_on() {
+fn a_changed_number_is_not_trained_on() {
     for (what, from, to) in
         [("position", r#"position\":60"#, r#"position\":62"#), ("step", r#"step\":60"#, r#"step\":20"#), ("name", "model.", "modem.")]
     {
@@ -529,7 +529,7 @@ fn b4_a_changed_number_is_not_trained_on() {
 
 /// A run whose reader goes away says so once and goes on to its end.
 #[test]
-fn b5_a_closed_output_does_not_end_a_run() {
+fn a_closed_output_does_not_end_a_run() {
     let folder = Folder::new("b5");
     let mut c = child("watch", folder.path()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(wait_for(&mut c, "step 3"));
@@ -545,7 +545,7 @@ fn b5_a_closed_output_does_not_end_a_run() {
 /// Each signal that asks a process to end leaves a snapshot of that step, and no row is lost.
 #[cfg(unix)]
 #[test]
-fn b6_signals_save_and_stop() {
+fn signals_save_and_stop() {
     for signal in ["INT", "TERM", "HUP"] {
         let folder = Folder::new(&format!("b6-{signal}"));
         let mut c = child("hold", folder.path()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -574,7 +574,7 @@ fn b6_signals_save_and_stop() {
 /// Tensors are written from where they lie, or a piece at a time: no second copy of one.
 #[cfg(target_os = "linux")]
 #[test]
-fn a3_saving_needs_no_second_copy() {
+fn saving_needs_no_second_copy() {
     let folder = Folder::new("a3");
     let out = child("copy", folder.path()).output().unwrap();
     let said = String::from_utf8_lossy(&out.stdout);

@@ -1,5 +1,5 @@
 //! Sizes, steps, positions and capacities near the ends of their types: each is an error or saturates, none overflows, aborts or
-//! hangs. By the rows of the reliability findings A3 and C; tests are built with overflow checks.
+//! hangs. Tests are built with overflow checks.
 
 use cotangent::diagnostics::HealthHistory;
 use cotangent::io::{RopeConfig, RopeScaling, save_safetensors};
@@ -21,7 +21,7 @@ fn out_of_memory<T>(what: &str, r: cotangent::Result<T>) {
 }
 
 #[test]
-fn a3_masks_of_documents_that_fit_no_memory_are_errors() {
+fn masks_of_documents_that_fit_no_memory_are_errors() {
     let tokens = Tensor::zeros([1, 1 << 21], I64).unwrap();
     let e = document_mask(&tokens, 0).unwrap_err();
     assert!(e.is_out_of_memory() && e.to_string().starts_with("document_mask"), "{e}");
@@ -30,7 +30,7 @@ fn a3_masks_of_documents_that_fit_no_memory_are_errors() {
 }
 
 #[test]
-fn a3_second_derivatives_of_products_take_no_quadratic_memory() {
+fn second_derivatives_of_products_take_no_quadratic_memory() {
     // 90 GB for a mask of pairs once; no elements, but 2⁴⁰ pairs.
     for shape in [vec![20_000], vec![0, 1 << 20]] {
         let x = Tensor::ones(shape.clone(), F32).unwrap();
@@ -40,7 +40,7 @@ fn a3_second_derivatives_of_products_take_no_quadratic_memory() {
 }
 
 #[test]
-fn a3_targets_and_positions_without_memory_are_errors_or_nothing() {
+fn targets_and_positions_without_memory_are_errors_or_nothing() {
     let (scores, targets) = (Tensor::zeros([BIG, 2], F32).unwrap(), Tensor::zeros([BIG], I64).unwrap());
     out_of_memory("nll_loss", scores.nll_loss(&targets));
     out_of_memory("cross_entropy", scores.cross_entropy(&targets));
@@ -73,7 +73,7 @@ fn c_one_count_for_positions_without_memory_lists_none_of_them() {
 }
 
 #[test]
-fn a3_and_c_prefetching_takes_memory_for_what_is_there() {
+fn prefetching_takes_memory_for_what_is_there() {
     for ahead in [BIG, MAX] {
         let data = Prefetch::new(|i: u64| if i < 50 { Ok(i) } else { Err(cotangent::Error::argument("the end")) }, ahead);
         for i in 0..50 {
@@ -95,7 +95,7 @@ fn a3_and_c_prefetching_takes_memory_for_what_is_there() {
 }
 
 #[test]
-fn a3_and_c_caches_and_frequencies_of_absurd_sizes_are_errors() {
+fn caches_and_frequencies_of_absurd_sizes_are_errors() {
     let rope = RopeConfig { theta: 1e4, scaling: RopeScaling::None };
     out_of_memory("frequencies", rope.frequencies(1 << 50, 16));
     out_of_memory("layers", Cache::new(MAX, 1));

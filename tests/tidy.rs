@@ -628,6 +628,39 @@ fn invariants_name_existing_tests() {
     assert_none(&problems);
 }
 
+/// Codes such as `A1` in brackets, alone or in a list: rows of docs/known-bugs.md.
+fn cited_bugs(text: &str) -> Vec<&str> {
+    let is_code = |c: &str| c.starts_with(['A', 'B', 'C', 'D']) && (2..=3).contains(&c.len()) && c[1..].chars().all(|d| d.is_ascii_digit());
+    let lists = text.split('[').skip(1).filter_map(|part| part.split_once(']')).map(|(list, _)| list);
+    lists.filter(|list| list.split(", ").all(is_code)).flat_map(|list| list.split(", ")).collect()
+}
+
+/// A bug that a sample or a test cites has a row in docs/known-bugs.md, and every row is cited.
+#[test]
+fn known_bugs_are_cited_and_described() {
+    assert_eq!(cited_bugs("x[0], \"zeros [B1, C22]\", [A1], [E1], [A], [A1; 2]"), ["B1", "C22", "A1"]);
+    let page = read("docs/known-bugs.md");
+    let cell = |l: &str| {
+        l.strip_prefix("| ").and_then(|l| l.split(' ').next()).filter(|c| c.chars().any(|d| d.is_ascii_digit())).map(String::from)
+    };
+    let rows: Vec<String> = page.lines().filter_map(cell).collect();
+    let described: BTreeSet<&str> = rows.iter().map(String::as_str).collect();
+    let (mut problems, mut cited) = (Vec::new(), BTreeSet::new());
+    if described.len() != rows.len() {
+        problems.push("docs/known-bugs.md has two rows of one code".to_owned());
+    }
+    for file in rust(&["src", "tests"]).into_iter().filter(|f| !f.ends_with("tidy.rs")) {
+        for code in cited_bugs(&read(&file)) {
+            match described.get(code) {
+                Some(&code) => drop(cited.insert(code)),
+                None => problems.push(format!("{file}: cites [{code}], which has no row in docs/known-bugs.md")),
+            }
+        }
+    }
+    problems.extend(described.difference(&cited).map(|code| format!("docs/known-bugs.md: {code} is cited by no sample and no test")));
+    assert_none(&problems);
+}
+
 /// Every `--example`, `--bench`, `--test` and `just` recipe that a document mentions, and every relative link, exists.
 #[test]
 fn documents_name_existing_things() {

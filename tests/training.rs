@@ -306,7 +306,7 @@ fn tokenizer_files_encode_and_decode() {
     assert_eq!(t.vocabulary(), 6);
     assert_eq!(t.encode("abab ab<end>a").unwrap(), [4, 2, 3, 5, 0]);
     assert_eq!(t.decode(&[4, 2, 3, 5, 0]).unwrap(), "abab ab<end>a");
-    assert_eq!(t.decode(&[4, 99, 2]).unwrap(), "abab "); // user finding U5
+    assert_eq!(t.decode(&[4, 99, 2]).unwrap(), "abab "); // an id without a text
     std::fs::write(&path, "{}").unwrap();
     assert!(TokenizerFile::open(&path).unwrap_err().is_corrupt_file());
     assert!(TokenizerFile::open(folder.join("gone")).unwrap_err().is_io());

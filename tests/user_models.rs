@@ -50,7 +50,7 @@ impl Tokenizer for Strict {
     }
 }
 
-/// User finding U5: what goes wrong with one row ends that row, which keeps what it has; the others are as without it.
+/// What goes wrong with one row ends that row, which keeps what it has; the others are as without it.
 #[test]
 fn one_row_takes_no_other_with_it() {
     let model = gpt2();
@@ -101,7 +101,7 @@ fn one_row_takes_no_other_with_it() {
     assert!(Generator::new(&model, GenerateOptions { rules: none, ..options(3) }).batch(&prompts).is_err());
 }
 
-/// User finding U8: rows of learned positions that reach the last of them, beside rows that go on.
+/// Rows of learned positions that reach the last of them, beside rows that go on.
 #[test]
 fn rows_end_at_the_last_position_alone() {
     let model = gpt2();
@@ -133,7 +133,7 @@ fn rows_end_at_the_last_position_alone() {
     assert!(model.forward(&Tensor::zeros([1, 65], I64).unwrap()).unwrap_err().to_string().contains("65 tokens exceed the context of 64"));
 }
 
-/// User finding U10: rotary positions go on beyond the context. Tokens are transformers', greedy, in f32.
+/// Rotary positions go on beyond the context. Tokens are transformers', greedy, in f32.
 #[test]
 fn rotary_models_go_on_beyond_their_context() {
     let text = |n: u32| (0..n).map(|i| (7 * i + 3) % 32).collect::<Vec<u32>>();
@@ -159,7 +159,7 @@ fn rotary_models_go_on_beyond_their_context() {
     }
 }
 
-/// User finding U11: one place draws tokens, with every option.
+/// One place draws tokens, with every option.
 #[test]
 fn both_generators_draw_in_one_way() {
     let logits = |x: &Tensor| Tensor::from_slice(&[3.0f64, 2.9, 2.8, 0.0], [1, 1, 4])?.expand([1, x.size(1)?, 4]);
@@ -194,7 +194,7 @@ fn both_generators_draw_in_one_way() {
     }
 }
 
-/// User finding U9: the rules on tokens. Tokens are transformers', greedy, of the tiny GPT-2.
+/// The rules on tokens. Tokens are transformers', greedy, of the tiny GPT-2.
 #[test]
 fn rules_are_transformers() {
     let model = gpt2();
@@ -226,7 +226,7 @@ fn rules_are_transformers() {
     assert!(Generator::new(&model, outside).complete(&[5]).unwrap_err().is_index());
 }
 
-/// User finding U9: values that stand for "all" and "none"; what means nothing is said when generating, and by no other.
+/// Values that stand for "all" and "none"; what means nothing is said when generating, and by no other.
 #[test]
 fn odd_settings_do_not_refuse_the_model() {
     let sampling = |json: Value| GenerateOptions::from(&GenerationConfig::parse(&json.to_string()).unwrap());
@@ -291,7 +291,7 @@ fn no_side_file_takes_down_a_model() {
     std::fs::remove_dir_all(folder).unwrap();
 }
 
-/// User finding U7, as a file: what the metadata name ends a text, and what they suppress is not drawn.
+/// What the metadata name ends a text, and what they suppress is not drawn.
 #[test]
 fn a_gguf_files_ends_are_all_there() {
     let path = fixture("gguf/tiny-qwen2-Q4_0.gguf");
@@ -343,7 +343,7 @@ fn cases() -> Vec<String> {
     all["cases"].as_object().unwrap().keys().cloned().collect()
 }
 
-/// User finding U6: the vectors of sentence-transformers for each kind of pooling, with its own files.
+/// The vectors of sentence-transformers for each kind of pooling, with its own files.
 #[cfg(feature = "tokenizers")]
 #[test]
 fn sentences_have_the_declared_vectors() {
@@ -369,7 +369,7 @@ fn sentences_have_the_declared_vectors() {
     }
 }
 
-/// User finding U6: what is not known is refused by name where it would be used, and the report says so. Values of tokens are right.
+/// What is not known is refused by name where it would be used, and the report says so. Values of tokens are right.
 #[test]
 fn poolings_that_are_not_known_are_refused_by_name() {
     let tokens = Tensor::from_slice(&[2i64, 7, 3], [1, 3]).unwrap();
@@ -408,7 +408,7 @@ fn poolings_that_are_not_known_are_refused_by_name() {
     std::fs::remove_dir_all(folder).unwrap();
 }
 
-/// User finding U13: a text without tokens is zero in every type, by every pooling, and so is its gradient.
+/// A text without tokens is zero in every type, by every pooling, and so is its gradient.
 #[test]
 fn a_text_without_tokens_is_zero_in_every_type() {
     use PoolingMode::{Cls, LastToken, Max, Mean, MeanSqrtLen, WeightedMean};
@@ -441,7 +441,7 @@ fn with_tensors(of: &str, name: &str, extra: &[&str]) -> PathBuf {
     folder
 }
 
-/// User finding U15: heads of other tasks and tables of old files are passed over, and named in the report; what stands in the model and is
+/// Heads of other tasks and tables of old files are passed over, and named in the report; what stands in the model and is
 /// not known is not.
 #[test]
 fn heads_of_other_tasks_are_passed_over() {
@@ -494,7 +494,7 @@ fn heads_of_other_tasks_are_passed_over() {
     }
 }
 
-/// User finding N4: fields that a file does not have are as in transformers' classes; `null` is none.
+/// Fields that a file does not have are as in transformers' classes; `null` is none.
 #[test]
 fn windows_that_a_file_leaves_out_are_the_classes() {
     let base = |family: &str| {

@@ -38,9 +38,9 @@ const EINSUM: &[Case] = &[
     ("...ab,...bc->ca", &[&[2, 2, 2], &[1, 2, 2]], &[2, 2], &[7., 1., -17., -5.], &[&[6., -3., -14., 8., 6., -3., -14., 8.], &[16., -4., 13., -10.]]),
 ];
 
-/// User finding U1 (and P-1): an ellipsis that the output leaves out is summed; values and gradients of PyTorch.
+/// An ellipsis that the output leaves out is summed; values and gradients of PyTorch.
 #[test]
-fn u1_einsum_is_pytorchs() -> Result<()> {
+fn einsum_is_pytorchs() -> Result<()> {
     for &(equation, shapes, shape, want, gradients) in EINSUM {
         let x: Vec<Tensor> = shapes.iter().enumerate().map(|(k, s)| values(s, k)).collect();
         let y = Tensor::einsum(equation, &x.iter().collect::<Vec<_>>())?;
@@ -82,9 +82,9 @@ fn slopes(x: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor>) -> Vec<f64> {
 const INF: f64 = f64::INFINITY;
 const NAN: f64 = f64::NAN;
 
-/// Finding P-2: the slope of a clamp is 0 at its bounds and at NaN, whichever bounds there are; PyTorch 2.15.
+/// The slope of a clamp is 0 at its bounds and at NaN, whichever bounds there are; PyTorch 2.15.
 #[test]
-fn p2_clamp_at_its_bounds_and_at_nan() -> Result<()> {
+fn clamp_at_its_bounds_and_at_nan() -> Result<()> {
     let x = [-1.0, 0.0, 0.5, 1.0, 2.0, NAN, INF, -INF];
     for dtype in DType::FLOATS {
         let x = f64s(&x).cast(dtype)?;
@@ -102,7 +102,7 @@ fn p2_clamp_at_its_bounds_and_at_nan() -> Result<()> {
 
 /// The same for the other kinks: what PyTorch 2.15 gives, but for the NaN of a maximum, which takes the cotangent here (there both do).
 #[test]
-fn p2_other_kinks_and_their_nan() -> Result<()> {
+fn other_kinks_and_their_nan() -> Result<()> {
     let x = f64s(&[0.0, -0.0, NAN, 3.0, -3.0]);
     same(&slopes(&x, |x| x.relu()), &[0.0, 0.0, 1.0, 1.0, 0.0], "relu");
     same(&slopes(&x, |x| x.abs()), &[0.0, 0.0, 0.0, 1.0, -1.0], "abs");
@@ -121,10 +121,10 @@ fn p2_other_kinks_and_their_nan() -> Result<()> {
     Ok(())
 }
 
-/// Finding P-8: standard deviations and variances whose squares leave the range of f32; PyTorch 2.15, or where that gives ∞ the
+/// Standard deviations and variances whose squares leave the range of f32; PyTorch 2.15, or where that gives ∞ the
 /// formula (the deviation of [3e38, 3e38, −1] is √3·1e38).
 #[test]
-fn p8_deviations_outside_the_range_of_squares() -> Result<()> {
+fn deviations_outside_the_range_of_squares() -> Result<()> {
     let tiny = f32s(&[1e-30, 3e-30]);
     near(&tiny.std(.., 1)?.to_f64_vec()?, &[2f64.sqrt() * 1e-30], 1e-6, "std of tiny numbers");
     let half = 0.5f64.sqrt();
@@ -171,9 +171,9 @@ fn p8_deviations_outside_the_range_of_squares() -> Result<()> {
     Ok(())
 }
 
-/// Finding P-4/5/7: the product's gradient is the product of the others, also where some are NaN, 0 or infinite.
+/// The product's gradient is the product of the others, also where some are NaN, 0 or infinite.
 #[test]
-fn p4_gradients_of_products_with_nan() -> Result<()> {
+fn gradients_of_products_with_nan() -> Result<()> {
     let cases: [(&[f64], &[f64]); 8] = [
         (&[NAN, 0.0, 3.0], &[0.0, NAN, NAN]),
         (&[NAN, 2.0, 3.0], &[6.0, NAN, NAN]),
@@ -198,9 +198,9 @@ fn p4_gradients_of_products_with_nan() -> Result<()> {
     Ok(())
 }
 
-/// Finding P-4/5/7: derivatives of a mean over nothing are sums over nothing, in any order; so those of its relatives.
+/// Derivatives of a mean over nothing are sums over nothing, in any order; so those of its relatives.
 #[test]
-fn p5_second_derivatives_over_nothing() -> Result<()> {
+fn second_derivatives_over_nothing() -> Result<()> {
     type Of = fn(&Tensor) -> Result<Tensor>;
     let ops: [(&str, Of); 12] = [
         ("mean", |x| x.mean(-1)),
@@ -231,9 +231,9 @@ fn p5_second_derivatives_over_nothing() -> Result<()> {
     Ok(())
 }
 
-/// Finding P-4/5/7: 2 (x − t)/n does not overflow where it is representable; squares, and other losses of huge values.
+/// 2 (x − t)/n does not overflow where it is representable; squares, and other losses of huge values.
 #[test]
-fn p7_gradients_of_huge_losses() -> Result<()> {
+fn gradients_of_huge_losses() -> Result<()> {
     let (x, zeros) = (f32s(&[3e38, 1.0]), f32s(&[0.0, 0.0]));
     let g = grad(&x, |x| x.mse_loss(&zeros, Reduction::Mean))?.to_vec::<f32>()?;
     assert_eq!(g, [3e38, 1.0]);
@@ -248,9 +248,9 @@ fn p7_gradients_of_huge_losses() -> Result<()> {
     Ok(())
 }
 
-/// User finding U17: at +∞ a logsumexp has the gradient of its formula, NaN (0 beside it), as PyTorch; only a group of −∞ is at rest.
+/// At +∞ a logsumexp has the gradient of its formula, NaN (0 beside it), as PyTorch; only a group of −∞ is at rest.
 #[test]
-fn u17_gradients_at_infinite_scores() -> Result<()> {
+fn gradients_at_infinite_scores() -> Result<()> {
     for dtype in DType::FLOATS {
         for (x, want) in [
             ([INF, 0.0], [NAN, 0.0]),
@@ -287,9 +287,9 @@ fn u17_gradients_at_infinite_scores() -> Result<()> {
     Ok(())
 }
 
-/// User finding U16 (and P-9): with a cotangent of 0 NaN comes out at a pole, of these ops and no others; the book lists them.
+/// With a cotangent of 0 NaN comes out at a pole, of these ops and no others; the book lists them.
 #[test]
-fn u16_a_zero_cotangent_at_a_pole() -> Result<()> {
+fn a_zero_cotangent_at_a_pole() -> Result<()> {
     type Of = fn(&Tensor) -> Result<Tensor>;
     let poles: [(&str, f64, Of); 11] = [
         ("sqrt", 0.0, |x| x.sqrt()),
@@ -341,9 +341,9 @@ fn u16_a_zero_cotangent_at_a_pole() -> Result<()> {
     Ok(())
 }
 
-/// Reliability A3: the second derivative of a product takes memory that grows with x, not with its square, and knows zeros.
+/// The second derivative of a product takes memory that grows with x, not with its square, and knows zeros.
 #[test]
-fn a3_second_derivatives_of_long_products() -> Result<()> {
+fn second_derivatives_of_long_products() -> Result<()> {
     // The definition: Σ over k ≠ i of v_k times the product of all but i and k.
     let exact = |x: &[f64], v: &[f64]| -> Vec<f64> {
         let others = |i: usize, k: usize| (0..x.len()).filter(|&j| j != i && j != k).map(|j| x[j]).product::<f64>();
@@ -374,9 +374,9 @@ fn a3_second_derivatives_of_long_products() -> Result<()> {
     Ok(())
 }
 
-/// User finding U18: whole numbers beyond 2⁵³ do not go through f64.
+/// Whole numbers beyond 2⁵³ do not go through f64.
 #[test]
-fn u18_integers_beyond_doubles() -> Result<()> {
+fn integers_beyond_doubles() -> Result<()> {
     let key = Key::new(3);
     let all = Tensor::randint([1000], i64::MIN..i64::MAX, I64, key)?.to_vec::<i64>()?;
     assert!(all.iter().any(|&v| v < i64::MIN / 2) && all.iter().any(|&v| v > i64::MAX / 2) && all.iter().any(|v| v % 2 != 0));
@@ -415,9 +415,9 @@ fn u18_integers_beyond_doubles() -> Result<()> {
     Ok(())
 }
 
-/// User finding U19: random values lie in their range after rounding, in every type.
+/// Random values lie in their range after rounding, in every type.
 #[test]
-fn u19_random_values_stay_in_their_range() -> Result<()> {
+fn random_values_stay_in_their_range() -> Result<()> {
     let (n, key) = (50_000, Key::new(7));
     for dtype in DType::FLOATS {
         for (lo, hi) in [(-0.3, 0.3), (0.1, 0.11), (-2.0, 2.0), (1e-3, 1.0), (0.0, 1e-6)] {
@@ -442,9 +442,9 @@ fn u19_random_values_stay_in_their_range() -> Result<()> {
     Ok(())
 }
 
-/// Finding P-3: second derivatives on constant rows are 0 in f32, whatever 1/ε magnifies; the same for what is composed likewise.
+/// Second derivatives on constant rows are 0 in f32, whatever 1/ε magnifies; the same for what is composed likewise.
 #[test]
-fn p3_second_derivatives_on_constant_rows() -> Result<()> {
+fn second_derivatives_on_constant_rows() -> Result<()> {
     type Of = fn(&Tensor) -> Result<Tensor>;
     let ops: [(&str, Of, f64); 6] = [
         ("layer_norm", |x| x.layer_norm(1, None, None, 1e-5), 1e-7),
@@ -480,9 +480,9 @@ fn p3_second_derivatives_on_constant_rows() -> Result<()> {
     Ok(())
 }
 
-/// Finding P-10/6: derivatives of powers whose factors leave the range of the type; PyTorch 2.15.
+/// Derivatives of powers whose factors leave the range of the type; PyTorch 2.15.
 #[test]
-fn p10_second_derivatives_of_powers() -> Result<()> {
+fn second_derivatives_of_powers() -> Result<()> {
     let second = |a: f64, b: f64, by: [usize; 2], seed: f64, dtype: DType| -> Result<f64> {
         let x = [f64s(&[a]).cast(dtype)?, f64s(&[b]).cast(dtype)?];
         let first = |x: &[Tensor; 2]| -> Result<Tensor> { Ok(grad(x, |x| x[0].pow(&x[1])?.sum(..))?.into_inner()[by[0]].clone()) };

@@ -22,7 +22,7 @@ fn of(tables: &GgufTokenizer) -> TokenizerFile {
     TokenizerFile::from_gguf(tables).unwrap().unwrap()
 }
 
-/// User finding U2: names that imply `ignore_merges` and a token that begins prompts.
+/// Names that imply `ignore_merges` and a token that begins prompts.
 #[test]
 fn names_imply_merges_and_the_beginning() {
     for pre in ["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken"] {
@@ -44,7 +44,7 @@ fn names_imply_merges_and_the_beginning() {
     }
 }
 
-/// User finding U3: each name cuts as its models do, and one that is not known is refused.
+/// Each name cuts as its models do, and one that is not known is refused.
 #[test]
 fn names_cut_texts_in_their_own_way() {
     let ids = |pre, tokens: &[&str], merges: &[(&str, &str)], text| of(&bpe(pre, tokens, merges)).encode(text).unwrap();
@@ -95,7 +95,7 @@ fn pieces(pre: &str, text: &str) -> Vec<String> {
     ids.iter().map(|id| t.decode(&[*id]).unwrap()).collect()
 }
 
-/// User finding U3: pieces by the patterns of llama.cpp, run by another engine (Python's `regex`).
+/// Pieces by the patterns of llama.cpp, run by another engine (Python's `regex`).
 #[test]
 fn pieces_are_those_of_the_patterns() {
     const TEXT: &str = "It's 12345 fooBar(a,b) I'LL   x\n\n  1/2!\r\n né, 世界 don't+=7";
@@ -121,7 +121,7 @@ fn every_known_name_makes_a_tokenizer() {
     }
 }
 
-/// User finding U12: a token that ends prompts, where the file asks for it; by both algorithms.
+/// A token that ends prompts, where the file asks for it; by both algorithms.
 #[test]
 fn prompts_end_as_the_file_says() {
     let two = |model: &str| GgufTokenizer {
@@ -150,7 +150,7 @@ fn prompts_end_as_the_file_says() {
     assert_eq!((of(&bare).encode_prompt("a").unwrap(), bare.end_tokens()), (vec![1, 2], vec![2, 1]));
 }
 
-/// User finding U7: every token that ends an answer, by key and by text.
+/// Every token that ends an answer, by key and by text.
 #[test]
 fn all_ends_are_ends() {
     let base = bpe("llama-bpe", &["a", "<e>", "<t>", "<m>", "b"], &[]);
@@ -185,7 +185,7 @@ fn written(name: &str, value: &Value) -> TokenizerFile {
     t
 }
 
-/// User finding U4: what a `tokenizer.json` keeps from training does nothing here, as in transformers.
+/// What a `tokenizer.json` keeps from training does nothing here, as in transformers.
 #[test]
 fn nothing_is_kept_from_training() {
     let long = "the quick brown fox jumps over the lazy dog and the other one ".repeat(5);
@@ -217,7 +217,7 @@ fn nothing_is_kept_from_training() {
     }
 }
 
-/// User finding U5: an id without a text decodes to nothing, as in tokenizers.
+/// An id without a text decodes to nothing, as in tokenizers.
 #[test]
 fn ids_without_a_text_decode_to_nothing() {
     let t = written("ids", &qwen2());

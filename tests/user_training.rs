@@ -1,4 +1,4 @@
-//! The trainer as users asked for it (user findings C14, C15, C29, N1): numbers beside the loss, weighted micro-batches, the best
+//! The trainer as users asked for it: numbers beside the loss, weighted micro-batches, the best
 //! model, a state that goes on, several optimizers, and runs that do not continue by other rules unnoticed.
 
 use crate::files::Folder;
@@ -28,7 +28,7 @@ fn bits(t: &Tensor) -> Vec<u64> {
     t.to_f64_vec().unwrap().iter().map(|x| x.to_bits()).collect()
 }
 
-/// N1: micro-batches with 2, 1 and 0 counted targets make the step of the whole batch.
+/// Micro-batches with 2, 1 and 0 counted targets make the step of the whole batch.
 #[test]
 fn micro_batches_count_by_their_targets() -> Result<()> {
     let w = Tensor::randn([5, 4], F64, Key::new(1))?;
@@ -52,7 +52,7 @@ fn micro_batches_count_by_their_targets() -> Result<()> {
     let apart = many.model.sub(&one.model)?.abs()?.max(..)?.item()?;
     assert!(apart < 1e-15, "{apart}");
     assert!((outcome.loss.unwrap() - whole.loss.unwrap()).abs() < 1e-15);
-    // Without numbers of targets it is another step, by as much as the finding says.
+    // Without numbers of targets it is another step, by as much as this.
     let mut plain = new(3);
     plain.run(&parts, |w, (x, y), _| x.linear(w, None)?.cross_entropy(y))?;
     let apart = plain.model.sub(&one.model)?.abs()?.max(..)?.item()?;
@@ -310,7 +310,7 @@ fn a_gan_trains_in_the_trainer_as_by_hand() -> Result<()> {
     Ok(())
 }
 
-/// One line on stderr for the first step left out, without a subscriber (user finding C14); none when it is asked for none.
+/// One line on stderr for the first step left out, without a subscriber; none when none is asked for.
 #[test]
 fn the_first_step_left_out_is_said() {
     const CHILD: &str = "COTANGENT_SKIP_CHILD";
@@ -369,7 +369,7 @@ fn a_plateau_follows_the_evaluations_and_continues() -> Result<()> {
     Ok(())
 }
 
-/// C29: another learning rate, schedule, hyperparameter or other data are said, and pass only when they are meant.
+/// Another learning rate, schedule, hyperparameter or other data are said, and pass only when they are meant.
 #[test]
 fn a_run_does_not_continue_by_other_rules_unnoticed() -> Result<()> {
     let folder = Folder::new("rules");
@@ -438,7 +438,7 @@ fn a_run_does_not_continue_by_other_rules_unnoticed() -> Result<()> {
     Ok(())
 }
 
-/// C15: no row is left out of an evaluation.
+/// No row is left out of an evaluation.
 #[test]
 fn the_last_batch_is_kept_where_all_count() -> Result<()> {
     let all = Tensor::arange(0.0, 10.0, 1.0, F32)?;
@@ -490,7 +490,7 @@ fn messages_and_small_doors() -> Result<()> {
     wide.snapshots = Some(Snapshots::open(folder.path(), 0)?);
     let e = wide.resume().unwrap_err().to_string();
     assert!(e.contains("`weight` has shape [2, 3] in the file, [3, 3] in the model") && !e.contains("src/train"), "{e}");
-    // C29: the trainable tensors alone.
+    // The trainable tensors alone.
     let mut net = (Linear::new(3, 2, true, F32, Key::new(1))?, Linear::new(2, 2, true, F32, Key::new(2))?);
     let _ = cotangent::ModuleExt::freeze(&mut net, |_| true);
     let e = net.save_trainable(folder.join("nothing.safetensors")).unwrap_err();

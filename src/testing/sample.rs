@@ -96,7 +96,7 @@ pub struct Sample<O> {
     pub inputs: Vec<Input>,
     /// What it is for.
     pub purpose: Purpose,
-    /// What it guards against, when that is not obvious: the catalogue row or bug it reproduces.
+    /// What it guards against, when that is not obvious; `[C1]` at its end names a row of docs/known-bugs.md.
     pub note: &'static str,
     /// Inputs that have no derivative by contract (saved statistics, masks given as floats).
     pub no_grad: Vec<usize>,

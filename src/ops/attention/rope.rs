@@ -132,16 +132,16 @@ impl Describe for Rope {
             }
             let op = Rope { style, ..plain.clone() };
             for start in [4095, 32_760, 131_064] {
-                out.push(Sample::check(Rope { start, ..op.clone() }, [g.normal([8, 4])]).note("D32: positions up to 131072"));
+                out.push(Sample::check(Rope { start, ..op.clone() }, [g.normal([8, 4])]).note("positions up to 131072 [D32]"));
             }
             let given = Rope { given: true, ..op.clone() };
             out.extend([
                 Sample::check(given.clone(), [g.normal([2, 2, 4, 6]), Input::ints(DType::I64, [4], &[3, 0, 0, 17])])
                     .note("scattered and repeated positions"),
                 Sample::check(given.clone(), [g.normal([2, 2, 3, 4]), Input::ints(DType::I64, [2, 3], &[0, 1, 2, 7, 8, 9])])
-                    .note("D34: positions per batch"),
+                    .note("positions per batch [D34]"),
                 Sample::check(given.clone(), [g.normal([2, 3, 4]), Input::ints(DType::U32, [2, 3], &[0, 1, 2, 70_000, 8, 9])])
-                    .note("D34: positions per batch, no heads"),
+                    .note("positions per batch, no heads [D34]"),
                 Sample::check(given.clone(), [g.normal([2, 4]), Input::ints(DType::I64, [2], &[-3, 5])])
                     .note("negative positions turn backwards"),
                 Sample::check(op.clone(), [g.normal([1, 2])]).note("one pair"),

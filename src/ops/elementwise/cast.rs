@@ -43,7 +43,7 @@ impl Describe for Cast {
         let (inf, nan) = (f64::INFINITY, f64::NAN);
         let shape = g.shape(2);
         let mut out = vec![
-            Sample::check(Cast { to: DType::F64 }, [g.normal(&shape)]).note("D12: the gradient passes"),
+            Sample::check(Cast { to: DType::F64 }, [g.normal(&shape)]).note("the gradient passes [D12]"),
             Sample::check(Cast { to: DType::F64 }, [g.normal([0, 3])]),
             Sample::check(Cast { to: DType::F64 }, [g.normal(())]),
         ];

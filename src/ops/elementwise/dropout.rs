@@ -109,12 +109,12 @@ impl Describe for Dropout {
         for p in [0.0, 0.1, 0.5, 0.9, 1.0] {
             let key = g.key();
             let shape = g.shape(2);
-            out.push(Sample::check(Dropout { p, key }, [g.normal(shape)]).note("D26: the mask of the derivative is that of the value"));
+            out.push(Sample::check(Dropout { p, key }, [g.normal(shape)]).note("the mask of the derivative is that of the value [D26]"));
         }
         let half = Dropout { p: 0.5, key: g.key() };
         out.extend([
             Sample::check(half.clone(), [Input::values([2, 5], [0.0, 1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 2.0, 3.0, 0.0])])
-                .note("D27: zeros in x do not hide the mask"),
+                .note("zeros in x do not hide the mask [D27]"),
             Sample::check(half.clone(), [g.normal(())]).note("scalar"),
             Sample::check(half.clone(), [g.normal([0, 3])]).note("no elements"),
             Sample::value(half.clone(), [Input::values([4], [f64::INFINITY, f64::NAN, f64::INFINITY, f64::NAN])])

@@ -90,7 +90,7 @@ impl<G: Gate> Describe for Gated<G> {
             out.push(Sample::check(op.clone(), [g.uniform(&shape[..], -4.0, 4.0), g.normal(&shape[..])]));
         }
         let tails = [0.0, -0.0, 1e-3, -1.28125, 0.96875, -1.03125, 6.0, -8.0, 13.0, -13.0, 41.0, -41.0, 88.0, -88.0, 1e4, -1e4];
-        out.push(Sample::value(op.clone(), [Input::values([16], tails), g.normal([16])]).note("D3, D4: tails"));
+        out.push(Sample::value(op.clone(), [Input::values([16], tails), g.normal([16])]).note("tails [D3, D4]"));
         let limits = [f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 1e30, -1e30];
         out.push(Sample::value(op.clone(), [Input::values([5], limits), Input::values([5], [1.5; 5])]).note("f(−∞) = 0"));
         out.push(
@@ -183,10 +183,10 @@ impl<G: Gate> Describe for GatedVjp<G> {
         for want in [[true, false], [false, true]] {
             out.push(
                 Sample::check(GatedVjp { want, ..op.clone() }, [g.normal([3, 5]), g.normal([3, 5]), g.normal([3, 5])])
-                    .note("C16: every subset of wanted gradients"),
+                    .note("every subset of wanted gradients [C16]"),
             );
         }
-        out.push(Sample::check(op.clone(), [g.normal([5]), g.normal([5]), Input::values([5], [0.0; 5])]).note("A24: zero cotangent"));
+        out.push(Sample::check(op.clone(), [g.normal([5]), g.normal([5]), Input::values([5], [0.0; 5])]).note("zero cotangent [A24]"));
         out.push(Sample::reject(op, [g.normal([2, 3]), g.normal([2, 3]), g.normal([3])], ErrorKind::Shape));
         out
     }

@@ -35,7 +35,7 @@ impl Describe for WhereSelect {
             Sample::check(WhereSelect, [g.below(U8, [m, n], 2), g.normal([m, n]), g.normal([m, n])]),
             Sample::check(WhereSelect, [g.below(U8, [m, 1], 2), g.normal([n]), g.normal([m, n])]),
             Sample::check(WhereSelect, [g.below(U8, [4, 1, 1], 2), g.normal([1, 3, 1]), g.normal([1, 1, 2])])
-                .note("D9: all three broadcast"),
+                .note("all three broadcast [D9]"),
             Sample::check(WhereSelect, [g.below(U8, [], 2), g.normal([3]), g.normal([])]),
             Sample::check(WhereSelect, [g.below(U8, [0, 2], 2), g.normal([2]), g.normal([1, 1])]),
             Sample::check(WhereSelect, [Input::ints(U8, [3], &[0, 255, 2]), g.normal([3]), g.normal([3])]).note("any value but 0 is true"),
@@ -43,7 +43,7 @@ impl Describe for WhereSelect {
         let (inf, nan) = (f64::INFINITY, f64::NAN);
         let masked =
             [Input::ints(U8, [4], &[1, 0, 1, 0]), Input::values([4], [1.0, nan, 2.0, inf]), Input::values([4], [nan, 3.0, -inf, 4.0])];
-        out.push(Sample::check(WhereSelect, masked).at_kink().note("D5: NaN and ∞ in the branch that is not taken"));
+        out.push(Sample::check(WhereSelect, masked).at_kink().note("NaN and ∞ in the branch that is not taken [D5]"));
         out.push(Sample::value(WhereSelect, [g.below(U8, [3, 2], 2), g.below(I64, [2], 9), g.below(I64, [3, 1], 9)]).note("integers"));
         out.push(Sample::reject(WhereSelect, [g.normal([2]), g.normal([2]), g.normal([2])], ErrorKind::Dtype));
         out.push(Sample::reject(WhereSelect, [g.below(U8, [2], 2), g.normal([2]), g.normal([2]).of_dtype(F64)], ErrorKind::Dtype));
@@ -120,7 +120,7 @@ impl Describe for MaskedFill {
         out.push(Sample::check(MaskedFill(2.0), [g.normal([0, 3]), g.below(U8, [3], 2)]));
         out.push(Sample::value(MaskedFill(-inf), [g.normal([5]), Input::ints(U8, [5], &[0, 1, 0, 255, 1])]).note("attention masks"));
         let masked = [Input::values([3], [nan, 1.0, inf]), Input::ints(U8, [3], &[1, 0, 1])];
-        out.push(Sample::check(MaskedFill(0.5), masked).at_kink().note("A14, D5: NaN under the mask does not leak"));
+        out.push(Sample::check(MaskedFill(0.5), masked).at_kink().note("NaN under the mask does not leak [A14, D5]"));
         out.push(Sample::value(MaskedFill(7.0), [g.below(I64, [4], 3), g.below(U8, [4], 2)]).note("integers"));
         out.push(
             Sample::reject(MaskedFill(300.0), [g.below(U8, [3], 2), g.below(U8, [3], 2)], ErrorKind::Argument)

@@ -64,7 +64,7 @@ impl Describe for Gather {
             Sample::check(of(0, &[4, 3]), [g.normal([4, 3]), g.below(U32, [6, 3], 4)]),
             Sample::check(of(-1, &[2, 3, 4]), [g.normal([2, 3, 4]), g.below(U8, [2, 3, 1], 4)]),
             Sample::check(of(1, &[3, 4, 3]), [g.normal([3, 4, 3]), g.below(I64, [2, 5, 2], 4)])
-                .note("D11: an index smaller than the operand"),
+                .note("an index smaller than the operand [D11]"),
             Sample::check(of(0, &[3]), [g.normal([3]), Input::ints(I64, [0], &[])]).note("no indices"),
             Sample::check(of(1, &[0, 3]), [g.normal([0, 3]), Input::ints(I64, [0, 2], &[])]).note("no elements"),
             Sample::check(of(0, &[3, 2]), [g.normal([3, 2]), Input::ints(I64, [2, 0], &[])]),
@@ -146,14 +146,14 @@ impl Describe for ScatterAdd {
             Sample::check(of(1), [g.normal([3, 5]), g.below(U32, [3, 2], 5), g.normal([3, 2])]),
             Sample::check(of(-1), [g.normal([2, 3, 4]), g.below(U8, [2, 3, 6], 4), g.normal([2, 3, 6])]),
             Sample::check(of(1), [g.normal([3, 4, 3]), g.below(I64, [2, 5, 2], 4), g.normal([2, 5, 2])])
-                .note("D11: an index smaller than the operand"),
+                .note("an index smaller than the operand [D11]"),
             Sample::check(of(0), [g.normal([3]), Input::ints(I64, [0], &[]), g.normal([0])]).note("nothing added"),
             Sample::check(of(1), [g.normal([0, 3]), Input::ints(I64, [0, 2], &[]), g.normal([0, 2])]).note("no elements"),
             Sample::value(
                 of(0),
                 [Input::values([3], [0.0, 1.0, 2.0]), Input::ints(I64, [1000], &[1; 1000]), Input::values([1000], vec![1.0; 1000])],
             )
-            .note("D17: 1000 duplicates in half types"),
+            .note("1000 duplicates in half types [D17]"),
             Sample::value(of(0), [g.normal([90, 50]), g.below(I64, [400, 50], 90), g.normal([400, 50])])
                 .note("one slab in parallel ranges"),
             Sample::value(of(1), [g.normal([300, 90]), g.below(I64, [300, 70], 90), g.normal([300, 70])])

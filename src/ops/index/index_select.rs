@@ -155,7 +155,7 @@ impl Describe for IndexSelectVjp {
             Sample::check(of(0, 3), [g.normal([0, 2]), Input::ints(I64, [0], &[])]).note("no indices: zeros"),
             Sample::check(of(0, 0), [g.normal([0, 2]), Input::ints(I64, [0], &[])]).note("no elements"),
             Sample::value(of(0, 3), [Input::values([1000, 2], vec![1.0; 2000]), Input::ints(I64, [1000], &[1; 1000])])
-                .note("D17: 1000 duplicates in half types"),
+                .note("1000 duplicates in half types [D17]"),
             Sample::value(of(0, 70), [g.normal([400, 300]), g.below(I64, [400], 70)]).note("more than one parallel piece"),
             Sample::reject(of(0, 3), [g.normal([2, 2]), Input::ints(I64, [2], &[0, 3])], ErrorKind::Index),
             Sample::reject(of(0, 3), [g.normal([2, 2]), Input::ints(I64, [3], &[0, 1, 2])], ErrorKind::Shape),

@@ -97,7 +97,7 @@ fn sample_inputs(g: &mut Gen) -> Vec<(i32, [Input; 3], &'static str)> {
         (0, [of(&[4, 3], 0.0), Input::ints(I64, [5, 3], &five), of(&[5, 3], 0.25)], "several at a place, and none"),
         (1, [of(&[3, 5], 0.0), g.below(U32, [3, 2], 5), of(&[3, 2], 0.25)], "u32"),
         (-1, [of(&[2, 3, 2], 0.0), g.below(U8, [2, 3, 4], 2), of(&[2, 3, 4], 0.25)], "u8"),
-        (1, [of(&[2, 4, 3], 0.0), g.below(I64, [1, 5, 2], 4), of(&[1, 5, 2], 0.25)], "D11: an index smaller than the operand"),
+        (1, [of(&[2, 4, 3], 0.0), g.below(I64, [1, 5, 2], 4), of(&[1, 5, 2], 0.25)], "an index smaller than the operand [D11]"),
         (1, [of(&[0, 3], 0.0), Input::ints(I64, [0, 2], &[]), of(&[0, 2], 0.25)], "no elements"),
     ]
 }
@@ -171,10 +171,10 @@ impl Describe for ScatterFold {
                 .note("two and three zeros at a place"),
             Sample::check(of(ScatterReduce::Max), zeros([2.0, 1.0, 0.5, 3.0], [2.0, 2.0, 1.0, 0.75, 0.75]))
                 .at_kink()
-                .note("1.10: ties share equally"),
+                .note("ties share equally"),
             Sample::check(of(ScatterReduce::Min), zeros([2.0, 1.0, 0.5, 3.0], [2.0, 2.0, 1.0, 0.25, 0.25]))
                 .at_kink()
-                .note("1.10: ties share equally"),
+                .note("ties share equally"),
         ]);
         out
     }

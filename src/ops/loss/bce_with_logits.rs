@@ -52,7 +52,7 @@ impl Describe for BceWithLogits {
                 out.push(Sample::check(op.clone(), inputs(g, x, t)).note("every option; soft targets"));
                 let x = Input::values([2, 4], [-100.0, 100.0, -30.0, 30.0, 100.0, -100.0, 20.0, -20.0]);
                 let t = Input::values([2, 4], [0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0]);
-                out.push(Sample::check(op.clone(), inputs(g, x, t)).note("C11: extreme logits, with and without a weight"));
+                out.push(Sample::check(op.clone(), inputs(g, x, t)).note("extreme logits, with and without a weight [C11]"));
                 let (x, t) = (g.normal([0, 2]), g.normal([0, 2]));
                 out.push(Sample::check(op, inputs(g, x, t)).note("no elements"));
             }

@@ -34,7 +34,7 @@ impl Describe for MseLoss {
         for reduction in [Reduction::Mean, Reduction::Sum, Reduction::None] {
             let op = MseLoss { reduction };
             let shape = g.shape(2);
-            out.push(Sample::check(op.clone(), [g.normal(&shape), g.normal(&shape)]).note("C15: reductions of every layout"));
+            out.push(Sample::check(op.clone(), [g.normal(&shape), g.normal(&shape)]).note("reductions of every layout [C15]"));
             out.push(Sample::check(op.clone(), [g.normal(()), g.normal(())]).note("scalars"));
             out.push(Sample::check(op, [g.normal([0, 3]), g.normal([0, 3])]).note("no elements"));
         }

@@ -92,7 +92,7 @@ impl Describe for NllLoss {
                     out.push(
                         Sample::check(op, x)
                             .no_grad(if weighted { &[2] } else { &[] })
-                            .note("C6, C7, C8: every pair of options; half and all of the targets ignored"),
+                            .note("every pair of options; half and all of the targets ignored [C6, C7, C8]"),
                     );
                 }
             }
@@ -100,7 +100,7 @@ impl Describe for NllLoss {
         let plain = NllLoss { ignore_index: None, reduction: Reduction::Mean, weighted: false };
         out.push(Sample::check(plain.clone(), [g.normal([2, 3, 4]), g.below(DType::U32, [2, 3], 4)]).note("[batch, time, classes]"));
         out.push(Sample::check(plain.clone(), [g.normal([3]), g.below(DType::U8, (), 3)]).note("one row without a batch axis"));
-        out.push(Sample::check(plain.clone(), [g.normal([0, 3]), ints(&[0], &[])]).note("B16: no rows"));
+        out.push(Sample::check(plain.clone(), [g.normal([0, 3]), ints(&[0], &[])]).note("no rows [B16]"));
         let inf = f64::INFINITY;
         out.push(
             Sample::value(plain.clone(), [Input::values([2, 2], [-inf, 0.0, 0.0, -inf]), ints(&[2], &[1, 0])])

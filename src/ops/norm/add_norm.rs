@@ -52,7 +52,7 @@ impl<const CENTRED: bool> Describe for AddNorm<CENTRED> {
         let op = AddNorm { norm };
         let zeros = Input::values([2, 3], vec![0.0; 6]);
         let blunt = AddNorm { norm: Norm { eps: 1e-2, ..op.norm.clone() } };
-        out.push(Sample::check(blunt, [zeros.clone(), zeros, g.normal([3])]).note("B15: the sum's rows are zero"));
+        out.push(Sample::check(blunt, [zeros.clone(), zeros, g.normal([3])]).note("the sum's rows are zero [B15]"));
         out.push(Sample::value(op.clone(), [g.normal([70, 300]), g.normal([70, 300]), g.normal([300])]).note("several tasks"));
         out.push(Sample::reject(op.clone(), [g.normal([2, 3]), g.normal([3]), g.normal([3])], ErrorKind::Shape).note("nothing broadcasts"));
         out.push(Sample::reject(op.clone(), [g.normal([2, 3]), g.normal([2, 3]), g.normal([2])], ErrorKind::Shape));

@@ -54,12 +54,12 @@ impl Describe for Cumsum {
             }
             let op = |axis: i32| Cumsum { axis: axis.into(), reverse };
             out.push(Sample::check(op(0), [g.normal([1])]));
-            out.push(Sample::check(op(0), [g.normal([0, 3])]).note("B16: nothing to sum"));
-            out.push(Sample::check(op(1), [g.normal([3, 0])]).note("B16: nothing to sum"));
+            out.push(Sample::check(op(0), [g.normal([0, 3])]).note("nothing to sum [B16]"));
+            out.push(Sample::check(op(1), [g.normal([3, 0])]).note("nothing to sum [B16]"));
             out.push(Sample::value(op(0), [g.normal_with([70_000], 1.0, 0.25)]).note("longer than several segments"));
             out.push(Sample::value(op(0), [g.normal_with([700, 130], 1.0, 0.25)]).note("columns longer than several segments"));
             out.push(Sample::value(op(1), [g.normal([30, 40, 20])]));
-            out.push(Sample::reject(op(2), [g.normal([2, 3])], ErrorKind::Shape).note("C14: axis out of range"));
+            out.push(Sample::reject(op(2), [g.normal([2, 3])], ErrorKind::Shape).note("axis out of range"));
             out.push(Sample::reject(op(0), [g.normal([])], ErrorKind::Shape));
         }
         for axis in [0, -1] {

@@ -79,7 +79,7 @@ impl<const TOP: bool> Describe for Sort<TOP> {
             out.push(Sample::value(op(0, descending, 6, &[10]), [Input::values([10], values)]).note("stable; NaN is largest; −0 equals 0"));
             out.push(Sample::value(op(-1, descending, 100, &[3, 700]), [g.normal([3, 700])]).note("many ties in half types"));
             out.push(Sample::value(op(0, descending, 5, &[130, 40]), [g.normal([130, 40])]).note("columns"));
-            out.push(Sample::reject(op(2, descending, 1, &[2, 3]), [g.normal([2, 3])], ErrorKind::Shape).note("C14: axis out of range"));
+            out.push(Sample::reject(op(2, descending, 1, &[2, 3]), [g.normal([2, 3])], ErrorKind::Shape).note("axis out of range"));
             if TOP {
                 out.push(Sample::check(op(-1, descending, 0, &[2, 3]), [g.normal([2, 3])]).note("k = 0"));
                 out.push(Sample::reject(op(-1, descending, 4, &[2, 3]), [g.normal([2, 3])], ErrorKind::Argument).note("k beyond the line"));

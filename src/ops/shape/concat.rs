@@ -60,7 +60,7 @@ impl Describe for Concat {
             Sample::check(Concat { axis: axis.into(), sizes: sizes.into() }, parts)
         };
         for axis in [0, 1, 2, -1] {
-            out.push(of(g, &shape, axis, &[2, 1, 3]).note("D10: parts of different sizes"));
+            out.push(of(g, &shape, axis, &[2, 1, 3]).note("parts of different sizes [D10]"));
         }
         out.push(of(g, &shape, 1, &[2]).note("one part"));
         out.push(of(g, &shape, 1, &[2, 0, 1]).note("a part without elements"));
@@ -76,7 +76,7 @@ impl Describe for Concat {
         let two = |axis: i32, sizes: [usize; 2]| Concat { axis: axis.into(), sizes: SmallVec::from_slice(&sizes) };
         out.push(Sample::reject(two(0, [2, 2]), [g.normal([2, 3]), g.normal([2, 4])], ErrorKind::Shape));
         out.push(Sample::reject(two(0, [2, 2]), [g.normal([2, 3]), g.normal([2])], ErrorKind::Shape));
-        out.push(Sample::reject(two(2, [2, 2]), [g.normal([2, 3]), g.normal([2, 3])], ErrorKind::Shape).note("C14: axis out of range"));
+        out.push(Sample::reject(two(2, [2, 2]), [g.normal([2, 3]), g.normal([2, 3])], ErrorKind::Shape).note("axis out of range"));
         out.push(Sample::reject(two(0, [2, 2]), [g.normal([2, 3]), g.below(crate::DType::I64, [2, 3], 3)], ErrorKind::Dtype));
         out.push(Sample::reject(Concat { axis: Axis(0), sizes: smallvec![] }, Vec::new(), ErrorKind::Argument).note("nothing to join"));
         out.push(

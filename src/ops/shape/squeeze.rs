@@ -36,7 +36,7 @@ impl Describe for Squeeze {
             Sample::check(of(0), [g.normal([1, 0])]).note("no elements"),
             Sample::reject(of(1), [g.normal([2, 3])], ErrorKind::Shape),
             Sample::reject(of(0), [g.normal([0, 3])], ErrorKind::Shape),
-            Sample::reject(of(2), [g.normal([1, 1])], ErrorKind::Shape).note("C14: axis out of range"),
+            Sample::reject(of(2), [g.normal([1, 1])], ErrorKind::Shape).note("axis out of range"),
         ]
     }
 }

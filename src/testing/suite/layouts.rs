@@ -24,8 +24,8 @@ pub enum Arrangement {
     Expanded,
     /// Row-major, but one element past an aligned address.
     Misaligned,
-    /// C9: one axis' neighbours so far apart that 32 bits do not hold an element's place. Host memory only: its pages cost nothing
-    /// until they are written.
+    /// One axis' neighbours so far apart that 32 bits do not hold an element's offset (known bug C9). Host memory only: its pages
+    /// cost nothing until they are written.
     Far,
 }
 

@@ -79,7 +79,7 @@ fn pairs(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
                 x = packed(x, &[1, 0, 2], &[2, 1, 1]);
             }
             let op = SdpaOp { options, boolean: on(5), packed: on(7) };
-            out.push(Sample::check(op, x).note("A22: every option alone and in pairs changes what it should"));
+            out.push(Sample::check(op, x).note("every option alone and in pairs changes what it should [A22]"));
         }
     }
 }
@@ -90,10 +90,12 @@ fn windows(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
     let windows = [(0, 0), (2, 0), (0, 2), (1, 2), (all, 1), (1, all), (all, all), (0, 1)];
     for (window, size) in windows.into_iter().zip(sizes.into_iter().cycle()) {
         let options = Sdpa { window: Some(window), ..Sdpa::default() };
-        out.push(Sample::check(op(options), Size(size).qkv(g, 1.0)).note("A22: a window without a mask; its ends align with the last key"));
+        out.push(
+            Sample::check(op(options), Size(size).qkv(g, 1.0)).note("a window without a mask; its ends align with the last key [A22]"),
+        );
     }
     for size in sizes {
-        out.push(Sample::check(op(Sdpa::sliding(2)), Size(size).qkv(g, 1.0)).note("A22, A26: causal windows"));
+        out.push(Sample::check(op(Sdpa::sliding(2)), Size(size).qkv(g, 1.0)).note("causal windows [A22, A26]"));
     }
     for (size, window) in [
         ([1, 2, 1, 70, 70, 3, 2], (5, 0)),
@@ -106,15 +108,15 @@ fn windows(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
     ] {
         let options = Sdpa { window: Some(window), ..Sdpa::default() };
         out.push(
-            Sample::value(op(options), Size(size).qkv(g, 3.0)).note("A4, A27: windows across tiles, with tiles before and behind them"),
+            Sample::value(op(options), Size(size).qkv(g, 3.0)).note("windows across tiles, with tiles before and behind them [A4, A27]"),
         );
     }
     let mask = g.normal([1, 90]);
     let x = [Size([1, 2, 1, 80, 90, 2, 2]).qkv(g, 1.0), vec![mask]].concat();
-    out.push(Sample::value(op(Sdpa::sliding(20)), x).note("A21: the cotangent of a mask's row under a window"));
+    out.push(Sample::value(op(Sdpa::sliding(20)), x).note("the cotangent of a mask's row under a window [A21]"));
     let mask = g.normal([80, 90]);
     let x = [Size([1, 2, 1, 80, 90, 2, 2]).qkv(g, 1.0), vec![mask]].concat();
-    out.push(Sample::value(op(Sdpa::sliding(20)), x).note("A21: tiles of a mask outside of the window are zero"));
+    out.push(Sample::value(op(Sdpa::sliding(20)), x).note("tiles of a mask outside of the window are zero [A21]"));
 }
 
 fn soft_caps(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
@@ -122,30 +124,30 @@ fn soft_caps(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
         let options = Sdpa { softcap: Some(softcap), causal, ..Sdpa::default() };
         out.push(
             Sample::check(op(options), Size([1, 2, 1, 3, 4, 3, 2]).qkv(g, magnitude))
-                .note("A25: tanh has a derivative, and the cap changes the result"),
+                .note("tanh has a derivative, and the cap changes the result [A25]"),
         );
     }
     let options = Sdpa { softcap: Some(4.0), scale: Some(1.0), ..Sdpa::default() };
     for magnitude in [10.0, 300.0] {
         out.push(
             Sample::value(op(options.clone()), Size([1, 1, 1, 4, 5, 4, 3]).qkv(g, magnitude))
-                .note("A25: scores far beyond the cap: slopes vanish as 4 exp(-2 s / c), without cancellation"),
+                .note("scores far beyond the cap: slopes vanish as 4 exp(-2 s / c), without cancellation [A25]"),
         );
     }
     let mask = Input::values([1, 4], [0.0, -f64::INFINITY, 20.0, -3.0]);
     let x = [Size([1, 1, 1, 3, 4, 2, 2]).qkv(g, 2.0), vec![mask]].concat();
     let options = Sdpa { softcap: Some(1.0), ..Sdpa::default() };
-    out.push(Sample::check(op(options), x).no_grad(&[3]).note("A25: the cap comes before the mask: what is forbidden stays so"));
+    out.push(Sample::check(op(options), x).no_grad(&[3]).note("the cap comes before the mask: what is forbidden stays so [A25]"));
 }
 
 fn sequences(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
     let cases: [(&[i64], &[i64], &'static str); 9] = [
         (&[2, 3], &[2, 3], "two sequences"),
         (&[5], &[5], "one sequence: as if it were not packed"),
-        (&[2, 0, 3], &[1, 2, 2], "A3: a sequence without queries: zero k̄ and v̄"),
-        (&[2, 1, 2], &[3, 0, 2], "A3: a sequence without keys gives zeros"),
-        (&[0, 5, 0, 0], &[0, 4, 0, 1], "A3: empty sequences at both ends"),
-        (&[3, 2], &[1, 4], "A2, A26: more queries than keys, and fewer"),
+        (&[2, 0, 3], &[1, 2, 2], "a sequence without queries: zero k̄ and v̄ [A3]"),
+        (&[2, 1, 2], &[3, 0, 2], "a sequence without keys gives zeros [A3]"),
+        (&[0, 5, 0, 0], &[0, 4, 0, 1], "empty sequences at both ends [A3]"),
+        (&[3, 2], &[1, 4], "more queries than keys, and fewer [A2, A26]"),
         (&[1, 1, 1, 1, 1], &[1, 1, 1, 1, 1], "sequences of one: y = v"),
         (&[], &[], "no sequences"),
         (&[0, 0], &[0, 0], "only empty sequences"),
@@ -158,14 +160,14 @@ fn sequences(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
         out.push(Sample::check(packed_op(options), packed(x, of_q, of_k)).note(note));
     }
     let x = vec![g.normal([2, 3, 2]), g.normal([1, 4, 2]), g.normal([1, 4, 2])];
-    out.push(Sample::check(packed_op(Sdpa::causal()), packed(x, &[1, 2], &[2, 2])).note("A23: packed, shared heads, no leading axis"));
+    out.push(Sample::check(packed_op(Sdpa::causal()), packed(x, &[1, 2], &[2, 2])).note("packed, shared heads, no leading axis [A23]"));
     let mut x = packed(Size([1, 2, 1, 3, 4, 2, 2]).qkv(g, 1.0), &[1, 2], &[2, 2]);
     x[3] = Input::ints(DType::U32, [3], &[0, 1, 3]);
     x[4] = Input::ints(U8, [3], &[0, 2, 4]);
     out.push(Sample::check(packed_op(Sdpa::causal()), x).note("offsets of other integer types"));
     for (of_q, of_k, options, note) in [
-        (vec![76, 34, 146], vec![1, 1, 1], Sdpa::causal(), "A2: far more queries than keys in each sequence"),
-        (vec![33, 0, 64, 5, 31], vec![40, 3, 64, 0, 90], Sdpa::causal(), "A3, A4: sequences across tiles"),
+        (vec![76, 34, 146], vec![1, 1, 1], Sdpa::causal(), "far more queries than keys in each sequence [A2]"),
+        (vec![33, 0, 64, 5, 31], vec![40, 3, 64, 0, 90], Sdpa::causal(), "sequences across tiles [A3, A4]"),
         (vec![70, 60], vec![70, 60], Sdpa::sliding(33), "windows in sequences"),
         (vec![7; 10], vec![9; 10], Sdpa::default(), "many short sequences in a tile"),
     ] {
@@ -181,7 +183,7 @@ fn sequences(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
             Input::values([1, 4, 1], [2.0, -1.0, 0.5, bad]),
         ];
         out.push(
-            Sample::value(packed_op(Sdpa::default()), packed(x, &[2, 2], &[2, 2])).note("A14: NaN and infinity stay in their sequence"),
+            Sample::value(packed_op(Sdpa::default()), packed(x, &[2, 2], &[2, 2])).note("NaN and infinity stay in their sequence [A14]"),
         );
     }
 }
@@ -191,14 +193,14 @@ fn heads(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
     for (d, dv) in [(16, 16), (24, 40), (40, 24), (64, 64), (80, 80), (96, 33), (100, 128), (128, 128), (192, 128), (256, 256)] {
         out.push(
             Sample::value(op(Sdpa::causal()), Size([1, 2, 1, 3, 9, d, dv]).qkv(g, 1.0))
-                .note("A18, A23: head sizes, not only powers of two; Dv ≠ D"),
+                .note("head sizes, not only powers of two; Dv ≠ D [A18, A23]"),
         );
     }
-    out.push(Sample::value(op(Sdpa::causal()), Size([1, 2, 1, 37, 37, 256, 72]).qkv(g, 1.0)).note("A18: several panels of a wide head"));
+    out.push(Sample::value(op(Sdpa::causal()), Size([1, 2, 1, 37, 37, 256, 72]).qkv(g, 1.0)).note("several panels of a wide head [A18]"));
     for (tq, tk) in [(1, 31), (1, 32), (1, 33), (3, 64), (2, 513), (8, 130), (9, 130)] {
         out.push(
             Sample::value(op(Sdpa::causal()), Size([1, 2, 2, tq, tk, 5, 6]).qkv(g, 3.0))
-                .note("A1, A12: few queries, many keys: the form of generation"),
+                .note("few queries, many keys: the form of generation [A1, A12]"),
         );
     }
     for options in [
@@ -217,7 +219,7 @@ fn heads(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
     for shift in [-128.0, 128.0] {
         let mask = g.normal_with([1, 128], 1.0, shift);
         let x = [Size([1, 4, 2, 1, 128, 8, 8]).qkv(g, 1.0), vec![mask]].concat();
-        out.push(Sample::value(op(Sdpa::default()), x).note("A12: one query, 128 keys, and a log-sum-exp far from 0"));
+        out.push(Sample::value(op(Sdpa::default()), x).note("one query, 128 keys, and a log-sum-exp far from 0 [A12]"));
     }
 }
 

@@ -31,12 +31,12 @@ pub(super) fn samples(g: &mut Gen) -> Vec<Sample<SdpaOp>> {
         ([1, 1, 1, 1, 1, 4, 4], "one key: y = v, no gradient to q and k"),
         ([1, 1, 1, 3, 3, 1, 1], ""),
         ([1, 2, 2, 3, 5, 2, 4], "fewer queries than keys, Dv ≠ D"),
-        ([1, 2, 1, 5, 2, 3, 2], "A26, A2: more queries than keys; the first see nothing when causal"),
-        ([1, 1, 1, 5, 1, 3, 3], "A2: one key"),
-        ([1, 3, 1, 3, 3, 2, 2], "A23: one key head"),
-        ([1, 4, 2, 3, 2, 3, 2], "A23: two query heads a key head"),
-        ([2, 6, 2, 2, 3, 2, 3], "A23, fla 384: three query heads a key head"),
-        ([1, 1, 1, 0, 3, 2, 2], "A3: no queries: zero k̄ and v̄"),
+        ([1, 2, 1, 5, 2, 3, 2], "more queries than keys; the first see nothing when causal [A26, A2]"),
+        ([1, 1, 1, 5, 1, 3, 3], "one key [A2]"),
+        ([1, 3, 1, 3, 3, 2, 2], "one key head [A23]"),
+        ([1, 4, 2, 3, 2, 3, 2], "two query heads a key head [A23]"),
+        ([2, 6, 2, 2, 3, 2, 3], "three query heads a key head [A23]"),
+        ([1, 1, 1, 0, 3, 2, 2], "no queries: zero k̄ and v̄ [A3]"),
         ([1, 2, 1, 3, 0, 2, 2], "no keys: zeros"),
         ([0, 2, 1, 3, 2, 2, 2], "no batches"),
         ([1, 0, 0, 3, 2, 2, 2], "no heads"),
@@ -86,36 +86,37 @@ fn masks(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>, dropout: &impl Fn(f64, bool
             let with = |g: &mut Gen, m: Input| [size.qkv(g, 1.0), vec![m]].concat();
             let m = g.normal(shape);
             out.push(
-                Sample::check(op(options.clone(), Some(&m)), with(g, m)).note("A21, A16: the mask's gradient, summed over what broadcasts"),
+                Sample::check(op(options.clone(), Some(&m)), with(g, m))
+                    .note("the mask's gradient, summed over what broadcasts [A21, A16]"),
             );
             let m = g.below(U8, shape, 2);
-            out.push(Sample::check(op(options, Some(&m)), with(g, m)).note("A13: some rows may be fully masked"));
+            out.push(Sample::check(op(options, Some(&m)), with(g, m)).note("some rows may be fully masked [A13]"));
         }
     }
     let m = g.normal([1, 2, 3, 4]);
     out.push(
         Sample::check(op(Sdpa { scale: Some(0.7), ..dropout(0.4, true) }, Some(&m)), [size.qkv(g, 1.0), vec![m]].concat())
-            .note("A22: all options at once"),
+            .note("all options at once [A22]"),
     );
     let m = Input::ints(U8, [3, 4], &[1, 1, 0, 1, 0, 0, 0, 0, 255, 0, 0, 1]);
     out.push(
         Sample::check(op(Sdpa::default(), Some(&m)), [size.qkv(g, 1.0), vec![m]].concat())
-            .note("A13: a fully masked row; any byte but 0 attends"),
+            .note("a fully masked row; any byte but 0 attends [A13]"),
     );
     let m = Input::values([3, 4], [0.5, 0.0, -INF, 1.0, -INF, -INF, -INF, -INF, 0.0, -INF, -INF, 2.0]);
     out.push(
         Sample::check(op(Sdpa::default(), Some(&m)), [size.qkv(g, 1.0), vec![m]].concat())
             .no_grad(&[3])
-            .note("A13: the same with an additive mask"),
+            .note("the same with an additive mask [A13]"),
     );
 }
 
 /// Larger problems and special values.
 fn values(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
     for (size, note) in [
-        ([1, 2, 1, 65, 65, 4, 4], "A27, A4: one beyond a block"),
+        ([1, 2, 1, 65, 65, 4, 4], "one beyond a block [A27, A4]"),
         ([1, 3, 1, 5, 70, 4, 6], "several short heads in a block"),
-        ([1, 1, 1, 130, 67, 2, 2], "A2: many queries see nothing"),
+        ([1, 1, 1, 130, 67, 2, 2], "many queries see nothing [A2]"),
         ([1, 1, 1, 33, 1500, 2, 2], "long rows, shorter blocks"),
         ([1, 2, 1, 200, 200, 32, 32], "work shared by several tasks a head"),
     ] {
@@ -124,7 +125,7 @@ fn values(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
     for tk in [1, 2, 3, 16, 63, 65] {
         out.push(
             Sample::value(op(Sdpa::default(), None), Size([1, 1, 1, tk, tk, 16, 16]).qkv(g, 3.0))
-                .note("A1: confident scores at every residue"),
+                .note("confident scores at every residue [A1]"),
         );
     }
     // Rows of 16 bytes, of every width of the tensor cores' tiles.
@@ -146,16 +147,16 @@ fn values(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
         let m = g.normal_with([3, 5], 1.0, shift);
         out.push(
             Sample::value(op(Sdpa::default(), Some(&m)), [Size([1, 1, 1, 3, 5, 4, 4]).qkv(g, 1.0), vec![m]].concat())
-                .note("A11, A12: shifted scores"),
+                .note("shifted scores [A11, A12]"),
         );
     }
     let min = f64::from(f32::MIN);
     let m = Input::values([2, 3], [0.0, min, min, min, min, min]);
     out.push(
         Sample::value(op(Sdpa::default(), Some(&m)), [Size([1, 1, 1, 2, 3, 4, 4]).qkv(g, 1.0), vec![m]].concat())
-            .note("A15: finfo.min as a mask"),
+            .note("finfo.min as a mask [A15]"),
     );
-    // A14: what is masked may hold anything.
+    // What is masked may hold anything [A14].
     let hidden = |x: f64| {
         vec![
             Input::values([1, 3, 2], [0.5, 1.0, -1.0, 2.0, 0.25, -0.5]),
@@ -165,11 +166,13 @@ fn values(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
     };
     for x in [f64::NAN, INF, -INF] {
         let m = Input::ints(U8, [3], &[1, 1, 0]);
-        out.push(Sample::value(op(Sdpa::default(), Some(&m)), [hidden(x), vec![m]].concat()).note("A14: NaN and infinity in a masked key"));
-        let m = Input::values([3], [0.0, 0.5, -INF]);
-        out.push(Sample::value(op(Sdpa::default(), Some(&m)), [hidden(x), vec![m]].concat()).note("A14: the same with an additive mask"));
         out.push(
-            Sample::value(op(Sdpa::causal(), None), hidden(x)).note("A14: NaN and infinity in the last key reach the last query only"),
+            Sample::value(op(Sdpa::default(), Some(&m)), [hidden(x), vec![m]].concat()).note("NaN and infinity in a masked key [A14]"),
+        );
+        let m = Input::values([3], [0.0, 0.5, -INF]);
+        out.push(Sample::value(op(Sdpa::default(), Some(&m)), [hidden(x), vec![m]].concat()).note("the same with an additive mask [A14]"));
+        out.push(
+            Sample::value(op(Sdpa::causal(), None), hidden(x)).note("NaN and infinity in the last key reach the last query only [A14]"),
         );
     }
 }
@@ -231,9 +234,9 @@ pub(super) fn vjp_samples(g: &mut Gen) -> Vec<Sample<SdpaVjp>> {
         let m = g.normal([2, 1, 4]);
         let of = op(Sdpa::causal(), Some(&m));
         let x = [Size([1, 2, 1, 3, 4, 2, 2]).qkv(g, 1.0), vec![m, g.normal([1, 2, 3, 2])]].concat();
-        out.push(Sample::check(SdpaVjp { of, want }, x).note("A16: every subset of cotangents"));
+        out.push(Sample::check(SdpaVjp { of, want }, x).note("every subset of cotangents [A16]"));
     }
-    // A14 in the other direction: a query that sees nothing, and its cotangent, may hold anything.
+    // The other direction: a query that sees nothing, and its cotangent, may hold anything [A14].
     let m = Input::ints(U8, [2, 2], &[0, 0, 1, 1]);
     for x in [f64::NAN, INF] {
         let inputs = vec![
@@ -246,7 +249,7 @@ pub(super) fn vjp_samples(g: &mut Gen) -> Vec<Sample<SdpaVjp>> {
         let of = op(Sdpa::default(), Some(&m));
         out.push(
             Sample::value(SdpaVjp { of, want: [true, true, true, false] }, inputs)
-                .note("A14: NaN and infinity in a query that sees no key"),
+                .note("NaN and infinity in a query that sees no key [A14]"),
         );
     }
     out

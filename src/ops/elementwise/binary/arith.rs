@@ -186,7 +186,7 @@ impl Binary for Div {
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let mut out = broadcast_samples_of(g, Div, |g, s| g.normal(s), |g, s| g.uniform(s, -2.5, -0.5));
         out.push(
-            Sample::check(Div, [Input::values([3], [0.0, -0.0, 2.0]), Input::values([3], [3.0, 0.5, -4.0])]).note("D7: zero numerator"),
+            Sample::check(Div, [Input::values([3], [0.0, -0.0, 2.0]), Input::values([3], [3.0, 0.5, -4.0])]).note("zero numerator [D7]"),
         );
         let (a, b) = ([1.0, -1.0, 0.0, INF, INF, 1.0, NAN], [0.0, 0.0, 0.0, INF, 2.0, INF, 1.0]);
         out.push(Sample::value(Div, [Input::values([7], a), Input::values([7], b)]).note("x/0, 0/0, ∞/∞, x/∞"));

@@ -48,10 +48,10 @@ macro_rules! extremum {
             fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
                 let mut out = broadcast_samples_of(g, $op, |g, s| g.distinct(s), shifted);
                 let ties = [Input::values([5], [1.0, -2.0, 0.0, 3.0, -0.0]), Input::values([5], [1.0, -2.0, -0.0, 4.0, 0.0])];
-                out.push(Sample::check($op, ties).at_kink().note("1.10: ties share equally"));
+                out.push(Sample::check($op, ties).at_kink().note("ties share equally"));
                 let (inf, nan) = (f64::INFINITY, f64::NAN);
                 let odd = [Input::values([6], [nan, 1.0, nan, inf, -inf, inf]), Input::values([6], [1.0, nan, nan, inf, 0.0, -inf])];
-                out.push(Sample::value($op, odd).note("D6: NaN propagates"));
+                out.push(Sample::value($op, odd).note("NaN propagates [D6]"));
                 out
             }
         }
@@ -113,7 +113,7 @@ impl Describe for ExtremumVjp {
                 let op = ExtremumVjp { largest, first };
                 out.push(Sample::check(op.clone(), [g.distinct([4, 1]), shifted(g, &[3]), g.normal([4, 3])]));
                 let ties = [Input::values([3], [1.0, 2.0, 0.0]), Input::values([3], [1.0, -2.0, 0.5]), g.normal([3])];
-                out.push(Sample::check(op.clone(), ties).at_kink().note("1.10: ties share equally"));
+                out.push(Sample::check(op.clone(), ties).at_kink().note("ties share equally"));
                 let nan = f64::NAN;
                 out.push(Sample::value(op, [Input::values([3], [nan, 1.0, nan]), Input::values([3], [1.0, nan, nan]), g.normal([3])]));
             }

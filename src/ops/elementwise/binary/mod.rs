@@ -130,7 +130,7 @@ pub(crate) fn broadcast_samples_of<B: Clone>(
         (&[1], &[1, 1]),
     ];
     let mut out: Vec<Sample<B>> =
-        shapes.iter().map(|(a, b)| Sample::check(op.clone(), [lhs(g, a), rhs(g, b)]).note("D9: broadcasting on both sides")).collect();
+        shapes.iter().map(|(a, b)| Sample::check(op.clone(), [lhs(g, a), rhs(g, b)]).note("broadcasting on both sides [D9]")).collect();
     out.push(Sample::reject(op.clone(), [g.normal([2, 3]), g.normal([4, 3])], ErrorKind::Shape));
     out.push(Sample::reject(op.clone(), [g.normal([2]), g.normal([2]).of_dtype(F64)], ErrorKind::Dtype));
     out.push(Sample::reject(op.clone(), [g.below(I64, [2], 3), g.below(I64, [2], 3)], ErrorKind::Dtype));

@@ -131,7 +131,7 @@ impl Binary for Pow {
         let exponent = Input::values([6], [2.0, 3.0, -1.0, 0.0, 0.0, 1.0]);
         out.push(Sample::check(POWER, [base, exponent]).no_grad(&[1]).note("negative base, integer exponent; slope 0 at exponent 0"));
         let zeros = [Input::values([4], [0.0; 4]), Input::values([4], [1.0, 2.0, 3.0, 0.0])];
-        out.push(Sample::check(POWER, zeros).at_kink().note("D2: base 0, exponent ≥ 0: gradients 0 (1 for exponent 1), never NaN"));
+        out.push(Sample::check(POWER, zeros).at_kink().note("base 0, exponent ≥ 0: gradients 0 (1 for exponent 1), never NaN [D2]"));
         let (inf, nan) = (f64::INFINITY, f64::NAN);
         let base = [0.0, 0.0, -0.0, inf, inf, -8.0, 1.0, nan, 2.0, 0.5, nan];
         let exponent = [0.0, -1.0, -1.0, 0.0, -1.0, 0.5, nan, 0.0, inf, inf, 1.0];
@@ -141,12 +141,12 @@ impl Binary for Pow {
         let slope = Pow { by_base: 1, by_exponent: 0 };
         out.push(
             Sample::value(slope, [Input::values([5], base), Input::values([5], exponent)])
-                .note("D2: slope in the base at base 0; 0 at exponent 0"),
+                .note("slope in the base at base 0; 0 at exponent 0 [D2]"),
         );
         let slope = Pow { by_base: 0, by_exponent: 1 };
         out.push(
             Sample::value(slope, [Input::values([6], [0.0; 6]), Input::values([6], [0.0, 1.0, 2.5, 0.5, -1.0, -2.5])])
-                .note("D2: slope in the exponent at base 0: 0, and −∞ for a negative exponent"),
+                .note("slope in the exponent at base 0: 0, and −∞ for a negative exponent [D2]"),
         );
         out
     }

@@ -168,7 +168,7 @@ unary! {
     };
     samples => vec![
         Sample::check(Silu, at(&[0.0, -0.0, 1e-3, -1.28125])).note("around the minimum"),
-        Sample::value(Silu, at(&TAILS)).note("D3, D4: tails"),
+        Sample::value(Silu, at(&TAILS)).note("tails [D3, D4]"),
         Sample::value(Silu, at(&LIMITS)).note("silu(−∞) = 0"),
     ];
 }
@@ -185,8 +185,8 @@ unary! {
     derivative(self, x) => x.normal_cdf()?.add(&x.mul(&scaled(&scaled(&x.square()?, -0.5)?.exp()?, FRAC_1_SQRT_2PI)?)?);
     samples => vec![
         Sample::check(Gelu, at(&[0.0, -0.0, 1e-3, -0.75, 0.96875, -1.03125, -2.02])).note("the kernel's seams"),
-        Sample::value(Gelu, at(&TAILS)).note("D4: extremes"),
-        Sample::value(Gelu, at(&LIMITS)).note("D4: gelu(−∞) = 0"),
+        Sample::value(Gelu, at(&TAILS)).note("extremes [D4]"),
+        Sample::value(Gelu, at(&LIMITS)).note("gelu(−∞) = 0 [D4]"),
     ];
 }
 
@@ -230,8 +230,8 @@ unary! {
     };
     samples => vec![
         Sample::check(GeluTanh, at(&[0.0, -0.0, 1e-3, -0.75, 1.5, -2.02])),
-        Sample::value(GeluTanh, at(&TAILS)).note("D4: the inner tanh or its exponential overflowed, the cube overflowed in f16"),
-        Sample::value(GeluTanh, at(&LIMITS)).note("D4: gelu(−∞) = 0"),
+        Sample::value(GeluTanh, at(&TAILS)).note("the inner tanh or its exponential overflowed, the cube overflowed in f16 [D4]"),
+        Sample::value(GeluTanh, at(&LIMITS)).note("gelu(−∞) = 0 [D4]"),
     ];
 }
 

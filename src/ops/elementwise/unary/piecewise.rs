@@ -38,7 +38,7 @@ unary! {
     cuda(self) => abs_fwd, abs_vjp, [];
     derivative(self, x) => x.sign();
     samples => vec![
-        Sample::check(Abs, at(&[0.0, -0.0])).at_kink().note("D7: slope 0 at 0"),
+        Sample::check(Abs, at(&[0.0, -0.0])).at_kink().note("slope 0 at 0 [D7]"),
         Sample::value(Abs, at(&[INF, -INF, NAN, 1e30, -1e-30])),
     ];
 }

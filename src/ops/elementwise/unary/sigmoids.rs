@@ -44,7 +44,7 @@ unary! {
         Sample::check(Tanh, at(&[1e-3, -1e-3, 0.625, -0.625])).note("both sides of the kernel's seam"),
         // The dual numbers' own slope is written in |x|, whose third derivative at 0 they cannot see.
         Sample::check(Tanh, at(&[0.0, -0.0])).first_order(),
-        Sample::value(Tanh, at(&TAILS)).note("D3: tails"),
+        Sample::value(Tanh, at(&TAILS)).note("tails [D3]"),
         Sample::value(Tanh, at(&LIMITS)).note("limits"),
     ];
 }
@@ -62,7 +62,7 @@ unary! {
     derivative(self, x) => x.sigmoid()?.mul(&x.neg()?.sigmoid()?);
     samples => vec![
         Sample::check(Sigmoid, at(&[0.0, -0.0, 1e-3, -1e-3, -17.0, -20.0])),
-        Sample::value(Sigmoid, at(&TAILS)).note("D3: tails"),
+        Sample::value(Sigmoid, at(&TAILS)).note("tails [D3]"),
         Sample::value(Sigmoid, at(&LIMITS)).note("limits"),
     ];
 }
@@ -79,7 +79,7 @@ unary! {
     derivative(self, x) => x.sigmoid();
     samples => vec![
         Sample::check(Softplus, at(&[0.0, -0.0, 1e-3, -1e-3])),
-        Sample::value(Softplus, at(&TAILS)).note("D3: tails"),
+        Sample::value(Softplus, at(&TAILS)).note("tails [D3]"),
         Sample::value(Softplus, at(&LIMITS)).note("limits"),
     ];
 }

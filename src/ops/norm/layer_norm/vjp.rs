@@ -106,15 +106,16 @@ impl<const CENTRED: bool> Describe for NormVjp<CENTRED> {
             }
             let op = NormVjp { of: of.clone(), stats: false, added: false, want };
             out.push(
-                Sample::check(op, [g.normal([3, 5]), g.normal([5]), g.normal([3, 5])]).note("B17, C16: every subset of wanted gradients"),
+                Sample::check(op, [g.normal([3, 5]), g.normal([5]), g.normal([3, 5])]).note("every subset of wanted gradients [B17, C16]"),
             );
         }
         let op = NormVjp { of, stats: false, added: false, want: [true, true, CENTRED] };
         out.push(
-            Sample::check(op.clone(), [g.normal([3, 5]), g.normal([5]), Input::values([3, 5], [0.0; 15])]).note("A24: zero cotangent"),
+            Sample::check(op.clone(), [g.normal([3, 5]), g.normal([5]), Input::values([3, 5], [0.0; 15])]).note("zero cotangent [A24]"),
         );
         out.push(
-            Sample::value(op.clone(), [g.normal([16_384, 3]), g.normal([3]), g.normal([16_384, 3])]).note("B11: 16 384 rows summed in f32"),
+            Sample::value(op.clone(), [g.normal([16_384, 3]), g.normal([3]), g.normal([16_384, 3])])
+                .note("16 384 rows summed in f32 [B11]"),
         );
         for want in [[true, true, CENTRED], [true, false, false]] {
             let op = NormVjp { added: true, want, ..op.clone() };

@@ -62,11 +62,11 @@ macro_rules! extremum {
                 let (inf, nan) = (f64::INFINITY, f64::NAN);
                 for values in [&[2.0, 5.0, -5.0, 5.0, -5.0, 5.0][..], &[0.0, -0.0], &[1.0; 67]] {
                     let (op, x) = row(&$op, values);
-                    out.push(Sample::check(op, x).at_kink().note("1.10: ties share equally"));
+                    out.push(Sample::check(op, x).at_kink().note("ties share equally"));
                 }
                 for values in [&[1.0, nan, 3.0][..], &[-inf, -inf], &[inf, 1.0, inf], &[-inf, 2.0]] {
                     let (op, x) = row(&$op, values);
-                    out.push(Sample::value(op, x).note("D6: NaN propagates; infinities"));
+                    out.push(Sample::value(op, x).note("NaN propagates; infinities [D6]"));
                 }
                 let op = Reduce { of: $op, axes: 0.into(), keep: false };
                 out.push(Sample::check(op.clone(), [Input::values([3, 2], [1.0, 4.0, 1.0, 2.0, 0.5, 4.0])]).at_kink().note("ties in columns"));
@@ -122,7 +122,7 @@ mod tests {
     use crate::tensor::Tensor;
     use half::f16;
 
-    /// D1: a count in f16 would overflow at 65 504, one in bf16 stick at 256.
+    // A count in f16 would overflow at 65 504, one in bf16 stick at 256 [D1].
     #[test]
     fn seventy_thousand_ties_share_one() {
         let tape = Tape::new();

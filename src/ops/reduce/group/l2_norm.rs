@@ -73,7 +73,7 @@ impl Group for Norm {
         let mut out = group_samples(g, &Norm, |g, s| g.uniform(s, 0.3, 2.0));
         let (inf, nan) = (f64::INFINITY, f64::NAN);
         let (op, x) = row(&Norm, &[0.0; 5]);
-        out.push(Sample::check(op, x).at_kink().note("1.10, D7: the zero vector has gradient 0, not NaN"));
+        out.push(Sample::check(op, x).at_kink().note("the zero vector has gradient 0, not NaN [D7]"));
         for values in [&[3.0, -4.0][..], &[-2.0]] {
             let (op, x) = row(&Norm, values);
             out.push(Sample::check(op, x));

@@ -77,7 +77,7 @@ impl Group for LogSumExp {
         let (inf, nan) = (f64::INFINITY, f64::NAN);
         for values in [&[-inf; 3][..], &[-inf, 1.0, -inf, 0.5], &[-inf, -inf, 3.0]] {
             let (op, x) = row(&LogSumExp, values);
-            out.push(Sample::check(op, x).at_kink().note("C13: −∞ everywhere or masked in front: gradient 0 there, never NaN"));
+            out.push(Sample::check(op, x).at_kink().note("−∞ everywhere or masked in front: gradient 0 there, never NaN [C13]"));
         }
         for values in [&[1000.0, 1001.0, 900.0][..], &[-1000.0, -1001.0], &[3e4, 3e4, 1.0]] {
             let (op, x) = row(&LogSumExp, values);

@@ -66,11 +66,12 @@ impl Group for Prod {
         let mut out = group_samples(g, &Prod, |g, s| g.uniform(s, 0.7, 1.333));
         for values in [&[2.0, 0.0, 3.0, -1.0][..], &[0.0, 2.0, 0.0], &[0.0], &[-2.0, 3.0], &[0.0, 0.0, 0.0]] {
             let (op, x) = row(&Prod, values);
-            out.push(Sample::check(op, x).note("D2: zero, one or several zeros in a group"));
+            out.push(Sample::check(op, x).note("zero, one or several zeros in a group [D2]"));
         }
         let columns = Reduce { of: Prod, axes: 0.into(), keep: false };
         out.push(
-            Sample::check(columns.clone(), [Input::values([3, 3], [1.0, 0.0, 0.0, 2.0, 5.0, 0.0, 3.0, 6.0, 7.0])]).note("D2 in columns"),
+            Sample::check(columns.clone(), [Input::values([3, 3], [1.0, 0.0, 0.0, 2.0, 5.0, 0.0, 3.0, 6.0, 7.0])])
+                .note("zeros in columns [D2]"),
         );
         out.push(Sample::check(columns, [g.normal([0, 2])]).note("empty groups give 1"));
         let (inf, nan) = (f64::INFINITY, f64::NAN);

@@ -97,7 +97,7 @@ impl Group for Var {
         }
         let inner = Reduce { of: Var { correction: 1.0 }, axes: [0, 2].into(), keep: true };
         out.push(Sample::check(inner, [g.normal([3, 2, 4])]));
-        out.push(Sample::check(last(0.0), [Input::values([2, 3], [5.0, 5.0, 5.0, 0.0, 0.0, 0.0])]).note("B15: constant rows"));
+        out.push(Sample::check(last(0.0), [Input::values([2, 3], [5.0, 5.0, 5.0, 0.0, 0.0, 0.0])]).note("constant rows [B15]"));
         out.push(Sample::check(last(0.0), [g.normal([3, 1])]).note("one element: variance 0"));
         out.push(Sample::value(last(1.0), [g.normal([3, 1])]).note("n = correction, one element: 0 / 0 is NaN"));
         for correction in [4.0, 5.0] {
@@ -114,10 +114,13 @@ impl Group for Var {
         out.push(Sample::reject(last(f64::INFINITY), [g.normal([2, 4])], ErrorKind::Argument));
         out.push(Sample::value(last(0.0), [g.normal([2, 0])]).note("empty groups: NaN"));
         for offset in [1e2, 1e4, 1e6] {
-            out.push(Sample::value(last(0.0), [g.normal_with([2, 500], 1.0, offset)]).note("B5: mean far larger than the deviation"));
+            out.push(Sample::value(last(0.0), [g.normal_with([2, 500], 1.0, offset)]).note("mean far larger than the deviation [B5]"));
         }
         let columns = Reduce { of: Var { correction: 1.0 }, axes: 0.into(), keep: false };
-        out.push(Sample::value(columns, [g.normal_with([500, 3], 1.0, 1e3)]).note("B5 in columns, several groups of rows"));
+        out.push(
+            Sample::value(columns, [g.normal_with([500, 3], 1.0, 1e3)])
+                .note("mean far larger than the deviation, in columns, several groups of rows [B5]"),
+        );
         out
     }
 }
@@ -189,10 +192,10 @@ impl Group for Std {
         }
         out.push(Sample::reject(last(f64::NAN), [g.normal([2, 4])], ErrorKind::Argument));
         let (op, x) = row(&Std { correction: 0.0 }, &[5.0, 5.0, 5.0]);
-        out.push(Sample::check(op, x).at_kink().note("B15: a constant group has gradient 0, not NaN"));
+        out.push(Sample::check(op, x).at_kink().note("a constant group has gradient 0, not NaN [B15]"));
         out.push(Sample::value(last(1.0), [g.normal([3, 1])]).note("n = correction, one element: 0 / 0 is NaN"));
         out.push(Sample::value(last(0.0), [g.normal([2, 0])]).note("empty groups: NaN"));
-        out.push(Sample::value(last(0.0), [g.normal_with([2, 500], 1.0, 1e3)]).note("B5: mean far larger than the deviation"));
+        out.push(Sample::value(last(0.0), [g.normal_with([2, 500], 1.0, 1e3)]).note("mean far larger than the deviation [B5]"));
         out.push(Sample::bench(last(1.0), [g.normal([4096, 1024])]));
         out
     }
