@@ -82,6 +82,11 @@ pub struct Key {
     stream: u64,
 }
 
+/// Calls `f` with the number of each chunk and the chunk, in parallel: compiled once per type, not once per distribution.
+fn each_chunk<T: Send>(out: &mut [T], f: &(dyn Fn(usize, &mut [T]) + Sync)) {
+    out.par_chunks_mut(CHUNK).enumerate().for_each(|(c, chunk)| f(c, chunk));
+}
+
 impl Key {
     /// The first stream of a seed. Neighbouring seeds are as unrelated as distant ones.
     pub fn new(seed: u64) -> Self {
@@ -265,7 +270,7 @@ impl Key {
 
     /// `out[2j], out[2j + 1] = pair(block j)`, in parallel: each block is drawn once, many at a time. Simple pairs become vector code.
     pub(crate) fn fill_pairs<T: Copy + Send>(self, start: u64, out: &mut [T], pair: impl Fn([u32; 4]) -> [T; 2] + Sync) {
-        out.par_chunks_mut(CHUNK).enumerate().for_each(|(c, chunk)| {
+        each_chunk(out, &|c, chunk: &mut [T]| {
             let at = start.wrapping_add((c * CHUNK) as u64);
             // Up to an even index alone, then both numbers of each block.
             let lead = ((at % 2) as usize).min(chunk.len());
@@ -309,7 +314,7 @@ impl Key {
     /// assert!(dice.iter().all(|d| (1..=6).contains(d)));
     /// ```
     pub fn fill_each<T: Send>(self, start: u64, out: &mut [T], f: impl Fn(u64) -> T + Sync) {
-        out.par_chunks_mut(CHUNK).enumerate().for_each(|(c, chunk)| {
+        each_chunk(out, &|c, chunk: &mut [T]| {
             let at = start.wrapping_add((c * CHUNK) as u64);
             for (j, x) in chunk.iter_mut().enumerate() {
                 *x = f(at.wrapping_add(j as u64));
@@ -319,7 +324,7 @@ impl Key {
 
     /// `out[j] = f(u32(start + j))`, in parallel: some blocks at a time.
     pub(crate) fn fill_words<T: Copy + Send>(self, start: u64, out: &mut [T], f: impl Fn(u32) -> T + Sync) {
-        out.par_chunks_mut(CHUNK).enumerate().for_each(|(c, chunk)| {
+        each_chunk(out, &|c, chunk: &mut [T]| {
             let at = start.wrapping_add((c * CHUNK) as u64);
             let lead = ((at.wrapping_neg() % 4) as usize).min(chunk.len());
             let (head, body) = chunk.split_at_mut(lead);

@@ -38,6 +38,11 @@ impl Array {
     pub(crate) fn build<T: Element>(shape: Shape, device: Device, fill: impl FnOnce(&mut [T])) -> Result<Self> {
         let mut host = cpu::Buffer::alloc(T::DTYPE, shape.checked_numel()?)?;
         fill(host.slice_mut());
+        Self::from_host::<T>(host, shape, device)
+    }
+
+    /// Host memory on its device.
+    fn from_host<T: Element>(host: cpu::Buffer, shape: Shape, device: Device) -> Result<Self> {
         let storage = match Storage::alloc(device, T::DTYPE, if device == Device::Cpu { 0 } else { host.len() })? {
             Storage::Cpu(_) => Storage::Cpu(host),
             Storage::Cuda(mut b) => {
@@ -189,16 +194,21 @@ impl Array {
             *self = Self::from_slice(&data, self.shape().clone(), self.device())?;
             return Ok(());
         }
+        f(self.own_host::<T>()?.slice_mut());
+        Ok(())
+    }
+
+    /// The whole storage of a value in host memory, to be written in place. Copies first where [`Array::update`] says so.
+    fn own_host<T: Element>(&mut self) -> Result<&mut cpu::Buffer> {
         let whole = self.layout.is_contiguous() && self.layout.offset() == 0 && self.storage.len() == self.layout.numel();
         if !whole || Arc::get_mut(&mut self.storage).is_none() {
             let data = self.cpu()?.contiguous::<T>()?;
             *self = Self::build(self.shape().clone(), self.device(), |out: &mut [T]| out.copy_from_slice(&data))?;
         }
         match Arc::get_mut(&mut self.storage) {
-            Some(Storage::Cpu(b)) => f(b.slice_mut()),
+            Some(Storage::Cpu(b)) => Ok(b),
             _ => bail!(tape, "storage became shared during an update"),
         }
-        Ok(())
     }
 
     /// The whole storage of a value on a CUDA device, to be written in place. Copies first, on the device, when the storage

@@ -28,6 +28,16 @@ pub fn differentiate(
     y_bar: &[Tensor],
     composition: impl Fn(&[Tensor]) -> Result<Outputs>,
 ) -> Result<InputCotangents> {
+    differentiate_by(inputs, want, y_bar, &composition)
+}
+
+/// [`differentiate`], compiled once.
+fn differentiate_by(
+    inputs: &[Tensor],
+    want: &[bool],
+    y_bar: &[Tensor],
+    composition: &dyn Fn(&[Tensor]) -> Result<Outputs>,
+) -> Result<InputCotangents> {
     let operands: Vec<&Tensor> = inputs.iter().chain(y_bar).collect();
     let tape = common_tape(&operands)?;
     let record = tape.is_some();
@@ -51,6 +61,17 @@ pub fn differentiate_vjp(
     x_bar_bar: &[Option<Tensor>],
     want: &[bool],
     composition: impl Fn(&[Tensor]) -> Result<Outputs>,
+) -> Result<InputCotangents> {
+    differentiate_vjp_by(inputs, y_bar, x_bar_bar, want, &composition)
+}
+
+/// [`differentiate_vjp`], compiled once.
+fn differentiate_vjp_by(
+    inputs: &[Tensor],
+    y_bar: &[Tensor],
+    x_bar_bar: &[Option<Tensor>],
+    want: &[bool],
+    composition: &dyn Fn(&[Tensor]) -> Result<Outputs>,
 ) -> Result<InputCotangents> {
     let all: Vec<Tensor> = inputs.iter().chain(y_bar).cloned().collect();
     let operands: Vec<&Tensor> = all.iter().chain(x_bar_bar.iter().flatten()).collect();

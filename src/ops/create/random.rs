@@ -30,7 +30,7 @@ fn fill(
     shape: Shape,
     dtype: DType,
     key: Key,
-    f: impl Fn(u64) -> f64 + Sync,
+    f: &(dyn Fn(u64) -> f64 + Sync),
 ) -> Result<Tensor> {
     build!(name, at, shape, dtype, |y| key.fill_each(0, y, |i| <T as Element>::from_f64(f(i))))
 }
@@ -184,7 +184,7 @@ impl Tensor {
             };
             let [first, last] = check().map_err(|e| e.in_op("truncated_normal", at))?;
             let (lo, hi) = ((start - mean) / std, (end - mean) / std);
-            fill("truncated_normal", at, shape, dtype, key, |i| (mean + std * key.truncated_normal(i, lo, hi)).clamp(first, last))
+            fill("truncated_normal", at, shape, dtype, key, &|i| (mean + std * key.truncated_normal(i, lo, hi)).clamp(first, last))
         }
         run(shape.into(), mean, std, bounds, dtype, key.into())
     }
@@ -244,7 +244,7 @@ impl Tensor {
                 let make = || Array::build(shape, Device::Cpu, |y: &mut [i64]| key.fill_each(0, y, whole));
                 return make().map(Tensor::from_array).map_err(|e| e.in_op("randint", at));
             }
-            fill("randint", at, shape, dtype, key, |i| whole(i) as f64)
+            fill("randint", at, shape, dtype, key, &|i| whole(i) as f64)
         }
         run(shape.into(), range, dtype, key.into())
     }
@@ -270,7 +270,7 @@ impl Tensor {
             order.try_reserve_exact(n).map_err(oom)?;
             order.extend((0..n as u64).map(|i| (key.u64(i), i)));
             order.sort_unstable();
-            fill("randperm", at, n.into(), dtype, key, |i| order[i as usize].1 as f64)
+            fill("randperm", at, n.into(), dtype, key, &|i| order[i as usize].1 as f64)
         }
         run(n, dtype, key.into())
     }

@@ -138,14 +138,42 @@ impl Op for Compare {
     }
 
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
+        // The others are these with exchanged operands, or the opposite.
+        let (relation, [a, b], opposite) = match self.0 {
+            Greater => (Less, [&x[1], &x[0]], 0),
+            AtLeast => (AtMost, [&x[1], &x[0]], 0),
+            NotEqual => (Equal, [&x[0], &x[1]], 1),
+            r => (r, [&x[0], &x[1]], 0),
+        };
+        macro_rules! compare {
+            (|$a:ident, $b:ident: $t:ty| $holds:expr) => {
+                map::binary(
+                    a,
+                    b,
+                    y[0].shape(),
+                    y[0].slice::<u8>(),
+                    #[inline(always)]
+                    move |$a: $t, $b: $t| u8::from($holds) ^ opposite,
+                )
+            };
+        }
         macro_rules! whole {
             ($t:ty) => {
-                by_relation!(self.0, holds => map::binary(&x[0], &x[1], y[0].shape(), y[0].slice::<u8>(), #[inline(always)] move |a: $t, b: $t| u8::from(holds(a, b))))
+                match relation {
+                    Less => compare!(|a, b: $t| a < b),
+                    AtMost => compare!(|a, b: $t| a <= b),
+                    _ => compare!(|a, b: $t| a == b),
+                }
             };
         }
         macro_rules! float {
             ($t:ty) => {
-                by_relation!(self.0, holds => map::binary(&x[0], &x[1], y[0].shape(), y[0].slice::<u8>(), #[inline(always)] move |a: $t, b: $t| u8::from(holds(a.load(), b.load()))))
+                match relation {
+                    Less => compare!(|a, b: $t| a.load() < b.load()),
+                    AtMost => compare!(|a, b: $t| a.load() <= b.load()),
+                    Taken => compare!(|a, b: $t| (a.load() == b.load()) | a.load().is_nan()),
+                    _ => compare!(|a, b: $t| a.load() == b.load()),
+                }
             };
         }
         match x[0].dtype() {

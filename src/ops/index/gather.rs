@@ -1,6 +1,6 @@
 //! Elements picked along an axis by an index of their own, and added back.
 
-use crate::backend::cpu::{self, Compute, index};
+use crate::backend::cpu::{self, index};
 use crate::backend::cuda;
 use crate::dtype::{I64, U8, U32, with_dtype, with_float};
 use crate::error::{ErrorKind, Result, bail};
@@ -190,7 +190,7 @@ impl Op for ScatterAdd {
         with_float!(x[0].dtype(), T => {
             let y = y[0].slice::<T>();
             cpu::copy_strided(x[0].storage::<T>(), x[0].layout(), y)?;
-            index::scatter(&x[2].contiguous::<T>()?, extent, width, &ids, n, &lines, y, |a: <T as Compute>::Acc, b| a + b)?;
+            index::scatter(&x[2].contiguous::<T>()?, extent, width, &ids, n, &lines, y, index::Join::Add)?;
         });
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Elements combined along an axis at positions given one by one: products, extrema, sums and means.
 
 use super::gather::fits;
-use crate::backend::cpu::{self, Compute, Real, index};
+use crate::backend::cpu::{self, index};
 use crate::backend::cuda;
 use crate::dtype::{DType, F32, F64, I64, U8, U32, with_float};
 use crate::error::{ErrorKind, Result, bail};
@@ -201,16 +201,15 @@ impl Op for ScatterFold {
         let ids = index::indices(&x[1], extent)?;
         let lines = index::Lines::new(x[1].shape(), x[0].shape(), axis)?;
         let n = x[1].shape()[axis];
+        let join = match self.by {
+            ScatterReduce::Max => index::Join::Max,
+            ScatterReduce::Min => index::Join::Min,
+            _ => index::Join::Times,
+        };
         with_float!(x[0].dtype(), T => {
-            type A = <T as Compute>::Acc;
             let y = y[0].slice::<T>();
             cpu::copy_strided(x[0].storage::<T>(), x[0].layout(), y)?;
-            let src = x[2].contiguous::<T>()?;
-            match self.by {
-                ScatterReduce::Max => index::scatter(&src, extent, width, &ids, n, &lines, y, |a: A, b: A| a.max_nan(b))?,
-                ScatterReduce::Min => index::scatter(&src, extent, width, &ids, n, &lines, y, |a: A, b: A| a.min_nan(b))?,
-                _ => index::scatter(&src, extent, width, &ids, n, &lines, y, |a: A, b: A| a * b)?,
-            }
+            index::scatter(&*x[2].contiguous::<T>()?, extent, width, &ids, n, &lines, y, join)?;
         });
         Ok(())
     }

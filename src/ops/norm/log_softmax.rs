@@ -1,10 +1,10 @@
 //! Logarithm of the softmax along an axis.
 
 use super::softmax::{exp_row, largest, line_samples, softmax_line};
-use crate::backend::cpu::{self, Compute, Real, rows, simd};
+use crate::backend::cpu::math::Number;
+use crate::backend::cpu::{self, rows, simd};
 use crate::backend::cuda;
 use crate::backend::cuda::kernels::softmax as kernels;
-use crate::dtype::with_float;
 use crate::error::Result;
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, apply1, expect};
 use crate::ops::differentiate;
@@ -70,16 +70,7 @@ impl Op for LogSoftmax {
 
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
         let axis = self.axis.resolve(x[0].shape().rank())?;
-        with_float!(x[0].dtype(), T => rows::map_lines(axis, [&x[0]], y[0].slice::<T>(), 1, #[inline(always)] |[x], y, e| {
-            let Some((m, sum)) = exp_row(x, e) else {
-                y.fill(T::store(<T as Compute>::Acc::ZERO));
-                return;
-            };
-            let log = sum.ln();
-            for (y, &x) in y.iter_mut().zip(x) {
-                *y = T::store((x.load() - m) - log);
-            }
-        }))
+        rows::map_lines(axis, [&x[0]], &mut y[0], 1, (log_softmax_row::<f32>, log_softmax_row::<f64>))
     }
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
@@ -97,6 +88,30 @@ impl Op for LogSoftmax {
 
     fn vjp(&self, saved: &Saved, y_bar: &Cotangents, _: &[bool]) -> Result<InputCotangents> {
         Ok(smallvec![Some(apply1(LogSoftmaxVjp { axis: self.axis }, &[saved.get(0)?, y_bar.only()?])?)])
+    }
+}
+
+#[inline(always)]
+fn log_softmax_row<A: Number>([x]: [&[A]; 1], y: &mut [A], e: &mut [A]) {
+    let Some((m, sum)) = exp_row(x, e) else {
+        y.fill(A::ZERO);
+        return;
+    };
+    let log = sum.ln();
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y = (x - m) - log;
+    }
+}
+
+#[inline(always)]
+fn log_softmax_vjp_row<A: Number>([x, g]: [&[A]; 2], y: &mut [A], e: &mut [A]) {
+    let Some((_, sum)) = exp_row(x, e) else {
+        y.fill(A::ZERO);
+        return;
+    };
+    let scale = simd::sum(g) / sum;
+    for ((y, &g), &e) in y.iter_mut().zip(g).zip(e.iter()) {
+        *y = (-e).mul_add(scale, g);
     }
 }
 
@@ -151,17 +166,7 @@ impl Op for LogSoftmaxVjp {
 
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
         let axis = self.axis.resolve(x[0].shape().rank())?;
-        with_float!(x[0].dtype(), T => rows::map_lines(axis, [&x[0], &x[1]], y[0].slice::<T>(), 1, #[inline(always)] |[x, g], y, e| {
-            let Some((_, sum)) = exp_row(x, e) else {
-                y.fill(T::store(<T as Compute>::Acc::ZERO));
-                return;
-            };
-            let total = simd::sum_by(g, #[inline(always)] |acc: <T as Compute>::Acc, g: T| acc + g.load());
-            let scale = total / sum;
-            for ((y, &g), &e) in y.iter_mut().zip(g).zip(e.iter()) {
-                *y = T::store((-e).mul_add(scale, g.load()));
-            }
-        }))
+        rows::map_lines(axis, [&x[0], &x[1]], &mut y[0], 1, (log_softmax_vjp_row::<f32>, log_softmax_vjp_row::<f64>))
     }
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {

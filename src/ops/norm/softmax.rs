@@ -1,9 +1,9 @@
 //! Softmax along an axis.
 
+use crate::backend::cpu::math::Number;
 use crate::backend::cpu::{self, Compute, Real, rows, simd};
 use crate::backend::cuda;
 use crate::backend::cuda::kernels::softmax as kernels;
-use crate::dtype::with_float;
 use crate::error::{ErrorKind, Result};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, apply1, expect};
 use crate::ops::differentiate;
@@ -118,7 +118,7 @@ impl Op for Softmax {
 
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
         let axis = self.axis.resolve(x[0].shape().rank())?;
-        with_float!(x[0].dtype(), T => rows::map_lines(axis, [&x[0]], y[0].slice::<T>(), 1, #[inline(always)] |[x], y, e| softmax_row(x, y, e)))
+        rows::map_lines(axis, [&x[0]], &mut y[0], 1, (softmax_row::<f32>, softmax_row::<f64>))
     }
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
@@ -152,14 +152,22 @@ pub(crate) fn exp_row<T: Compute>(x: &[T], e: &mut [T::Acc]) -> Option<(T::Acc, 
 }
 
 #[inline(always)]
-fn softmax_row<T: Compute>(x: &[T], y: &mut [T], e: &mut [T::Acc]) {
+fn softmax_row<A: Number>([x]: [&[A]; 1], y: &mut [A], e: &mut [A]) {
     let Some((_, sum)) = exp_row(x, e) else {
-        y.fill(T::store(T::Acc::ZERO));
+        y.fill(A::ZERO);
         return;
     };
     let inv = sum.recip();
     for (y, &e) in y.iter_mut().zip(e.iter()) {
-        *y = T::store(e * inv);
+        *y = e * inv;
+    }
+}
+
+#[inline(always)]
+fn softmax_vjp_row<A: Number>([p, g]: [&[A]; 2], out: &mut [A], _: &mut [A]) {
+    let s = simd::dot(p, g);
+    for ((out, &p), &g) in out.iter_mut().zip(p).zip(g) {
+        *out = p * (g - s);
     }
 }
 
@@ -215,12 +223,7 @@ impl Op for SoftmaxVjp {
 
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
         let axis = self.axis.resolve(x[0].shape().rank())?;
-        with_float!(x[0].dtype(), T => rows::map_lines(axis, [&x[0], &x[1]], y[0].slice::<T>(), 0, #[inline(always)] |[p, g], out, _| {
-            let s = simd::dot_by(p, g, #[inline(always)] |acc: <T as Compute>::Acc, p: T, g: T| p.load().mul_add(g.load(), acc));
-            for ((out, &p), &g) in out.iter_mut().zip(p).zip(g) {
-                *out = T::store(p.load() * (g.load() - s));
-            }
-        }))
+        rows::map_lines(axis, [&x[0], &x[1]], &mut y[0], 0, (softmax_vjp_row::<f32>, softmax_vjp_row::<f64>))
     }
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {

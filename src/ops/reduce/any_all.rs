@@ -75,11 +75,11 @@ impl Op for AnyAll {
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
         let axes = self.axes.resolve(x[0].shape().rank())?;
         let out = y[0].slice::<u8>();
-        let load = |v: u8| u8::from(v != 0);
+        let truth = |v: u8| u8::from(v != 0);
         if self.all {
-            reduce::reduce(&x[0], &axes, out, 1, &reduce::Fold { init: 1, load, f: |a: u8, b: u8| a & b }, |v| v)
+            reduce::reduce(&x[0], &axes, out, 1, &reduce::Fold { init: u8::MAX, f: |a: u8, b: u8| a.min(b) }, truth)
         } else {
-            reduce::reduce(&x[0], &axes, out, 0, &reduce::Fold { init: 0, load, f: |a: u8, b: u8| a | b }, |v| v)
+            reduce::reduce(&x[0], &axes, out, 0, &reduce::Fold { init: 0, f: |a: u8, b: u8| a.max(b) }, truth)
         }
     }
 

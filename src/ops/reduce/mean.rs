@@ -63,7 +63,7 @@ impl Op for Mean {
         let n = count(x[0].shape(), &self.axes)?;
         with_float!(x[0].dtype(), T => {
             let n = <T as Compute>::Acc::from_f64(n);
-            reduce::sum(&x[0], &axes, y[0].slice::<T>(), #[inline(always)] |v| v, #[inline(always)] |v| v / n)
+            reduce::sum(&x[0], &axes, y[0].slice::<T>(), #[inline(always)] |v| v / n)
         })
     }
 

@@ -107,7 +107,7 @@ impl Op for Sum {
 
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
         let axes = self.axes.resolve(x[0].shape().rank())?;
-        with_float!(x[0].dtype(), T => reduce::sum(&x[0], &axes, y[0].slice::<T>(), #[inline(always)] |v| v, #[inline(always)] |v| v))
+        with_float!(x[0].dtype(), T => reduce::sum(&x[0], &axes, y[0].slice::<T>(), #[inline(always)] |v| v))
     }
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {

@@ -18,6 +18,10 @@ pub trait Compute: Element {
     fn as_acc_mut(x: &mut [Self]) -> Option<&mut [Self::Acc]>;
 }
 
+/// A type that kernels compute in, as what they load and store.
+pub(crate) trait Number: Real + Compute<Acc = Self> {}
+impl<A: Real + Compute<Acc = A>> Number for A {}
+
 macro_rules! compute {
     ($($t:ty, $acc:ty, |$x:ident| $load:expr, |$y:ident| $store:expr, |$s:ident| $same:expr;)*) => {$(
         impl Compute for $t {

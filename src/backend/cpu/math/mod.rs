@@ -24,6 +24,7 @@ use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 use circular::sin_cos_near_f32;
 pub(crate) use circular::{cos_f32, sin_f32};
 pub use compute::Compute;
+pub(crate) use compute::Number;
 pub(crate) use half_types::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 
 /// A type that kernels compute in: f32 or f64. Half types are stored, never computed in.

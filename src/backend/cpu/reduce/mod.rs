@@ -3,13 +3,20 @@
 //! A [`Reduction`] says how a piece of one row, or a few rows of a strip of columns, becomes partial results, and how two
 //! partial results merge. The drivers here do the rest: which axes, how the work is cut, in which order parts are merged
 //! (neighbours pairwise, so errors grow with the logarithm of the number of parts).
+//!
+//! The drivers are compiled once per type of operand: they keep parts as bytes and reach a reduction through `Parts`. Half
+//! types are widened piece by piece in cache, so a reduction is compiled for the types that it computes in alone.
 
 pub(crate) mod moments;
 pub(crate) mod order;
+mod parts;
 pub(crate) mod rows;
+
+pub(crate) use parts::{Part, Reduction, Rows};
 
 use crate::backend::cpu::math::{Compute, Real};
 use crate::backend::cpu::memory::Buffer;
+use crate::backend::cpu::run::map::WIDE;
 use crate::backend::cpu::run::par::*;
 use crate::backend::cpu::run::simd;
 use crate::backend::cpu::run::view::{In, SERIAL, copy_strided};
@@ -17,6 +24,7 @@ use crate::error::Result;
 use crate::layout::Layout;
 use crate::memory;
 use crate::shape::Dims;
+use parts::{FEW, Few, Operand, Parts, as_numbers, parts_room, spare, typed, write_numbers};
 
 /// Rows per partial result when columns are reduced; fixed, so that the grouping never depends on threads.
 const ROWS: usize = 64;
@@ -26,23 +34,6 @@ pub(crate) const STRIP: usize = 256;
 
 /// Columns per parallel task.
 const TILE: usize = 4 * STRIP;
-
-/// How elements become one number.
-pub(crate) trait Reduction<T>: Sync {
-    /// A partial result.
-    type Part: Copy + Send + Sync;
-    /// The part of a row or of a piece of one; never empty. Runs inside [`simd::dispatch`]: mark it `#[inline(always)]`.
-    fn row(&self, x: &[T]) -> Self::Part;
-    /// The parts of at most [`STRIP`] columns over at least one row; `rows` yields slices as long as `parts`. Runs inside
-    /// [`simd::dispatch`]: mark it `#[inline(always)]`.
-    fn columns<'a>(&self, rows: impl Iterator<Item = &'a [T]> + Clone, parts: &mut [Self::Part])
-    where
-        T: 'a;
-    /// The part of both, the first one's elements before the second one's.
-    fn merge(&self, a: Self::Part, b: Self::Part) -> Self::Part;
-    /// Any part: a value to fill scratch memory with.
-    fn blank(&self) -> Self::Part;
-}
 
 /// An operand with its kept axes before its reduced ones, or in the shape `[outer, reduced, inner]` when that needs no
 /// copy. `inner` is 1 when the reduced axes are innermost.
@@ -71,191 +62,230 @@ pub(crate) fn lines(layout: &Layout, axes: &[usize]) -> Result<Lines> {
 }
 
 /// `y[o, i] = finish(all of x[o, ·, i])`, and `empty` when there is nothing to reduce.
-pub(crate) fn reduce<T: crate::Element, R: Reduction<T>, O: Copy + Send>(
+pub(crate) fn reduce<T: Operand, R: Reduction<T::Number>>(
     x: &In<'_>,
     axes: &[usize],
-    y: &mut [O],
-    empty: O,
+    y: &mut [T],
+    empty: T,
     r: &R,
-    finish: impl Fn(R::Part) -> O + Sync,
+    finish: impl Fn(R::Part) -> T::Number + Sync,
 ) -> Result<()> {
-    let l = lines(x.layout(), axes)?;
-    let x = x.with_layout(&l.layout).contiguous::<T>()?;
-    reduce_lines(&x, l.reduced, l.inner, y, empty, r, &finish)
+    reduce_with(x, axes, y, empty, r, &|parts, y| {
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for (y, &part) in y.iter_mut().zip(typed::<R::Part>(parts)) {
+                    *y = finish(part);
+                }
+            },
+        );
+    })
 }
 
-fn reduce_lines<T: Sync, R: Reduction<T>, O: Copy + Send>(
-    x: &[T],
-    reduced: usize,
-    inner: usize,
-    y: &mut [O],
-    empty: O,
-    r: &R,
-    finish: &(impl Fn(R::Part) -> O + Sync),
+/// Turns some parts into as many results.
+type Finish<'a, A> = &'a (dyn Fn(&[u8], &mut [A]) + Sync);
+
+fn reduce_with<T: Operand>(
+    x: &In<'_>,
+    axes: &[usize],
+    y: &mut [T],
+    empty: T,
+    r: &dyn Parts<T::Number>,
+    finish: Finish<'_, T::Number>,
 ) -> Result<()> {
+    let l = lines(x.layout(), axes)?;
+    let (reduced, inner) = (l.reduced, l.inner);
+    let x = &*x.with_layout(&l.layout).contiguous::<T>()?;
     if reduced == 0 || y.is_empty() {
         y.fill(empty);
         return Ok(());
     }
+    let size = r.size();
+    // Results of the parts from number `first` on.
+    let finish_all = |parts: &[u8], y: &mut [T]| write_numbers(y, |first, y| finish(&parts[first * size..][..y.len() * size], y));
     if inner == 1 {
-        let some = |(y, x): (&mut [O], &[T])| {
-            simd::dispatch(
-                #[inline(always)]
-                || {
-                    for (y, x) in y.iter_mut().zip(x.chunks(reduced)) {
-                        *y = finish(r.row(x));
-                    }
-                },
-            );
-        };
         if reduced >= 2 * SERIAL {
+            let mut part = Few::NEW;
             for (y, x) in y.iter_mut().zip(x.chunks(reduced)) {
-                *y = finish(long_row(x, r)?);
+                long_row(x, r, &mut part.0[..size])?;
+                finish_all(&part.0[..size], std::slice::from_mut(y));
             }
-        } else if x.len() < SERIAL {
-            some((y, x));
-        } else {
-            let rows = (SERIAL / reduced).max(1);
-            y.par_chunks_mut(rows).zip(x.par_chunks(rows * reduced)).for_each(some);
+            return Ok(());
         }
-        return Ok(());
+        // A few rows at a time, whose parts have room on the stack.
+        let (rows, few) = ((SERIAL / reduced).max(1), FEW / size);
+        return y.par_chunks_mut(rows).zip(x.par_chunks(rows * reduced)).try_for_each(|(y, x)| {
+            let mut parts = Few::NEW;
+            let mut wide = spare::<T>(few.min(y.len()) * reduced)?;
+            for (y, x) in y.chunks_mut(few).zip(x.chunks(few * reduced)) {
+                let parts = &mut parts.0[..y.len() * size];
+                r.rows(as_numbers(x, wide.slice_mut()), reduced, parts);
+                finish_all(parts, y);
+            }
+            Ok(())
+        });
     }
     let block = reduced * inner;
-    let one = |(y, x): (&mut [O], &[T])| -> Result<()> {
-        for (y, part) in y.iter_mut().zip(columns(x, inner, r)?) {
-            *y = finish(part);
-        }
+    let one = |(y, x): (&mut [T], &[T])| -> Result<()> {
+        let mut parts = parts_room(inner, size)?;
+        columns(x, inner, r, parts.slice_mut())?;
+        finish_all(parts.slice(), y);
         Ok(())
     };
-    if x.len() < SERIAL || block >= 4 * SERIAL {
-        y.chunks_mut(inner).zip(x.chunks(block)).try_for_each(one)
-    } else {
-        let outers = (SERIAL / block).max(1);
-        y.par_chunks_mut(outers * inner)
-            .zip(x.par_chunks(outers * block))
-            .try_for_each(|(y, x)| y.chunks_mut(inner).zip(x.chunks(block)).try_for_each(one))
-    }
+    let (blocks, serial) = blocks_per_task(x.len(), block);
+    y.par_chunks_mut(blocks * inner)
+        .zip(x.par_chunks(blocks * block))
+        .with_min_len(serial)
+        .try_for_each(|(y, x)| y.chunks_mut(inner).zip(x.chunks(block)).try_for_each(one))
 }
 
-/// One long row: its pieces in parallel, then their parts.
-fn long_row<T: Sync, R: Reduction<T>>(x: &[T], r: &R) -> Result<R::Part> {
-    let parts: Vec<R::Part> = x
-        .par_chunks(SERIAL)
-        .map(|x| {
-            simd::dispatch(
-                #[inline(always)]
-                || r.row(x),
-            )
-        })
-        .collect()?;
-    Ok(pairwise(parts, |a, b| *a = r.merge(*a, b))?.unwrap_or_else(|| r.blank()))
+/// How many blocks a task takes, and how many tasks stay together: all where the blocks are few, and cut themselves.
+fn blocks_per_task(all: usize, block: usize) -> (usize, usize) {
+    if block >= 4 * SERIAL { (1, usize::MAX) } else { ((SERIAL / block).max(1), if all < SERIAL { usize::MAX } else { 1 }) }
 }
 
-/// Combines neighbours until one is left.
-fn pairwise<P>(mut parts: Vec<P>, merge: impl Fn(&mut P, P)) -> Result<Option<P>> {
-    while parts.len() > 1 {
-        let mut next = memory::room(parts.len().div_ceil(2))?;
-        let mut it = parts.into_iter();
-        while let Some(mut a) = it.next() {
-            if let Some(b) = it.next() {
-                merge(&mut a, b);
+/// The part of one long row: its pieces in parallel, then their parts.
+fn long_row<T: Operand>(x: &[T], r: &dyn Parts<T::Number>, part: &mut [u8]) -> Result<()> {
+    let size = r.size();
+    let pieces = x.len().div_ceil(SERIAL);
+    let mut parts = parts_room(pieces, size)?;
+    let parts = parts.slice_mut::<u8>();
+    parts.par_chunks_mut(size).zip(x.par_chunks(SERIAL)).try_for_each(|(part, x)| -> Result<()> {
+        let mut wide = spare::<T>(x.len())?;
+        r.rows(as_numbers(x, wide.slice_mut()), x.len(), part);
+        Ok(())
+    })?;
+    pairwise(parts, size, &|a, b| r.merge(a, b));
+    part.copy_from_slice(&parts[..size]);
+    Ok(())
+}
+
+/// Merges neighbours among rows of parts until the first one has all.
+fn pairwise(parts: &mut [u8], row: usize, merge: &dyn Fn(&mut [u8], &[u8])) {
+    let mut step = row;
+    while step < parts.len() {
+        for pair in parts.chunks_mut(2 * step) {
+            if pair.len() > step {
+                let (a, b) = pair.split_at_mut(step);
+                merge(&mut a[..row], &b[..row]);
             }
-            next.push(a);
         }
-        parts = next;
+        step *= 2;
     }
-    Ok(parts.pop())
 }
 
 /// The parts of the columns of a `[reduced, inner]` block.
-fn columns<T: Sync, R: Reduction<T>>(x: &[T], inner: usize, r: &R) -> Result<Vec<R::Part>> {
+fn columns<T: Operand>(x: &[T], inner: usize, r: &dyn Parts<T::Number>, parts: &mut [u8]) -> Result<()> {
     // Narrow rows are taken several at a time, as one wide row whose columns are merged afterwards.
     let fold = 64 / inner;
     let reduced = x.len() / inner;
     if fold < 2 || reduced < 2 * fold {
-        return wide_columns(x, inner, r);
+        return wide_columns(x, inner, r, parts);
     }
     let (body, tail) = x.split_at(reduced / fold * fold * inner);
-    let wide = wide_columns(body, fold * inner, r)?;
-    let tail = if tail.is_empty() { None } else { Some(wide_columns(tail, inner, r)?) };
-    memory::try_collect_ok((0..inner).map(|i| {
-        let own = memory::try_collect(wide.iter().skip(i).step_by(inner).copied().chain(tail.as_ref().map(|t| t[i])))?;
-        Ok(pairwise(own, |a, b| *a = r.merge(*a, b))?.unwrap_or_else(|| r.blank()))
-    }))
+    let row = parts.len();
+    let mut rows = parts_room((fold + usize::from(!tail.is_empty())) * inner, r.size())?;
+    let rows = rows.slice_mut::<u8>();
+    wide_columns(body, fold * inner, r, &mut rows[..fold * row])?;
+    if !tail.is_empty() {
+        wide_columns(tail, inner, r, &mut rows[fold * row..])?;
+    }
+    pairwise(rows, row, &|a, b| r.merge(a, b));
+    parts.copy_from_slice(&rows[..row]);
+    Ok(())
 }
 
-fn wide_columns<T: Sync, R: Reduction<T>>(x: &[T], inner: usize, r: &R) -> Result<Vec<R::Part>> {
-    let reduced = x.len() / inner;
-    let merge = |a: &mut Vec<R::Part>, b: Vec<R::Part>| a.iter_mut().zip(b).for_each(|(a, b)| *a = r.merge(*a, b));
+fn wide_columns<T: Operand>(x: &[T], inner: usize, r: &dyn Parts<T::Number>, parts: &mut [u8]) -> Result<()> {
+    let (reduced, size) = (x.len() / inner, r.size());
     // Segments of whole groups: at least a task's worth of work each, at most 64 of them.
-    let width = inner.min(TILE);
-    let work = SERIAL.div_ceil(ROWS * width) * ROWS;
+    let work = SERIAL.div_ceil(ROWS * inner.min(TILE)) * ROWS;
     let segment = work.max(reduced.div_ceil(64).next_multiple_of(ROWS));
-    let task = |(first, column): (usize, usize)| -> Result<Vec<R::Part>> {
-        let last = (first + segment).min(reduced);
-        let width = (inner - column).min(TILE);
-        let group = |from: usize| -> Result<Vec<R::Part>> {
-            let mut parts = memory::vec_of(r.blank(), width)?;
-            let rows = x[from * inner..(from + ROWS).min(last) * inner].chunks(inner);
-            for (i, parts) in parts.chunks_mut(STRIP).enumerate() {
-                let at = column + i * STRIP;
-                let end = at + parts.len();
-                simd::dispatch(
-                    #[inline(always)]
-                    || r.columns(rows.clone().map(move |row| &row[at..end]), parts),
-                );
-            }
-            Ok(parts)
-        };
+    let segments = reduced.div_ceil(segment);
+    let mut rows = parts_room(segments * inner, size)?;
+    let rows = rows.slice_mut::<u8>();
+    let tiles = inner.div_ceil(TILE);
+    let serial = if x.len() < 4 * SERIAL { usize::MAX } else { 1 };
+    rows.par_columns(1, inner * size, TILE * size).enumerate().with_min_len(serial).try_for_each(|(t, mut out)| {
+        let first = t / tiles * segment;
+        let groups = Groups { x, inner, rows: first..(first + segment).min(reduced), column: t % tiles * TILE, r };
+        groups.parts(out.row(0))
+    })?;
+    pairwise(rows, inner * size, &|a, b| r.merge(a, b));
+    parts.copy_from_slice(&rows[..inner * size]);
+    Ok(())
+}
+
+/// Some columns over some rows, which are taken in groups of [`ROWS`].
+struct Groups<'a, T: Operand> {
+    x: &'a [T],
+    inner: usize,
+    rows: std::ops::Range<usize>,
+    column: usize,
+    r: &'a dyn Parts<T::Number>,
+}
+
+impl<T: Operand> Groups<'_, T> {
+    /// The parts of all rows.
+    fn parts(&self, out: &mut [u8]) -> Result<()> {
+        let mut wide = spare::<T>(ROWS * STRIP)?;
+        if self.rows.len() <= ROWS {
+            self.group(self.rows.start, wide.slice_mut(), out);
+            return Ok(());
+        }
         // A binary counter: slot k holds the parts of 2ᵏ groups.
-        let mut slots: Vec<Option<Vec<R::Part>>> = Vec::new();
-        for from in (first..last).step_by(ROWS) {
-            let mut sum = group(from)?;
+        let mut slots: Vec<Option<Buffer>> = Vec::new();
+        for from in self.rows.clone().step_by(ROWS) {
+            let mut sum = parts_room(out.len(), 1)?;
+            self.group(from, wide.slice_mut(), sum.slice_mut());
             let mut level = 0;
             loop {
                 if level == slots.len() {
-                    slots.push(None);
+                    memory::push(&mut slots, None)?;
                 }
                 match slots[level].take() {
                     None => break slots[level] = Some(sum),
                     Some(mut older) => {
-                        merge(&mut older, sum);
+                        self.r.merge(older.slice_mut(), sum.slice());
                         sum = older;
                         level += 1;
                     }
                 }
             }
         }
-        let mut total: Option<Vec<R::Part>> = None;
-        for older in slots.into_iter().flatten() {
-            total = Some(match total {
-                None => older,
-                Some(later) => {
-                    let mut older = older;
-                    merge(&mut older, later);
-                    older
-                }
-            });
+        let mut total: Option<Buffer> = None;
+        for mut older in slots.into_iter().flatten() {
+            if let Some(later) = total {
+                self.r.merge(older.slice_mut(), later.slice());
+            }
+            total = Some(older);
         }
-        Ok(total.unwrap_or_default())
-    };
-    let tasks = memory::try_collect((0..inner).step_by(TILE).flat_map(|c| (0..reduced).step_by(segment).map(move |s| (s, c))))?;
-    let segments = reduced.div_ceil(segment);
-    let done: Vec<Vec<R::Part>> = if x.len() < 4 * SERIAL {
-        memory::try_collect_ok(tasks.into_iter().map(task))?
-    } else {
-        memory::try_collect_ok(tasks.into_par_iter().map(task).collect()?)?
-    };
-    let mut out = memory::room(inner)?;
-    let mut done = done.into_iter();
-    for _ in (0..inner).step_by(TILE) {
-        out.extend(pairwise(memory::try_collect(done.by_ref().take(segments))?, merge)?.unwrap_or_default());
+        if let Some(total) = total {
+            out.copy_from_slice(total.slice());
+        }
+        Ok(())
     }
-    Ok(out)
+
+    /// The parts of the group that begins at row `from`.
+    fn group(&self, from: usize, wide: &mut [T::Number], out: &mut [u8]) {
+        let to = (from + ROWS).min(self.rows.end);
+        let size = self.r.size();
+        for (i, parts) in out.chunks_mut(STRIP * size).enumerate() {
+            let (at, width) = (self.column + i * STRIP, parts.len() / size);
+            let x = &self.x[from * self.inner + at..(to - 1) * self.inner + at + width];
+            if let Some(x) = T::numbers(x) {
+                self.r.columns(x, self.inner, parts);
+                continue;
+            }
+            for (x, wide) in x.chunks(self.inner).zip(wide.chunks_exact_mut(width)) {
+                T::widen(&x[..width], wide);
+            }
+            self.r.columns(&wide[..(to - from) * width], width, parts);
+        }
+    }
 }
 
 /// `y = f(x, all of its group, g)` for every element, in the shape of `x`; `g` has one element per group.
-pub(crate) fn spread<T: Compute, R: Reduction<T>>(
+pub(crate) fn spread<T: Compute, R: Reduction<T::Acc>>(
     x: &In<'_>,
     g: &In<'_>,
     axes: &[usize],
@@ -263,165 +293,169 @@ pub(crate) fn spread<T: Compute, R: Reduction<T>>(
     r: &R,
     f: impl Fn(T::Acc, R::Part, T::Acc) -> T::Acc + Sync,
 ) -> Result<()> {
+    spread_with(x, g, axes, y, r, &|x, parts, g, y| {
+        let parts = typed::<R::Part>(parts);
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                if let (&[part], &[g]) = (parts, g) {
+                    for (y, &x) in y.iter_mut().zip(x) {
+                        *y = f(x, part, g);
+                    }
+                } else {
+                    for (((y, &x), &part), &g) in y.iter_mut().zip(x).zip(parts).zip(g) {
+                        *y = f(x, part, g);
+                    }
+                }
+            },
+        );
+    })
+}
+
+/// Writes elements from operands, the parts of their groups and the groups' cotangents: one of both for all, or one for each.
+type Write<'a, A> = &'a (dyn Fn(&[A], &[u8], &[A], &mut [A]) + Sync);
+
+fn spread_with<T: Compute>(
+    x: &In<'_>,
+    g: &In<'_>,
+    axes: &[usize],
+    y: &mut [T],
+    r: &dyn Parts<T::Acc>,
+    write: Write<'_, T::Acc>,
+) -> Result<()> {
     if y.is_empty() {
         return Ok(());
     }
     let l = lines(x.layout(), axes)?;
     let data = x.with_layout(&l.layout).contiguous::<T>()?;
     let g = g.contiguous::<T>()?;
-    match &l.order {
-        None => spread_lines(&data, &g, l.reduced, l.inner, y, r, &f)?,
-        Some(order) => {
-            let mut moved = Buffer::alloc(T::DTYPE, y.len())?;
-            spread_lines(&data, &g, l.reduced, 1, moved.slice_mut::<T>(), r, &f)?;
-            let mut back = Dims::from_elem(0, order.len());
-            for (to, &from) in order.iter().enumerate() {
-                back[from] = to;
-            }
-            copy_strided(moved.slice::<T>(), &Layout::contiguous(l.layout.shape()).permute(&back)?, y)?;
-        }
+    let Some(order) = &l.order else {
+        return spread_lines(&data, &g, l.reduced, l.inner, y, r, write);
+    };
+    let mut moved = Buffer::alloc(T::DTYPE, y.len())?;
+    spread_lines(&data, &g, l.reduced, 1, moved.slice_mut::<T>(), r, write)?;
+    let mut back = Dims::from_elem(0, order.len());
+    for (to, &from) in order.iter().enumerate() {
+        back[from] = to;
     }
-    Ok(())
+    copy_strided(moved.slice::<T>(), &Layout::contiguous(l.layout.shape()).permute(&back)?, y)
 }
 
-fn spread_lines<T: Compute, R: Reduction<T>>(
+fn spread_lines<T: Compute>(
     x: &[T],
     g: &[T],
     reduced: usize,
     inner: usize,
     y: &mut [T],
-    r: &R,
-    f: &(impl Fn(T::Acc, R::Part, T::Acc) -> T::Acc + Sync),
+    r: &dyn Parts<T::Acc>,
+    write: Write<'_, T::Acc>,
 ) -> Result<()> {
+    let size = r.size();
     if inner == 1 {
-        let write = |y: &mut [T], x: &[T], part: R::Part, g: T| {
-            simd::dispatch(
-                #[inline(always)]
-                || {
-                    let g = g.load();
-                    for (y, &x) in y.iter_mut().zip(x) {
-                        *y = T::store(f(x.load(), part, g));
-                    }
-                },
-            );
-        };
+        let mut part = Few::NEW;
         if reduced >= 2 * SERIAL {
             for ((y, x), &g) in y.chunks_mut(reduced).zip(x.chunks(reduced)).zip(g) {
-                let part = long_row(x, r)?;
-                y.par_chunks_mut(SERIAL).zip(x.par_chunks(SERIAL)).for_each(|(y, x)| write(y, x, part, g));
+                long_row(x, r, &mut part.0[..size])?;
+                let part = &part.0[..size];
+                y.par_chunks_mut(SERIAL).zip(x.par_chunks(SERIAL)).for_each(|(y, x)| write_pieces(x, part, &[g.load()], y, write));
             }
             return Ok(());
         }
-        // The row is still in cache when it is read again.
-        let some = |((y, x), g): ((&mut [T], &[T]), &[T])| {
+        let rows = (SERIAL / reduced).max(1);
+        return y.par_chunks_mut(rows * reduced).zip(x.par_chunks(rows * reduced)).zip(g.par_chunks(rows)).try_for_each(|((y, x), g)| {
+            let (mut part, mut wide) = (Few::NEW, spare::<T>(reduced)?);
             for ((y, x), &g) in y.chunks_mut(reduced).zip(x.chunks(reduced)).zip(g) {
-                let part = simd::dispatch(
-                    #[inline(always)]
-                    || r.row(x),
-                );
-                write(y, x, part, g);
+                let (part, x) = (&mut part.0[..size], as_numbers(x, wide.slice_mut()));
+                r.rows(x, reduced, part);
+                // The row is still in cache when it is read again.
+                write_numbers(y, |from, y| write(&x[from..][..y.len()], part, &[g.load()], y));
             }
-        };
-        if x.len() < SERIAL {
-            some(((y, x), g));
-        } else {
-            let rows = (SERIAL / reduced).max(1);
-            y.par_chunks_mut(rows * reduced).zip(x.par_chunks(rows * reduced)).zip(g.par_chunks(rows)).for_each(some);
-        }
-        return Ok(());
+            Ok(())
+        });
     }
     let block = reduced * inner;
-    let rows_of = |y: &mut [T], x: &[T], parts: &[R::Part], g: &[T]| {
-        for (y, x) in y.chunks_mut(inner).zip(x.chunks(inner)) {
-            simd::dispatch(
-                #[inline(always)]
-                || {
-                    for (((y, &x), &part), &g) in y.iter_mut().zip(x).zip(parts).zip(g) {
-                        *y = T::store(f(x.load(), part, g.load()));
-                    }
-                },
-            );
-        }
-    };
     let one = |((y, x), g): ((&mut [T], &[T]), &[T])| -> Result<()> {
-        let parts = columns(x, inner, r)?;
-        if block < 4 * SERIAL {
-            rows_of(y, x, &parts, g);
-        } else {
-            let rows = (SERIAL / inner).max(1) * inner;
-            y.par_chunks_mut(rows).zip(x.par_chunks(rows)).for_each(|(y, x)| rows_of(y, x, &parts, g));
-        }
+        let mut parts = parts_room(inner, size)?;
+        columns(x, inner, r, parts.slice_mut())?;
+        let parts = parts.slice::<u8>();
+        let mut wide = spare::<T>(inner)?;
+        let g = as_numbers(g, wide.slice_mut());
+        let rows = (SERIAL / inner).max(1) * inner;
+        let serial = if block < 4 * SERIAL { usize::MAX } else { 1 };
+        y.par_chunks_mut(rows).zip(x.par_chunks(rows)).with_min_len(serial).for_each(|(y, x)| {
+            for (y, x) in y.chunks_mut(inner).zip(x.chunks(inner)) {
+                write_pieces(x, parts, g, y, write);
+            }
+        });
         Ok(())
     };
-    if x.len() < SERIAL || block >= 4 * SERIAL {
-        y.chunks_mut(block).zip(x.chunks(block)).zip(g.chunks(inner)).try_for_each(one)
-    } else {
-        y.par_chunks_mut(block).zip(x.par_chunks(block)).zip(g.par_chunks(inner)).try_for_each(one)
-    }
+    let (blocks, serial) = blocks_per_task(x.len(), block);
+    y.par_chunks_mut(blocks * block)
+        .zip(x.par_chunks(blocks * block))
+        .zip(g.par_chunks(blocks * inner))
+        .with_min_len(serial)
+        .try_for_each(|((y, x), g)| y.chunks_mut(block).zip(x.chunks(block)).zip(g.chunks(inner)).try_for_each(one))
 }
 
-/// `y[o, i] = post(Σ_r pre(x[o, r, i]))`.
-pub(crate) fn sum<T: Compute>(
-    x: &In<'_>,
-    axes: &[usize],
-    y: &mut [T],
-    pre: impl Fn(T::Acc) -> T::Acc + Sync,
-    post: impl Fn(T::Acc) -> T::Acc + Sync,
-) -> Result<()> {
+/// `write` for elements that may have to be widened; `parts` and `g` are one for all of them, or one for each.
+fn write_pieces<T: Compute>(x: &[T], parts: &[u8], g: &[T::Acc], y: &mut [T], write: Write<'_, T::Acc>) {
+    let mut wide = [T::Acc::ZERO; WIDE];
+    let size = parts.len() / g.len();
+    write_numbers(y, |from, y| {
+        let own = from..from + y.len();
+        let (parts, g) = if g.len() == 1 { (parts, g) } else { (&parts[own.start * size..own.end * size], &g[own.clone()]) };
+        write(as_numbers(&x[own], &mut wide), parts, g, y);
+    });
+}
+
+/// `y[o, i] = post(Σ_r x[o, r, i])`.
+pub(crate) fn sum<T: Compute>(x: &In<'_>, axes: &[usize], y: &mut [T], post: impl Fn(T::Acc) -> T::Acc + Sync) -> Result<()> {
     let empty = T::store(post(T::Acc::ZERO));
-    reduce::<T, _, _>(x, axes, y, empty, &SumOf(pre), |s| T::store(post(s)))
+    reduce::<T, _>(x, axes, y, empty, &Sum, post)
 }
 
-/// `Σ pre(x)`.
-struct SumOf<F>(F);
+/// `Σ x`.
+struct Sum;
 
-impl<T: Compute, F: Fn(T::Acc) -> T::Acc + Sync> Reduction<T> for SumOf<F> {
-    type Part = T::Acc;
+impl<A: Real> Reduction<A> for Sum {
+    type Part = A;
     #[inline(always)]
-    fn row(&self, x: &[T]) -> T::Acc {
-        simd::sum_by(
-            x,
-            #[inline(always)]
-            |acc: T::Acc, v: T| acc + (self.0)(v.load()),
-        )
+    fn row(&self, x: &[A]) -> A {
+        simd::sum(x)
     }
     #[inline(always)]
-    fn columns<'a>(&self, rows: impl Iterator<Item = &'a [T]> + Clone, parts: &mut [T::Acc]) {
-        parts.fill(T::Acc::ZERO);
+    fn columns(&self, rows: Rows<'_, A>, parts: &mut [A]) {
+        parts.fill(A::ZERO);
         for row in rows {
             for (p, &v) in parts.iter_mut().zip(row) {
-                *p += (self.0)(v.load());
+                *p += v;
             }
         }
     }
-    fn merge(&self, a: T::Acc, b: T::Acc) -> T::Acc {
+    fn merge(&self, a: A, b: A) -> A {
         a + b
-    }
-    fn blank(&self) -> T::Acc {
-        T::Acc::ZERO
     }
 }
 
 /// Folds with an associative and commutative function, `f(init, x) = x`.
-pub(crate) struct Fold<A, L, F> {
+pub(crate) struct Fold<A, F> {
     pub(crate) init: A,
-    pub(crate) load: L,
     pub(crate) f: F,
 }
 
-impl<T: Copy + Sync, A: Copy + Send + Sync, L: Fn(T) -> A + Sync, F: Fn(A, A) -> A + Sync> Reduction<T> for Fold<A, L, F> {
+impl<A: Part, F: Fn(A, A) -> A + Sync> Reduction<A> for Fold<A, F> {
     type Part = A;
     #[inline(always)]
-    fn row(&self, x: &[T]) -> A {
+    fn row(&self, x: &[A]) -> A {
         let mut acc = [self.init; 32];
         let (body, tail) = x.as_chunks::<32>();
         for chunk in body {
             for i in 0..32 {
-                acc[i] = (self.f)(acc[i], (self.load)(chunk[i]));
+                acc[i] = (self.f)(acc[i], chunk[i]);
             }
         }
         for (a, &v) in acc.iter_mut().zip(tail) {
-            *a = (self.f)(*a, (self.load)(v));
+            *a = (self.f)(*a, v);
         }
         let mut width = 16;
         while width > 0 {
@@ -433,29 +467,34 @@ impl<T: Copy + Sync, A: Copy + Send + Sync, L: Fn(T) -> A + Sync, F: Fn(A, A) ->
         acc[0]
     }
     #[inline(always)]
-    fn columns<'a>(&self, rows: impl Iterator<Item = &'a [T]> + Clone, parts: &mut [A])
-    where
-        T: 'a,
-    {
+    fn columns(&self, rows: Rows<'_, A>, parts: &mut [A]) {
         parts.fill(self.init);
         for row in rows {
             for (p, &v) in parts.iter_mut().zip(row) {
-                *p = (self.f)(*p, (self.load)(v));
+                *p = (self.f)(*p, v);
             }
         }
     }
     fn merge(&self, a: A, b: A) -> A {
         (self.f)(a, b)
     }
-    fn blank(&self) -> A {
-        self.init
-    }
+}
+
+/// One number for each piece of an operand, widened where it has to be.
+fn of_pieces<T: Compute>(x: &In<'_>, piece: &(dyn Fn(&[T::Acc]) -> f64 + Sync)) -> Result<Vec<f64>> {
+    let x = x.contiguous::<T>()?;
+    let mut parts = memory::vec_of(0.0, x.len().div_ceil(SERIAL))?;
+    parts.par_chunks_mut(1).zip(x.par_chunks(SERIAL)).try_for_each(|(part, x)| -> Result<()> {
+        let mut wide = spare::<T>(x.len())?;
+        part[0] = piece(as_numbers(x, wide.slice_mut()));
+        Ok(())
+    })?;
+    Ok(parts)
 }
 
 /// Largest absolute value; NaN when an element is NaN. 0 for an empty operand.
 pub(crate) fn max_abs<T: Compute>(x: &In<'_>) -> Result<f64> {
-    let x = x.contiguous::<T>()?;
-    let piece = |x: &[T]| {
+    let parts = of_pieces::<T>(x, &|x| {
         simd::dispatch(
             #[inline(always)]
             || {
@@ -464,13 +503,12 @@ pub(crate) fn max_abs<T: Compute>(x: &In<'_>) -> Result<f64> {
                 let mut bad = [T::Acc::from_f64(0.0); 16];
                 let chunks = x.chunks_exact(16);
                 for &v in chunks.remainder() {
-                    let v = v.load();
                     bad[0] += v * T::Acc::from_f64(0.0);
                     lanes[0] = if v.abs() > lanes[0] { v.abs() } else { lanes[0] };
                 }
                 for c in chunks {
                     for i in 0..16 {
-                        let v = c[i].load();
+                        let v = c[i];
                         bad[i] += v * T::Acc::from_f64(0.0);
                         lanes[i] = if v.abs() > lanes[i] { v.abs() } else { lanes[i] };
                     }
@@ -483,31 +521,28 @@ pub(crate) fn max_abs<T: Compute>(x: &In<'_>) -> Result<f64> {
                 if nan { f64::NAN } else { m }
             },
         )
-    };
-    let parts: Vec<f64> = if x.len() < SERIAL { vec![piece(&x)] } else { x.par_chunks(SERIAL).map(piece).collect()? };
+    })?;
     // f64::max drops NaN, so look for it.
     Ok(if parts.iter().any(|m| m.is_nan()) { f64::NAN } else { parts.into_iter().fold(0.0, f64::max) })
 }
 
 /// `Σ (x / scale)²` in `f64`.
 pub(crate) fn scaled_square_sum<T: Compute>(x: &In<'_>, scale: f64) -> Result<f64> {
-    let x = x.contiguous::<T>()?;
     let inverse = 1.0 / scale;
-    let piece = |x: &[T]| {
+    let parts = of_pieces::<T>(x, &|x| {
         simd::dispatch(
             #[inline(always)]
             || {
                 simd::sum_by(
                     x,
                     #[inline(always)]
-                    |acc: f64, v: T| {
-                        let v = v.load().to_f64() * inverse;
+                    |acc: f64, v: T::Acc| {
+                        let v = v.to_f64() * inverse;
                         acc + v * v
                     },
                 )
             },
         )
-    };
-    let parts: Vec<f64> = if x.len() < SERIAL { vec![piece(&x)] } else { x.par_chunks(SERIAL).map(piece).collect()? };
+    })?;
     Ok(simd::sum(&parts))
 }

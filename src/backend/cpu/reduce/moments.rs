@@ -1,15 +1,14 @@
 //! Reductions whose parts are more than one number: variance, log-sum-exp, norm, extrema with their ties, products.
 
-use super::{Reduction, STRIP};
-use crate::backend::cpu::math::{Compute, Real};
+use super::{Fold, Part, Reduction, Rows, STRIP};
+use crate::backend::cpu::math::Real;
 use crate::backend::cpu::run::simd;
-use std::marker::PhantomData;
 
 /// Count, mean and sum of squared deviations: within a part by two passes with a mean that is refined once, so that equal
 /// elements have deviations of exactly 0 (the part is in cache, further passes are cheap); between parts by the pairwise update
 /// (Chan, Golub & LeVeque, *Algorithms for Computing the Sample Variance*, 1983). Parts are f64, and where squares or sums leave
 /// the range of an f32 they are taken again in f64, where those of an f32 neither overflow nor vanish.
-pub(crate) struct Moments<T>(pub(crate) PhantomData<T>);
+pub(crate) struct Moments;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MomentsPart {
@@ -47,54 +46,57 @@ impl MomentsPart {
     }
 }
 
-impl<T: Compute> Reduction<T> for Moments<T> {
+// SAFETY: numbers of one type: no padding.
+unsafe impl Part for MomentsPart {}
+
+impl<A: Real> Reduction<A> for Moments {
     type Part = MomentsPart;
     #[inline(always)]
-    fn row(&self, x: &[T]) -> MomentsPart {
+    fn row(&self, x: &[A]) -> MomentsPart {
         let n = x.len() as f64;
-        let count = T::Acc::from_f64(n);
+        let count = A::from_f64(n);
         let rough = simd::sum_by(
             x,
             #[inline(always)]
-            |acc: T::Acc, v: T| acc + v.load(),
+            |acc: A, v: A| acc + v,
         ) / count;
         let rest = simd::sum_by(
             x,
             #[inline(always)]
-            |acc: T::Acc, v: T| acc + (v.load() - rough),
+            |acc: A, v: A| acc + (v - rough),
         );
         let mean = rough + rest / count;
         let squares = simd::sum_by(
             x,
             #[inline(always)]
-            |acc: T::Acc, v: T| {
-                let d = v.load() - mean;
+            |acc: A, v: A| {
+                let d = v - mean;
                 d.mul_add(d, acc)
             },
         )
         .to_f64();
-        if MomentsPart::is_safe::<T::Acc>(squares) {
+        if MomentsPart::is_safe::<A>(squares) {
             return MomentsPart::about(n, mean.to_f64(), rough.to_f64() + rest.to_f64() / n, squares);
         }
-        MomentsPart::wide(x.iter().map(|v| v.load().to_f64()), n)
+        MomentsPart::wide(x.iter().map(|v| v.to_f64()), n)
     }
     #[inline(always)]
-    fn columns<'a>(&self, rows: impl Iterator<Item = &'a [T]> + Clone, parts: &mut [MomentsPart]) {
-        let (mut mean, mut squares) = ([T::Acc::ZERO; STRIP], [T::Acc::ZERO; STRIP]);
+    fn columns(&self, rows: Rows<'_, A>, parts: &mut [MomentsPart]) {
+        let (mut mean, mut squares) = ([A::ZERO; STRIP], [A::ZERO; STRIP]);
         let w = parts.len();
         let mut n = 0.0;
         for row in rows.clone() {
             n += 1.0;
             for (m, &v) in mean[..w].iter_mut().zip(row) {
-                *m += v.load();
+                *m += v;
             }
         }
-        let count = T::Acc::from_f64(n);
+        let count = A::from_f64(n);
         mean[..w].iter_mut().for_each(|m| *m = *m / count);
-        let mut rest = [T::Acc::ZERO; STRIP];
+        let mut rest = [A::ZERO; STRIP];
         for row in rows.clone() {
             for ((r, &m), &v) in rest[..w].iter_mut().zip(&mean[..w]).zip(row) {
-                *r += v.load() - m;
+                *r += v - m;
             }
         }
         let rough = mean;
@@ -103,14 +105,14 @@ impl<T: Compute> Reduction<T> for Moments<T> {
         }
         for row in rows.clone() {
             for ((s, &m), &v) in squares[..w].iter_mut().zip(&mean[..w]).zip(row) {
-                let d = v.load() - m;
+                let d = v - m;
                 *s = d.mul_add(d, *s);
             }
         }
         for (i, p) in parts.iter_mut().enumerate() {
             *p = MomentsPart::about(n, mean[i].to_f64(), rough[i].to_f64() + rest[i].to_f64() / n, squares[i].to_f64());
-            if !MomentsPart::is_safe::<T::Acc>(p.squares) {
-                *p = MomentsPart::wide(rows.clone().map(|row| row[i].load().to_f64()), n);
+            if !MomentsPart::is_safe::<A>(p.squares) {
+                *p = MomentsPart::wide(rows.clone().map(|row| row[i].to_f64()), n);
             }
         }
     }
@@ -120,13 +122,10 @@ impl<T: Compute> Reduction<T> for Moments<T> {
         let d = b.mean - a.mean;
         MomentsPart { n, mean: d.mul_add(b.n / n, a.mean), squares: a.squares + b.squares + d * d * (a.n * b.n / n) }
     }
-    fn blank(&self) -> MomentsPart {
-        MomentsPart { n: 0.0, mean: 0.0, squares: 0.0 }
-    }
 }
 
 /// Largest element `m` and `Σ exp(x − m)`.
-pub(crate) struct LogSum<T>(pub(crate) PhantomData<T>);
+pub(crate) struct LogSum;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LogSumPart<A> {
@@ -142,35 +141,38 @@ impl<A: Real> LogSumPart<A> {
     }
 }
 
-impl<T: Compute> Reduction<T> for LogSum<T> {
-    type Part = LogSumPart<T::Acc>;
+// SAFETY: two numbers of one type: no padding.
+unsafe impl<A: Real> Part for LogSumPart<A> {}
+
+impl<A: Real> Reduction<A> for LogSum {
+    type Part = LogSumPart<A>;
     #[inline(always)]
-    fn row(&self, x: &[T]) -> Self::Part {
-        let max = super::Fold { init: T::Acc::NEG_INFINITY, load: |v: T| v.load(), f: |a: T::Acc, b: T::Acc| a.max_nan(b) };
-        let max = max.row(x);
+    fn row(&self, x: &[A]) -> Self::Part {
+        let max = Fold { init: A::NEG_INFINITY, f: |a: A, b: A| a.max_nan(b) };
+        let max: A = max.row(x);
         // Without a finite maximum there is nothing to subtract, and the sum is not used.
-        let m = if max.is_finite() { max } else { T::Acc::ZERO };
+        let m = if max.is_finite() { max } else { A::ZERO };
         let sum = simd::sum_by(
             x,
             #[inline(always)]
-            |acc: T::Acc, v: T| acc + (v.load() - m).exp(),
+            |acc: A, v: A| acc + (v - m).exp(),
         );
         LogSumPart { max, sum }
     }
     #[inline(always)]
-    fn columns<'a>(&self, rows: impl Iterator<Item = &'a [T]> + Clone, parts: &mut [Self::Part]) {
-        let (mut max, mut sum) = ([T::Acc::NEG_INFINITY; STRIP], [T::Acc::ZERO; STRIP]);
+    fn columns(&self, rows: Rows<'_, A>, parts: &mut [Self::Part]) {
+        let (mut max, mut sum) = ([A::NEG_INFINITY; STRIP], [A::ZERO; STRIP]);
         let w = parts.len();
         for row in rows.clone() {
             for (m, &v) in max[..w].iter_mut().zip(row) {
-                *m = m.max_nan(v.load());
+                *m = m.max_nan(v);
             }
         }
         let mut shift = max;
-        shift.iter_mut().for_each(|m| *m = if m.is_finite() { *m } else { T::Acc::ZERO });
+        shift.iter_mut().for_each(|m| *m = if m.is_finite() { *m } else { A::ZERO });
         for row in rows {
             for ((s, &m), &v) in sum[..w].iter_mut().zip(&shift[..w]).zip(row) {
-                *s += (v.load() - m).exp();
+                *s += (v - m).exp();
             }
         }
         for ((p, &max), &sum) in parts.iter_mut().zip(&max).zip(&sum) {
@@ -183,14 +185,11 @@ impl<T: Compute> Reduction<T> for LogSum<T> {
         let scaled = |p: Self::Part| if p.max == max { p.sum } else { p.sum * (p.max - max).exp() };
         LogSumPart { max, sum: scaled(a) + scaled(b) }
     }
-    fn blank(&self) -> Self::Part {
-        LogSumPart { max: T::Acc::NEG_INFINITY, sum: T::Acc::ZERO }
-    }
 }
 
 /// `scale²·squares = Σ x²`, accumulated in f64: no square of an f32 overflows or vanishes there, and f64 operands are
 /// scaled by their largest one when theirs would.
-pub(crate) struct SquareSum<T>(pub(crate) PhantomData<T>);
+pub(crate) struct SquareSum;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SquareSumPart {
@@ -219,36 +218,39 @@ impl SquareSumPart {
     }
 }
 
-impl<T: Compute> Reduction<T> for SquareSum<T> {
+// SAFETY: numbers of one type: no padding.
+unsafe impl Part for SquareSumPart {}
+
+impl<A: Real> Reduction<A> for SquareSum {
     type Part = SquareSumPart;
     #[inline(always)]
-    fn row(&self, x: &[T]) -> SquareSumPart {
+    fn row(&self, x: &[A]) -> SquareSumPart {
         let squares = simd::sum_by(
             x,
             #[inline(always)]
-            |acc: f64, v: T| {
-                let v = v.load().to_f64();
+            |acc: f64, v: A| {
+                let v = v.to_f64();
                 v.mul_add(v, acc)
             },
         );
         if SquareSumPart::is_safe(squares) {
             return SquareSumPart { scale: 1.0, squares };
         }
-        SquareSumPart::scaled(x.iter().map(|v| v.load().to_f64()))
+        SquareSumPart::scaled(x.iter().map(|v| v.to_f64()))
     }
     #[inline(always)]
-    fn columns<'a>(&self, rows: impl Iterator<Item = &'a [T]> + Clone, parts: &mut [SquareSumPart]) {
+    fn columns(&self, rows: Rows<'_, A>, parts: &mut [SquareSumPart]) {
         let mut squares = [0.0; STRIP];
         for row in rows.clone() {
             for (s, &v) in squares[..parts.len()].iter_mut().zip(row) {
-                let v = v.load().to_f64();
+                let v = v.to_f64();
                 *s = v.mul_add(v, *s);
             }
         }
         for (i, (p, &squares)) in parts.iter_mut().zip(&squares).enumerate() {
             *p = SquareSumPart { scale: 1.0, squares };
             if !SquareSumPart::is_safe(squares) {
-                *p = SquareSumPart::scaled(rows.clone().map(|row| row[i].load().to_f64()));
+                *p = SquareSumPart::scaled(rows.clone().map(|row| row[i].to_f64()));
             }
         }
     }
@@ -259,73 +261,71 @@ impl<T: Compute> Reduction<T> for SquareSum<T> {
         }
         SquareSumPart::scaled([a.norm(), b.norm()].into_iter())
     }
-    fn blank(&self) -> SquareSumPart {
-        SquareSumPart { scale: 0.0, squares: 1.0 }
-    }
 }
 
 /// The extremum and how many elements equal it (NaN counts NaN). Minima are the maxima of the negated elements.
-pub(crate) struct Ties<T> {
+pub(crate) struct Ties {
     pub(crate) largest: bool,
-    pub(crate) of: PhantomData<T>,
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct TiesPart<A> {
-    pub(crate) value: A,
+pub(crate) struct TiesPart {
+    pub(crate) value: f64,
     pub(crate) count: f64,
 }
 
-impl<T: Compute> Ties<T> {
+impl Ties {
     #[inline(always)]
-    fn pick(&self, a: T::Acc, b: T::Acc) -> T::Acc {
+    fn pick<A: Real>(&self, a: A, b: A) -> A {
         if self.largest { a.max_nan(b) } else { a.min_nan(b) }
     }
 
     #[inline(always)]
-    fn worst(&self) -> T::Acc {
-        if self.largest { T::Acc::NEG_INFINITY } else { T::Acc::INFINITY }
+    fn worst<A: Real>(&self) -> A {
+        if self.largest { A::NEG_INFINITY } else { A::INFINITY }
     }
 }
 
-impl<T: Compute> Reduction<T> for Ties<T> {
-    type Part = TiesPart<T::Acc>;
+// SAFETY: numbers of one type: no padding.
+unsafe impl Part for TiesPart {}
+
+impl<A: Real> Reduction<A> for Ties {
+    type Part = TiesPart;
     #[inline(always)]
-    fn row(&self, x: &[T]) -> Self::Part {
-        let fold = super::Fold { init: self.worst(), load: |v: T| v.load(), f: |a, b| self.pick(a, b) };
-        let value = fold.row(x);
+    fn row(&self, x: &[A]) -> Self::Part {
+        let fold = Fold { init: self.worst(), f: |a: A, b: A| self.pick(a, b) };
+        let value: A = fold.row(x);
         // Counted block by block: 70 000 ones do not fit a half, and 2²⁴ no f32.
         let mut count = 0.0;
         for block in x.chunks(4096) {
             let ones = simd::sum_by(
                 block,
                 #[inline(always)]
-                |acc: T::Acc, v: T| acc + if v.load() == value { T::Acc::ONE } else { T::Acc::ZERO },
+                |acc: A, v: A| acc + if v == value { A::ONE } else { A::ZERO },
             );
             count += ones.to_f64();
         }
         if value.is_nan() {
-            count = x.iter().filter(|v| v.load().is_nan()).count() as f64;
+            count = x.iter().filter(|v| v.is_nan()).count() as f64;
         }
-        TiesPart { value, count }
+        TiesPart { value: value.to_f64(), count }
     }
     #[inline(always)]
-    fn columns<'a>(&self, rows: impl Iterator<Item = &'a [T]> + Clone, parts: &mut [Self::Part]) {
-        let (mut value, mut count) = ([self.worst(); STRIP], [T::Acc::ZERO; STRIP]);
+    fn columns(&self, rows: Rows<'_, A>, parts: &mut [Self::Part]) {
+        let (mut value, mut count) = ([self.worst::<A>(); STRIP], [A::ZERO; STRIP]);
         let w = parts.len();
         for row in rows.clone() {
             for (m, &v) in value[..w].iter_mut().zip(row) {
-                *m = self.pick(*m, v.load());
+                *m = self.pick(*m, v);
             }
         }
         for row in rows {
             for ((c, &m), &v) in count[..w].iter_mut().zip(&value[..w]).zip(row) {
-                let v = v.load();
-                *c += if (v == m) | (v.is_nan() & m.is_nan()) { T::Acc::ONE } else { T::Acc::ZERO };
+                *c += if (v == m) | (v.is_nan() & m.is_nan()) { A::ONE } else { A::ZERO };
             }
         }
         for ((p, &value), &count) in parts.iter_mut().zip(&value).zip(&count) {
-            *p = TiesPart { value, count: count.to_f64() };
+            *p = TiesPart { value: value.to_f64(), count: count.to_f64() };
         }
     }
     fn merge(&self, a: Self::Part, b: Self::Part) -> Self::Part {
@@ -333,14 +333,11 @@ impl<T: Compute> Reduction<T> for Ties<T> {
         let of = |p: Self::Part| if p.value == value || (p.value.is_nan() && value.is_nan()) { p.count } else { 0.0 };
         TiesPart { value, count: of(a) + of(b) }
     }
-    fn blank(&self) -> Self::Part {
-        TiesPart { value: self.worst(), count: 0.0 }
-    }
 }
 
 /// The product of the elements that are neither zero nor infinite nor NaN, in f64, and how many there are of each of those: so the
 /// product of all but one can be told for any of them. An infinity leaves its sign in the product.
-pub(crate) struct Factors<T>(pub(crate) PhantomData<T>);
+pub(crate) struct Factors;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FactorsPart {
@@ -411,40 +408,39 @@ impl FactorsPart {
     }
 }
 
-impl<T: Compute> Reduction<T> for Factors<T> {
+// SAFETY: numbers of one type: no padding.
+unsafe impl Part for FactorsPart {}
+
+impl<A: Real> Reduction<A> for Factors {
     type Part = FactorsPart;
     #[inline(always)]
-    fn row(&self, x: &[T]) -> FactorsPart {
+    fn row(&self, x: &[A]) -> FactorsPart {
         let mut acc = [FactorsPart::ONE; 8];
         for chunk in x.chunks(8) {
             for (a, &v) in acc.iter_mut().zip(chunk) {
-                *a = a.times(v.load().to_f64());
+                *a = a.times(v.to_f64());
             }
         }
         let all = acc.into_iter().fold(FactorsPart::ONE, FactorsPart::join);
         // Infinities and NaN are looked for only where one shows.
-        if all.product.is_finite() { all } else { x.iter().fold(FactorsPart::ONE, |p, v| p.times_any(v.load().to_f64())) }
+        if all.product.is_finite() { all } else { x.iter().fold(FactorsPart::ONE, |p, v| p.times_any(v.to_f64())) }
     }
     #[inline(always)]
-    fn columns<'a>(&self, rows: impl Iterator<Item = &'a [T]> + Clone, parts: &mut [FactorsPart]) {
+    fn columns(&self, rows: Rows<'_, A>, parts: &mut [FactorsPart]) {
         parts.fill(FactorsPart::ONE);
         for row in rows.clone() {
             for (p, &v) in parts.iter_mut().zip(row) {
-                *p = p.times(v.load().to_f64());
+                *p = p.times(v.to_f64());
             }
         }
         for (i, p) in parts.iter_mut().enumerate() {
             if !p.product.is_finite() {
-                *p = rows.clone().fold(FactorsPart::ONE, |p, row| p.times_any(row[i].load().to_f64()));
+                *p = rows.clone().fold(FactorsPart::ONE, |p, row| p.times_any(row[i].to_f64()));
             }
         }
     }
     #[inline(always)]
     fn merge(&self, a: FactorsPart, b: FactorsPart) -> FactorsPart {
         a.join(b)
-    }
-    #[inline(always)]
-    fn blank(&self) -> FactorsPart {
-        FactorsPart::ONE
     }
 }

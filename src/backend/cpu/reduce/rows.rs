@@ -3,11 +3,13 @@
 
 use crate::backend::cpu::math::{Compute, Real};
 use crate::backend::cpu::memory::Buffer;
+use crate::backend::cpu::run::map::{narrow, widen};
 use crate::backend::cpu::run::par::*;
 use crate::backend::cpu::run::simd;
-use crate::backend::cpu::run::view::{Contiguous, In, SERIAL};
-use crate::dtype::Element;
-use crate::error::Result;
+use crate::backend::cpu::run::view::{Contiguous, In, Out, SERIAL};
+use crate::dtype::{DType, Element};
+use crate::error::{Error, Result};
+use half::{bf16, f16};
 use smallvec::SmallVec;
 
 /// Elements per task.
@@ -36,75 +38,113 @@ pub(crate) fn for_tasks<T: Send>(cols: usize, y: &mut [T], task: impl Fn(usize, 
     }
 }
 
-/// `f(rows of the inputs, row of the output, scratch)` for each row of `cols` elements, inside [`simd::dispatch`]: mark `f`
-/// `#[inline(always)]`. The scratch holds `scratch · cols` numbers of unspecified content.
-pub(crate) fn map_rows<T: Compute, const N: usize>(
-    cols: usize,
-    x: [&[T]; N],
-    y: &mut [T],
-    scratch: usize,
-    f: impl Fn([&[T]; N], &mut [T], &mut [T::Acc]) + Sync,
-) -> Result<()> {
-    for_tasks(cols, y, |first, y| {
-        let mut buffer = Buffer::alloc(T::Acc::DTYPE, scratch * cols)?;
-        let scratch = buffer.slice_mut::<T::Acc>();
-        simd::dispatch(
-            #[inline(always)]
-            || {
-                for (r, y) in y.chunks_exact_mut(cols).enumerate() {
-                    let at = (first + r) * cols;
-                    f(std::array::from_fn(|i| &x[i][at..at + cols]), y, scratch);
-                }
-            },
-        );
-        Ok(())
-    })
-}
+/// What [`map_lines`] calls for each line: lines of the inputs, the line of the output, scratch.
+type Line<'a, A, const N: usize> = &'a (dyn Fn([&[A]; N], &mut [A], &mut [A]) + Sync);
 
-/// [`map_rows`] for the lines along any axis of operands of one shape; `y` is row-major in that shape. Along an axis that is
-/// not innermost, a few neighbouring lines at a time are turned into rows and back in scratch memory that stays in cache.
-pub(crate) fn map_lines<T: Compute, const N: usize>(
+/// `f(lines of the inputs, line of the output, scratch)` for each line along an axis of operands of one shape, inside
+/// [`simd::dispatch`]: mark `f` `#[inline(always)]`. It is given twice, for f32, in which half types are computed, and for f64. The
+/// scratch holds `scratch` numbers of unspecified content for each element of a line.
+pub(crate) fn map_lines<const N: usize>(
     axis: usize,
     x: [&In<'_>; N],
-    y: &mut [T],
+    y: &mut Out<'_>,
     scratch: usize,
-    f: impl Fn([&[T]; N], &mut [T], &mut [T::Acc]) + Sync,
+    f: (impl Fn([&[f32]; N], &mut [f32], &mut [f32]) + Sync, impl Fn([&[f64]; N], &mut [f64], &mut [f64]) + Sync),
 ) -> Result<()> {
+    let narrow: Line<'_, f32, N> = &|x, y, scratch| {
+        simd::dispatch(
+            #[inline(always)]
+            || f.0(x, y, scratch),
+        );
+    };
+    let wide: Line<'_, f64, N> = &|x, y, scratch| {
+        simd::dispatch(
+            #[inline(always)]
+            || f.1(x, y, scratch),
+        );
+    };
+    match y.dtype() {
+        DType::F64 => lines_by(axis, x, y.slice::<f64>(), scratch, wide),
+        DType::F32 => lines_by(axis, x, y.slice::<f32>(), scratch, narrow),
+        DType::BF16 => lines_by(axis, x, y.slice::<bf16>(), scratch, narrow),
+        DType::F16 => lines_by(axis, x, y.slice::<f16>(), scratch, narrow),
+        d => Err(Error::dtype(format!("expected a float dtype, found {d}"))),
+    }
+}
+
+/// [`map_lines`] for one dtype, compiled once for all ops.
+fn lines_by<T: Compute, const N: usize>(axis: usize, x: [&In<'_>; N], y: &mut [T], scratch: usize, f: Line<'_, T::Acc, N>) -> Result<()> {
     if y.is_empty() {
         return Ok(());
     }
     let (_, n, inner) = x[0].shape().split_at(axis);
     let data: SmallVec<[Contiguous<'_, T>; 2]> = x.iter().map(|x| x.contiguous()).collect::<Result<_>>()?;
     let x: [&[T]; N] = std::array::from_fn(|i| &*data[i]);
-    if inner == 1 {
-        return map_rows(n, x, y, scratch, f);
-    }
+    if inner == 1 { rows_by(n, x, y, scratch, f) } else { columns_by(n, inner, x, y, scratch, f) }
+}
+
+fn rows_by<T: Compute, const N: usize>(cols: usize, x: [&[T]; N], y: &mut [T], scratch: usize, f: Line<'_, T::Acc, N>) -> Result<()> {
+    for_tasks(cols, y, |first, y| {
+        let widened = if T::DTYPE.is_half() { N + 1 } else { 0 };
+        let mut buffer = Buffer::alloc(T::Acc::DTYPE, (widened + scratch) * cols)?;
+        let (wide, scratch) = buffer.slice_mut::<T::Acc>().split_at_mut(widened * cols);
+        for (r, y) in y.chunks_exact_mut(cols).enumerate() {
+            let x: [&[T]; N] = std::array::from_fn(|i| &x[i][(first + r) * cols..][..cols]);
+            if let Some(y) = T::as_acc_mut(y) {
+                f(std::array::from_fn(|i| T::as_acc(x[i]).unwrap_or_default()), y, scratch);
+                continue;
+            }
+            let (rows, result) = wide.split_at_mut(N * cols);
+            for (x, row) in x.iter().zip(rows.chunks_exact_mut(cols)) {
+                widen(x, row);
+            }
+            f(std::array::from_fn(|i| &rows[i * cols..][..cols]), result, scratch);
+            narrow(result, y);
+        }
+        Ok(())
+    })
+}
+
+/// Along an axis that is not innermost, a few neighbouring lines at a time are turned into rows and back in scratch memory that stays
+/// in cache.
+fn columns_by<T: Compute, const N: usize>(
+    n: usize,
+    inner: usize,
+    x: [&[T]; N],
+    y: &mut [T],
+    scratch: usize,
+    f: Line<'_, T::Acc, N>,
+) -> Result<()> {
     let of = inner.div_ceil(LINES);
     // Rows that start a power of two apart would compete for the same cache lines.
-    let pitch = n + 64 / size_of::<T>();
+    let pitch = n + 64 / size_of::<T::Acc>();
     let serial = if y.len() < SERIAL { usize::MAX } else { 1 };
     y.par_columns(n, inner, LINES).enumerate().with_min_len(serial).try_for_each(|(t, mut y)| {
         let (first, width) = (t / of * n * inner + t % of * LINES, y.width());
-        let mut buffer = Buffer::alloc(T::DTYPE, (N + 1) * LINES * pitch)?;
-        let mut spare = Buffer::alloc(T::Acc::DTYPE, scratch * n)?;
-        let (rows, results) = buffer.slice_mut::<T>().split_at_mut(N * LINES * pitch);
-        let spare = spare.slice_mut::<T::Acc>();
+        let mut buffer = Buffer::alloc(T::Acc::DTYPE, (N + 1) * LINES * pitch + scratch * n)?;
+        let (rows, spare) = buffer.slice_mut::<T::Acc>().split_at_mut((N + 1) * LINES * pitch);
+        let (rows, results) = rows.split_at_mut(N * LINES * pitch);
         simd::dispatch(
             #[inline(always)]
             || {
                 for (x, rows) in x.iter().zip(rows.chunks_exact_mut(LINES * pitch)) {
                     for r in 0..n {
                         for (c, &v) in x[first + r * inner..][..width].iter().enumerate() {
-                            rows[c * pitch + r] = v;
+                            rows[c * pitch + r] = v.load();
                         }
                     }
                 }
-                for (c, result) in results.chunks_exact_mut(pitch).enumerate().take(width) {
-                    f(std::array::from_fn(|i| &rows[(i * LINES + c) * pitch..][..n]), &mut result[..n], spare);
-                }
+            },
+        );
+        for (c, result) in results.chunks_exact_mut(pitch).enumerate().take(width) {
+            f(std::array::from_fn(|i| &rows[(i * LINES + c) * pitch..][..n]), &mut result[..n], spare);
+        }
+        simd::dispatch(
+            #[inline(always)]
+            || {
                 for r in 0..n {
                     for (c, y) in y.row(r).iter_mut().enumerate() {
-                        *y = results[c * pitch + r];
+                        *y = T::store(results[c * pitch + r]);
                     }
                 }
             },

@@ -209,6 +209,31 @@ pub(crate) fn gather<T: Element>(x: &[T], extent: usize, width: usize, ids: &[i6
     });
 }
 
+/// How a term joins what stands at its place.
+#[derive(Clone, Copy)]
+pub(crate) enum Join {
+    /// Their sum.
+    Add,
+    /// Their product.
+    Times,
+    /// The larger; NaN wins.
+    Max,
+    /// The smaller; NaN wins.
+    Min,
+}
+
+impl Join {
+    #[inline(always)]
+    fn of<A: Real>(self, a: A, b: A) -> A {
+        match self {
+            Join::Add => a + b,
+            Join::Times => a * b,
+            Join::Max => a.max_nan(b),
+            Join::Min => a.min_nan(b),
+        }
+    }
+}
+
 /// `y[o, ids[o, k, i], i] = join(y[o, ids[o, k, i], i], s[o, k, i])` in the order of `k`; half types are joined in f32.
 #[allow(clippy::too_many_arguments, reason = "three extents of both operands")]
 pub(crate) fn scatter<T: Compute>(
@@ -219,7 +244,7 @@ pub(crate) fn scatter<T: Compute>(
     n: usize,
     lines: &Lines,
     y: &mut [T],
-    join: impl Fn(T::Acc, T::Acc) -> T::Acc + Sync,
+    join: Join,
 ) -> Result<()> {
     let slab = extent * width;
     let inner = lines.inner.len();
@@ -248,11 +273,11 @@ pub(crate) fn scatter<T: Compute>(
             terms.filter(|((id, _), _)| here.contains(&(**id as usize))).map(|((&id, &s), &i)| ((id as usize - first) * width + i, s));
         if !T::DTYPE.is_half() {
             // Computed in its own type: in place.
-            terms.for_each(|(at, s)| y[at] = T::store(join(y[at].load(), s.load())));
+            terms.for_each(|(at, s)| y[at] = T::store(join.of(y[at].load(), s.load())));
             return Ok(());
         }
         let mut acc: Vec<T::Acc> = memory::try_collect(y.iter().map(|v| v.load()))?;
-        terms.for_each(|(at, s)| acc[at] = join(acc[at], s.load()));
+        terms.for_each(|(at, s)| acc[at] = join.of(acc[at], s.load()));
         for (y, &a) in y.iter_mut().zip(&acc) {
             *y = T::store(a);
         }

@@ -5,11 +5,12 @@
 
 use super::par::*;
 use super::simd;
-use super::view::{Contiguous, In, OuterWalk, SERIAL};
+use super::view::{Contiguous, In, Out, OuterWalk, SERIAL};
 use crate::backend::cpu::math::{Compute, Real};
-use crate::dtype::Element;
-use crate::error::Result;
+use crate::dtype::{DType, Element};
+use crate::error::{Error, Result};
 use crate::layout::{Layout, collapse};
+use half::{bf16, f16};
 
 /// Elements per parallel piece: small enough to balance, large enough to hide the hand-over.
 pub(crate) const PIECE: usize = 8 * 1024;
@@ -77,10 +78,40 @@ pub(crate) fn unary_acc<T: Compute>(x: &In<'_>, y: &mut [T], block: &(dyn Fn(&[T
     })
 }
 
-/// Elements that are widened at a time: three buffers stay well inside the first-level cache.
-const WIDE: usize = 1024;
+/// The innermost loop of an op of one operand, over slices of one length: for f32, in which half types are computed, and for f64.
+pub(crate) type Floats1<'a> = (&'a (dyn Fn(&[f32], &mut [f32]) + Sync), &'a (dyn Fn(&[f64], &mut [f64]) + Sync));
 
-fn widen<T: Compute>(x: &[T], y: &mut [T::Acc]) {
+/// [`unary_acc`] for a tensor of any float dtype.
+pub(crate) fn unary_floats(x: &In<'_>, y: &mut Out<'_>, (narrow, wide): Floats1<'_>) -> Result<()> {
+    match x.dtype() {
+        DType::F64 => unary_acc(x, y.slice::<f64>(), wide),
+        DType::F32 => unary_acc(x, y.slice::<f32>(), narrow),
+        DType::BF16 => unary_acc(x, y.slice::<bf16>(), narrow),
+        DType::F16 => unary_acc(x, y.slice::<f16>(), narrow),
+        d => Err(Error::dtype(format!("expected a float dtype, found {d}"))),
+    }
+}
+
+/// [`Floats1`] for two operands.
+pub(crate) type Floats2<'a> = (Block2<'a, f32, f32, f32>, Block2<'a, f64, f64, f64>);
+
+/// [`binary_acc`] for tensors of any float dtype.
+pub(crate) fn binary_floats(a: &In<'_>, b: &In<'_>, y: &mut Out<'_>, (narrow, wide): Floats2<'_>) -> Result<()> {
+    let shape = y.shape();
+    match a.dtype() {
+        DType::F64 => binary_acc(a, b, shape, y.slice::<f64>(), wide),
+        DType::F32 => binary_acc(a, b, shape, y.slice::<f32>(), narrow),
+        DType::BF16 => binary_acc(a, b, shape, y.slice::<bf16>(), narrow),
+        DType::F16 => binary_acc(a, b, shape, y.slice::<f16>(), narrow),
+        d => Err(Error::dtype(format!("expected a float dtype, found {d}"))),
+    }
+}
+
+/// Elements that are widened at a time: three buffers stay well inside the first-level cache.
+pub(crate) const WIDE: usize = 1024;
+
+/// Widens elements to numbers.
+pub(crate) fn widen<T: Compute>(x: &[T], y: &mut [T::Acc]) {
     simd::dispatch(
         #[inline(always)]
         || {
@@ -91,7 +122,8 @@ fn widen<T: Compute>(x: &[T], y: &mut [T::Acc]) {
     );
 }
 
-fn narrow<T: Compute>(x: &[T::Acc], y: &mut [T]) {
+/// Rounds numbers to elements.
+pub(crate) fn narrow<T: Compute>(x: &[T::Acc], y: &mut [T]) {
     simd::dispatch(
         #[inline(always)]
         || {

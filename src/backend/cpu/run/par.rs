@@ -23,6 +23,20 @@ fn run(n: usize, min: usize, f: &(dyn Fn(usize) + Sync)) {
     }
 }
 
+/// [`run`] for tasks that may fail: the error of the first task that has one.
+fn try_run<E: Send>(n: usize, min: usize, f: &(dyn Fn(usize) -> Result<(), E> + Sync)) -> Result<(), E> {
+    let first: Mutex<Option<(usize, E)>> = Mutex::new(None);
+    run(n, min, &|i| {
+        if let Err(e) = f(i) {
+            let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
+            if first.as_ref().is_none_or(|(j, _)| i < *j) {
+                *first = Some((i, e));
+            }
+        }
+    });
+    first.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), |(_, e)| Err(e))
+}
+
 /// A sequence whose items can be made independently, by number.
 pub(crate) trait Parallel: Sized + Sync {
     /// What a task gets.
@@ -70,16 +84,8 @@ pub(crate) trait Parallel: Sized + Sync {
 
     /// Calls `f` on every item; the error of the first item that has one.
     fn try_for_each<E: Send>(self, f: impl Fn(Self::Item) -> Result<(), E> + Sync) -> Result<(), E> {
-        let first: Mutex<Option<(usize, E)>> = Mutex::new(None);
-        self.enumerate().for_each(|(i, item)| {
-            if let Err(e) = f(item) {
-                let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
-                if first.as_ref().is_none_or(|(j, _)| i < *j) {
-                    *first = Some((i, e));
-                }
-            }
-        });
-        first.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), |(_, e)| Err(e))
+        // SAFETY: `try_run` calls each number below `len` exactly once.
+        try_run(self.len(), self.min_len(), &|i| f(unsafe { self.item(i) }))
     }
 
     /// All items, in order.
@@ -94,7 +100,12 @@ pub(crate) trait Parallel: Sized + Sync {
         let mut out: Vec<Option<Self::Item>> = memory::try_collect((0..n).map(|_| None))?;
         let mut items = memory::room(n)?;
         out.par_chunks_mut(1).zip(self).for_each(|(slot, item)| slot[0] = Some(item));
-        items.extend(out.into_iter().flatten());
+        for item in out {
+            // Each task has filled its own.
+            if let Some(item) = item {
+                items.push(item);
+            }
+        }
         Ok(items)
     }
 }

@@ -15,17 +15,52 @@ static ARCH: LazyLock<pulp::Arch> = LazyLock::new(pulp::Arch::new);
 /// `f` must be inlinable to profit: write `dispatch(#[inline(always)] || …)` and call only `#[inline(always)]` functions
 /// in it. What is called through a real function call runs at the baseline level (and there `mul_add` is a library call).
 /// A level changes speed only: [`Real::mul_add`] is fused at each of them, so results are the same bits.
+// Plain functions rather than pulp's own dispatch, which compiles some twenty of them for each closure: with hundreds of kernels that
+// was a tenth of the crate's build. What is known of the processor is still what pulp found.
 #[inline]
 pub(crate) fn dispatch<R>(f: impl FnOnce() -> R) -> R {
-    struct Op<F>(F);
-    impl<R, F: FnOnce() -> R> pulp::WithSimd for Op<F> {
-        type Output = R;
-        #[inline(always)]
-        fn with_simd<S: pulp::Simd>(self, _level: S) -> R {
-            (self.0)()
-        }
+    #[cfg(target_arch = "x86_64")]
+    match *ARCH {
+        // SAFETY: pulp names this level on a processor that has these features.
+        pulp::Arch::V4(_) => unsafe { avx512(f) },
+        // SAFETY: as above.
+        pulp::Arch::V3(_) => unsafe { avx2(f) },
+        _ => baseline(f),
     }
-    ARCH.dispatch(Op(f))
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        struct Op<F>(F);
+        impl<R, F: FnOnce() -> R> pulp::WithSimd for Op<F> {
+            type Output = R;
+            #[inline(always)]
+            fn with_simd<S: pulp::Simd>(self, _level: S) -> R {
+                (self.0)()
+            }
+        }
+        ARCH.dispatch(Op(f))
+    }
+}
+
+/// The features of pulp's `V4`.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt,fxsr,avx512f,avx512bw,avx512cd,avx512dq,avx512vl")]
+fn avx512<R>(f: impl FnOnce() -> R) -> R {
+    f()
+}
+
+/// The features of pulp's `V3`.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt,fxsr")]
+fn avx2<R>(f: impl FnOnce() -> R) -> R {
+    f()
+}
+
+/// A function of its own: inlined, it would stand again in each loop that calls a kernel.
+#[cfg(target_arch = "x86_64")]
+#[cold]
+#[inline(never)]
+fn baseline<R>(f: impl FnOnce() -> R) -> R {
+    f()
 }
 
 /// Independent accumulators of a reduction: two AVX-512 registers of f32, enough to hide the latency of an addition,

@@ -124,7 +124,7 @@ pub use trigonometric::*;
 use crate::backend::cpu::{self, Real, map, simd};
 use crate::backend::cuda::kernels::unary as kernels;
 use crate::backend::cuda::{self, UnaryKernels};
-use crate::dtype::{DType, with_float};
+use crate::dtype::DType;
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, apply1, expect};
 use crate::ops::second_order::differentiate;
@@ -335,7 +335,7 @@ impl<U: Unary> Op for Map<U> {
     }
 
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
-        with_float!(x[0].dtype(), T => map::unary_acc(&x[0], y[0].slice::<T>(), &|x, y| map_block(&self.0, x, y)))
+        map::unary_floats(&x[0], &mut y[0], (&|x, y| map_block(&self.0, x, y), &|x, y| map_block(&self.0, x, y)))
     }
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
@@ -352,13 +352,42 @@ impl<U: Unary> Op for Map<U> {
     }
 
     fn vjp(&self, saved: &Saved, y_bar: &Cotangents, _: &[bool]) -> Result<InputCotangents> {
-        let g = y_bar.only()?;
-        if U::SAVES == Saves::Nothing && self.0.pull(0f64, 1.0) == 1.0 {
-            return Ok(smallvec![Some(g.clone())]);
-        }
-        let s = if U::SAVES == Saves::Nothing { g.untracked() } else { saved.get(0)?.clone() };
-        Ok(smallvec![Some(apply1(MapVjp(self.0.clone()), &[&s, g])?)])
+        let identity = U::SAVES == Saves::Nothing && self.0.pull(0f64, 1.0) == 1.0;
+        vjp_of(U::SAVES, identity, saved, y_bar, &|s, g| apply1(MapVjp(self.0.clone()), &[s, g]))
     }
+}
+
+/// A function of two tensors, as what the ops of a [`Unary`] share sees its derivative kernel.
+type Pull<'a> = &'a dyn Fn(&Tensor, &Tensor) -> Result<Tensor>;
+
+/// The derivative of [`Map`], compiled once for all.
+fn vjp_of(saves: Saves, identity: bool, saved: &Saved, y_bar: &Cotangents, pull: Pull<'_>) -> Result<InputCotangents> {
+    let g = y_bar.only()?;
+    if identity {
+        return Ok(smallvec![Some(g.clone())]);
+    }
+    let s = if saves == Saves::Nothing { g.untracked() } else { saved.get(0)?.clone() };
+    Ok(smallvec![Some(pull(&s, g)?)])
+}
+
+/// The derivative of [`MapVjp`], compiled once for all.
+fn vjp_of_vjp(
+    saved: &Saved,
+    y_bar: &Cotangents,
+    want: &[bool],
+    pull: Pull<'_>,
+    derivative: &dyn Fn(&Tensor) -> Result<Tensor>,
+) -> Result<InputCotangents> {
+    let z = y_bar.only()?;
+    let s = saved.get(0)?;
+    let g_bar = if want[1] { Some(pull(s, z)?) } else { None };
+    let s_bar = if want[0] {
+        let seed = z.mul(saved.get(1)?)?;
+        differentiate(std::slice::from_ref(s), &[true], &[seed], |x| Ok(Outputs::from_iter([derivative(&x[0])?])))?.swap_remove(0)
+    } else {
+        None
+    };
+    Ok(smallvec![s_bar, g_bar])
 }
 
 impl<U: Unary> Describe for MapVjp<U> {
@@ -410,8 +439,8 @@ impl<U: Unary> Op for MapVjp<U> {
     }
 
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
-        let shape = y[0].shape();
-        with_float!(x[0].dtype(), T => map::binary_acc(&x[0], &x[1], shape, y[0].slice::<T>(), &|s, g, y| pull_block(&self.0, s, g, y)))
+        let blocks: map::Floats2<'_> = (&|s, g, y| pull_block(&self.0, s, g, y), &|s, g, y| pull_block(&self.0, s, g, y));
+        map::binary_floats(&x[0], &x[1], &mut y[0], blocks)
     }
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
@@ -423,17 +452,6 @@ impl<U: Unary> Op for MapVjp<U> {
     }
 
     fn vjp(&self, saved: &Saved, y_bar: &Cotangents, want: &[bool]) -> Result<InputCotangents> {
-        let z = y_bar.only()?;
-        let s = saved.get(0)?;
-        let g_bar = if want[1] { Some(apply1(self.clone(), &[s, z])?) } else { None };
-        let s_bar = if want[0] {
-            let seed = z.mul(saved.get(1)?)?;
-            let u = self.0.clone();
-            differentiate(std::slice::from_ref(s), &[true], &[seed], move |x| Ok(Outputs::from_iter([u.derivative(&x[0])?])))?
-                .swap_remove(0)
-        } else {
-            None
-        };
-        Ok(smallvec![s_bar, g_bar])
+        vjp_of_vjp(saved, y_bar, want, &|s, z| apply1(self.clone(), &[s, z]), &|s| self.0.derivative(s))
     }
 }

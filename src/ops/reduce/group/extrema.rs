@@ -10,7 +10,6 @@ use crate::op::{Math, apply1};
 use crate::shape::Axes;
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Input, Sample, Scalar};
-use std::marker::PhantomData;
 
 macro_rules! extremum {
     ($(#[$doc:meta])* $op:ident, $name:literal, $vjp_name:literal, $forward:literal, $largest:literal, $pick:ident, $worst:ident, [$reduce:ident, $merge:ident, $vjp:ident]) => {
@@ -35,14 +34,14 @@ macro_rules! extremum {
                 if let [only] = tied[..] { only } else { S::sum(&tied) / S::lit(tied.len() as f64) }
             }
             fn forward<T: Compute>(&self, x: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
-                let fold = reduce::Fold { init: T::Acc::$worst, load: |v: T| v.load(), f: |a: T::Acc, b: T::Acc| if $largest { a.max_nan(b) } else { a.min_nan(b) } };
-                reduce::reduce(x, axes, y, T::store(T::Acc::$worst), &fold, T::store)
+                let fold = reduce::Fold { init: T::Acc::$worst, f: |a: T::Acc, b: T::Acc| if $largest { a.max_nan(b) } else { a.min_nan(b) } };
+                reduce::reduce(x, axes, y, T::store(T::Acc::$worst), &fold, |v| v)
             }
             fn backward<T: Compute>(&self, x: &cpu::In<'_>, g: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
-                let ties = Ties::<T> { largest: $largest, of: PhantomData };
+                let ties = Ties { largest: $largest };
                 reduce::spread(x, g, axes, y, &ties, #[inline(always)] |x, t, g| {
                     let share = g / T::Acc::from_f64(t.count);
-                    if (x == t.value) | (x.is_nan() & t.value.is_nan()) { share } else { T::Acc::ZERO }
+                    if (x.to_f64() == t.value) | (x.is_nan() & t.value.is_nan()) { share } else { T::Acc::ZERO }
                 })
             }
             fn cuda(&self, _: usize) -> cuda::GroupKernels {

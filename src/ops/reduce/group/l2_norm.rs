@@ -10,7 +10,6 @@ use crate::op::{Math, apply1};
 use crate::shape::Axes;
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Input, Sample, Scalar};
-use std::marker::PhantomData;
 
 /// `√Σ x²` of each group; see [`Tensor::norm`].
 #[derive(Clone, Debug)]
@@ -36,7 +35,7 @@ impl Group for Norm {
         S::sum(&squares).sqrt() * S::lit(scale)
     }
     fn forward<T: Compute>(&self, x: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
-        reduce::reduce(x, axes, y, T::store(T::Acc::ZERO), &SquareSum::<T>(PhantomData), |p| T::store(T::Acc::from_f64(p.norm())))
+        reduce::reduce(x, axes, y, T::store(T::Acc::ZERO), &SquareSum, |p| T::Acc::from_f64(p.norm()))
     }
     fn backward<T: Compute>(&self, x: &cpu::In<'_>, g: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
         reduce::spread(
@@ -44,7 +43,7 @@ impl Group for Norm {
             g,
             axes,
             y,
-            &SquareSum::<T>(PhantomData),
+            &SquareSum,
             #[inline(always)]
             |x, p, g| {
                 let norm = p.norm();

@@ -10,7 +10,6 @@ use crate::op::{Math, apply1};
 use crate::shape::Axes;
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Sample, Scalar};
-use std::marker::PhantomData;
 
 /// `ln Σ eˣ` of each group; see [`Tensor::logsumexp`].
 #[derive(Clone, Debug)]
@@ -36,7 +35,7 @@ impl Group for LogSumExp {
         S::lit(m) + S::sum(&terms).ln()
     }
     fn forward<T: Compute>(&self, x: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
-        reduce::reduce(x, axes, y, T::store(T::Acc::NEG_INFINITY), &LogSum::<T>(PhantomData), |p| T::store(p.value()))
+        reduce::reduce(x, axes, y, T::store(T::Acc::NEG_INFINITY), &LogSum, |p| p.value())
     }
     fn backward<T: Compute>(&self, x: &cpu::In<'_>, g: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
         reduce::spread(
@@ -44,7 +43,7 @@ impl Group for LogSumExp {
             g,
             axes,
             y,
-            &LogSum::<T>(PhantomData),
+            &LogSum,
             #[inline(always)]
             |x, p, g| {
                 let share = (x - p.max).exp() * (g / p.sum);

@@ -12,7 +12,6 @@ use crate::ops::differentiate_vjp;
 use crate::shape::{Axes, Shape};
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Input, Sample, Scalar};
-use std::marker::PhantomData;
 
 /// `Π x` of each group; see [`Tensor::prod`].
 #[derive(Clone, Debug)]
@@ -33,7 +32,7 @@ impl Group for Prod {
         x.iter().fold(S::one(), |p, &v| p * v)
     }
     fn forward<T: Compute>(&self, x: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
-        reduce::reduce(x, axes, y, T::store(T::Acc::ONE), &Factors::<T>(PhantomData), |p| T::store(T::Acc::from_f64(p.value())))
+        reduce::reduce(x, axes, y, T::store(T::Acc::ONE), &Factors, |p| T::Acc::from_f64(p.value()))
     }
     fn backward<T: Compute>(&self, x: &cpu::In<'_>, g: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
         reduce::spread(
@@ -41,7 +40,7 @@ impl Group for Prod {
             g,
             axes,
             y,
-            &Factors::<T>(PhantomData),
+            &Factors,
             #[inline(always)]
             |x, p, g| g * T::Acc::from_f64(p.without(x.to_f64())),
         )

@@ -11,7 +11,6 @@ use crate::ops::Number;
 use crate::shape::Axes;
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Input, Sample, Scalar};
-use std::marker::PhantomData;
 
 /// Variance of each group; see [`Tensor::var`].
 #[derive(Clone, Debug)]
@@ -62,9 +61,7 @@ impl Group for Var {
     }
     fn forward<T: Compute>(&self, x: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
         let correction = self.correction;
-        reduce::reduce(x, axes, y, T::store(T::Acc::NAN), &Moments::<T>(PhantomData), |p| {
-            T::store(T::Acc::from_f64(p.squares / degrees(p.n, correction)))
-        })
+        reduce::reduce(x, axes, y, T::store(T::Acc::NAN), &Moments, |p| T::Acc::from_f64(p.squares / degrees(p.n, correction)))
     }
     fn backward<T: Compute>(&self, x: &cpu::In<'_>, g: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
         let correction = self.correction;
@@ -73,7 +70,7 @@ impl Group for Var {
             g,
             axes,
             y,
-            &Moments::<T>(PhantomData),
+            &Moments,
             #[inline(always)]
             |x, p, g| g * T::Acc::from_f64((x.to_f64() - p.mean) * (2.0 / degrees(p.n, correction))),
         )
@@ -141,9 +138,7 @@ impl Group for Std {
     }
     fn forward<T: Compute>(&self, x: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
         let correction = self.correction;
-        reduce::reduce(x, axes, y, T::store(T::Acc::NAN), &Moments::<T>(PhantomData), |p| {
-            T::store(T::Acc::from_f64((p.squares / degrees(p.n, correction)).sqrt()))
-        })
+        reduce::reduce(x, axes, y, T::store(T::Acc::NAN), &Moments, |p| T::Acc::from_f64((p.squares / degrees(p.n, correction)).sqrt()))
     }
     fn backward<T: Compute>(&self, x: &cpu::In<'_>, g: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
         let correction = self.correction;
@@ -152,7 +147,7 @@ impl Group for Std {
             g,
             axes,
             y,
-            &Moments::<T>(PhantomData),
+            &Moments,
             #[inline(always)]
             |x, p, g| {
                 // In f64, where neither the deviation nor its reciprocal leaves the range of an f32.
