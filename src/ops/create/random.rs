@@ -6,7 +6,7 @@ use crate::array::Array;
 use crate::backend::Device;
 use crate::backend::cpu::par::*;
 use crate::backend::cpu::{SERIAL, normal};
-use crate::dtype::{DType, Element, with_dtype};
+use crate::dtype::{DType, Element, with_dtype, with_float};
 use crate::error::{Result, bail};
 use crate::rng::{Key, unit_pair};
 use crate::shape::Shape;
@@ -316,12 +316,15 @@ fn uniform_values(op: &'static str, shape: Shape, range: Range<f64>, dtype: DTyp
     };
     let [first, last] = check().map_err(|e| e.in_op(op, at))?;
     let width = end - start;
-    build!(op, at, shape, dtype, |y| key.fill_pairs(
-        0,
-        y,
-        #[inline(always)]
-        |b| unit_pair(b).map(|u| <T as Element>::from_f64(placed(u, start, width, first, last)))
-    ))
+    let make = || {
+        with_float!(dtype, T => Array::build(shape, Device::Cpu, |y: &mut [T]| key.fill_pairs(
+            0,
+            y,
+            #[inline(always)]
+            |b| unit_pair(b).map(|u| <T as Element>::from_f64(placed(u, start, width, first, last)))
+        )))
+    };
+    make().map(Tensor::from_array).map_err(|e| e.in_op(op, at))
 }
 
 /// Normal values, asked for by the method of that name.
