@@ -43,7 +43,7 @@ pub use tensor::Tensor;
 /// The types of half precision, as tensors store them.
 pub use half::{bf16, f16};
 
-/// The examples of README and book run as doc tests.
+/// The examples of README, book and contributors' pages run as doc tests.
 #[cfg(doctest)]
 mod pages {
     #[doc = include_str!("../README.md")]
@@ -88,4 +88,6 @@ mod pages {
     struct Finetune;
     #[doc = include_str!("../docs/book/garbage.md")]
     struct Garbage;
+    #[doc = include_str!("../docs/life-of-an-op.md")]
+    struct LifeOfAnOp;
 }

@@ -83,7 +83,9 @@ fn rust(folders: &[&str]) -> Vec<String> {
 
 fn documents() -> Vec<String> {
     let mut out: Vec<String> =
-        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "benches/record/README.md"].map(String::from).into();
+        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "benches/record/README.md", "kernels/README.md"]
+            .map(String::from)
+            .into();
     out.extend(files("docs", &["md"]));
     out
 }
@@ -692,6 +694,17 @@ fn documents_name_existing_things() {
             }
         }
     }
+    // Paths in the text: `src/op.rs`. Decisions and changes tell of files that may be gone.
+    for doc in documents().into_iter().filter(|d| !d.starts_with("docs/adr/") && d != "CHANGELOG.md") {
+        for path in read(&doc).split('`').skip(1).step_by(2) {
+            let folders = ["src/", "kernels/", "tests/", "docs/", "examples/", "benches/", "scripts/"];
+            let plain = path.chars().all(|c| c.is_alphanumeric() || "_-./".contains(c));
+            let planned = ["kernels/elementwise/smooth_abs.cu"].contains(&path);
+            if plain && !planned && folders.iter().any(|f| path.starts_with(f)) && !root().join(path).exists() {
+                problems.push(format!("{doc}: `{path}` does not exist"));
+            }
+        }
+    }
     for needed in ["cargo run --release --example train_gpt", "cargo test"] {
         if !read("README.md").contains(needed) {
             problems.push(format!("README.md does not give the command `{needed}`"));
@@ -729,6 +742,22 @@ fn the_worked_example_is_the_compiled_one() {
         return;
     }
     assert!(page[start..end] == code, "CONTRIBUTING.md's worked example is stale: run `COTANGENT_BLESS=1 cargo test --test main tidy`");
+}
+
+/// What kernels/README.md explains line by line stands in the kernel as it is.
+#[test]
+fn the_annotated_kernel_is_the_compiled_one() {
+    let kernel = read("kernels/norm/softmax.cu");
+    let page = read("kernels/README.md");
+    let mut rest = kernel.as_str();
+    for quote in page.split("```cpp\n").skip(1) {
+        let quote = quote.split("```").next().unwrap_or_default();
+        let Some(at) = rest.find(quote) else {
+            panic!("kernels/README.md quotes what is not in softmax.cu, or not in this order:\n{quote}")
+        };
+        rest = &rest[at + quote.len()..];
+    }
+    assert!(rest.len() < kernel.len(), "kernels/README.md quotes nothing");
 }
 
 /// examples/quickstart.rs is the README's example.
