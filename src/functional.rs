@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::module::{Module, ModuleExt};
 use crate::tensor::Tensor;
 use crate::testing::{GradCheck, GradCheckReport};
-use scope::{Scope, quoted};
+use scope::Scope;
 use std::panic::Location;
 
 /// How to take a gradient.

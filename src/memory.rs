@@ -2,7 +2,7 @@
 //! cache is given back before an allocation is refused.
 //!
 //! Rust's `vec!`, `with_capacity` and `collect` end the process when there is no memory. Everything in this crate whose size
-//! a caller decides comes from here or from [`Buffer`](crate::backend::cpu); `tests/tidy.rs::sizes_from_data_cannot_abort`
+//! a caller decides comes from here or from [`Buffer`](crate::backend::cpu); `tests/house/tidy.rs::sizes_from_data_cannot_abort`
 //! holds it. Small things of the standard library (a string, a node of a map, an error itself) are still allocated without
 //! asking: for them [`MARGIN`] bytes are left whenever something large is handed out. Where data decides how many of them there
 //! are, they are announced: [`small`] asks anew each time [`STEP`] bytes of them have come together. Before something is called

@@ -1,6 +1,6 @@
 //! A quantity against depth (or time): how fast gradients shrink or grow on their way back.
 
-use super::health::Verdict;
+use super::verdict::Verdict;
 use std::fmt;
 
 /// Norms from the input side to the output side; prints as a chart.

@@ -2,6 +2,7 @@
 
 use super::depth::DepthProfile;
 use super::stats::{norm, quantile, survey};
+use super::verdict::Verdict;
 use crate::backend::cuda::optim::Survey;
 use crate::error::{Error, Result, bail};
 use crate::functional::Grads;
@@ -10,43 +11,6 @@ use crate::module::{Module, ModuleExt};
 use crate::tensor::Tensor;
 use rayon::prelude::*;
 use std::fmt;
-
-/// What a parameter's gradient looks like. Ordered: the worst is the largest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Verdict {
-    /// Nothing conspicuous.
-    Healthy,
-    /// Tiny beside the parameter, or beside the gradients of the other parameters: see [`Thresholds`].
-    Vanishing,
-    /// Huge beside the parameter: see [`Thresholds::exploding`].
-    Exploding,
-    /// (Nearly) all elements are exactly zero: see [`Thresholds::dead`].
-    Dead,
-    /// The loss does not depend on the parameter (and that was allowed, else it is an error).
-    Disconnected,
-    /// An element is NaN or infinite.
-    NonFinite,
-}
-
-impl Verdict {
-    /// As tables print it: in capitals unless healthy.
-    pub fn label(self) -> &'static str {
-        match self {
-            Verdict::Healthy => "healthy",
-            Verdict::Vanishing => "VANISHING",
-            Verdict::Exploding => "EXPLODING",
-            Verdict::Dead => "DEAD",
-            Verdict::Disconnected => "DISCONNECTED",
-            Verdict::NonFinite => "NON-FINITE",
-        }
-    }
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.label())
-    }
-}
 
 /// When a gradient counts as conspicuous. The defaults stay quiet on healthy models of very different kinds.
 #[derive(Clone, Copy, Debug)]

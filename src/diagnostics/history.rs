@@ -1,15 +1,15 @@
 //! Gradient health over time: what a training run looked like, layer by layer.
 
 use super::clip::ClipTracker;
-use super::health::{HealthReport, Thresholds, Verdict, layer_of, update_norms};
+use super::health::{HealthReport, Thresholds, layer_of, update_norms};
 use super::stats::quantile;
+use super::verdict::Verdict;
 use crate::error::{Error, Result, bail};
 use crate::functional::Grads;
 use crate::memory;
 use crate::module::Module;
 use crate::optim::Clipped;
 use std::fmt;
-use std::path::Path;
 
 /// One recorded step.
 #[derive(Clone, Debug)]
@@ -177,24 +177,6 @@ impl HealthHistory {
         }
         out.extend(self.clips.warning());
         out
-    }
-
-    /// The run as one HTML page: pictures, tables, no scripts, nothing loaded from elsewhere.
-    ///
-    /// # Errors
-    /// Argument error when nothing was recorded.
-    pub fn html(&self) -> Result<String> {
-        super::report::html(self)
-    }
-
-    /// Writes [`HealthHistory::html`] to a file.
-    ///
-    /// # Errors
-    /// As there; I/O error when the file cannot be written. An old file stays then.
-    #[track_caller]
-    pub fn write_html(&self, path: impl AsRef<Path>) -> Result<()> {
-        let at = std::panic::Location::caller();
-        self.html().and_then(|text| crate::io::write_text(path.as_ref(), &text)).map_err(|e| e.in_op("write_html", at))
     }
 }
 

@@ -27,6 +27,7 @@ mod report;
 mod review;
 mod stats;
 mod trace;
+mod verdict;
 
 pub use align::{Alignment, AlignmentReport, Misalignment};
 pub use anomaly::{Anomaly, Finding, detect_anomaly};
@@ -34,13 +35,14 @@ pub use attention::{AttentionCheck, AttentionReport, HeadStats};
 pub use clip::ClipTracker;
 pub use compare::{Comparison, Difference};
 pub use depth::DepthProfile;
-pub use health::{Health, HealthReport, LayerHealth, Thresholds, Verdict};
+pub use health::{Health, HealthReport, LayerHealth, Thresholds};
 pub use history::{HealthHistory, HistoryStep};
 pub use lint::{Slip, Suspicion, lint};
 pub use profile::{OpTime, Profile, Profiler, Total};
 pub use review::{Review, Twin, review};
 pub use stats::Stats;
 pub use trace::{Trace, Tracer};
+pub use verdict::Verdict;
 
 use crate::error::{Error, Result};
 use crate::module::{Module, ModuleExt};

@@ -1,13 +1,14 @@
 //! Pictures of a [`HealthHistory`], as SVG in one HTML page.
 
-use super::health::Verdict;
 use super::history::{HealthHistory, HistoryStep};
 use super::stats::quantile;
+use super::verdict::Verdict;
 use crate::error::{Error, Result, bail};
 use crate::memory;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use std::fmt::{Display, Write as _};
+use std::path::Path;
 
 /// The largest number on an axis: the drawing library computes with differences and squares of them.
 const FURTHEST: f64 = 1e100;
@@ -26,7 +27,27 @@ fn drawn<T>(result: std::result::Result<T, impl Display>) -> Result<T> {
     result.map_err(|e| Error::io(format!("the picture could not be drawn: {e}")))
 }
 
-pub(super) fn html(h: &HealthHistory) -> Result<String> {
+impl HealthHistory {
+    /// The run as one HTML page: pictures, tables, no scripts, nothing loaded from elsewhere.
+    ///
+    /// # Errors
+    /// Argument error when nothing was recorded.
+    pub fn html(&self) -> Result<String> {
+        html(self)
+    }
+
+    /// Writes [`HealthHistory::html`] to a file.
+    ///
+    /// # Errors
+    /// As there; I/O error when the file cannot be written. An old file stays then.
+    #[track_caller]
+    pub fn write_html(&self, path: impl AsRef<Path>) -> Result<()> {
+        let at = std::panic::Location::caller();
+        self.html().and_then(|text| crate::io::write_text(path.as_ref(), &text)).map_err(|e| e.in_op("write_html", at))
+    }
+}
+
+fn html(h: &HealthHistory) -> Result<String> {
     if h.steps.is_empty() {
         bail!(argument, "health_history: no step was recorded");
     }

@@ -1,7 +1,8 @@
 //! A derivative of one's own for modules and trees: what `tape::custom_vjp` does for lists of tensors.
 
 use super::checkpoint::Inputs;
-use super::scope::{detach, quoted, replace, tensors};
+use super::grads::quoted;
+use super::scope::{detach, replace, tensors};
 use crate::error::{Error, Result, bail};
 use crate::memory;
 use crate::module::{Module, tensors_of};

@@ -1,6 +1,5 @@
 //! Gradients as a tree, and what is known about them.
 
-use super::quoted;
 use crate::array::Array;
 use crate::backend::Device;
 use crate::backend::cpu::reduce::max_abs;
@@ -271,4 +270,9 @@ fn is_zero(name: &str, g: &Tensor) -> Result<bool> {
     let g = g.detach().to_device(Device::Cpu)?;
     let largest: Result<f64> = with_float!(g.dtype(), T => max_abs::<T>(&g.array.cpu()?));
     largest.map(|m| m == 0.0).map_err(|e: Error| e)
+}
+
+/// A parameter's name for messages; a tensor given alone has none.
+pub(super) fn quoted(name: &str) -> String {
+    if name.is_empty() { "the input".into() } else { format!("`{name}`") }
 }

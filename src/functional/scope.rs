@@ -3,7 +3,8 @@
 //! What does not depend on the tree's type stands in [`Core`], so that it is compiled here once, and not for every model by its
 //! user.
 
-use super::{GradOptions, Grads};
+use super::GradOptions;
+use super::grads::{Grads, quoted};
 use crate::dtype::with_float;
 use crate::error::{Error, Result, bail};
 use crate::memory;
@@ -254,11 +255,6 @@ fn fill(tree: &mut dyn Module, found: Vec<Option<Tensor>>) -> Result<()> {
         };
         Ok(())
     })
-}
-
-/// A parameter's name for messages; a tensor given alone has none.
-pub(super) fn quoted(name: &str) -> String {
-    if name.is_empty() { "the input".into() } else { format!("`{name}`") }
 }
 
 /// The tensors of `directions` that belong to the trainable tensors of `tree`.

@@ -1,10 +1,9 @@
 //! Opening models that others saved.
 
+use super::load_options::LoadOptions;
 use super::sentence::Sentence;
 use super::source::{Source, fill, usual_dtype};
 use super::{Bert, LanguageModel};
-use crate::backend::Device;
-use crate::dtype::DType;
 use crate::error::{Error, Result, bail};
 use crate::io::{self, GenerationConfig, GgufFile, LoadReport, ModelConfig, Special, WeightFiles};
 use crate::memory;
@@ -14,32 +13,6 @@ use std::fmt;
 use std::panic::Location;
 use std::path::Path;
 use std::sync::Arc;
-
-/// How to load; the default is the file's own dtype (`f32` of quantised files) on the CPU.
-#[derive(Default)]
-pub struct LoadOptions<'a> {
-    /// Of all weights; without it, that of the file's matrices.
-    pub dtype: Option<DType>,
-    /// Matrices of Llama's family that a GGUF file has in Q8_0 or Q4_0 stay so: a quarter or an eighth of the memory of `f32`. They are frozen.
-    pub packed: bool,
-    /// Where the weights go, tensor by tensor.
-    pub device: Device,
-    /// Called after each tensor with how many are loaded, and of how many.
-    pub progress: Option<&'a mut dyn FnMut(usize, usize)>,
-}
-
-impl fmt::Debug for LoadOptions<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LoadOptions").field("dtype", &self.dtype).field("device", &self.device).finish_non_exhaustive()
-    }
-}
-
-impl LoadOptions<'_> {
-    /// Weights as this dtype.
-    pub fn dtype(dtype: DType) -> Self {
-        LoadOptions { dtype: Some(dtype), ..LoadOptions::default() }
-    }
-}
 
 /// A model and what its folder or file has beside it.
 #[derive(Clone)]

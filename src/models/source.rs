@@ -10,7 +10,7 @@ use crate::tensor::Tensor;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::LoadOptions;
+use super::load_options::LoadOptions;
 
 /// Weights by Hugging Face's names.
 pub(super) enum Source {

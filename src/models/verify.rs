@@ -1,6 +1,7 @@
 //! Replays what Hugging Face's model computed, stored beside it in `fixture.safetensors`, and compares number by number.
 
-use super::load::{LoadOptions, from_files};
+use super::load::from_files;
+use super::load_options::LoadOptions;
 use super::{Cache, Input, LanguageModel};
 use crate::diagnostics::Trace;
 use crate::dtype::{BF16, DType, F32, F64, I64};

@@ -1,5 +1,6 @@
 //! One op, one file; a folder for each family. Layer L4b. The registry below is the only list.
 
+mod accumulate;
 pub mod attention;
 mod create;
 pub mod elementwise;
@@ -21,6 +22,7 @@ pub use reduce::{any_all, argmax, cumsum, group, mean, sort, sum};
 pub use shape::{concat, diagonal, flip, pad, permute, repeat, slice, split, squeeze, triangle, unbind, views};
 
 pub use crate::backend::cpu::quant::Blocks;
+pub(crate) use accumulate::ACCUMULATE;
 #[doc(hidden)]
 pub use create::Nested;
 pub use cross_entropy::CrossEntropy;
@@ -35,38 +37,7 @@ pub use sdpa::Sdpa;
 pub use second_order::{differentiate, differentiate_vjp};
 pub use slice::Span;
 
-use crate::backend::cpu::map;
-use crate::dtype::with_float;
-use crate::error::Result;
-use crate::shape::Shape;
-use crate::tape::Accumulate;
-use crate::tensor::Tensor;
 use crate::testing::{Config, OpEntry, Report};
-
-/// How the sweep adds cotangents.
-pub(crate) const ACCUMULATE: Accumulate = Accumulate { add: add_cotangents, reduce_to, assemble: shape::stretches::assemble };
-
-fn add_cotangents(mut acc: Tensor, bar: &Tensor) -> Result<Tensor> {
-    // In place when nothing else can see the first one and the sum is not being recorded.
-    if acc.device() != crate::Device::Cpu || acc.is_tracked() || bar.is_tracked() || !acc.array.is_unique() {
-        return acc.add(bar);
-    }
-    with_float!(acc.dtype(), T => {
-        let x = bar.array.cpu()?.contiguous::<T>()?;
-        acc.array.update(|y: &mut [T]| map::update(y, &x, #[inline(always)] |y, x| {
-            use crate::backend::cpu::Compute;
-            T::store(y.load() + x.load())
-        }))?;
-    });
-    Ok(acc)
-}
-
-/// Sums over the axes along which `shape` was broadcast to the shape of `x`.
-pub(crate) fn reduce_to(x: &Tensor, shape: &Shape) -> Result<Tensor> {
-    let lead = x.rank() - shape.rank();
-    let axes: Vec<usize> = (0..x.rank()).filter(|&i| i < lead || shape[i - lead] != x.shape()[i]).collect();
-    x.sum_keep(&axes[..])?.reshape(shape)
-}
 
 /// Checks one op of the registry again: what a failure of the suite asks to run.
 ///

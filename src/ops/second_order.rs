@@ -3,7 +3,7 @@
 //! A fused derivative kernel is itself an op, and its own derivative follows from the composition that it fuses: run
 //! the composition on a tape, sweep it, and sweep the sweep.
 
-use super::ACCUMULATE;
+use super::accumulate::ACCUMULATE;
 use crate::dtype::F32;
 use crate::error::Result;
 use crate::op::{InputCotangents, Outputs};

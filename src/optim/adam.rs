@@ -1,8 +1,8 @@
 //! Adam, with decoupled weight decay or an L2 penalty.
 
 use super::groups::{self, Group, norms_and_biases};
-use super::memory::{Memory, Named, Pending, Rule, Slots};
-use super::state::optimizer;
+use super::macros::optimizer;
+use super::memory::{Memory, Moments, Named, Pending, Rule, Slots};
 use crate::backend::cpu::optim::{AdamStep, adam_update};
 use crate::backend::cpu::{Compute, Real};
 use crate::dtype::DType;
@@ -219,14 +219,6 @@ impl Adam {
     }
 }
 optimizer!(Adam);
-
-/// How the moments are kept and used: what all forms of Adam share.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Moments {
-    pub(super) betas: (f64, f64),
-    pub(super) eps: f64,
-    pub(super) amsgrad: bool,
-}
 
 impl Moments {
     pub(super) fn check(&self) -> Result<()> {

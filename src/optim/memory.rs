@@ -37,7 +37,15 @@ pub struct Memory {
     /// In a capture that this optimizer is part of: steps are launched and not counted, replays count them.
     live: bool,
     /// Numbers that are part of a captured step.
-    pub(super) fixed: Option<super::adam::Moments>,
+    pub(super) fixed: Option<Moments>,
+}
+
+/// How the moments are kept and used: what all forms of Adam share.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Moments {
+    pub(super) betas: (f64, f64),
+    pub(super) eps: f64,
+    pub(super) amsgrad: bool,
 }
 
 /// Steps on CUDA devices that have been described and not yet queued: many tensors share a launch.

@@ -5,6 +5,7 @@ mod adam;
 mod clip;
 mod ema;
 mod groups;
+mod macros;
 mod memory;
 mod muon;
 mod scaler;

@@ -1,9 +1,8 @@
 //! Muon: momentum whose matrices are made orthogonal.
 
-use super::adam::Moments;
 use super::groups::{self, Group};
-use super::memory::{Memory, Named, Rule, Slots};
-use super::state::optimizer;
+use super::macros::optimizer;
+use super::memory::{Memory, Moments, Named, Rule, Slots};
 use crate::backend::cuda::optim::{self, Momentum};
 use crate::error::{Result, bail};
 use crate::module::Module;

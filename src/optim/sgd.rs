@@ -1,8 +1,8 @@
 //! Stochastic gradient descent.
 
 use super::groups::{self, Group};
+use super::macros::optimizer;
 use super::memory::{Memory, Named, Pending, Rule, Slots};
-use super::state::optimizer;
 use crate::backend::cuda::optim::Descent;
 use crate::error::{Result, bail};
 use crate::module::Module;

@@ -1,6 +1,7 @@
 //! One row of the registry: an op with everything that can be done to it without knowing its type.
 
-use super::suite::{self, AnySample, Config, Report, Traits};
+use super::suite::{self, AnySample, Arrangement, Check, Config, Report, Traits};
+use super::timing::{self, BenchCase};
 use super::{Gen, Purpose};
 use crate::backend::Device;
 use crate::dtype::DType;
@@ -34,18 +35,6 @@ pub struct OpEntry {
     /// Whether an intermediate value is rounded to the operands' type by contract, as in a composition.
     rounds: bool,
     samples: fn(&mut Gen) -> Vec<AnySample>,
-}
-
-/// A timed case: call `run` once per iteration.
-pub struct BenchCase {
-    /// Op name and shapes.
-    pub id: String,
-    /// Bytes of all inputs and outputs.
-    pub bytes: usize,
-    /// Forward.
-    pub forward: Box<dyn Fn() -> Result<Outputs>>,
-    /// Forward and backward to every differentiable input, with a random cotangent; `None` when there is none.
-    pub backward: Option<Box<dyn Fn() -> Result<()>>>,
 }
 
 impl OpEntry {
@@ -107,11 +96,44 @@ impl OpEntry {
     /// The op's bench samples in a dtype, with their operands on a device.
     pub fn bench_on(&self, dtype: DType, device: Device) -> Vec<BenchCase> {
         let samples = (self.samples)(&mut Gen::new(0, 8));
-        samples
-            .into_iter()
-            .filter(|s| s.purpose == Purpose::Bench)
-            .filter_map(|s| super::timing::bench_case(s, dtype, device).ok())
-            .collect()
+        samples.into_iter().filter(|s| s.purpose == Purpose::Bench).filter_map(|s| timing::bench_case(s, dtype, device).ok()).collect()
+    }
+}
+
+impl Report {
+    /// Coverage that is missing: an op without samples, a dtype or layout it never met, a class of checks it never
+    /// had, a rejection it was never asked for.
+    pub fn missing(&self, entries: &[OpEntry]) -> Vec<String> {
+        let mut out = Vec::new();
+        for e in entries {
+            let has =
+                |keep: &dyn Fn(&(&'static str, DType, Arrangement, Check)) -> bool| self.counts.keys().any(|k| k.0 == e.name && keep(k));
+            if !has(&|_| true) {
+                out.push(format!("{}: never checked", e.name));
+                continue;
+            }
+            for c in [Check::Value, Check::Determinism] {
+                if !has(&|k| k.3 == c) {
+                    out.push(format!("{}: no check of class `{}`", e.name, c.name()));
+                }
+            }
+            if has(&|k| k.3 == Check::Vjp) {
+                for c in [Check::ZeroCotangent, Check::WantSubsets, Check::Unchanged] {
+                    if !has(&|k| k.3 == c) {
+                        out.push(format!("{}: no check of class `{}`", e.name, c.name()));
+                    }
+                }
+            }
+            if e.unary && !has(&|k| k.3 == Check::AllHalfPatterns) {
+                out.push(format!("{}: its 65 536 half values were not tried", e.name));
+            }
+            for a in Arrangement::ALL {
+                if !has(&|k| k.2 == a) {
+                    out.push(format!("{}: no operand was ever {}", e.name, a.name()));
+                }
+            }
+        }
+        out
     }
 }
 

@@ -12,11 +12,12 @@ mod suite;
 mod timing;
 
 pub use any_scalar::AnyScalar;
-pub use entry::{BenchCase, Implementation, OpEntry};
+pub use entry::{Implementation, OpEntry};
 pub use gradcheck::{GradCheck, GradCheckReport, InputVerdict, gradcheck, gradgradcheck};
 pub use nd::{Nd, axis_index, broadcast_extents};
 pub use sample::{Gen, Input, Purpose, Sample, lift};
 pub use scalar::{Ball, Dual, Scalar};
 pub use suite::{Arrangement, Check, Config, Report, Tolerance};
+pub use timing::BenchCase;
 
 use crate::op::Describe;

@@ -1,15 +1,27 @@
 //! Bench samples as closures to time.
 
 use super::Input;
-use super::entry::BenchCase;
 use super::suite::AnySample;
 use crate::backend::Device;
 use crate::dtype::{DType, Element, with_dtype};
 use crate::error::Result;
+use crate::op::Outputs;
 use crate::rng::Key;
 use crate::tape::Tape;
 use crate::tensor::Tensor;
 use std::sync::Arc;
+
+/// A timed case: call `run` once per iteration.
+pub struct BenchCase {
+    /// Op name and shapes.
+    pub id: String,
+    /// Bytes of all inputs and outputs.
+    pub bytes: usize,
+    /// Forward.
+    pub forward: Box<dyn Fn() -> Result<Outputs>>,
+    /// Forward and backward to every differentiable input, with a random cotangent; `None` when there is none.
+    pub backward: Option<Box<dyn Fn() -> Result<()>>>,
+}
 
 fn tensor(values: &[f64], shape: &crate::Shape, dtype: DType, device: Device) -> Result<Tensor> {
     with_dtype!(dtype, T => {

@@ -1,5 +1,6 @@
 //! Snapshots of a run and what continues from them: the state between two steps, what must be as it was, and the best model.
 
+use super::best::{Best, KeepBest};
 use super::snapshot::{Found, RUN, Snapshot, pass_over};
 use super::trainer::{Progress, Trainer};
 use crate::error::{Error, Result, bail};
@@ -15,62 +16,6 @@ use std::path::{Path, PathBuf};
 const CARRY: &str = "carry.";
 /// A learning rate that is a schedule's.
 const SCHEDULED: &str = "by schedule ";
-
-/// By what the best model is kept: the loss of evaluations, or a number beside it.
-///
-/// ```
-/// use cotangent::{F64, Tensor, optim::Sgd};
-/// use cotangent::train::{KeepBest, Options, Trainer};
-/// let mut t = Trainer::new(Tensor::scalar(4f64)?, Sgd::new(0.75)); // oscillates around 0 and falls
-/// t.options = Options { steps: 3, evaluate_every: 1, ..Options::default() };
-/// t.keep_best = Some(KeepBest::highest("score"));
-/// t.evaluate_with(|w| Ok((w.item()?, [("score", w.item()?)])));
-/// t.run(&|_| Ok(()), |w, (), _| w.square())?;
-/// let best = t.best.as_ref().unwrap();
-/// assert_eq!((best.step, best.value, best.model.item()?), (0, 4.0, 4.0));
-/// # Ok::<(), cotangent::Error>(())
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeepBest {
-    /// Name of the number beside the loss; none: the loss itself.
-    pub metric: Option<String>,
-    /// Whether a larger one is a better one.
-    pub higher_is_better: bool,
-}
-
-impl KeepBest {
-    /// The model with the lowest loss.
-    pub fn lowest_loss() -> Self {
-        KeepBest { metric: None, higher_is_better: false }
-    }
-
-    /// The model with the highest number of that name, as an accuracy.
-    pub fn highest(metric: impl Into<String>) -> Self {
-        KeepBest { metric: Some(metric.into()), higher_is_better: true }
-    }
-
-    /// The model with the lowest number of that name, as an error.
-    pub fn lowest(metric: impl Into<String>) -> Self {
-        KeepBest { metric: Some(metric.into()), higher_is_better: false }
-    }
-
-    /// As snapshots say it.
-    fn rule(&self) -> String {
-        let end = if self.higher_is_better { "highest" } else { "lowest" };
-        self.metric.as_ref().map_or_else(|| format!("{end} loss"), |name| format!("{end} `{name}`"))
-    }
-}
-
-/// The best model so far. It keeps the memory of a model.
-#[derive(Clone, Debug)]
-pub struct Best<M> {
-    /// Steps done when it was evaluated.
-    pub step: usize,
-    /// What it is the best by.
-    pub value: f64,
-    /// The model.
-    pub model: M,
-}
 
 /// What [`Trainer::resume`] continued from.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! Which tokens may be drawn at all.
 
-use super::Sampling;
+use super::sampling::Sampling;
 use crate::error::{Result, bail};
 use crate::rng::Key;
 

@@ -1,9 +1,9 @@
 //! The loop: gradients, clipping, schedule, update, and what happens between the steps. Files are in `resume`.
 
+use super::best::{Best, KeepBest};
 use super::data::Batches;
 use super::event::{Event, StepReport};
 use super::loss::{Evaluation, Loss, Means, Said};
-use super::resume::{Best, KeepBest};
 use super::snapshot::Snapshots;
 use crate::error::{Result, bail};
 use crate::functional::{GradOptions, Grads, gradient_and};

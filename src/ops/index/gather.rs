@@ -1,5 +1,6 @@
 //! Elements picked along an axis by an index of their own, and added back.
 
+use super::places::{define_groups, fits};
 use crate::backend::cpu::{self, index};
 use crate::backend::cuda;
 use crate::dtype::{I64, U8, U32, with_dtype, with_float};
@@ -17,25 +18,6 @@ pub struct Gather {
     pub axis: Axis,
     /// Shape of the operand, for the derivative.
     pub of: Shape,
-}
-
-/// Checks an index against the operand that it reads or writes.
-pub(super) fn fits(x: &Shape, index: &Spec, axis: Axis) -> Result<usize> {
-    expect::index(index)?;
-    let axis = axis.resolve(x.rank())?;
-    let ids = &index.shape;
-    if ids.rank() != x.rank() {
-        let hint = if ids.rank() == 1 {
-            "; for whole rows: index.unsqueeze(-1)?.expand(..)? to one index for each element (to read rows: index_select)"
-        } else {
-            ""
-        };
-        bail!(shape, "the index {ids} has rank {}, the operand {x} rank {}; they must be equal{hint}", ids.rank(), x.rank());
-    }
-    if let Some(a) = (0..x.rank()).find(|&a| a != axis && ids[a] > x[a]) {
-        bail!(shape, "the index {ids} reaches beyond the operand {x} along axis {a} ({} vs {})", ids[a], x[a]);
-    }
-    Ok(axis)
 }
 
 impl Describe for Gather {
@@ -133,7 +115,7 @@ impl Describe for ScatterAdd {
     };
 
     fn define<S: Scalar>(&self, x: &[Nd<S>]) -> Vec<Nd<S>> {
-        let terms = super::scatter_reduce::define_groups(x, self.0, true);
+        let terms = define_groups(x, self.0, true);
         vec![Nd::new(&x[0].shape, terms.iter().map(|t| S::sum(t)).collect())]
     }
 

@@ -5,4 +5,5 @@ pub mod embedding;
 pub mod gather;
 pub mod index_select;
 mod nonzero;
+mod places;
 pub mod scatter_reduce;

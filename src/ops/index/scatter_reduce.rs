@@ -1,6 +1,6 @@
 //! Elements combined along an axis at positions given one by one: products, extrema, sums and means.
 
-use super::gather::fits;
+use super::places::{define_groups, fits};
 use crate::backend::cpu::{self, index};
 use crate::backend::cuda;
 use crate::dtype::{DType, F32, F64, I64, U8, U32, with_float};
@@ -44,26 +44,6 @@ pub struct ScatterFold {
     pub axis: Axis,
     /// [`Prod`](ScatterReduce::Prod), [`Max`](ScatterReduce::Max) or [`Min`](ScatterReduce::Min).
     pub by: ScatterReduce,
-}
-
-/// What meets at every place of x, in order: its own element if `own` or if nothing else does, then those of src.
-pub(super) fn define_groups<S: Scalar>(x: &[Nd<S>], axis: Axis, own: bool) -> Vec<Vec<S>> {
-    let axis = x[0].axis_at(axis);
-    let mut groups: Vec<Vec<S>> = x[0].data.iter().map(|_| Vec::new()).collect();
-    let places = Nd::from_fn(&x[1].shape, |i| {
-        let mut at = i.to_vec();
-        at[axis] = x[1].at(i).re() as usize;
-        S::lit(at.iter().zip(x[0].shape.iter()).fold(0, |n, (i, d)| n * d + i) as f64)
-    });
-    for (at, &s) in places.indices().into_iter().zip(&x[2].data) {
-        groups[at as usize].push(s);
-    }
-    for (group, &v) in groups.iter_mut().zip(&x[0].data) {
-        if own || group.is_empty() {
-            group.insert(0, v);
-        }
-    }
-    groups
 }
 
 fn define_group<S: Scalar>(group: &[S], by: ScatterReduce) -> S {

@@ -522,7 +522,7 @@ mod tests {
         assert_eq!(p.shape(&p.output), [4, 5, 8, 2, 7]);
     }
 
-    // Numbers worked out by hand; those of PyTorch stand in tests/user_numbers.rs.
+    // Numbers worked out by hand; those of PyTorch stand in tests/ops/user_numbers.rs.
     #[test]
     fn known_values() {
         let a = Tensor::from_slice(&[1f64, 2.0, 3.0, 4.0], [2, 2]).unwrap();

@@ -7,6 +7,6 @@ pub mod linear_cross_entropy;
 pub mod mse_loss;
 pub mod nll_loss;
 mod reduction;
-pub mod soft_cross_entropy;
 
+pub use cross_entropy::soft as soft_cross_entropy;
 pub use reduction::Reduction;

@@ -11,7 +11,6 @@ pub mod repeat;
 pub mod slice;
 pub mod split;
 pub mod squeeze;
-pub(super) mod stretches;
 mod to_device;
 pub mod triangle;
 pub mod unbind;

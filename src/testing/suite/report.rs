@@ -2,7 +2,6 @@
 
 use super::Arrangement;
 use crate::dtype::DType;
-use crate::testing::OpEntry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
@@ -146,41 +145,6 @@ impl Report {
             line(op, &|o| o == *op);
         }
         line("total", &|_| true);
-        out
-    }
-
-    /// Coverage that is missing: an op without samples, a dtype or layout it never met, a class of checks it never
-    /// had, a rejection it was never asked for.
-    pub fn missing(&self, entries: &[OpEntry]) -> Vec<String> {
-        let mut out = Vec::new();
-        for e in entries {
-            let has =
-                |keep: &dyn Fn(&(&'static str, DType, Arrangement, Check)) -> bool| self.counts.keys().any(|k| k.0 == e.name && keep(k));
-            if !has(&|_| true) {
-                out.push(format!("{}: never checked", e.name));
-                continue;
-            }
-            for c in [Check::Value, Check::Determinism] {
-                if !has(&|k| k.3 == c) {
-                    out.push(format!("{}: no check of class `{}`", e.name, c.name()));
-                }
-            }
-            if has(&|k| k.3 == Check::Vjp) {
-                for c in [Check::ZeroCotangent, Check::WantSubsets, Check::Unchanged] {
-                    if !has(&|k| k.3 == c) {
-                        out.push(format!("{}: no check of class `{}`", e.name, c.name()));
-                    }
-                }
-            }
-            if e.unary && !has(&|k| k.3 == Check::AllHalfPatterns) {
-                out.push(format!("{}: its 65 536 half values were not tried", e.name));
-            }
-            for a in Arrangement::ALL {
-                if !has(&|k| k.2 == a) {
-                    out.push(format!("{}: no operand was ever {}", e.name, a.name()));
-                }
-            }
-        }
         out
     }
 }

@@ -1,6 +1,5 @@
 //! Windows, soft caps, packed sequences and head sizes: alone, in pairs, and where other implementations failed.
 
-use super::samples::Size;
 use super::{Sdpa, SdpaOp};
 use crate::dtype::{DType, I64, U8};
 use crate::error::ErrorKind;
@@ -31,6 +30,16 @@ fn packed_op(options: Sdpa) -> SdpaOp {
 fn with_offsets(s: Sample<SdpaOp>) -> Sample<SdpaOp> {
     let n = s.inputs.len();
     if s.op.packed { s.unrepeated(&[n - 2, n - 1]) } else { s }
+}
+
+/// Extents of a problem: batch, query heads, key heads, queries, keys, D, Dv.
+pub(super) struct Size(pub(super) [usize; 7]);
+
+impl Size {
+    pub(super) fn qkv(&self, g: &mut Gen, magnitude: f64) -> Vec<Input> {
+        let [b, hq, hkv, tq, tk, d, dv] = self.0;
+        vec![g.normal_with([b, hq, tq, d], magnitude, 0.0), g.normal_with([b, hkv, tk, d], magnitude, 0.0), g.normal([b, hkv, tk, dv])]
+    }
 }
 
 pub(super) fn samples(g: &mut Gen) -> Vec<Sample<SdpaOp>> {

@@ -1,5 +1,6 @@
 //! Inputs on which attention is checked: sizes, options, masks, and the bugs that other implementations had.
 
+use super::option_samples::{self, Size};
 use super::{Sdpa, SdpaOp, SdpaVjp};
 use crate::dtype::{DType, F64, U8};
 use crate::error::ErrorKind;
@@ -11,16 +12,6 @@ const INF: f64 = f64::INFINITY;
 
 fn op(options: Sdpa, mask: Option<&Input>) -> SdpaOp {
     SdpaOp { options, boolean: mask.is_some_and(|m| m.dtype() == Some(U8)), packed: false }
-}
-
-/// Extents of a problem: batch, query heads, key heads, queries, keys, D, Dv.
-pub(super) struct Size(pub(super) [usize; 7]);
-
-impl Size {
-    pub(super) fn qkv(&self, g: &mut Gen, magnitude: f64) -> Vec<Input> {
-        let [b, hq, hkv, tq, tk, d, dv] = self.0;
-        vec![g.normal_with([b, hq, tq, d], magnitude, 0.0), g.normal_with([b, hkv, tk, d], magnitude, 0.0), g.normal([b, hkv, tk, dv])]
-    }
 }
 
 pub(super) fn samples(g: &mut Gen) -> Vec<Sample<SdpaOp>> {
@@ -65,7 +56,7 @@ pub(super) fn samples(g: &mut Gen) -> Vec<Sample<SdpaOp>> {
     masks(g, &mut out, &dropout);
     values(g, &mut out);
     rejects(g, &mut out);
-    out.extend(super::option_samples::samples(g));
+    out.extend(option_samples::samples(g));
     for (size, options) in [
         ([4, 12, 12, 512, 512, 64, 64], Sdpa::causal()),
         ([8, 6, 6, 256, 256, 64, 64], Sdpa::causal()),

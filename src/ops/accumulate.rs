@@ -1,21 +1,48 @@
-//! Cotangents of parts of one value, put side by side: a loop over the positions of an axis costs one tensor, not one each.
+//! How the sweep adds cotangents, in ops. Those of parts of one value are put side by side: a loop over the positions of an axis
+//! costs one tensor, not one each.
 
-use super::concat::Concat;
-use super::slice::{Slice, SliceVjp};
+use super::shape::concat::Concat;
+use super::shape::slice::{Slice, SliceVjp};
+use crate::backend::cpu::map;
+use crate::dtype::with_float;
 use crate::error::Result;
 use crate::memory;
 use crate::op::apply1;
-use crate::ops::add_cotangents;
 use crate::shape::Shape;
-use crate::tape::Stretch;
+use crate::tape::{Accumulate, Stretch};
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
+
+/// How the sweep adds cotangents.
+pub(crate) const ACCUMULATE: Accumulate = Accumulate { add: add_cotangents, reduce_to, assemble: assemble };
+
+fn add_cotangents(mut acc: Tensor, bar: &Tensor) -> Result<Tensor> {
+    // In place when nothing else can see the first one and the sum is not being recorded.
+    if acc.device() != crate::Device::Cpu || acc.is_tracked() || bar.is_tracked() || !acc.array.is_unique() {
+        return acc.add(bar);
+    }
+    with_float!(acc.dtype(), T => {
+        let x = bar.array.cpu()?.contiguous::<T>()?;
+        acc.array.update(|y: &mut [T]| map::update(y, &x, #[inline(always)] |y, x| {
+            use crate::backend::cpu::Compute;
+            T::store(y.load() + x.load())
+        }))?;
+    });
+    Ok(acc)
+}
+
+/// Sums over the axes along which `shape` was broadcast to the shape of `x`.
+pub(crate) fn reduce_to(x: &Tensor, shape: &Shape) -> Result<Tensor> {
+    let lead = x.rank() - shape.rank();
+    let axes: Vec<usize> = (0..x.rank()).filter(|&i| i < lead || shape[i - lead] != x.shape()[i]).collect();
+    x.sum_keep(&axes[..])?.reshape(shape)
+}
 
 /// The sum of tensors, each in its place within zeros of the shape `of`.
 ///
 /// Equal stretches are added first, in the order given. Others are laid out along their axis in as few layers as they overlap,
 /// and the layers are added: all of it in ops, so it is recorded when the parts are tracked.
-pub(crate) fn assemble(parts: Vec<(Stretch, Tensor)>, of: &Shape) -> Result<Tensor> {
+fn assemble(parts: Vec<(Stretch, Tensor)>, of: &Shape) -> Result<Tensor> {
     let like = parts.first().map(|(_, t)| (t.dtype(), t.device()));
     // By axis, step, start, length.
     let mut sums: BTreeMap<(usize, usize, usize, usize), Tensor> = BTreeMap::new();

@@ -2,8 +2,7 @@
 
 mod samples;
 
-use super::cross_entropy::{CrossEntropyLoss, define_lse, refuse_weights, row_stats};
-use super::reduction::Reduction;
+use super::classes::{CrossEntropyLoss, define_lse, refuse_weights, row_stats};
 use crate::backend::cpu::par::*;
 use crate::backend::cpu::{self, Buffer, Compute, Contiguous, Real, rows, simd};
 use crate::backend::cuda;
@@ -11,6 +10,7 @@ use crate::dtype::{DType, Element, with_float};
 use crate::error::{Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, apply, expect};
 use crate::ops::differentiate_vjp;
+use crate::ops::loss::reduction::Reduction;
 use crate::ops::norm::{log_softmax::log_softmax_line, softmax::largest, softmax::softmax_line};
 use crate::shape::Shape;
 use crate::tensor::Tensor;

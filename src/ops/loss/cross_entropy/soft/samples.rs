@@ -3,7 +3,7 @@
 use super::{SoftCrossEntropy, SoftCrossEntropyVjp};
 use crate::dtype::{F64, I64};
 use crate::error::ErrorKind;
-use crate::ops::loss::cross_entropy::CrossEntropyLoss;
+use crate::ops::loss::cross_entropy::classes::CrossEntropyLoss;
 use crate::ops::loss::reduction::Reduction;
 use crate::testing::{Gen, Input, Purpose, Sample};
 
