@@ -1,5 +1,5 @@
 //! What is fuzzed: a function per format, which may return whatever it likes and must not panic, hang or fill the memory.
-//! The tests call the same functions on the seeds (`tests/io_gguf.rs`).
+//! The tests call the same functions on the seeds (`tests/files/gguf.rs`).
 
 use cotangent::io::{GenerationConfig, GgufFile, GgufType, ModelConfig, TensorFile};
 use cotangent::train::{Csv, Jsonl, MetricSink, Snapshot, Snapshots};

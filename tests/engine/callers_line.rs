@@ -1,0 +1,74 @@
+//! Refusals name the line of the caller, not one inside the crate.
+
+use cotangent::nn::{Embedding, Gpt, GptConfig, LayerNorm, Linear};
+use cotangent::ops::{Reduction, Sdpa, Span};
+use cotangent::{Error, F32, F64, Key, Result, Tape, Tensor};
+
+fn refused_here<T>(what: &str, result: Result<T>) -> Error {
+    let Err(e) = result else { panic!("{what} was not refused") };
+    let at = e.location().unwrap_or_else(|| panic!("{what} has no location: {e}"));
+    assert!(at.file().ends_with("tests/engine/callers_line.rs"), "{what} points into the crate: {e}");
+    assert!(e.op().is_some(), "{what} names no op: {e}");
+    e
+}
+
+#[test]
+fn composites_and_layers_name_the_callers_line() -> Result<()> {
+    let key = Key::new(1);
+    let (x, huge) = (Tensor::zeros([2, 3], F64)?, usize::MAX / 4);
+    let vector = Tensor::zeros([3], F64)?;
+    let wide = Tensor::zeros([1 << 40], F64)?;
+    let e = refused_here("repeat", Tensor::from_rows(&[[1f64, 2.0]])?.repeat([1 << 30, 1 << 20]));
+    assert!(e.is_out_of_memory() && e.op() == Some("repeat"), "{e}");
+    let e = refused_here("outer", wide.outer(&wide));
+    assert!(e.op() == Some("outer"), "{e}");
+    refused_here("outer of integers", vector.cast(cotangent::I64)?.outer(&vector));
+    refused_here("bce_with_logits", x.bce_with_logits(&x, Some(&Tensor::zeros([2], F64)?), Reduction::Mean));
+    refused_here("mse_loss", x.mse_loss(&vector, Reduction::Mean));
+    refused_here("split", x.split(&[1, 1], 5));
+    refused_here("stack", Tensor::stack(&[&x, &vector], 0));
+    refused_here("flatten", x.flatten(1, 0));
+    refused_here("einsum", Tensor::einsum("ij,jk->ik", &[&x, &vector]));
+    refused_here("attention", x.scaled_dot_product_attention(&vector, &x, None, Sdpa::default()));
+    refused_here("slice", x.slice(0, Span { start: Some(5), end: None }));
+    refused_here("reshape", x.reshape((4, ())));
+    refused_here("linear", Linear::new(huge, huge, false, F32, key));
+    refused_here("linear, normal", Linear::normal(huge, huge, false, 0.1, F32, key));
+    refused_here("embedding", Embedding::normal(huge, huge, 0.1, F32, key));
+    refused_here("layer_norm", LayerNorm::new(huge * 2 + 2, true, F32));
+    Ok(())
+}
+
+#[test]
+fn gpt_names_itself_and_the_callers_line() -> Result<()> {
+    let key = Key::new(1);
+    let small = GptConfig { vocabulary: 5, context: 4, layers: 1, heads: 2, width: 4, ..GptConfig::default() };
+    for bad in [
+        GptConfig { heads: 3, ..small.clone() },
+        GptConfig { layers: 0, ..small.clone() },
+        GptConfig { dropout: 1.0, ..small.clone() },
+        GptConfig { width: 1 << 40, ..small.clone() },
+    ] {
+        let e = refused_here("gpt", Gpt::new(&bad, F32, key));
+        assert!(e.to_string().starts_with("gpt: "), "{e}");
+    }
+    // A part inside that refuses keeps its name.
+    refused_here("a table", Gpt::new(&GptConfig { vocabulary: 1 << 60, ..small.clone() }, F32, key));
+    let gpt = Gpt::new(&small, F32, key)?;
+    assert!(refused_here("rank", gpt.forward(&Tensor::zeros([3], cotangent::I64)?, None)).to_string().starts_with("gpt: tokens"));
+    refused_here("length", gpt.forward(&Tensor::zeros([1, 5], cotangent::I64)?, None));
+    refused_here("attention", gpt.transformer.h[0].attn.forward(&Tensor::zeros([3], F32)?, None));
+    Ok(())
+}
+
+/// What a rule of the sweep refuses is reported at the line that called the op.
+#[test]
+fn the_sweep_names_the_ops_line() -> Result<()> {
+    let tape = Tape::new();
+    let x = tape.watch(&Tensor::zeros([1 << 50], F32)?)?;
+    let line = line!() + 1;
+    let y = x.slice(0, ..2)?.sum(..)?;
+    let e = refused_here("slice_vjp", tape.backward(&y));
+    assert!(e.is_out_of_memory() && e.location().is_some_and(|at| at.line() == line), "{e}");
+    Ok(())
+}
