@@ -193,9 +193,9 @@ pub(crate) fn push<T>(list: &mut Vec<T>, item: T) -> Result<()> {
 // One plain loop: with one for a known length beside it, and the iterators' own way to fill a list, the hundreds of callers took a
 // tenth of the crate's build.
 pub(crate) fn extend<T>(list: &mut Vec<T>, items: impl IntoIterator<Item = T>) -> Result<()> {
-    let mut items = items.into_iter();
+    let items = items.into_iter();
     begin(list, items.size_hint().0)?;
-    while let Some(item) = items.next() {
+    for item in items {
         if list.len() == list.capacity() {
             grow(list, 1)?;
         }

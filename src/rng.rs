@@ -239,7 +239,13 @@ impl Key {
 
     /// `out[j] = uniform_f32(start + j)`, in parallel.
     pub fn fill_uniform_f32(self, start: u64, out: &mut [f32]) {
-        self.fill_words(start, out, unit_f32);
+        self.fill_words(
+            start,
+            out,
+            #[expect(clippy::redundant_closure, reason = "a function as a value is called through a shim of the baseline level")]
+            #[inline(always)]
+            |w| unit_f32(w),
+        );
     }
 
     /// `out[j] = 1` where `bernoulli(start + j, keep)`, else 0, in parallel.
@@ -260,12 +266,24 @@ impl Key {
 
     /// `out[j] = uniform_f64(start + j)`, in parallel.
     pub fn fill_uniform_f64(self, start: u64, out: &mut [f64]) {
-        self.fill_pairs(start, out, unit_pair);
+        self.fill_pairs(
+            start,
+            out,
+            #[expect(clippy::redundant_closure, reason = "a function as a value is called through a shim of the baseline level")]
+            #[inline(always)]
+            |block| unit_pair(block),
+        );
     }
 
     /// `out[j] = normal(start + j)`, in parallel.
     pub fn fill_normal(self, start: u64, out: &mut [f64]) {
-        self.fill_pairs(start, out, normal_pair);
+        self.fill_pairs(
+            start,
+            out,
+            #[expect(clippy::redundant_closure, reason = "a function as a value is called through a shim of the baseline level")]
+            #[inline(always)]
+            |block| normal_pair(block),
+        );
     }
 
     /// `out[2j], out[2j + 1] = pair(block j)`, in parallel: each block is drawn once, many at a time. Simple pairs become vector code.

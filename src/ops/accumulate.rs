@@ -14,7 +14,7 @@ use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 
 /// How the sweep adds cotangents.
-pub(crate) const ACCUMULATE: Accumulate = Accumulate { add: add_cotangents, reduce_to, assemble: assemble };
+pub(crate) const ACCUMULATE: Accumulate = Accumulate { add: add_cotangents, reduce_to, assemble };
 
 fn add_cotangents(mut acc: Tensor, bar: &Tensor) -> Result<Tensor> {
     // In place when nothing else can see the first one and the sum is not being recorded.

@@ -188,7 +188,7 @@ impl Sources {
                 continue;
             }
             for (path, name) in flat(tree) {
-                let Some(mut path) = self.from_root(module, &path) else { continue };
+                let Some(mut path) = self.rooted(module, &path) else { continue };
                 if path.last().is_some_and(|n| n == "*") {
                     path.pop();
                     out.whole.push(path);
@@ -201,7 +201,7 @@ impl Sources {
     }
 
     /// A path as it is written in a module, from the root of the crate; none if it begins with another crate or an item.
-    fn from_root(&self, module: &[String], path: &[String]) -> Option<Path> {
+    fn rooted(&self, module: &[String], path: &[String]) -> Option<Path> {
         let mut at = module.to_vec();
         let rest = match path.first()?.as_str() {
             "crate" => {
@@ -267,7 +267,7 @@ impl Sources {
                 if path.last().is_some_and(|n| n == "*") {
                     path.pop();
                 }
-                out.extend(self.from_root(&base(place.start), &path).map(|path| Mention { path, hands_on: *hands_on }));
+                out.extend(self.rooted(&base(place.start), &path).map(|path| Mention { path, hands_on: *hands_on }));
             }
         }
         for (at, word) in words(code) {
@@ -279,7 +279,7 @@ impl Sources {
             let text = &code[at..];
             let text = &text[..text.find(|c| !is_path(c)).unwrap_or(text.len())];
             let path: Path = text.split("::").filter(|s| !s.is_empty()).map(str::to_owned).collect();
-            out.extend(self.from_root(&base(at), &path).map(|path| Mention { path, hands_on: false }));
+            out.extend(self.rooted(&base(at), &path).map(|path| Mention { path, hands_on: false }));
         }
         out
     }

@@ -189,7 +189,7 @@ impl Op for ScatterFold {
         with_float!(x[0].dtype(), T => {
             let y = y[0].slice::<T>();
             cpu::copy_strided(x[0].storage::<T>(), x[0].layout(), y)?;
-            index::scatter(&*x[2].contiguous::<T>()?, extent, width, &ids, n, &lines, y, join)?;
+            index::scatter(&x[2].contiguous::<T>()?, extent, width, &ids, n, &lines, y, join)?;
         });
         Ok(())
     }

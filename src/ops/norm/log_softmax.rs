@@ -70,7 +70,7 @@ impl Op for LogSoftmax {
 
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
         let axis = self.axis.resolve(x[0].shape().rank())?;
-        rows::map_lines(axis, [&x[0]], &mut y[0], 1, (log_softmax_row::<f32>, log_softmax_row::<f64>))
+        rows::map_lines::<Row, 1>(axis, [&x[0]], &mut y[0], 1)
     }
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
@@ -91,27 +91,37 @@ impl Op for LogSoftmax {
     }
 }
 
-#[inline(always)]
-fn log_softmax_row<A: Number>([x]: [&[A]; 1], y: &mut [A], e: &mut [A]) {
-    let Some((m, sum)) = exp_row(x, e) else {
-        y.fill(A::ZERO);
-        return;
-    };
-    let log = sum.ln();
-    for (y, &x) in y.iter_mut().zip(x) {
-        *y = (x - m) - log;
+/// One row.
+struct Row;
+
+impl rows::Line<1> for Row {
+    #[inline(always)]
+    fn line<A: Number>([x]: [&[A]; 1], y: &mut [A], e: &mut [A]) {
+        let Some((m, sum)) = exp_row(x, e) else {
+            y.fill(A::ZERO);
+            return;
+        };
+        let log = sum.ln();
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y = (x - m) - log;
+        }
     }
 }
 
-#[inline(always)]
-fn log_softmax_vjp_row<A: Number>([x, g]: [&[A]; 2], y: &mut [A], e: &mut [A]) {
-    let Some((_, sum)) = exp_row(x, e) else {
-        y.fill(A::ZERO);
-        return;
-    };
-    let scale = simd::sum(g) / sum;
-    for ((y, &g), &e) in y.iter_mut().zip(g).zip(e.iter()) {
-        *y = (-e).mul_add(scale, g);
+/// One row of the derivative.
+struct VjpRow;
+
+impl rows::Line<2> for VjpRow {
+    #[inline(always)]
+    fn line<A: Number>([x, g]: [&[A]; 2], y: &mut [A], e: &mut [A]) {
+        let Some((_, sum)) = exp_row(x, e) else {
+            y.fill(A::ZERO);
+            return;
+        };
+        let scale = simd::sum(g) / sum;
+        for ((y, &g), &e) in y.iter_mut().zip(g).zip(e.iter()) {
+            *y = (-e).mul_add(scale, g);
+        }
     }
 }
 
@@ -166,7 +176,7 @@ impl Op for LogSoftmaxVjp {
 
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
         let axis = self.axis.resolve(x[0].shape().rank())?;
-        rows::map_lines(axis, [&x[0], &x[1]], &mut y[0], 1, (log_softmax_vjp_row::<f32>, log_softmax_vjp_row::<f64>))
+        rows::map_lines::<VjpRow, 2>(axis, [&x[0], &x[1]], &mut y[0], 1)
     }
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {

@@ -118,7 +118,7 @@ impl Op for Softmax {
 
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
         let axis = self.axis.resolve(x[0].shape().rank())?;
-        rows::map_lines(axis, [&x[0]], &mut y[0], 1, (softmax_row::<f32>, softmax_row::<f64>))
+        rows::map_lines::<Row, 1>(axis, [&x[0]], &mut y[0], 1)
     }
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
@@ -151,23 +151,33 @@ pub(crate) fn exp_row<T: Compute>(x: &[T], e: &mut [T::Acc]) -> Option<(T::Acc, 
     Some((m, simd::sum(e)))
 }
 
-#[inline(always)]
-fn softmax_row<A: Number>([x]: [&[A]; 1], y: &mut [A], e: &mut [A]) {
-    let Some((_, sum)) = exp_row(x, e) else {
-        y.fill(A::ZERO);
-        return;
-    };
-    let inv = sum.recip();
-    for (y, &e) in y.iter_mut().zip(e.iter()) {
-        *y = e * inv;
+/// One row.
+struct Row;
+
+impl rows::Line<1> for Row {
+    #[inline(always)]
+    fn line<A: Number>([x]: [&[A]; 1], y: &mut [A], e: &mut [A]) {
+        let Some((_, sum)) = exp_row(x, e) else {
+            y.fill(A::ZERO);
+            return;
+        };
+        let inv = sum.recip();
+        for (y, &e) in y.iter_mut().zip(e.iter()) {
+            *y = e * inv;
+        }
     }
 }
 
-#[inline(always)]
-fn softmax_vjp_row<A: Number>([p, g]: [&[A]; 2], out: &mut [A], _: &mut [A]) {
-    let s = simd::dot(p, g);
-    for ((out, &p), &g) in out.iter_mut().zip(p).zip(g) {
-        *out = p * (g - s);
+/// One row of the derivative.
+struct VjpRow;
+
+impl rows::Line<2> for VjpRow {
+    #[inline(always)]
+    fn line<A: Number>([p, g]: [&[A]; 2], out: &mut [A], _: &mut [A]) {
+        let s = simd::dot(p, g);
+        for ((out, &p), &g) in out.iter_mut().zip(p).zip(g) {
+            *out = p * (g - s);
+        }
     }
 }
 
@@ -223,7 +233,7 @@ impl Op for SoftmaxVjp {
 
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
         let axis = self.axis.resolve(x[0].shape().rank())?;
-        rows::map_lines(axis, [&x[0], &x[1]], &mut y[0], 0, (softmax_vjp_row::<f32>, softmax_vjp_row::<f64>))
+        rows::map_lines::<VjpRow, 2>(axis, [&x[0], &x[1]], &mut y[0], 0)
     }
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {

@@ -164,7 +164,7 @@ pub(super) const FEW: usize = 1024;
 
 /// Room for `n` parts of `size` bytes.
 pub(super) fn parts_room(n: usize, size: usize) -> Result<Buffer> {
-    Buffer::alloc_untouched(DType::U8, n.checked_mul(size).unwrap_or(usize::MAX))
+    Buffer::alloc_untouched(DType::U8, n.saturating_mul(size))
 }
 
 /// Room to widen `n` elements, where they are not numbers already.

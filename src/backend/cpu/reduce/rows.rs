@@ -1,7 +1,7 @@
 //! Kernels that see whole rows: softmax, norms, losses. A row stays in L1 or L2 while it is passed over several times,
 //! so memory is read once. Rows are handed out in groups that depend on the row length alone.
 
-use crate::backend::cpu::math::{Compute, Real};
+use crate::backend::cpu::math::{Compute, Number, Real};
 use crate::backend::cpu::memory::Buffer;
 use crate::backend::cpu::run::map::{narrow, widen};
 use crate::backend::cpu::run::par::*;
@@ -38,33 +38,31 @@ pub(crate) fn for_tasks<T: Send>(cols: usize, y: &mut [T], task: impl Fn(usize, 
     }
 }
 
-/// What [`map_lines`] calls for each line: lines of the inputs, the line of the output, scratch.
-type Line<'a, A, const N: usize> = &'a (dyn Fn([&[A]; N], &mut [A], &mut [A]) + Sync);
+/// What an op does with each line.
+///
+/// A trait rather than two closures: a function that is passed as a value is called through a shim, which is compiled for the baseline
+/// instruction set.
+pub(crate) trait Line<const N: usize>: Sync {
+    /// From lines of the inputs to the line of the output. Runs inside [`simd::dispatch`]: mark it `#[inline(always)]`.
+    fn line<A: Number>(x: [&[A]; N], y: &mut [A], scratch: &mut [A]);
+}
 
-/// `f(lines of the inputs, line of the output, scratch)` for each line along an axis of operands of one shape, inside
-/// [`simd::dispatch`]: mark `f` `#[inline(always)]`. It is given twice, for f32, in which half types are computed, and for f64. The
-/// scratch holds `scratch` numbers of unspecified content for each element of a line.
-pub(crate) fn map_lines<const N: usize>(
-    axis: usize,
-    x: [&In<'_>; N],
-    y: &mut Out<'_>,
-    scratch: usize,
-    f: (impl Fn([&[f32]; N], &mut [f32], &mut [f32]) + Sync, impl Fn([&[f64]; N], &mut [f64], &mut [f64]) + Sync),
-) -> Result<()> {
-    let narrow: Line<'_, f32, N> = &|x, y, scratch| {
-        simd::dispatch(
-            #[inline(always)]
-            || f.0(x, y, scratch),
-        );
-    };
-    let wide: Line<'_, f64, N> = &|x, y, scratch| {
-        simd::dispatch(
-            #[inline(always)]
-            || f.1(x, y, scratch),
-        );
-    };
+/// [`Line::line`] of one op, for drivers that are compiled once for all.
+type LineFn<'a, A, const N: usize> = &'a (dyn Fn([&[A]; N], &mut [A], &mut [A]) + Sync);
+
+fn dispatched<K: Line<N>, A: Number, const N: usize>(x: [&[A]; N], y: &mut [A], scratch: &mut [A]) {
+    simd::dispatch(
+        #[inline(always)]
+        || K::line(x, y, scratch),
+    );
+}
+
+/// Calls `K` for each line along an axis of operands of one shape, in f32 for half types. The scratch holds `scratch` numbers of
+/// unspecified content for each element of a line.
+pub(crate) fn map_lines<K: Line<N>, const N: usize>(axis: usize, x: [&In<'_>; N], y: &mut Out<'_>, scratch: usize) -> Result<()> {
+    let narrow: LineFn<'_, f32, N> = &dispatched::<K, f32, N>;
     match y.dtype() {
-        DType::F64 => lines_by(axis, x, y.slice::<f64>(), scratch, wide),
+        DType::F64 => lines_by(axis, x, y.slice::<f64>(), scratch, &dispatched::<K, f64, N>),
         DType::F32 => lines_by(axis, x, y.slice::<f32>(), scratch, narrow),
         DType::BF16 => lines_by(axis, x, y.slice::<bf16>(), scratch, narrow),
         DType::F16 => lines_by(axis, x, y.slice::<f16>(), scratch, narrow),
@@ -73,7 +71,7 @@ pub(crate) fn map_lines<const N: usize>(
 }
 
 /// [`map_lines`] for one dtype, compiled once for all ops.
-fn lines_by<T: Compute, const N: usize>(axis: usize, x: [&In<'_>; N], y: &mut [T], scratch: usize, f: Line<'_, T::Acc, N>) -> Result<()> {
+fn lines_by<T: Compute, const N: usize>(axis: usize, x: [&In<'_>; N], y: &mut [T], scratch: usize, f: LineFn<'_, T::Acc, N>) -> Result<()> {
     if y.is_empty() {
         return Ok(());
     }
@@ -83,7 +81,7 @@ fn lines_by<T: Compute, const N: usize>(axis: usize, x: [&In<'_>; N], y: &mut [T
     if inner == 1 { rows_by(n, x, y, scratch, f) } else { columns_by(n, inner, x, y, scratch, f) }
 }
 
-fn rows_by<T: Compute, const N: usize>(cols: usize, x: [&[T]; N], y: &mut [T], scratch: usize, f: Line<'_, T::Acc, N>) -> Result<()> {
+fn rows_by<T: Compute, const N: usize>(cols: usize, x: [&[T]; N], y: &mut [T], scratch: usize, f: LineFn<'_, T::Acc, N>) -> Result<()> {
     for_tasks(cols, y, |first, y| {
         let widened = if T::DTYPE.is_half() { N + 1 } else { 0 };
         let mut buffer = Buffer::alloc(T::Acc::DTYPE, (widened + scratch) * cols)?;
@@ -113,7 +111,7 @@ fn columns_by<T: Compute, const N: usize>(
     x: [&[T]; N],
     y: &mut [T],
     scratch: usize,
-    f: Line<'_, T::Acc, N>,
+    f: LineFn<'_, T::Acc, N>,
 ) -> Result<()> {
     let of = inner.div_ceil(LINES);
     // Rows that start a power of two apart would compete for the same cache lines.

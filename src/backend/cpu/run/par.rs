@@ -100,11 +100,9 @@ pub(crate) trait Parallel: Sized + Sync {
         let mut out: Vec<Option<Self::Item>> = memory::try_collect((0..n).map(|_| None))?;
         let mut items = memory::room(n)?;
         out.par_chunks_mut(1).zip(self).for_each(|(slot, item)| slot[0] = Some(item));
-        for item in out {
-            // Each task has filled its own.
-            if let Some(item) = item {
-                items.push(item);
-            }
+        // Each task has filled its own.
+        for item in out.into_iter().flatten() {
+            items.push(item);
         }
         Ok(items)
     }

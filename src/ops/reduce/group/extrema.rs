@@ -35,7 +35,7 @@ macro_rules! extremum {
             }
             fn forward<T: Compute>(&self, x: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
                 let fold = reduce::Fold { init: T::Acc::$worst, f: |a: T::Acc, b: T::Acc| if $largest { a.max_nan(b) } else { a.min_nan(b) } };
-                reduce::reduce(x, axes, y, T::store(T::Acc::$worst), &fold, |v| v)
+                reduce::reduce(x, axes, y, T::store(T::Acc::$worst), &fold, #[inline(always)] |v| v)
             }
             fn backward<T: Compute>(&self, x: &cpu::In<'_>, g: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
                 let ties = Ties { largest: $largest };

@@ -35,7 +35,15 @@ impl Group for Norm {
         S::sum(&squares).sqrt() * S::lit(scale)
     }
     fn forward<T: Compute>(&self, x: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
-        reduce::reduce(x, axes, y, T::store(T::Acc::ZERO), &SquareSum, |p| T::Acc::from_f64(p.norm()))
+        reduce::reduce(
+            x,
+            axes,
+            y,
+            T::store(T::Acc::ZERO),
+            &SquareSum,
+            #[inline(always)]
+            |p| T::Acc::from_f64(p.norm()),
+        )
     }
     fn backward<T: Compute>(&self, x: &cpu::In<'_>, g: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
         reduce::spread(

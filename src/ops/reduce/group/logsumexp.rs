@@ -35,7 +35,15 @@ impl Group for LogSumExp {
         S::lit(m) + S::sum(&terms).ln()
     }
     fn forward<T: Compute>(&self, x: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
-        reduce::reduce(x, axes, y, T::store(T::Acc::NEG_INFINITY), &LogSum, |p| p.value())
+        reduce::reduce(
+            x,
+            axes,
+            y,
+            T::store(T::Acc::NEG_INFINITY),
+            &LogSum,
+            #[inline(always)]
+            |p| p.value(),
+        )
     }
     fn backward<T: Compute>(&self, x: &cpu::In<'_>, g: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
         reduce::spread(

@@ -32,7 +32,15 @@ impl Group for Prod {
         x.iter().fold(S::one(), |p, &v| p * v)
     }
     fn forward<T: Compute>(&self, x: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
-        reduce::reduce(x, axes, y, T::store(T::Acc::ONE), &Factors, |p| T::Acc::from_f64(p.value()))
+        reduce::reduce(
+            x,
+            axes,
+            y,
+            T::store(T::Acc::ONE),
+            &Factors,
+            #[inline(always)]
+            |p| T::Acc::from_f64(p.value()),
+        )
     }
     fn backward<T: Compute>(&self, x: &cpu::In<'_>, g: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
         reduce::spread(

@@ -61,7 +61,15 @@ impl Group for Var {
     }
     fn forward<T: Compute>(&self, x: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
         let correction = self.correction;
-        reduce::reduce(x, axes, y, T::store(T::Acc::NAN), &Moments, |p| T::Acc::from_f64(p.squares / degrees(p.n, correction)))
+        reduce::reduce(
+            x,
+            axes,
+            y,
+            T::store(T::Acc::NAN),
+            &Moments,
+            #[inline(always)]
+            |p| T::Acc::from_f64(p.squares / degrees(p.n, correction)),
+        )
     }
     fn backward<T: Compute>(&self, x: &cpu::In<'_>, g: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
         let correction = self.correction;
@@ -138,7 +146,15 @@ impl Group for Std {
     }
     fn forward<T: Compute>(&self, x: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
         let correction = self.correction;
-        reduce::reduce(x, axes, y, T::store(T::Acc::NAN), &Moments, |p| T::Acc::from_f64((p.squares / degrees(p.n, correction)).sqrt()))
+        reduce::reduce(
+            x,
+            axes,
+            y,
+            T::store(T::Acc::NAN),
+            &Moments,
+            #[inline(always)]
+            |p| T::Acc::from_f64((p.squares / degrees(p.n, correction)).sqrt()),
+        )
     }
     fn backward<T: Compute>(&self, x: &cpu::In<'_>, g: &cpu::In<'_>, axes: &[usize], y: &mut [T]) -> Result<()> {
         let correction = self.correction;
