@@ -50,6 +50,10 @@ mod pages {
     struct Readme;
     #[doc = include_str!("../docs/book/README.md")]
     struct Book;
+    #[doc = include_str!("../docs/book/start.md")]
+    struct Start;
+    #[doc = include_str!("../docs/book/from-pytorch.md")]
+    struct FromPyTorch;
     #[doc = include_str!("../docs/book/data.md")]
     struct Data;
     #[doc = include_str!("../docs/book/models.md")]
@@ -60,7 +64,7 @@ mod pages {
     struct Tape;
     #[doc = include_str!("../docs/book/layouts.md")]
     struct Layouts;
-    #[doc = include_str!("../docs/book/norms.md")]
+    #[doc = include_str!("../docs/book/derivations/norms.md")]
     struct Norms;
     #[doc = include_str!("../docs/book/numerics.md")]
     struct Numerics;
@@ -70,8 +74,8 @@ mod pages {
     struct Survives;
     #[doc = include_str!("../docs/book/training.md")]
     struct Training;
-    #[doc = include_str!("../docs/book/kernels.md")]
-    struct Kernels;
+    #[doc = include_str!("../docs/book/derivations/attention.md")]
+    struct Attention;
     #[doc = include_str!("../docs/book/gpu.md")]
     struct Gpu;
     #[doc = include_str!("../docs/book/performance.md")]

@@ -5,7 +5,6 @@ mod advice;
 mod api_fuzz;
 mod callers_line;
 mod custom_vjp;
-mod doors;
 mod functional;
 mod lost_gradients;
 #[cfg(target_os = "linux")]
@@ -18,6 +17,7 @@ mod named_errors;
 mod nesting;
 mod refused;
 mod sizes;
+mod small_methods;
 mod tape;
 
 use cotangent::Tensor;

@@ -49,10 +49,17 @@ fn rust(folders: &[&str]) -> Vec<String> {
 }
 
 fn documents() -> Vec<String> {
-    let mut out: Vec<String> =
-        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "benches/record/README.md", "kernels/README.md"]
-            .map(String::from)
-            .into();
+    let mut out: Vec<String> = [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "benches/record/README.md",
+        "kernels/README.md",
+        "tests/README.md",
+    ]
+    .map(String::from)
+    .into();
     out.extend(files("docs", &["md"]));
     out
 }
@@ -174,13 +181,13 @@ fn unsafe_stays_in_the_backend() {
 /// Files outside of `io` that open files themselves, with the reason.
 const OPENERS: &[(&str, &str)] = &[("src/backend/cuda/driver/load.rs", "stands below `io`; compiled kernels in a cache folder of its own")];
 
-/// Every file goes through the doors of `io`, which refuse what is no file, lock, and replace old files whole.
+/// Every file is opened by `io`, which refuses what is not a regular file, locks, and replaces old files whole.
 #[test]
 fn files_are_opened_in_io_only() {
-    let doors = ["src/io/atomic.rs", "src/io/open.rs", "src/io/lock.rs"];
+    let openers = ["src/io/atomic.rs", "src/io/open.rs", "src/io/lock.rs"];
     let functions = ["read", "read_to_string", "write", "copy", "rename", "hard_link", "set_permissions"];
     let (mut problems, mut needed) = (Vec::new(), BTreeSet::new());
-    for file in rust(&["src", "examples"]).into_iter().filter(|f| !doors.contains(&f.as_str())) {
+    for file in rust(&["src", "examples"]).into_iter().filter(|f| !openers.contains(&f.as_str())) {
         let code = product_code(&read(&file));
         let words: Vec<&str> = words(&code).map(|(_, w)| w).collect();
         let opens = words.windows(2).any(|w| match w {
@@ -492,16 +499,63 @@ fn render_ops() -> String {
     out
 }
 
-#[test]
-fn ops_page_is_current() {
-    let path = root().join("docs/ops.md");
-    let want = render_ops();
-    if std::env::var_os("COTANGENT_BLESS").is_some_and(|v| v == "1") {
-        fs::write(&path, &want).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+/// docs/rules.md as it should be: the derivative of every op, and nothing else.
+fn render_rules() -> String {
+    let mut out = String::from(
+        "# Every derivative rule\n\n\
+         Generated from the registry by `tests/house/tidy.rs`; write it anew with `COTANGENT_BLESS=1 cargo test --test main tidy` (or `just bless`).\n\n\
+         `x̄` is the cotangent of `x`, `ȳ` that of the result `y`; `a` and `b` are the operands where there are two. A cotangent is summed over the\n\
+         axes along which its operand was broadcast. Each rule is checked against exact derivatives of the op's definition. Not listed are ops without a derivative (masks, indices), ops composed of others, whose\n\
+         derivative is that of the parts, and the derivative kernels; they are in [ops.md](ops.md).\n\n\
+         ```text\n",
+    );
+    let mut rules: Vec<(String, Vec<&str>)> = Vec::new();
+    let mut entries = registry();
+    entries.retain(|e| e.implementation != Implementation::Composite && !e.name.ends_with("_vjp") && !e.math.vjp.starts_with("none"));
+    entries.sort_by_key(|e| e.name);
+    for e in &entries {
+        let rule = e.math.vjp.replace(", each summed over its broadcast axes", "").split_whitespace().collect::<Vec<_>>().join(" ");
+        match rules.iter_mut().find(|(r, _)| *r == rule) {
+            Some((_, names)) => names.push(e.name),
+            None => rules.push((rule, vec![e.name])),
+        }
     }
-    let have = fs::read_to_string(&path).unwrap_or_default();
-    let line = have.lines().zip(want.lines()).position(|(a, b)| a != b).unwrap_or(have.lines().count().min(want.lines().count())) + 1;
-    assert!(have == want, "docs/ops.md is stale from line {line} on: run `COTANGENT_BLESS=1 cargo test --test main tidy`");
+    const COLUMN: usize = 18;
+    for (rule, names) in rules {
+        let mut line = names.join(", ");
+        if line.len() >= COLUMN {
+            let _ = writeln!(out, "{line}");
+            line.clear();
+        }
+        let mut width = COLUMN;
+        let _ = write!(out, "{line:<COLUMN$}");
+        for (i, word) in rule.split(' ').enumerate() {
+            let length = word.chars().count();
+            if i > 0 && width + 1 + length > 100 {
+                let _ = write!(out, "\n{:COLUMN$}{word}", "");
+                width = COLUMN + length;
+            } else {
+                let _ = write!(out, "{}{word}", if i > 0 { " " } else { "" });
+                width += length + usize::from(i > 0);
+            }
+        }
+        out.push('\n');
+    }
+    out.push_str("```\n");
+    out
+}
+
+#[test]
+fn generated_pages_are_current() {
+    for (page, want) in [("docs/ops.md", render_ops()), ("docs/rules.md", render_rules())] {
+        let path = root().join(page);
+        if std::env::var_os("COTANGENT_BLESS").is_some_and(|v| v == "1") {
+            fs::write(&path, &want).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        }
+        let have = fs::read_to_string(&path).unwrap_or_default();
+        let line = have.lines().zip(want.lines()).position(|(a, b)| a != b).unwrap_or(have.lines().count().min(want.lines().count())) + 1;
+        assert!(have == want, "{page} is stale from line {line} on: run `COTANGENT_BLESS=1 cargo test --test main tidy`");
+    }
 }
 
 /// `tests/x.rs::name` in ARCHITECTURE.md names a test that is there.
@@ -525,6 +579,27 @@ fn invariants_name_existing_tests() {
         }
     }
     assert!(named > 0, "ARCHITECTURE.md names no test");
+    assert_none(&problems);
+}
+
+/// tests/README.md says of every file of tests what it answers.
+#[test]
+fn every_test_file_has_its_question() {
+    let page = read("tests/README.md");
+    let parts = ["torch_ops/", "api_fuzz/", "programs/"];
+    let mut problems = Vec::new();
+    for file in rust(&["tests"]).iter().filter_map(|f| f.strip_prefix("tests/")).filter(|f| f.contains('/')) {
+        let is_part = parts.iter().any(|p| file.contains(p)) && !file.ends_with("mod.rs");
+        let is_list = file.ends_with("/mod.rs") && file.matches('/').count() == 1;
+        if !is_part && !is_list && !file.starts_with("fixtures") && !page.contains(&format!("`{file}`")) {
+            problems.push(format!("tests/README.md does not list `{file}`"));
+        }
+    }
+    for path in page.split('`').skip(1).step_by(2).filter(|p| p.contains('/') && p.ends_with(".rs")) {
+        if !root().join("tests").join(path).exists() && !root().join(path).exists() {
+            problems.push(format!("tests/README.md lists `{path}`, which does not exist"));
+        }
+    }
     assert_none(&problems);
 }
 
@@ -561,6 +636,12 @@ fn known_bugs_are_cited_and_described() {
     assert_none(&problems);
 }
 
+/// What a link to a heading is called.
+fn anchor(heading: &str) -> String {
+    let text = heading.trim_start_matches('#').trim().to_lowercase();
+    text.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c)).map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
 /// Every `--example`, `--bench`, `--test` and `just` recipe that a document mentions, and every relative link, exists.
 #[test]
 fn documents_name_existing_things() {
@@ -589,6 +670,15 @@ fn documents_name_existing_things() {
             let is_file = !link.is_empty() && !link.contains("://") && !link.contains("::") && (link.contains('.') || link.contains('/'));
             if is_file && !root().join(folder).join(link).exists() {
                 problems.push(format!("{doc}: the link to {link} leads nowhere"));
+            }
+            let target = part.split([')', ' ']).next().unwrap_or_default();
+            if let Some((file, heading)) = target.split_once('#').filter(|(f, _)| f.is_empty() || f.ends_with(".md") && !f.contains("://"))
+            {
+                let page =
+                    if file.is_empty() { text.clone() } else { fs::read_to_string(root().join(folder).join(file)).unwrap_or_default() };
+                if !page.lines().filter_map(|l| l.strip_prefix('#')).any(|l| anchor(l) == heading) {
+                    problems.push(format!("{doc}: no heading for the link to {target}"));
+                }
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Folders of runs that are not as they were left: what a second review of runs, snapshots and metrics found.
+//! Folders of runs that are not as they were left: snapshots, metrics and names that something else changed.
 
 use crate::files::Folder;
 #[cfg(unix)]

@@ -474,7 +474,7 @@ fn the_last_batch_is_kept_where_all_count() -> Result<()> {
 }
 
 #[test]
-fn messages_and_small_doors() -> Result<()> {
+fn messages_and_small_methods() -> Result<()> {
     // D: an unknown character, with the caller's line.
     let e = Characters::of("abc").encode("abd").unwrap_err();
     assert!(e.location().is_some_and(|l| l.file().ends_with("user_training.rs") && l.line() == line!() - 1), "{e}");
