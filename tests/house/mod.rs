@@ -2,3 +2,4 @@
 
 mod floors;
 pub mod tidy;
+mod tidy_documents;
