@@ -15,7 +15,7 @@
 //!
 //! `LAUNCH_BOUNDS(n)` on a line of its own bounds the block size of the next; `LAUNCH_BOUNDS(n, m)` also asks for
 //! registers to be spared until m such blocks (of doubles half as many) fit on a multiprocessor. The entry points are appended to the
-//! flattened text, one module for each first type: who trains in bf16 compiles no f64 kernel at run time.
+//! flattened text, one module for each first type: training in bf16 compiles no f64 kernel at run time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;

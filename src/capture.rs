@@ -1,4 +1,4 @@
-//! A step captured once and replayed: the launches of a whole training or decoding step, queued by one call. Layer L5.
+//! A step captured once and replayed: the launches of a whole training or decoding step, enqueued by one call. Layer L5.
 //!
 //! See the book's chapter on GPUs for what a captured step may do.
 
@@ -65,7 +65,7 @@ fn leaves<S: Module>(state: &mut S, places: &[Place]) -> Result<Vec<Array>> {
             _ => bail!(capture, "the state had no `{name}` in this place before: take one step before the capture"),
         }
         if leaf.tensor.is_tracked() {
-            bail!(tape, "`{name}` of the state is tracked: detach() it before it goes into the state");
+            bail!(tape, "`{name}` of the state is tracked: detach() it before it becomes part of the state");
         }
         out.push(leaf.tensor.array.clone());
         Ok(())
@@ -111,8 +111,8 @@ fn restore<S: Module>(state: &mut S, places: &[Place], retired: Vec<Array>) -> R
 }
 
 impl Device {
-    /// Captures a step on a CUDA device: runs `step` once without computing anything, and notes its launches as a graph that
-    /// [`Graph::replay`] queues by one call, with other inputs.
+    /// Captures a step on a CUDA device: runs `step` once without computing anything, and captures its launches as a graph that
+    /// [`Graph::replay`] enqueues by one call, with other inputs.
     ///
     /// `state` is what the step changes (a model and its optimizer, a cache); it comes out as it went in. `inputs` give shapes
     /// and dtypes of what changes from replay to replay. Random ops must fold their keys from the key that the step is given.
@@ -210,7 +210,7 @@ impl Device {
     }
 }
 
-/// Copies what the step made of the state to where the state lies, as part of the step.
+/// Copies the new state to the addresses of the state, as part of the step.
 fn write_back(places: &[Place], before: &[Array], after: Vec<Array>, known: &HashSet<u64>) -> Result<()> {
     let mut copies = Vec::new();
     for ((p, old), new) in places.iter().zip(before).zip(after) {
@@ -253,10 +253,10 @@ impl Graph {
         self.captured.reserved()
     }
 
-    /// Queues the step on this state with these inputs, and returns copies of its outputs. Inputs may lie on any device. The
+    /// Enqueues the step on this state with these inputs, and returns copies of its outputs. Inputs may be on any device. The
     /// step's random ops draw with `key` in the place of the key it was captured with.
     ///
-    /// A call returns when its work is queued. A step that checks indices (embeddings, class targets) is waited for: an index out
+    /// A call returns when its work is enqueued. A step that checks indices (embeddings, class targets) is waited for: an index out
     /// of range is an `Err` that names the op and the line as captured. Its element was read as index 0, a target as ignored:
     /// the state has taken that step.
     ///
@@ -293,7 +293,7 @@ impl Graph {
         self.outputs.iter().map(|y| y.copy_cuda().map(Tensor::from_array)).collect()
     }
 
-    /// Brings the state to where the graph finds it, if something else has moved it.
+    /// Copies the state back to the addresses that the graph was captured with, if something else has moved it.
     fn settle<S: Module>(&self, state: &mut S) -> Result<()> {
         let mut found: Vec<Array> = Vec::new();
         try_walk(state, |name, leaf| {

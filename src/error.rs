@@ -237,7 +237,7 @@ impl Error {
         self
     }
 
-    /// Replaces the line: whoever called the outer op wants his own, not that of the part inside which refused.
+    /// Replaces the line: the caller of the outer op needs their own line, not that of the part inside that refused.
     #[must_use]
     pub(crate) fn called_at(mut self, at: &'static Location<'static>) -> Self {
         self.0.at = Some(at);
@@ -283,7 +283,7 @@ impl Error {
         if let Some(at) = at {
             write!(f, " (at {}:{})", at.file(), at.line())?;
         }
-        // One line is said once: that of the outermost who knows one.
+        // One line is reported: that of the outermost caller that knows one.
         match self.0.source.as_ref().map(|source| (source, source.downcast_ref::<Error>())) {
             None => Ok(()),
             Some((_, Some(cause))) => {

@@ -1,4 +1,4 @@
-//! Gradients as functions of functions: the everyday door. Layer L5.
+//! Gradients as functions of functions, for everyday use. Layer L5.
 //!
 //! Nothing tracked outlives a call, so parameters can be updated in place afterwards. All functions take any tree of
 //! tensors ([`Module`]): a tensor, a tuple, a model. Inside one another they give higher derivatives.

@@ -1,4 +1,4 @@
-//! How a shape lies in memory: extents, strides and an offset, all in elements. Layer L0.
+//! How a tensor is laid out in memory: extents, strides and an offset, all in elements. Layer L0.
 //!
 //! Views (transpose, slice, broadcast) are new layouts over the same storage. Strides are never negative: a reversed
 //! axis is a copy (`flip`), which keeps every kernel's address arithmetic unsigned.
@@ -164,7 +164,7 @@ impl Layout {
         // An empty slice at the end must not move the offset beyond the storage.
         if len > 0 {
             let by = start.checked_mul(self.strides[axis]).and_then(|by| out.offset.checked_add(by));
-            let Some(offset) = by else { bail!(out_of_memory, "element {start} of axis {axis} of {} lies beyond memory", self.shape) };
+            let Some(offset) = by else { bail!(out_of_memory, "element {start} of axis {axis} of {} is beyond memory", self.shape) };
             out.offset = offset;
         }
         out.shape = out.shape.with_dim(axis, len);

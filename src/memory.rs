@@ -239,7 +239,7 @@ pub(crate) fn try_collect_ok<T>(items: impl IntoIterator<Item = Result<T>>) -> R
     Ok(list)
 }
 
-/// All items of a list that is usually short enough to lie in place, or the first error.
+/// All items of a list that is usually short enough to be stored in place, or the first error.
 pub(crate) fn try_short<A: Array>(items: impl IntoIterator<Item = Result<A::Item>>) -> Result<SmallVec<A>> {
     let mut list = SmallVec::new();
     for item in items {
@@ -248,7 +248,7 @@ pub(crate) fn try_short<A: Array>(items: impl IntoIterator<Item = Result<A::Item
     Ok(list)
 }
 
-/// Adds an item to a list that is usually short enough to lie in place.
+/// Adds an item to a list that is usually short enough to be stored in place.
 pub(crate) fn push_short<A: Array>(list: &mut SmallVec<A>, item: A::Item) -> Result<()> {
     if list.len() == list.capacity() {
         let more = list.len().max(4);

@@ -98,7 +98,7 @@ pub trait Op: Describe {
     /// What only the data shows: an index out of range; out of memory.
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()>;
 
-    /// The CUDA kernels: queues what writes every element of every output. The values stay on the device.
+    /// The CUDA kernels: enqueues what writes every element of every output. The values stay on the device.
     ///
     /// # Errors
     /// What the device reports; out of memory; for an op without CUDA kernels, an error that says so.
@@ -161,7 +161,7 @@ pub fn apply1<O: Op>(op: O, x: &[&Tensor]) -> Result<Tensor> {
     apply1_as(O::NAME, op, x)
 }
 
-/// [`apply`] by another name: one op serves several methods, and whoever called `argmin` reads nothing of `argmax`.
+/// [`apply`] by another name: one op serves several methods, and an error of `argmin` must not mention `argmax`.
 ///
 /// # Errors
 /// As [`apply`].
@@ -276,7 +276,7 @@ fn apply_any(op: Arc<dyn AnyOp>, x: &[&Tensor], at: &'static Location<'static>) 
     Ok(y)
 }
 
-/// An op, the line that called it, and by which name: a refusal in the sweep names that line, not one of the derivative's rule.
+/// An op, the line that called it, and by which name. Errors during the sweep report that line, not one inside the vjp.
 struct RecordedOp<O>(O, &'static Location<'static>, &'static str);
 
 impl<O: Op> Pull for RecordedOp<O> {

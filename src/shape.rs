@@ -191,7 +191,7 @@ impl From<&Shape> for Shape {
 /// What [`Tensor::reshape`](crate::Tensor::reshape) takes: anything that reads like a shape, in which one extent may be left open, to follow
 /// from the number of elements: `[batch, 6]`, `[-1, 6]`, or a tuple of up to six of mixed types, `(batch, ())`.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is no shape to reshape to",
+    message = "`{Self}` is not a shape to reshape to",
     label = "not extents",
     note = "extents are integers: `[2, 3]`, `&[usize]`, a `Shape`; one may be open: `[-1, 6]`, or `(batch, ())` beside a `usize`"
 )]
@@ -205,7 +205,7 @@ pub trait Extents {
 
 /// One extent of a tuple: a number, or `()` or −1 for the one that follows from the number of elements.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is no extent",
+    message = "`{Self}` is not an extent",
     label = "not an extent",
     note = "an extent is an integer, or `()` for the one that follows from the number of elements: `x.reshape((batch, ()))`"
 )]
@@ -288,7 +288,7 @@ fn infer(extents: &[Option<usize>], numel: usize) -> Result<Shape> {
         _ => None,
     };
     let Some(found) = found else {
-        bail!(shape, "cannot infer () in ({}): {numel} elements are no unique multiple of {}", shown(), known.numel());
+        bail!(shape, "cannot infer () in ({}): {numel} elements are not a unique multiple of {}", shown(), known.numel());
     };
     Ok(extents.iter().map(|e| e.unwrap_or(found)).collect())
 }

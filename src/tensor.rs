@@ -107,7 +107,7 @@ impl Tensor {
     /// Copies host values in row-major order to the CPU.
     ///
     /// The dtype is that of the values. **A float without a suffix is `f64` in Rust**: write `1f32` once in the list, or use
-    /// [`tensor!`](crate::tensor), which is `f32` unless told otherwise.
+    /// [`tensor!`](crate::tensor), which is `f32` by default.
     ///
     /// # Errors
     /// Shape error when the number of values differs from the shape's element count; out of memory.
@@ -278,7 +278,7 @@ impl Tensor {
         self.array.own_cuda()
     }
 
-    /// Writes the elements in place through a slice in row-major order: the door for optimizers and loaders.
+    /// Writes the elements in place through a slice in row-major order: for optimizers and loaders.
     ///
     /// When other tensors share the memory it is copied first, so they keep their value.
     ///

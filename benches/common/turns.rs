@@ -11,7 +11,7 @@ pub type Work = Box<dyn FnMut() -> Result<()>>;
 /// in it, the first one (cold caches) left out. Two runs before the first turn warm up.
 ///
 /// # Errors
-/// What the workload refuses; an argument error for a line that is no number.
+/// What the workload refuses; an argument error for a line that is not a number.
 pub fn serve(mut work: Work) -> Result<()> {
     let failed = |e: &dyn std::fmt::Display| Error::argument(format!("turns: {e}"));
     work()?;

@@ -84,7 +84,7 @@ fn finetune(args: &Args) -> Result<()> {
         return Err(Error::argument(format!("{} exists already: take a new folder", args.out.display())));
     }
     if !args.model.is_dir() {
-        return Err(Error::argument(format!("{} is no folder: quantised files cannot be trained", args.model.display())));
+        return Err(Error::argument(format!("{} is not a folder: quantised files cannot be trained", args.model.display())));
     }
     let text = String::from_utf8(read_file(&args.data, u64::MAX)?)
         .map_err(|e| Error::corrupt_file(format!("{} is not UTF-8 text", args.data.display())).with_source(e))?;

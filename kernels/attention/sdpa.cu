@@ -485,7 +485,7 @@ KERNEL(sdpa_mask,
                     block.dot(G, i0, V, j0, ds);
                     drop(p, head, mine, j0 + 4 * block.tx, ds);
                     block.dot(Q, i0, K, j0, s);
-                    // The mask is added behind the cap.
+                    // The mask is added after the cap.
                     read_stats(stats, 2, p, head, mine, delta);
                     centre(p, false, delta, s, ds);
                     mask.apply(p, mine, j0 + 4 * block.tx, s);

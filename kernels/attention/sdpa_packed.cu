@@ -19,7 +19,7 @@ KERNEL0(sdpa_packed_spans, (i64* spans, i64* found, const i64* of_q, const i64* 
     }
 #pragma unroll 1
     for (i64 i = thread_index(); i < tq; i += thread_count()) {
-        // The first sequence that ends behind i.
+        // The first sequence that ends after i.
         i64 low = 0, high = n;
 #pragma unroll 1
         while (low < high) {

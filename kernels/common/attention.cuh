@@ -48,7 +48,7 @@ DEVICE Span keys_of(const Scores& p, i64 i) {
 // Keys that some query from i0 to i1 - 1 sees, i0 < i1 <= tq: those of the first and of the last are the extremes.
 DEVICE Span keys_of_tile(const Scores& p, i64 i0, i64 i1) { return {keys_of(p, i0).first, keys_of(p, i1 - 1).end}; }
 
-// The first query whose keys end behind key j (`end`), or start at key j or behind it; tq if there is none.
+// The first query whose keys end after key j (`end`), or start at key j or after it; tq if there is none.
 DEVICE i64 first_query(const Scores& p, i64 j, bool end) {
     i64 low = 0, high = p.tq;
 #pragma unroll 1

@@ -1,8 +1,8 @@
 // Tiles of attention on tensor cores: their way into shared memory, and the two products that every pass is made of.
 //
-// A tile is ROWS x W elements of 16 bits, rows behind each other, in chunks of 16 bytes. Chunk c of row r lies where chunk
+// A tile is ROWS x W elements of 16 bits, rows one after the other, in chunks of 16 bytes. Chunk c of row r lies where chunk
 // c ^ swizzle(r) would: the eight rows that one matrix of ldmatrix reads then lie in different banks. Columns from the operand's
-// width to W, and rows behind its end, are zeros.
+// width to W, and rows after its end, are zeros.
 #pragma once
 #include "common/async.cuh"
 #include "common/attention.cuh"
@@ -57,7 +57,7 @@ template <int W, int ROWS, int THREADS, class T> DEVICE void fetch(T* tile, cons
         if (ROWS % STEP == 0 || r < ROWS) copy_async(tile + chunk_at<W>(r, c), r < there ? from : x, r < there);
 }
 
-// Tiles of N keys and, behind them, their values, copied to one of two stages of shared memory.
+// Tiles of N keys and, after them, their values, copied to one of two stages of shared memory.
 template <class T, int W, int N, int THREADS> struct KeyTiles {
     T* stages;
     const T *keys, *values;

@@ -1,8 +1,8 @@
-// The words in which kernels are declared, and the three compilers' differences behind them.
+// The words in which kernels are declared, and the differences of three compilers that they hide.
 //
 // One text is compiled by nvcc, by NVRTC (which has no headers at all: none is included anywhere) and, for tests without a
 // GPU, by a host compiler on top of kernels/emulator/emulator.h, which defines CUEMU. build.rs reads the lines below as
-// text, and appends the entry points; see there for what may stand in them.
+// text, and appends the entry points; see there for their form.
 #pragma once
 
 #ifdef CUEMU

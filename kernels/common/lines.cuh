@@ -3,10 +3,10 @@
 // A reduction R (see common/reduce.cuh) also says
 //   R::Part, R::X        a partial result; an element as it is computed with
 //   R::take(v, pivot)    an element of memory as an X; `pivot` is R::origin of the group's first element
-//   R::of(x, at, step)   the part of the M numbers x, which stand at at, at + step, ... in their group
+//   R::of(x, at, step)   the part of the M numbers x, which are at at, at + step, ... in their group
 //
 // Mapping, inner = 1: a team of `lanes` threads per row (or piece of one), packs of 16 bytes where the row is aligned. Else
-// `lanes` threads stand beside each other along the columns, and the rest of the block takes rows in turn.
+// `lanes` threads are side by side along the columns, and the rest of the block takes rows in turn.
 // Long groups are cut in `pieces`, whose parts another kernel joins. How, depends on the shape alone.
 #pragma once
 #include "common/pack.cuh"
@@ -120,7 +120,7 @@ DEVICE void reduce_columns(const T* x, i64 outer, i64 reduced, i64 inner, i64 pi
     SMEM(Part, shared, [256]);
     i32 lane = i32(threadIdx.x % lanes), row = i32(threadIdx.x / lanes), rows = i32(blockDim.x / lanes);
     i64 width = i64(lanes) * N, tiles = (inner + width - 1) / width, tasks = outer * tiles * pieces, length = piece_of(reduced, pieces);
-    // After the lanes of a warp have joined, values of one column stand this far apart.
+    // After the lanes of a warp have joined, values of one column are this far apart.
     i32 stride = lanes < 32 ? 32 : lanes;
 #pragma unroll 1
     for (i64 task = blockIdx.x; task < tasks; task += gridDim.x) {
@@ -158,7 +158,7 @@ DEVICE void reduce_lines(const T* x, i64 outer, i64 reduced, i64 inner, i64 piec
     else reduce_columns<R, 1>(x, outer, reduced, inner, pieces, lanes, write);
 }
 
-// Parts in memory: those of a group's pieces lie together.
+// Parts in memory: those of a group's pieces are together.
 template <class P> DEVICE void put_part(u8* parts, i64 at, const P& part) {
     static_assert(sizeof(P) <= 32, "the launcher allocates 32 bytes per part");
     reinterpret_cast<P*>(parts)[at] = part;

@@ -16,7 +16,7 @@ template <class T, int N, int K> struct Held {
     static DEVICE bool any(int k, i32 n, i32 team) { return k * team * N < n; }
     static DEVICE i32 place(int k, i32 lane, i32 team) { return (k * team + lane) * N; }
 
-    // `rest` stands for elements beyond the end.
+    // `rest` is the value of elements beyond the end.
     DEVICE void fetch(const T* row, i32 n, i32 lane, i32 team, A rest) {
 #pragma unroll
         for (int k = 0; k < K; k++) {
@@ -33,7 +33,7 @@ template <class T, int N, int K> struct Held {
         }
     }
 
-    // Adds the elements of another row; what stands beyond the end stays. With `sum`, every element is rounded and written there.
+    // Adds the elements of another row; padding beyond the end stays. With `sum`, every element is rounded and written there.
     template <bool TO = false> DEVICE void add(const T* row, i32 n, i32 lane, i32 team, T* sum = nullptr) {
 #pragma unroll
         for (int k = 0; k < K; k++) {
@@ -53,7 +53,7 @@ template <class T, int N, int K> struct Held {
         }
     }
 
-    // f(v) for every element, and for what stands beyond the end where other threads of the team still have elements.
+    // f(v) for every element, and for padding beyond the end, so that every thread of the team takes part.
     template <class F> DEVICE void each(i32 n, i32 team, F f) {
 #pragma unroll
         for (int k = 0; k < K; k++)

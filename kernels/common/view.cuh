@@ -3,7 +3,7 @@
 #include "common/pack.cuh"
 
 // Element i (in row-major order) of an operand lies at the sum of its coordinates times the strides. The Rust struct of
-// the same name has merged axes that lie one behind the other: what is contiguous has one axis, of stride 1.
+// the same name has merged axes that follow one another in memory: what is contiguous has one axis, of stride 1.
 struct View {
     i32 rank;
     i64 shape[8];

@@ -183,7 +183,7 @@ struct Elu {
 };
 
 // The caps make 0 of infinity times 0.
-// These structs stand in common/activations.cuh: gated activations use them as well.
+// These structs are in common/activations.cuh: gated activations use them as well.
 UNARY(silu, Silu)
 
 UNARY(gelu, Gelu)
@@ -238,7 +238,7 @@ struct Round {
     template <class A> static DEVICE A pull(A, A, const Params&) { return A(0); }
 };
 
-// p[0] is 10 to the number of digits, p[1] the sign of that number: they stand behind the point, or before it.
+// p[0] is 10 to the number of digits, p[1] the sign of that number: after the point, or before it.
 UNARY(round_decimals, RoundDecimals)
 struct RoundDecimals {
     template <class A> static DEVICE A f(A x, const Params& p) {

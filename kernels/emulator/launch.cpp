@@ -26,7 +26,7 @@ struct Job {
     Job(const Launch& l, uint64_t n) : launch(l), blocks(n) {}
 };
 
-// Threads that live as long as the process, and blocks that are lent to whoever runs one: launches create neither.
+// Threads that live as long as the process, and blocks that are lent to the launch that runs one: launches create neither.
 // Never destroyed: threads still wait in it when the process ends.
 struct Pool {
     std::mutex mutex;

@@ -83,7 +83,7 @@ struct Block {
     uint32_t ready[32], arrived[32]; // lanes of each warp that can go on; that wait in a warp operation
     unsigned order[MAX_THREADS];
     uint64_t random;
-    // Static shared arrays are laid out when they are first reached, with a strip of canaries behind each.
+    // Static shared arrays are laid out when they are first reached, with a strip of canaries after each.
     uint64_t epoch;
     size_t static_used;
     struct Array {

@@ -84,7 +84,7 @@ KERNEL0(segment_place, (i64* to_keys, i64* to_order, const i64* keys, maybe<cons
     SMEM(u32, seen, [WARPS][DIGITS]);
     SMEM(i64, base, [DIGITS]);
     count_digits(seen, keys, n, shift);
-    // Where each warp's first key with a digit stands among the block's.
+    // The index of each warp's first key with a digit among the block's.
     u32 before = 0;
     for (i32 w = 0; w < WARPS; w++) {
         u32 own = seen[w][threadIdx.x];

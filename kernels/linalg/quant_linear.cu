@@ -252,7 +252,7 @@ template <bool BYTES, class T> DEVICE void mma_tiles(T* y, const T* x, const u8*
     }
 }
 
-// y = the elements of so many blocks, which lie one behind the other.
+// y = the elements of so many blocks, one after the other.
 template <bool BYTES, class T> DEVICE void expand(T* y, const u8* w, i64 blocks) {
     constexpr int N = STEP<T>;
 #pragma unroll 1

@@ -15,7 +15,7 @@
 #include "common/moments.cuh"
 #include "common/rows.cuh"
 
-// N neighbouring parameters, or what stands for absent ones.
+// N neighbouring parameters, or a value in place of absent ones.
 template <int N, class T> DEVICE void parameters(const T* p, i64 at, acc<T> absent, acc<T> (&out)[N]) {
     Pack<T, N> q;
     if (p) q.load(p + at);

@@ -1,4 +1,4 @@
-// Where the largest or smallest element of a line stands, and its value.
+// The index of the largest or smallest element of a line, and its value.
 //
 // Math         index = first position of the extremum, NaN beating numbers; value = x there
 // Mapping      common/lines.cuh

@@ -81,7 +81,7 @@ KERNEL(remap_band, (T* y, const T* x, const View& vx, i64 rows, i64 cols, i64 lo
     });
 }
 
-// One part of a concatenation: stretches of `run` elements, `pitch` apart in y from `start` on, one behind the other in x.
+// One part of a concatenation: stretches of `run` elements, `pitch` apart in y from `start` on, one after the other in x.
 KERNEL(remap_part, (T* y, const T* x, const View& vx, i64 start, i64 run, i64 pitch, i64 n), u8, u16, u32, u64) {
     constexpr int N = PACK<T>;
     Operand<T, N> from(x, vx);

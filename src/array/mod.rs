@@ -118,7 +118,7 @@ impl Array {
         Arc::ptr_eq(&self.storage, &other.storage)
     }
 
-    /// The CPU kernel's view of this value; an error when it lies elsewhere.
+    /// The CPU kernel's view of this value; an error when it is elsewhere.
     pub(crate) fn cpu(&self) -> Result<cpu::In<'_>> {
         match &*self.storage {
             Storage::Cpu(b) => Ok(cpu::In::new(b, &self.layout)),
@@ -128,7 +128,7 @@ impl Array {
         }
     }
 
-    /// The CUDA kernel's view of this value; an error when it lies elsewhere.
+    /// The CUDA kernel's view of this value; an error when it is elsewhere.
     pub(crate) fn cuda(&self) -> Result<cuda::In<'_>> {
         match &*self.storage {
             Storage::Cuda(b) => {

@@ -1,4 +1,4 @@
-//! What attention is told, on any device: options, and which keys a query sees.
+//! Options of attention on any device, and which keys a query sees.
 
 use crate::error::{Error, Result, bail};
 use crate::memory;
@@ -11,7 +11,7 @@ pub(crate) struct Options {
     pub(crate) scale: f64,
     /// Scores `s` become `c · tanh(s / c)`.
     pub(crate) softcap: Option<f64>,
-    /// How many keys before and behind its own place a query sees.
+    /// How many keys before and after its own position a query sees.
     pub(crate) band: Option<(usize, usize)>,
     /// Key and probability of keeping a weight.
     pub(crate) dropout: Option<(Key, f64)>,
@@ -22,7 +22,7 @@ pub(crate) fn fits_tensor_cores(n: usize) -> bool {
     n > 0 && n <= 128 && n.is_multiple_of(8)
 }
 
-/// The keys that query `i` of `tq` sees when no mask hides them; the last query stands at the last key.
+/// The keys that query `i` of `tq` sees when no mask hides them; the last query is aligned with the last key.
 pub(crate) fn seen(band: Option<(usize, usize)>, i: usize, tq: usize, tk: usize) -> Range<usize> {
     let Some((left, right)) = band else { return 0..tk };
     let first = (i + tk).saturating_sub(tq.saturating_add(left)).min(tk);

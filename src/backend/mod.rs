@@ -1,6 +1,6 @@
 //! Storage and launches: the only part of the crate that knows devices, and the only one with `unsafe`. Layer L1.
 //!
-//! It knows no gradient and no op. `Storage` is the seam: an op hands its operands to the kernel of the device that
+//! It knows no gradient and no op. `Storage` is the interface: an op passes its operands to the kernel of the device that
 //! holds them.
 
 pub(crate) mod attention;

@@ -21,7 +21,7 @@ pub struct Alignment {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Misalignment {
     /// Targets equal the inputs shifted by this and not by one. 0: the model is asked to copy what it sees; 2: shifted
-    /// twice, by the data and by the loss; negative: the model is asked for the past.
+    /// twice, by the data and by the loss; negative: the model would predict the past.
     Shifted {
         /// `targets[t] = inputs[t + by]`.
         by: isize,
@@ -79,10 +79,10 @@ impl fmt::Display for Misalignment {
             }
             Self::Shifted { by, share } => {
                 let why =
-                    if *by > 1 { "shifted too often: once by the data and again by the loss?" } else { "the model is asked for the past" };
+                    if *by > 1 { "shifted too often: once by the data and again by the loss?" } else { "the model would predict the past" };
                 write!(f, "off by {}: {} of the targets are inputs[t + {by}] instead of inputs[t + 1]; {why}", by - 1, percent(share))
             }
-            Self::Unrelated { share } => write!(f, "targets are no shift of the inputs: only {} match inputs[t + 1]", percent(share)),
+            Self::Unrelated { share } => write!(f, "targets are not a shift of the inputs: only {} match inputs[t + 1]", percent(share)),
             Self::Partly { share, first } => {
                 write!(
                     f,

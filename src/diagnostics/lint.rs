@@ -24,7 +24,7 @@ pub enum Slip {
     OneClass,
     /// Scores of an `nll_loss` that are no logarithms of probabilities: some are positive.
     NotLogProbabilities,
-    /// Targets that are to be probabilities and lie outside of 0 to 1.
+    /// Targets that are to be probabilities and are outside of 0 to 1.
     NoProbabilities,
     /// A mask where indices are expected: rows 0 and 1 are taken, once for each position of the mask.
     MaskAsIndex,

@@ -1,4 +1,4 @@
-//! Which module an op belongs to, told by the parameters it takes: no layer has to report anything.
+//! Which module an op belongs to: it follows from the parameters that it takes, so no layer has to report anything.
 
 use crate::tape::Ran;
 

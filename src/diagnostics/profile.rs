@@ -168,7 +168,7 @@ impl Observer for Profiler {
 fn place_between(ops: &mut [OpTime]) {
     let mut start = 0;
     while start < ops.len() {
-        // A stretch without modules ends where one is known, and so does what stands before it.
+        // A stretch without modules ends where one is known, and so does what precedes it.
         let len = ops[start..].iter().take_while(|o| o.module.is_empty()).count();
         let (before, rest) = ops.split_at_mut(start);
         let (stretch, after) = rest.split_at_mut(len);

@@ -102,7 +102,7 @@ fn run<M: Module + Clone>(model: &M) -> Result<Review> {
     }
     let mut twins = Vec::new();
     for (k, (j, b)) in values.iter().enumerate() {
-        // The first one that is alike stands for the others.
+        // The first one that is alike represents the others.
         let twin = values[..k].iter().find_map(|(i, a)| factor(a, b, &all[*i].1, &all[*j].1).map(|f| (i, f)));
         if let Some((i, factor)) = twin {
             let ((first, a), (second, b)) = (&all[*i], &all[*j]);

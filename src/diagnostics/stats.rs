@@ -102,7 +102,7 @@ fn pieces(x: &Tensor, mut f: impl FnMut(&[f64])) -> Result<()> {
     Ok(())
 }
 
-/// The L2 norm of a tensor, where it lies.
+/// The L2 norm of a tensor, computed on its device.
 pub(super) fn norm(x: &Tensor) -> Result<f64> {
     if x.device().is_cuda() {
         return optim::norm(&[x.array.cuda()?]);
@@ -149,7 +149,7 @@ pub(super) fn quantile(values: impl IntoIterator<Item = f64, IntoIter: Clone>, q
     f64::from_bits(if low < SIGN { !low } else { low ^ SIGN })
 }
 
-/// Mean, deviation, largest magnitude, zeros and what is not finite, and beside them the norm; where the tensor lies.
+/// Mean, deviation, largest magnitude, zeros and what is not finite, and beside them the norm; computed on the tensor's device.
 pub(super) fn survey(x: &Tensor) -> Result<(Survey, f64)> {
     if x.device().is_cuda() {
         return Ok((optim::survey(&x.array.cuda()?)?, norm(x)?));

@@ -19,7 +19,7 @@ pub struct Grads<M> {
     tree: M,
     /// In visiting order.
     disconnected: Vec<String>,
-    /// No gradient element is larger than this: whoever looked last says so, and any change forgets it.
+    /// No gradient element is larger than this: the last check sets it, and any change clears it.
     pub(crate) largest: Option<f64>,
     pub(crate) losses: Losses,
 }

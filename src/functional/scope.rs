@@ -1,6 +1,6 @@
 //! A tree whose tensors are nodes of a tape, and the sweep back to them.
 //!
-//! What does not depend on the tree's type stands in [`Core`], so that it is compiled here once, and not for every model by its
+//! What does not depend on the tree's type is in [`Core`], so that it is compiled here once, and not for every model by its
 //! user.
 
 use super::GradOptions;

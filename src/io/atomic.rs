@@ -17,7 +17,7 @@ const PARTIAL: &str = ".partial";
 /// Symbolic links that are followed, as by Linux.
 const LINKS: usize = 40;
 
-/// Writes a file so that at any moment, whatever is killed, its name stands for the whole old content or the whole new.
+/// Writes a file so that at any moment, whatever is killed, its name has the whole old content or the whole new.
 ///
 /// `fill` writes to a new file `NAME.PROCESS.COUNT.partial` in the same folder, which is flushed to the disk and then renamed; the
 /// folder is flushed too. Two writers of one name do not meet: the last one to end wins. The permissions of an old file are kept; where
@@ -75,13 +75,9 @@ fn target_of(path: &Path) -> Result<PathBuf> {
     }
     let mut target = path.to_owned();
     for _ in 0..LINKS {
-        // `/dev/stdout`, `/dev/fd/1`, `/proc/self/fd/1`: whoever writes into the open file would go on with one that nobody sees.
+        // `/dev/stdout`, `/dev/fd/1`, `/proc/self/fd/1`: a process that has the file open would go on writing into one that nobody sees.
         if is_of_kernel(folder_of(&target)) {
-            bail!(
-                io,
-                "cannot write {}: it stands for a file that a process has open, which cannot be replaced; name the file",
-                path.display()
-            );
+            bail!(io, "cannot write {}: it names a file that a process has open, which cannot be replaced; name the file", path.display());
         }
         if !fs::symlink_metadata(&target).is_ok_and(|about| about.is_symlink()) {
             return Ok(target);

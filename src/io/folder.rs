@@ -166,15 +166,15 @@ impl WeightFiles {
     }
 }
 
-/// Tensor names and the names of their files, which lie in the folder itself.
+/// Tensor names and the names of their files, which are in the folder itself.
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     let (text, shown) = (super::read(path, LONGEST_INDEX)?, path.display());
     let value = super::json(&text, &shown)?;
     let Some(map) = value.get("weight_map").and_then(Value::as_object) else {
-        bail!(corrupt_file, "{shown}: `weight_map` is missing, or no object");
+        bail!(corrupt_file, "{shown}: `weight_map` is missing, or not an object");
     };
     let of = |(tensor, file): (&String, &Value)| {
-        let Some(file) = file.as_str() else { bail!(corrupt_file, "{shown}: the file of `{tensor}` is {file}, no text") };
+        let Some(file) = file.as_str() else { bail!(corrupt_file, "{shown}: the file of `{tensor}` is {file}, not text") };
         let mut parts = Path::new(file).components();
         if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
             bail!(corrupt_file, "{shown}: the file of `{tensor}` is `{file}`, which is not a name in the folder");

@@ -51,7 +51,7 @@ pub(super) fn parse(bytes: &[u8], what: impl fmt::Display) -> Result<Header> {
     };
     tensors.sort_unstable_by(|a, b| a.0.cmp(&b.0));
     if let Some(twice) = tensors.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-        return Err(damaged(format!("the header is damaged: `{}` stands twice", twice[0].0)));
+        return Err(damaged(format!("the header is damaged: `{}` occurs twice", twice[0].0)));
     }
     // Where tensors have no elements, by name.
     tensors.sort_unstable_by(|a, b| (a.1.data_offsets, &a.0).cmp(&(b.1.data_offsets, &b.0)));
@@ -89,7 +89,7 @@ impl<'de> Deserialize<'de> for Parsed {
                         let Info(info) = map.next_value()?;
                         asked(memory::push(&mut tensors, (name, info)))?;
                     } else if texts.replace(map.next_value::<Option<Texts>>()?).is_some() {
-                        return Err(de::Error::custom(format!("`{METADATA}` stands twice")));
+                        return Err(de::Error::custom(format!("`{METADATA}` occurs twice")));
                     }
                 }
                 let Texts(texts) = texts.flatten().unwrap_or_default();
@@ -221,8 +221,8 @@ mod tests {
         assert_eq!(header.texts["a"], "b\n");
         assert!(parse(br#"{"__metadata__":null}"#, "f").unwrap().texts.is_empty());
         for (text, why) in [
-            (format!("{{{one},{one}}}"), "`x` stands twice"),
-            (r#"{"__metadata__":{},"__metadata__":{}}"#.to_owned(), "`__metadata__` stands twice"),
+            (format!("{{{one},{one}}}"), "`x` occurs twice"),
+            (r#"{"__metadata__":{},"__metadata__":{}}"#.to_owned(), "`__metadata__` occurs twice"),
             (r#"{"__metadata__":{"a":1}}"#.to_owned(), "expected a string"),
             (r#"{"x":{"dtype":"F32","shape":[2]}}"#.to_owned(), "missing field `data_offsets`"),
             (r#"{"x":{"dtype":"F32","dtype":"F32"}}"#.to_owned(), "duplicate field `dtype`"),

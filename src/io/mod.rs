@@ -2,7 +2,7 @@
 //!
 //! [`TensorFile`] reads safetensors, [`WeightFiles`] those of a folder, [`save_safetensors`] writes them, [`ModuleFile`] does both for a model. [`GgufFile`] reads GGUF,
 //! [`ModelConfig`] and [`GenerationConfig`] the configurations of Hugging Face. [`write_atomically`], [`open_file`] and [`read_file`] are the
-//! doors through which every file goes.
+//! functions by which files are opened.
 
 mod atomic;
 mod config;
@@ -42,8 +42,8 @@ use crate::error::Error;
 use std::panic::Location;
 use std::path::Path;
 
-/// Names the op and the caller's line: also where a part of this crate has named the line from which another part called it. A
-/// line of the caller's own, in a closure of his, stays.
+/// Names the op and the caller's line. A location inside this crate is replaced by the caller's; one in the caller's own code, in a
+/// closure, stays.
 pub(crate) fn at_callers_line(e: Error, op: &'static str, at: &'static Location<'static>) -> Error {
     let sources = &file!()[..file!().len() - "io/mod.rs".len()];
     let inside = e.location().is_some_and(|l| l.file().starts_with(sources));

@@ -8,7 +8,7 @@ use std::io::{ErrorKind, Read};
 use std::panic::Location;
 use std::path::Path;
 
-/// Opens a regular file for reading. Whatever else the path stands for (folder, FIFO, device, socket) is refused at once: nothing
+/// Opens a regular file for reading. Anything else at the path (folder, FIFO, device, socket) is refused at once: nothing
 /// waits for a writer, and nothing is read without end.
 ///
 /// ```
@@ -93,7 +93,7 @@ pub(super) fn opened(what: &str, path: &Path, options: &mut OpenOptions) -> Resu
         Err(e) if e.kind() == ErrorKind::NotFound => {}
         Err(e) => return Err(failed(what, path, e)),
     }
-    // Also where the path was made to stand for something else in the meantime.
+    // Also where something else has come to the path in the meantime.
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::custom_flags(options, libc::O_NONBLOCK | libc::O_NOCTTY);
     let file = options.open(path).map_err(|e| match std::fs::read_link(path) {

@@ -30,11 +30,11 @@ use std::path::{Path, PathBuf};
 const LONGEST_HEADER: u64 = 100_000_000;
 /// Bytes read or written at a time.
 const PIECE: usize = 1 << 20;
-/// Bytes of a tensor that are copied at a time where they do not lie in order.
+/// Bytes of a tensor that are copied at a time where they are not in order.
 const LARGEST_COPY: usize = 1 << 24;
 /// The text that holds the CRC-32C of the whole file, in which its own digits count as zeros.
 const SEAL: &str = "cotangent.crc32c";
-/// What stands before the digits in a header; a text in it would have its quotes escaped.
+/// What precedes the digits in a header; a text in it would have its quotes escaped.
 const BEFORE_SEAL: &str = "\"cotangent.crc32c\":\"";
 const NO_SEAL: &str = "00000000";
 
@@ -111,7 +111,7 @@ impl TensorFile {
         })
     }
 
-    /// Where the file lies.
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -293,7 +293,7 @@ pub(crate) enum Seal {
     Whole,
 }
 
-/// Where the digits of the seal stand.
+/// The offset of the digits of the seal.
 fn seal_place(header: &[u8]) -> Option<usize> {
     let at = header.windows(BEFORE_SEAL.len()).position(|w| w == BEFORE_SEAL.as_bytes())? + BEFORE_SEAL.len();
     (at + NO_SEAL.len() <= header.len()).then_some(at)

@@ -116,7 +116,7 @@ pub struct Bert {
     pub embeddings: BertEmbeddings,
     /// Blocks.
     pub encoder: BertEncoder,
-    /// Matrices behind the pooling, of models of sentences that have them; mostly none.
+    /// Matrices after the pooling, of models of sentences that have them; mostly none.
     pub dense: Vec<SentenceDense>,
     config: BertConfig,
     pooling: Pooling,
@@ -252,7 +252,7 @@ impl Bert {
         sentence::pool(&self.run(tokens, mask, None)?, counts, &self.pooling, &self.dense)
     }
 
-    /// [`Bert::embed`] of texts: each behind [`Pooling::prompt`], cut to [`Pooling::max_tokens`] and the model's context before the tokens
+    /// [`Bert::embed`] of texts: each after [`Pooling::prompt`], cut to [`Pooling::max_tokens`] and the model's context before the tokens
     /// that the tokenizer sets at its ends, and filled up to the longest.
     ///
     /// # Errors
@@ -272,7 +272,7 @@ impl Bert {
             let text = if p.lowercase { text.to_lowercase() } else { text };
             let mut all = tokenizer.encode_prompt(&text)?;
             if all.len() > most {
-                // What stands at the ends stays.
+                // The tokens at the ends stay.
                 let plain = tokenizer.encode(&text)?;
                 let begins = all.windows(plain.len().max(1)).position(|w| w == plain).unwrap_or(0);
                 let over = (all.len() - most).min(plain.len());

@@ -14,7 +14,7 @@ use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::panic::Location;
 
-/// What stands below the output matrix of a [`Decoder`].
+/// What is below the output matrix of a [`Decoder`].
 #[derive(Clone, Debug)]
 pub struct DecoderStack {
     /// Token table; also the output matrix where the model is tied.

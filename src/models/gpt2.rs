@@ -91,7 +91,7 @@ pub struct Gpt2Block {
 }
 crate::module!(Gpt2Block { ln_1, attn, ln_2, mlp });
 
-/// What stands below the output matrix of [`Gpt2`].
+/// What is below the output matrix of [`Gpt2`].
 #[derive(Clone, Debug)]
 pub struct Gpt2Transformer {
     /// Token table; also the output matrix where the model is tied.

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 #[derive(Clone, Debug, Default)]
 pub struct Cache {
     pub(super) layers: Vec<KvCache>,
-    /// Where the next token stands, if the device knows it and the host does not.
+    /// The position of the next token, if the device knows it and the host does not.
     slot: Option<Slot>,
 }
 
@@ -145,7 +145,7 @@ impl<'a> Input<'a> {
     }
 }
 
-/// Where the tokens of an [`Input`] stand.
+/// The positions of the tokens of an [`Input`].
 pub(super) struct Place {
     pub batch: usize,
     pub time: usize,
@@ -170,7 +170,7 @@ impl Place {
         }
         let slot = input.cache.as_ref().and_then(|c| c.slot.clone());
         if slot.is_some() && time != 1 {
-            bail!(shape, "a captured step takes one token a row, found {time}");
+            bail!(shape, "a captured step takes one token per row, found {time}");
         }
         let start = slot.as_ref().map_or_else(|| input.cache.as_ref().map_or(0, |c| c.len()), |s| s.capacity - 1);
         let pads = if input.pads.iter().all(|&p| p == 0) { Vec::new() } else { input.pads.to_vec() };

@@ -171,7 +171,7 @@ fn with_special(mut generation: GenerationConfig, model: &LanguageModel) -> Gene
 }
 
 /// Opens a BERT in a folder of Hugging Face, or of sentence-transformers: how [`Bert::embed`] makes a vector of a text is what
-/// `modules.json` and the folders that it names say, and stands in the report's notes. Heads of other tasks are ignored, and named in the
+/// `modules.json` and the folders that it names say, and is in the report's notes. Heads of other tasks are ignored, and named in the
 /// report.
 ///
 /// # Errors
@@ -191,7 +191,7 @@ fn open_encoder(path: &Path, mut options: LoadOptions<'_>) -> Result<(Bert, Load
     // Older folders of sentence-transformers have the encoder in one of its own.
     let path = if path.join("config.json").exists() { path.to_owned() } else { sentence.encoder.clone() };
     let ModelConfig::Bert(config) = ModelConfig::open(&path)? else {
-        bail!(argument, "{} is no encoder: `models::load` opens language models", path.display());
+        bail!(argument, "{} is not an encoder: `models::load` opens language models", path.display());
     };
     let source = Source::Folder(WeightFiles::open(&path)?);
     let dtype = dtype.map_or_else(|| source.usual_dtype(), Ok)?;
@@ -251,7 +251,7 @@ fn tokenizer_config(folder: &Path, notes: &mut Vec<String>) -> Result<(Option<St
         io::read(&path, LONGEST).map(Some)
     };
     let text =
-        |b| String::from_utf8(b).map_err(|_| Error::corrupt_file(format!("{} is no UTF-8", folder.join("chat_template.jinja").display())));
+        |b| String::from_utf8(b).map_err(|_| Error::corrupt_file(format!("{} is not UTF-8", folder.join("chat_template.jinja").display())));
     let mut template = read("chat_template.jinja")?.map(text).transpose()?;
     let mut texts = Vec::new();
     if let Some(bytes) = read("tokenizer_config.json")? {

@@ -72,7 +72,7 @@ fn add<M: Module>(model: &mut M, o: Lora, of: &dyn Fn(&str, &Tensor) -> bool) ->
             return Ok(());
         }
         if !leaf.tensor.dtype().is_float() {
-            bail!(argument, "`{name}` is of {}: a change of low rank stands beside floats", leaf.tensor.dtype());
+            bail!(argument, "`{name}` is of {}: a change of low rank needs floats", leaf.tensor.dtype());
         }
         let &[rows, columns] = leaf.tensor.shape().dims() else {
             bail!(argument, "`{name}` is {}, no matrix", leaf.tensor.shape());

@@ -1,4 +1,4 @@
-//! One vector of a text: what stands in a folder of sentence-transformers beside the encoder.
+//! One vector of a text: the files of a folder of sentence-transformers beside the encoder.
 
 use crate::dtype::{DType, F32, F64, U8};
 use crate::error::{Error, Result, bail};
@@ -51,7 +51,7 @@ pub enum PoolingStage {
 /// How [`Bert::embed`](super::Bert::embed) makes a vector of a text. The default is the mean over its tokens, of length one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pooling {
-    /// Vectors of these kinds, one behind the other.
+    /// Vectors of these kinds, one after the other.
     pub modes: Vec<PoolingMode>,
     /// What is done with it, in this order.
     pub stages: Vec<PoolingStage>,
@@ -59,7 +59,7 @@ pub struct Pooling {
     pub max_tokens: Option<usize>,
     /// Whether texts are brought to small letters.
     pub lowercase: bool,
-    /// What stands before each text.
+    /// What precedes each text.
     pub prompt: String,
     /// Whether the prompt's tokens count.
     pub include_prompt: bool,
@@ -78,7 +78,7 @@ impl Default for Pooling {
     }
 }
 
-/// `activation(W·x + b)` behind the pooling, perhaps beside `x`.
+/// `activation(W·x + b)` after the pooling, perhaps beside `x`.
 #[derive(Clone, Debug)]
 pub struct SentenceDense {
     /// The matrix.
@@ -109,7 +109,7 @@ pub(super) struct Sentence {
     pub dense: Vec<SentenceDense>,
     /// What it asks for that is not done here.
     pub refused: Option<String>,
-    /// Where the encoder lies.
+    /// The folder of the encoder.
     pub encoder: PathBuf,
     /// For the report.
     pub notes: Vec<String>,
@@ -136,7 +136,7 @@ impl Settings {
         match object(path)? {
             None => Ok(Settings { name, fields: Map::new() }),
             Some(Value::Object(fields)) => Ok(Settings { name, fields }),
-            Some(_) => bail!(corrupt_file, "{} is no object", path.display()),
+            Some(_) => bail!(corrupt_file, "{} is not an object", path.display()),
         }
     }
 
@@ -175,7 +175,7 @@ impl Sentence {
     /// Reads `modules.json` and what it names.
     ///
     /// # Errors
-    /// I/O and corrupt-file errors of weights alone; what else is wrong or not known stands in `refused`.
+    /// I/O and corrupt-file errors of weights alone; what else is wrong or not known is in `refused`.
     pub fn open(folder: &Path, dtype: impl Fn(&WeightFiles) -> Result<DType>) -> Result<Self> {
         let mut out =
             Sentence { pooling: Pooling::default(), dense: Vec::new(), refused: None, encoder: folder.to_owned(), notes: Vec::new() };
@@ -193,7 +193,7 @@ impl Sentence {
     /// Whether the folder says anything.
     fn read(&mut self, folder: &Path, dtype: impl Fn(&WeightFiles) -> Result<DType>) -> Result<bool> {
         let Some(modules) = object(&folder.join("modules.json"))? else { return Ok(false) };
-        let Some(modules) = modules.as_array() else { bail!(corrupt_file, "modules.json is no list") };
+        let Some(modules) = modules.as_array() else { bail!(corrupt_file, "modules.json is not a list") };
         self.pooling.stages.clear();
         let (mut encoder, mut pooled) = (false, false);
         for module in modules {
@@ -233,7 +233,7 @@ impl Sentence {
             }
         }
         if !pooled {
-            bail!(argument, "modules.json names no Pooling: what stands for a text is not said");
+            bail!(argument, "modules.json names no Pooling: it does not say which vector represents a text");
         }
         self.prompts(&Settings::open(&folder.join("config_sentence_transformers.json"), "config_sentence_transformers.json".to_owned())?)?;
         Ok(true)

@@ -129,8 +129,8 @@ fn is_buffer(name: &str) -> bool {
     ends.iter().any(|e| name.strip_suffix(e).is_some_and(|before| before.is_empty() || before.ends_with('.')))
 }
 
-/// Whether a tensor stands beside the model that all tasks share: a head for another task, as transformers loads the model without it.
-/// What stands in the model and is not known is no head.
+/// Whether a tensor is outside the model that all tasks share: a head for another task, as transformers loads the model without it.
+/// An unknown tensor of the model itself is not a head.
 fn is_head(name: &str, model: &str) -> bool {
     let (base, parts): (&str, &[&str]) = match model {
         "bert" => ("bert", &["embeddings", "encoder"]),

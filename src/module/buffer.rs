@@ -34,7 +34,7 @@ use std::panic::Location;
 pub struct Buffer(Tensor);
 
 impl Buffer {
-    /// A buffer with this value, whose history is left behind.
+    /// A buffer with this value, without its history.
     pub fn new(value: Tensor) -> Self {
         Buffer(value.detach())
     }

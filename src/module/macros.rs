@@ -2,7 +2,7 @@
 
 /// Writes [`Module`](crate::Module) for a struct or an enum: `module!(Linear { weight, bias } skip { dropout })`.
 ///
-/// Every field stands in one of the two lists (parameters and sub-modules first, everything else under `skip`), so a
+/// Every field is in one of the two lists (parameters and sub-modules first, everything else under `skip`), so a
 /// forgotten field does not compile. A field's checkpoint name is its own unless given: `{ wte as "embed_tokens" }`.
 ///
 /// ```compile_fail,E0063
@@ -29,7 +29,7 @@
 /// # Ok::<(), cotangent::Error>(())
 /// ```
 ///
-/// Tuple structs list names of their own for the fields, which count from 0; of an enum every variant stands in the list. A variant
+/// Tuple structs list names of their own for the fields, which count from 0; of an enum every variant is in the list. A variant
 /// `Dense(m)` adds nothing to the names, the fields of `Scale { gate }` have theirs:
 ///
 /// ```

@@ -183,7 +183,7 @@ pub struct Visitor<'a> {
 /// Why a walk asks for numbers that change from step to step: a captured step reads them from the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// A capture begins; the numbers will stand at the given position.
+    /// A capture begins; the numbers will be at the given position.
     Begin,
     /// It is over, or has failed.
     End,
@@ -244,7 +244,7 @@ impl Visitor<'_> {
 /// # Ok::<(), cotangent::Error>(())
 /// ```
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is no tree of parameters",
+    message = "`{Self}` is not a tree of parameters",
     label = "not a `Module`",
     note = "a struct of your own becomes one by `module!(Name {{ layer, weight }} skip {{ size }})`: parameters and sub-modules first, all else under `skip`",
     note = "a number, string or setting among the fields belongs under `skip`: `module!(Net {{ weight }} skip {{ size }})`",

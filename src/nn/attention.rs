@@ -13,7 +13,7 @@ use crate::rng::Key;
 use crate::tensor::Tensor;
 use std::panic::Location;
 
-/// What attention is told besides its input; the default is nothing.
+/// Options of attention besides its input; none by default.
 #[derive(Debug, Default)]
 pub struct Attend<'a> {
     /// Broadcasts to the scores `[batch, heads, time, keys]`: `u8`, 1 = attend; or floats added to the scores.
@@ -150,7 +150,7 @@ pub struct AttentionConfig {
     pub rope: Option<Rotary>,
     /// Whether a query sees only keys up to its own position.
     pub causal: bool,
-    /// `(before, behind)`: how many keys before and behind its own place a query sees; `None`: all. A `sliding_window` of `n`
+    /// `(left, right)`: how many keys before and after its own position a query sees; `None`: all. A `sliding_window` of `n`
     /// keys is `(n − 1, 0)`. A cache keeps all keys.
     pub window: Option<(usize, usize)>,
     /// Caps scores at `±c` by `c · tanh(s / c)`.

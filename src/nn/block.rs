@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::rng::Key;
 use crate::tensor::Tensor;
 
-/// Where a block's norms stand.
+/// Whether a block's norms come before or after its parts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum NormOrder {
     /// `x + f(norm(x))`: GPT-2, Llama. The residual stream itself is never normalised, and deep models train.
@@ -30,7 +30,7 @@ pub struct Block {
     pub ln_2: LayerNorm,
     /// Mixes channels.
     pub mlp: Mlp,
-    /// Where the norms stand.
+    /// Whether norms come before or after.
     pub order: NormOrder,
 }
 crate::module!(Block { ln_1, attn, ln_2, mlp } skip { order });
@@ -88,7 +88,7 @@ pub struct DecoderLayer {
     pub input_layernorm: RmsNorm,
     /// Of the MLP.
     pub post_attention_layernorm: RmsNorm,
-    /// Where the norms stand.
+    /// Whether norms come before or after.
     pub order: NormOrder,
 }
 crate::module!(DecoderLayer { self_attn, mlp, input_layernorm, post_attention_layernorm } skip { order });

@@ -42,7 +42,7 @@ impl Fans {
     }
 }
 
-/// How a weight is drawn. `gain` makes up for the nonlinearity behind it: 1 for none, √2 for ReLU ([`Init::he`]), 5/3 for
+/// How a weight is drawn. `gain` makes up for the nonlinearity after it: 1 for none, √2 for ReLU ([`Init::he`]), 5/3 for
 /// tanh.
 ///
 /// ```

@@ -32,7 +32,7 @@ impl Linear {
         })
     }
 
-    /// Weights drawn as told, zero bias.
+    /// Weights drawn by `init`, zero bias.
     ///
     /// # Errors
     /// Argument error for a gain or deviation that is negative or not finite; dtype error for integers; out of memory.
@@ -116,7 +116,7 @@ impl Embedding {
     /// As [`Tensor::linear_cross_entropy`].
     #[track_caller]
     pub fn loss(&self, x: &Tensor, targets: &Tensor) -> Result<Tensor> {
-        // A changed or packed matrix is not one that the fused op multiplies by.
+        // The fused loss supports neither changes of low rank nor quantised weights.
         if self.weight.dtype() == U8 || self.weight.low_rank().is_some() {
             return self.unembed(x)?.cross_entropy(targets);
         }
@@ -124,7 +124,7 @@ impl Embedding {
     }
 }
 
-/// `x · Wᵀ + bias` with the change of low rank that may stand beside `W [out, in]`, computed as two thin products.
+/// `x · Wᵀ + bias` with the change of low rank that `W [out, in]` may have, computed as two thin products.
 #[track_caller]
 fn affine(x: &Tensor, weight: &Param, bias: Option<&Tensor>) -> Result<Tensor> {
     let y = if weight.dtype() == U8 { in_blocks(x, weight, bias)? } else { x.linear(weight, bias)? };

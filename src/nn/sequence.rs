@@ -19,7 +19,7 @@ pub struct RecurrentConfig {
     pub hidden: usize,
     /// How many layers, each fed by the one before it.
     pub layers: usize,
-    /// Whether each layer also runs from the end to the beginning; both values stand beside each other in the output.
+    /// Whether each layer also runs from the end to the beginning; both values are side by side in the output.
     pub bidirectional: bool,
     /// Probability of dropping an element between layers in training.
     pub dropout: f64,
@@ -37,7 +37,7 @@ impl RecurrentConfig {
     }
 }
 
-/// What a recurrent layer is told besides input and state; the default is nothing.
+/// Options of a recurrent layer besides input and state; none by default.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Recur<'a> {
     /// How many steps of each sequence of the batch count. Behind them the output is zero and the state stays, in both directions: as
@@ -96,7 +96,7 @@ macro_rules! layer {
             }
 
             /// `[batch, time, inputs]` and the state before it (zero without) to the outputs of the last layer,
-            /// `[batch, time, directions·hidden]`, and the state behind it. A state is `[layers·directions, batch, hidden]`.
+            /// `[batch, time, directions·hidden]`, and the state after it. A state is `[layers·directions, batch, hidden]`.
             ///
             /// # Errors
             /// Shape or dtype error when input or state do not fit, also a state of another batch.

@@ -18,7 +18,7 @@ use crate::tensor::Tensor;
 /// # Ok::<(), cotangent::Error>(())
 /// ```
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is no layer",
+    message = "`{Self}` is not a layer",
     label = "not a `Layer`",
     note = "a function is one as `nn::Func(|x| x.relu())`; a struct of your own implements `Layer::call` beside `module!`",
     note = "tuples of up to twelve layers, `Vec`, arrays, `Option`, `Box` and `Sequential` of layers are layers; of more than twelve: tuples in a tuple",
@@ -32,7 +32,7 @@ pub trait Layer: Module {
     #[track_caller]
     fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor>;
 
-    /// How many layers stand in one another: 1 for a layer that holds none. One that holds others adds 1 to the largest of theirs, so
+    /// How deep layers are nested: 1 for a layer that holds none. One that holds others adds 1 to the largest of theirs, so
     /// that [`Sequential`] can refuse what no stack holds.
     fn nesting(&self) -> usize {
         1
@@ -75,7 +75,7 @@ impl Dropout {
     /// The value in training (with a key), or as it is (without).
     ///
     /// # Errors
-    /// Argument error when `p` is no probability.
+    /// Argument error when `p` is not a probability.
     #[track_caller]
     pub fn forward(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
         match key {
@@ -224,7 +224,7 @@ up_to_twelve!(tuples);
 
 /// A layer of any type that can be cloned: what a [`Sequential`] holds. Implemented by every such layer.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is no layer for a `Sequential`",
+    message = "`{Self}` is not a layer for a `Sequential`",
     label = "not a `Layer` that can be cloned and sent",
     note = "a function is one as `nn::Func(|x| x.relu())`; a struct of your own implements `Layer::call` beside `module!`, and is `Clone`"
 )]
@@ -252,7 +252,7 @@ impl<L: Layer + Clone + Send + Sync + 'static> AnyLayer for L {
 /// # Ok::<(), cotangent::Error>(())
 /// ```
 ///
-/// Layers stand in one another at most 1000 deep: what a further `push` would nest is let go, and calls are errors that say so.
+/// Layers are nested at most 1000 deep: what a further `push` would nest is let go, and calls are errors that say so.
 #[derive(Default)]
 pub struct Sequential {
     layers: Vec<Box<dyn AnyLayer>>,
@@ -311,7 +311,7 @@ impl Module for Sequential {
 impl Layer for Sequential {
     fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
         if self.nesting > DEEPEST {
-            bail!(argument, "sequential: layers stand in one another more than {DEEPEST} deep");
+            bail!(argument, "sequential: layers are nested more than {DEEPEST} deep");
         }
         in_turn(self.layers.iter().map(|l| &**l), x, key)
     }

@@ -46,7 +46,10 @@ fn rename(tensors: &BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>
     for (name, t) in tensors {
         if let Some((path, kind)) = ["weight", "bias"].iter().find_map(|k| split(name, &format!("in_proj_{k}")).map(|p| (p, k))) {
             if t.rank() == 0 || !t.shape()[0].is_multiple_of(3) {
-                return Err(Error::shape(format!("`{name}` has shape {}: queries, keys and values are no three equal parts", t.shape())));
+                return Err(Error::shape(format!(
+                    "`{name}` has shape {}: it does not split into three equal parts for queries, keys and values",
+                    t.shape()
+                )));
             }
             for (part, third) in ["q", "k", "v"].iter().zip(t.chunk(3, 0)?) {
                 put(format!("{path}{part}_proj.{kind}"), third)?;

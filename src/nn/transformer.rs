@@ -9,7 +9,7 @@ use crate::rng::Key;
 use crate::tensor::Tensor;
 use std::panic::Location;
 
-/// Sizes and options of [`TransformerEncoderLayer`] and [`TransformerDecoderLayer`]. The default is PyTorch's (norms behind, ReLU, biases)
+/// Sizes and options of [`TransformerEncoderLayer`] and [`TransformerDecoderLayer`]. The default is PyTorch's (norms after, ReLU, biases)
 /// without dropout, of size zero: set the sizes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TransformerConfig {
@@ -21,7 +21,7 @@ pub struct TransformerConfig {
     pub hidden: usize,
     /// Between the two linear layers.
     pub activation: Activation,
-    /// Where the norms stand; PyTorch's `norm_first` is [`NormOrder::Pre`].
+    /// Whether norms come before or after; PyTorch's `norm_first` is [`NormOrder::Pre`].
     pub order: NormOrder,
     /// Probability of dropping in training: attention weights, what attention gives, and in the feed-forward part.
     pub dropout: f64,
@@ -66,7 +66,7 @@ impl TransformerConfig {
     }
 }
 
-/// One branch around which its input is added, with the norm before the branch or behind the sum.
+/// One branch around which its input is added, with the norm before the branch or after the sum.
 fn residual(x: &Tensor, norm: &LayerNorm, order: NormOrder, branch: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
     match order {
         NormOrder::Pre => x.add(&branch(&norm.forward(x)?)?),
@@ -232,7 +232,7 @@ impl TransformerDecoderLayer {
         self.forward_with(x, memory, Attend { key, ..Attend::default() }, Attend::default())
     }
 
-    /// [`forward`](Self::forward) with what each attention is told: masks, a cache of self-attention. The key of the first is that of the
+    /// [`forward`](Self::forward) with options for each attention: masks, a cache of self-attention. The key of the first is that of the
     /// layer, the second needs none.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use std::sync::Arc;
 /// use cotangent::optim::{AdamW, Group, Sgd, norms_and_biases};
 /// let tables = Group::new(|name, _| name.contains("wte")).lr(0.1).weight_decay(0.0);
 /// let adam = AdamW { groups: vec![tables], ..AdamW::default() };
-/// // AdamW leaves norms and biases alone unless told otherwise; the others decay all that no group excepts.
+/// // AdamW leaves norms and biases alone by default; the others decay all that no group excepts.
 /// let sgd = Sgd { weight_decay: 1e-4, groups: vec![Group::new(norms_and_biases).weight_decay(0.0)], ..Sgd::new(0.1) };
 /// # let _ = (adam, sgd);
 /// ```
@@ -31,7 +31,7 @@ impl std::fmt::Debug for Group {
 }
 
 impl Group {
-    /// The parameters whose name and tensor satisfy the predicate; trained as the others until told otherwise.
+    /// The parameters whose name and tensor satisfy the predicate; trained as the others until changed.
     ///
     /// The predicate is asked in every step, and must answer by name and shape alone.
     pub fn new(matches: impl Fn(&str, &Tensor) -> bool + Send + Sync + 'static) -> Self {

@@ -1,5 +1,5 @@
-//! What optimizers remember about each parameter, and the walk that all of them share: refusals first, steps with
-//! gradients that are not finite skipped, parameters of half precision stepped through a master in `f32`.
+//! What optimizers remember about each parameter, and the walk that all of them share: it validates, skips steps that are not
+//! finite, and updates parameters of half precision through a master copy in `f32`.
 
 use super::{State, clip};
 use crate::backend::cuda::capture;
@@ -126,7 +126,7 @@ pub(super) struct Slots {
     /// In the order of [`Rule::slots`].
     pub(super) tensors: [Option<Tensor>; SLOTS],
     master: Option<Tensor>,
-    /// The rounded master as the model got it: tells a parameter that someone else has changed.
+    /// The rounded master as the model got it: shows whether something else has changed the parameter.
     given: Option<Tensor>,
     /// Which of a captured step's numbers are this parameter's.
     pub(super) live: Option<usize>,

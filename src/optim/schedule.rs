@@ -14,7 +14,7 @@ use std::panic::Location;
 /// assert_eq!([1e-3.at(7), twice.at(10), twice.at(110)], [1e-3, 1e-3, 5e-4]);
 /// ```
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is no learning-rate schedule",
+    message = "`{Self}` is not a learning-rate schedule",
     note = "a schedule is a number, a closure `|step: usize| -> f64`, a schedule of `cotangent::optim`, or what implements `Schedule`"
 )]
 pub trait Schedule {

@@ -67,7 +67,7 @@ impl Schedule for StepLr {
 pub struct MultiStepLr {
     /// First rate.
     pub lr: f64,
-    /// Steps from which on another factor counts; one that stands twice counts twice.
+    /// Steps from which on another factor counts; one that occurs twice counts twice.
     pub milestones: Vec<usize>,
     /// The factor.
     pub gamma: f64,
@@ -240,7 +240,7 @@ impl Schedule for OneCycleLr {
 
 /// Multiplies the rate by `factor` when a metric has stopped improving: PyTorch's `ReduceLROnPlateau`.
 ///
-/// It has to be told what evaluations give, by [`Schedule::observe`]; the trainer does so after each evaluation that
+/// It needs the results of evaluations, by [`Schedule::observe`]; the trainer does so after each evaluation that
 /// `evaluate_every` asks for, and keeps its state in snapshots. Where a metric is negative, `threshold` is a share of its size
 /// (PyTorch takes an unchanged negative loss for a better one).
 ///

@@ -1,4 +1,4 @@
-//! The seam between optimizers and those who drive and store them: one trait, and state that can be written to a file.
+//! The interface between optimizers and what drives and stores them: one trait, and state that can be written to a file.
 
 use crate::error::Result;
 use crate::functional::Grads;

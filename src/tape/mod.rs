@@ -124,7 +124,7 @@ pub type InputCotangents = SmallVec<[Option<Tensor>; 4]>;
 pub(crate) trait Pull: Send + Sync {
     fn pull(&self, ctx: &PullContext<'_>, y_bar: &Cotangents, want: &[bool]) -> Result<InputCotangents>;
 
-    /// Where the only output lies in the only input, when it is a stretch of one of its axes.
+    /// Where the only output is in the only input, when it is a stretch of one of its axes.
     fn stretch(&self) -> Option<Stretch> {
         None
     }
@@ -203,8 +203,8 @@ impl Inner {
         Self::make(false)
     }
 
-    /// A tape for a gradient function. When a value of it meets a value of an older tape, the function runs inside that
-    /// tape's: the older tape takes the nodes over, and the derivative is recorded there.
+    /// A tape for a gradient function. When its values are combined with those of an older tape, the function
+    /// runs inside that tape's: its nodes are moved to the older tape, and the derivative is recorded there.
     pub(crate) fn for_function() -> Arc<Self> {
         Self::make(true)
     }
@@ -393,7 +393,7 @@ pub(crate) fn record(
 
 /// Records what is computed from watched tensors, and gives their gradients.
 ///
-/// The everyday door is [`value_and_grad`](crate::value_and_grad); a tape by hand is for anything that does not fit it.
+/// For everyday use there is [`value_and_grad`](crate::value_and_grad); use a tape by hand for anything that does not fit it.
 ///
 /// ```
 /// use cotangent::{Tape, Tensor};
@@ -535,7 +535,7 @@ impl Gradients {
             }),
             Some(_) => Err(Error::tape("another tape than the swept one tracks this tensor").in_op("backward", at)),
             None => {
-                let hint = "gradients belong to watched tensors: ask with the tensor that `watch` returned, not with the one it was given";
+                let hint = "gradients belong to watched tensors: use the tensor that `watch` returned, not the one that was passed to it";
                 Err(Error::tape(format!("this tensor is not tracked; {hint}")).in_op("backward", at))
             }
         }

@@ -19,7 +19,7 @@ pub trait Observer: Send + Sync {
     /// An op ran and was recorded.
     ///
     /// # Errors
-    /// An error makes the op fail: it reaches whoever called the op.
+    /// An error makes the op fail: it reaches the caller of the op.
     fn ran(&self, op: &Ran<'_>) -> Result<()>;
 
     /// A sweep computed an op's input cotangents.
@@ -34,7 +34,7 @@ pub trait Observer: Send + Sync {
     /// An op that is a composition of others ran; each of them was seen by [`Observer::ran`] before. Few ask: nothing unless said otherwise.
     ///
     /// # Errors
-    /// An error makes the op fail: it reaches whoever called the op.
+    /// An error makes the op fail: it reaches the caller of the op.
     fn composed(&self, _: &Composed<'_>) -> Result<()> {
         Ok(())
     }
@@ -204,7 +204,7 @@ pub(super) fn pulled(
     tape.watchers.list().iter().try_for_each(|o| o.pulled(&op)).map_err(|e| e.in_op(name, at))
 }
 
-/// Runs a composition; on an observed tape, the nodes that it adds get the line of its caller, and the observers are told of the whole.
+/// Runs a composition; on an observed tape, the nodes that it adds get the line of its caller, and the observers see the whole.
 pub(crate) fn composed<R: AsRef<[Tensor]>>(
     name: &'static str,
     x: &[&Tensor],
@@ -273,7 +273,7 @@ impl Inner {
 }
 
 impl Tensor {
-    /// Names this value for whoever observes the tape that tracks it (a [`Trace`](crate::diagnostics::Trace), say).
+    /// Names this value for the observers of the tape that tracks it (a [`Trace`](crate::diagnostics::Trace), say).
     ///
     /// Costs one flag when nobody does: the name is only made when somebody listens.
     pub fn tap<S: AsRef<str>>(&self, name: impl FnOnce() -> S) {

@@ -56,7 +56,7 @@ pub(crate) fn sweep(tape: &Arc<Inner>, s: Sweep<'_>, ops: Accumulate) -> Result<
             let node = &mut nodes[id];
             let at = node.at;
             match &mut node.kind {
-                // What it saved goes; where it came from stays, for whoever asks why a gradient was lost.
+                // What it saved is freed; its parents stay, to explain why a gradient was lost.
                 Kind::Op(op) if s.consume => {
                     let (pull, saved) = (op.pull.take(), std::mem::take(&mut op.saved));
                     (OpNode { name: op.name, pull, saved, parents: op.parents.clone(), outputs: op.outputs }, at)
@@ -146,7 +146,7 @@ fn many_stretches(tape: &Inner, floor: usize, top: usize) -> Result<HashMap<usiz
     Ok(many)
 }
 
-/// For each node from `floor` to `top`: whether a wanted value lies below it.
+/// For each node from `floor` to `top`: whether a wanted value is below it.
 fn reaches_wanted(tape: &Inner, floor: usize, top: usize, wanted: &HashSet<usize>) -> Result<Vec<bool>> {
     let nodes = tape.nodes();
     let mut out = memory::vec_of(false, (top + 1).saturating_sub(floor))?;

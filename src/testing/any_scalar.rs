@@ -1,4 +1,4 @@
-//! One scalar that stands for all others, so that a definition is compiled once for all checks.
+//! One scalar in place of all others, so that a definition is compiled once for all checks.
 
 use super::scalar::{Ball, Dual, Scalar};
 use crate::testing::Nd;

@@ -70,7 +70,7 @@ pub enum Event<'a, M> {
         /// Whether it is the best so far, by [`Trainer::keep_best`](super::Trainer::keep_best).
         best: bool,
     },
-    /// A snapshot lies on the disk.
+    /// A snapshot has been written to the disk.
     Saved {
         /// Steps done.
         step: usize,

@@ -75,8 +75,8 @@ impl Csv {
     /// are taken away when the first new one is written, so a run that is refused costs none. A run that begins at step 0 finds the
     /// rows of another: their file is renamed to `NAME.old` then.
     ///
-    /// What a power cut leaves at the end of the file (half a row, zeros, bytes that are no text) goes with these rows. Where more is taken
-    /// away than half a row and zeros, or rows of later steps stand before rows that stay, the file is damaged: a copy of all of it is kept
+    /// What a power cut leaves at the end of the file (half a row, zeros, bytes that are not text) goes with these rows. Where more is taken
+    /// away than half a row and zeros, or rows of later steps come before rows that stay, the file is damaged: a copy of all of it is kept
     /// as `NAME.damaged`, with a warning (`tracing`).
     ///
     /// # Errors
@@ -154,7 +154,7 @@ impl Jsonl {
         let lines = Lines::open(path, step, |line, whole| match serde_json::from_str::<Value>(line).map(|v| v["step"].as_u64()) {
             Ok(Some(s)) => Ok(Place::Row(usize::try_from(s).unwrap_or(usize::MAX))),
             Err(_) if !whole && (line.is_empty() || line.starts_with('{')) => Ok(Place::Torn),
-            _ => bail!(corrupt_file, "{} has the line `{}`, which is no object with a step", path.display(), shown(line)),
+            _ => bail!(corrupt_file, "{} has the line `{}`, which is not an object with a step", path.display(), shown(line)),
         });
         Ok(Jsonl(lines?))
     }
@@ -187,7 +187,7 @@ enum Place {
 struct Lines {
     path: PathBuf,
     out: BufWriter<File>,
-    /// Whether the title stands there already.
+    /// Whether the title is there already.
     titled: bool,
     /// What the first new line does before.
     cut: Cut,
@@ -208,14 +208,14 @@ enum Cut {
     Nothing,
     /// The file ends here.
     At(u64),
-    /// The file has lines to keep behind others: those at these places.
+    /// The file has lines to keep after others: those at these offsets.
     Keep(Vec<Range<u64>>),
     /// All lines are of another run.
     Aside,
 }
 
 impl Lines {
-    /// Opens a file for lines of `step` and later. `of` is told a line and whether it is whole, and says what it is or refuses it: a last
+    /// Opens a file for lines of `step` and later. `of` gets a line and whether it is whole, and says what it is or refuses it: a last
     /// one without its end is what a killed process left, and goes.
     fn open(path: &Path, step: usize, mut of: impl FnMut(&str, bool) -> Result<Place>) -> Result<Self> {
         let run = lock_around(path)?;
@@ -258,7 +258,7 @@ impl Lines {
                 }
                 Some(_) => {}
                 None => {
-                    let e = Error::corrupt_file(format!("{} has bytes that are no text, at byte {at} or later", path.display()));
+                    let e = Error::corrupt_file(format!("{} has bytes that are not text, at byte {at} or later", path.display()));
                     if at == 0 {
                         return Err(e);
                     }
@@ -321,7 +321,7 @@ impl Lines {
                 old.seek(SeekFrom::Start(0)).map_err(|e| failed("read", path, e))?;
                 std::io::copy(&mut old, out).map(drop).map_err(|e| failed("write", &copy, e))
             })?;
-            tracing::warn!(path = %copy.display(), "metrics are damaged: what can be read of them goes on, all of them are kept");
+            tracing::warn!(path = %copy.display(), "metrics are damaged: the readable rows are continued, all of them are kept");
             self.damaged = false;
         }
         match &self.cut {

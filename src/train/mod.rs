@@ -1,4 +1,4 @@
-//! The training loop and what stands around it: data, snapshots, metrics, generation. Layer L7; each part works alone.
+//! The training loop and what belongs to it: data, snapshots, metrics, generation. Layer L7; each part works alone.
 //!
 //! [`Trainer`] runs steps; data are any [`Batches`]; callbacks see each [`Event`]. [`Snapshots`] keep all that a run needs to
 //! continue bit for bit.

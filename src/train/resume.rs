@@ -50,7 +50,7 @@ impl<M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'_, M, O, S>
         if let Some((step, value)) = self.best.as_ref().map(|b| (b.step, b.value)).or(self.best_known) {
             numbers.extend([("best".to_owned(), value), ("best_step".to_owned(), step as f64)]);
         }
-        // Whether the schedule was told of the evaluation at this step: a run that is stopped after one is, others are not.
+        // Whether the schedule has observed the evaluation at this step: a run that is stopped after one is, others are not.
         numbers.extend(self.observed.map(|step| ("observed".to_owned(), step as f64)));
         let mut settings = self.settings.clone();
         settings.extend(self.run_settings(d.step));
@@ -262,9 +262,9 @@ impl<M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'_, M, O, S>
         }
         let differ = differ.join("; ");
         if !self.options.allow_changes {
-            bail!(argument, "the run would go on by other rules: {differ}; Options::allow_changes lets it, with those of now");
+            bail!(argument, "the run would continue by other rules: {differ}; Options::allow_changes permits it, with the new ones");
         }
-        tracing::warn!("the run goes on by other rules: {differ}");
+        tracing::warn!("the run continues by other rules: {differ}");
         Ok(s.settings.get(&rate) != now.get(&rate))
     }
 
@@ -276,9 +276,12 @@ impl<M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'_, M, O, S>
         {
             if !self.options.allow_changes {
                 self.data_of_snapshot = true;
-                bail!(argument, "the data are others than before: {was}; now {now}; Options::allow_changes lets the run go on with them");
+                bail!(
+                    argument,
+                    "the data differ from those before: {was}; now {now}; Options::allow_changes lets the run continue with them"
+                );
             }
-            tracing::warn!("the data are others than before: {was}; now {now}");
+            tracing::warn!("the data differ from those before: {was}; now {now}");
         }
         self.data = now;
         Ok(())

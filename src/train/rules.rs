@@ -10,7 +10,7 @@ use crate::rng::Key;
 /// ```
 /// use cotangent::train::TokenRules;
 /// let rules = TokenRules { no_repeat_ngram_size: 2, ..TokenRules::default() };
-/// // 7 8 stands there already: after another 7 anything but 8 may come.
+/// // 7 8 is there already: after another 7 anything but 8 may come.
 /// let mut logits = vec![0.0; 10];
 /// rules.apply(&mut logits, &[7, 8, 7], 1, &[], usize::MAX);
 /// assert!(logits[8] == f64::NEG_INFINITY && logits[7] == 0.0);
@@ -19,13 +19,13 @@ use crate::rng::Key;
 pub struct TokenRules {
     /// Tokens that are never drawn.
     pub suppress_tokens: Vec<u32>,
-    /// Tokens that are not drawn as the first one behind the prompt.
+    /// Tokens that are not drawn as the first one after the prompt.
     pub begin_suppress_tokens: Vec<u32>,
     /// Sequences that are not completed. One of a single token that ends texts is passed over.
     pub bad_words: Vec<Vec<u32>>,
     /// No sequence of so many tokens occurs twice, prompt included; 0: any may.
     pub no_repeat_ngram_size: usize,
-    /// No token that ends a text is drawn before so many others behind the prompt.
+    /// No token that ends a text is drawn before so many others after the prompt.
     pub min_new_tokens: usize,
     /// No token that ends a text is drawn before prompt and text have so many tokens.
     pub min_length: usize,
@@ -105,7 +105,7 @@ pub(crate) struct Sampler<'a> {
     pub rules: &'a TokenRules,
     /// Tokens that end a text.
     pub ends: &'a [u32],
-    /// Token `i` behind the prompt is drawn with number `i`.
+    /// Token `i` after the prompt is drawn with number `i`.
     pub key: Key,
     /// Tokens that were given.
     pub prompt: usize,

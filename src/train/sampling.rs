@@ -83,7 +83,7 @@ impl Sampling {
         self.pick(&penalised, uniform)
     }
 
-    /// The token that a uniform number in `[0, 1)` stands for.
+    /// The token that a uniform number in `[0, 1)` selects.
     ///
     /// ```
     /// use cotangent::train::Sampling;

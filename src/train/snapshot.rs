@@ -28,7 +28,7 @@ const OPTIMIZER: &str = "optimizer.";
 /// The state of a run between two steps.
 ///
 /// Schedules are functions of the step, batches functions of their position and random numbers functions of a key, so these
-/// three numbers stand for them.
+/// three numbers represent them.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// Steps done.
@@ -49,7 +49,7 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// Writes the file: whole or not at all, and on the disk when this returns. A checksum covers every byte of it. Tensors on the
-    /// CPU are written from where they lie, without a copy.
+    /// CPU are written from their own memory, without a copy.
     ///
     /// # Errors
     /// I/O error; out of memory.
@@ -103,7 +103,7 @@ impl Snapshot {
         };
         out.optimizer.numbers = inexact(&entry["optimizer"]).ok_or_else(|| damaged("the optimizer's numbers"))?;
         for (k, v) in entry["settings"].as_object().ok_or_else(|| damaged("no settings"))? {
-            out.settings.insert(k.clone(), v.as_str().ok_or_else(|| damaged("a setting is no text"))?.to_owned());
+            out.settings.insert(k.clone(), v.as_str().ok_or_else(|| damaged("a setting is not text"))?.to_owned());
         }
         for name in file.all_names()? {
             crate::memory::small(2 * size_of::<(String, Tensor)>() + crate::memory::TENSOR)?;
@@ -148,7 +148,7 @@ impl Snapshot {
 fn checked(path: &Path) -> Result<(TensorFile, Value)> {
     let (shown, file) = (path.display(), TensorFile::open(path)?);
     let Some(text) = file.metadata().get(ENTRY) else {
-        bail!(corrupt_file, "{shown} is no snapshot: its header has no `{ENTRY}` (it may hold the tensors of a model alone)");
+        bail!(corrupt_file, "{shown} is not a snapshot: its header has no `{ENTRY}` (it may hold the tensors of a model alone)");
     };
     // Not checked yet: it may be any text.
     crate::memory::ensure(crate::io::most_of_json(text.as_bytes()))?;
@@ -198,7 +198,7 @@ pub struct Found {
 
 /// A folder of snapshots: the newest and the one before it.
 ///
-/// Each is written beside the others and renamed when it lies on the disk, and an old one goes only after that: a process
+/// Each is written beside the others and renamed when it is on the disk, and an old one goes only after that: a process
 /// killed at any moment leaves the last whole snapshot. A folder belongs to one process: the first that opens it has it until all that
 /// it opened there (snapshots, metrics, trainers with them) is dropped, or it ends, however it ends.
 #[derive(Clone, Debug)]
@@ -254,11 +254,11 @@ impl Snapshots {
 
     fn own(&self) -> Result<&Lock> {
         self.lock.as_ref().ok_or_else(|| {
-            Error::argument(format!("{} is only looked at: `Snapshots::open` takes a folder for a run", self.folder.display()))
+            Error::argument(format!("{} is open for reading only: `Snapshots::open` opens a folder for a run", self.folder.display()))
         })
     }
 
-    /// Where the best model's snapshot lies.
+    /// The path of the best model's snapshot.
     pub(super) fn best(&self) -> PathBuf {
         self.folder.join(BEST)
     }
@@ -279,7 +279,7 @@ impl Snapshots {
             let path = entry.map_err(|e| failed("list", &self.folder, e))?.path();
             out.extend(step_of(&path).is_some().then_some(path));
         }
-        // Names as `step-7` and `step-000000007` can stand for one step.
+        // Names as `step-7` and `step-000000007` can mean one step.
         out.sort_by_cached_key(|p| (step_of(p), p.clone()));
         Ok(out)
     }

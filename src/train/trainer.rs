@@ -43,7 +43,7 @@ pub struct Options {
     pub clip: Option<f64>,
     /// Steps between evaluations, the first before the first step.
     pub evaluate_every: usize,
-    /// Steps in a row whose loss or gradients may be not finite. Such a step changes nothing; one more is an error.
+    /// How many steps in a row may have a loss or gradients that are not finite. Each is skipped; one more is an error.
     pub patience: usize,
     /// How gradients are taken.
     pub gradients: GradOptions,
@@ -175,7 +175,7 @@ pub struct Trainer<'a, M, O, S = ()> {
     pub(super) data: Option<String>,
     /// The data are those of a snapshot, with which the next run's have to agree.
     pub(super) data_of_snapshot: bool,
-    /// Step at which the schedule was last told of an evaluation.
+    /// Step of the last evaluation that the schedule has observed.
     pub(super) observed: Option<usize>,
     /// Step and value of the best model, where the model itself is not here.
     pub(super) best_known: Option<(usize, f64)>,

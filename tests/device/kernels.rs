@@ -109,7 +109,7 @@ fn every_kernel_compiles_for_gpus() {
     const NAME: &str = "device::kernels::every_kernel_compiles_for_gpus";
     // The loader reads its search path when a process starts: start one that has the folder in it.
     if let Some(dir) = env::var_os("COTANGENT_NVRTC_DIR").filter(|_| env::var_os("COTANGENT_NVRTC_CHILD").is_none()) {
-        assert!(Path::new(&dir).is_dir(), "COTANGENT_NVRTC_DIR: {} is no folder", PathBuf::from(&dir).display());
+        assert!(Path::new(&dir).is_dir(), "COTANGENT_NVRTC_DIR: {} is not a folder", PathBuf::from(&dir).display());
         let old = env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
         let path = env::join_paths(std::iter::once(PathBuf::from(dir)).chain(env::split_paths(&old))).unwrap();
         let mut child = Command::new(env::current_exe().unwrap());

@@ -19,25 +19,28 @@ fn library(deps: &Path) -> Option<PathBuf> {
 const SLIPS: &[(&str, &[&str])] = &[
     (
         "fn f() { #[derive(Clone)] struct Net { w: Param, n: usize } module!(Net { w, n }); }",
-        &["`usize` is no tree of parameters", "belongs under `skip`"],
+        &["`usize` is not a tree of parameters", "belongs under `skip`"],
     ),
-    ("fn f(x: &Tensor) { let _ = grad(&1.5f32, |_| x.sum(..)); }", &["`f32` is no tree of parameters"]),
-    ("fn f() { #[derive(Clone)] struct Own; let _ = nn::Sequential::new().push(Own); }", &["`Own` is no layer", "nn::Func(|x| x.relu())"]),
-    ("fn f() { fn layer(_: impl nn::Layer) {} layer(|x: &Tensor| x.relu()); }", &["is no layer", "a function is one as `nn::Func"]),
-    ("fn f(x: &Tensor) { let _ = x.reshape([2.0, 3.0]); }", &["is no shape to reshape to", "one may be open: `[-1, 6]`"]),
-    ("fn f(x: &Tensor) { let _ = x.reshape((2, 3.0)); }", &["is no extent", "x.reshape((batch, ()))"]),
+    ("fn f(x: &Tensor) { let _ = grad(&1.5f32, |_| x.sum(..)); }", &["`f32` is not a tree of parameters"]),
+    (
+        "fn f() { #[derive(Clone)] struct Own; let _ = nn::Sequential::new().push(Own); }",
+        &["`Own` is not a layer", "nn::Func(|x| x.relu())"],
+    ),
+    ("fn f() { fn layer(_: impl nn::Layer) {} layer(|x: &Tensor| x.relu()); }", &["is not a layer", "a function is one as `nn::Func"]),
+    ("fn f(x: &Tensor) { let _ = x.reshape([2.0, 3.0]); }", &["is not a shape to reshape to", "one may be open: `[-1, 6]`"]),
+    ("fn f(x: &Tensor) { let _ = x.reshape((2, 3.0)); }", &["is not an extent", "x.reshape((batch, ()))"]),
     (
         "fn f() { fn layer(_: impl nn::Layer) {} let r = nn::Activation::Relu; layer((r, r, r, r, r, r, r, r, r, r, r, r, r)); }",
-        &["is no layer", "of more than twelve: tuples in a tuple"],
+        &["is not a layer", "of more than twelve: tuples in a tuple"],
     ),
     (
         "fn f(x: &Tensor) { let _ = grad(&(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13), |_| x.sum(..)); }",
-        &["is no tree of parameters", "of more than twelve: tuples in a tuple"],
+        &["is not a tree of parameters", "of more than twelve: tuples in a tuple"],
     ),
-    ("struct Net<L: nn::Layer> { l: L } module!(Net<L> { l });", &["`L` is no layer", "module!(Net<L: Layer> { layer })"]),
-    ("struct Net<L: Clone> { l: L } module!(Net<L: Clone> { l });", &["`L` is no tree of parameters", "module!(Net<L: Module + Clone>"]),
+    ("struct Net<L: nn::Layer> { l: L } module!(Net<L> { l });", &["`L` is not a layer", "module!(Net<L: Layer> { layer })"]),
+    ("struct Net<L: Clone> { l: L } module!(Net<L: Clone> { l });", &["`L` is not a tree of parameters", "module!(Net<L: Module + Clone>"]),
     ("fn f(x: &Tensor) { let _ = Tensor::stack(&[1.5f32], 0); }", &["`f32: AsRef<cotangent::Tensor>` is not satisfied"]),
-    ("fn f() { let _: Box<dyn optim::Schedule> = Box::new(\"cosine\"); }", &["is no learning-rate schedule", "a schedule is a number"]),
+    ("fn f() { let _: Box<dyn optim::Schedule> = Box::new(\"cosine\"); }", &["is not a learning-rate schedule", "a schedule is a number"]),
 ];
 
 /// Compile errors that said nothing to a newcomer.

@@ -183,7 +183,7 @@ fn training() -> Vec<Row> {
         row("a run that goes on from a damaged snapshot", &["resume", "damaged", "another folder"], damaged),
         row("a learning rate of minus", &["adamw", "lr", "-0.1"], step(&mut AdamW { lr: -0.1, ..AdamW::default() })),
         row("a moment of one", &["adamw", "beta", "1"], step(&mut AdamW { lr: 0.1, betas: (0.9, 1.0), ..AdamW::default() })),
-        row("a rate that is no number", &["sgd", "lr", "NaN"], sgd(Sgd::new(f64::NAN))),
+        row("a rate that is not a number", &["sgd", "lr", "NaN"], sgd(Sgd::new(f64::NAN))),
         row("a group that is nobody's", &["group"], {
             step(&mut AdamW { lr: 0.1, groups: vec![Group::new(|name, _| name == "no such name")], ..AdamW::default() })
         }),

@@ -646,7 +646,7 @@ fn d_errors_name_the_callers_line() {
     here("Snapshots::newest", Snapshots::view(nowhere).newest().map(drop), "snapshots");
     here("Snapshots::files", Snapshots::view(nowhere).files().map(drop), "snapshots");
     let view = Snapshots::view(std::env::temp_dir());
-    assert!(here("Snapshots::save", view.save(&snapshot).map(drop), "snapshots").to_string().contains("is only looked at"));
+    assert!(here("Snapshots::save", view.save(&snapshot).map(drop), "snapshots").to_string().contains("is open for reading only"));
     let mut cache = KvCache::default();
     let e = here(
         "KvCache::append",

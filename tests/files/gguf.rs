@@ -345,7 +345,7 @@ fn messages_say_what_and_where() {
         ("bad_nkv_max", "announces 18446744073709551615 metadata values, beyond the 24 bytes of the file"),
         ("bad_ntensors_2_40", "announces 1099511627776 tensors"),
         ("bad_key_empty", "key 0 at byte 24 is empty"),
-        ("bad_dup_key", "stands twice"),
+        ("bad_dup_key", "occurs twice"),
         ("bad_value_type_13", "unknown type 13"),
         ("bad_nested_array_deep", "nested deeper than 4"),
         ("bad_align_13", "`general.alignment` is 13, not a power of two"),
@@ -353,7 +353,7 @@ fn messages_say_what_and_where() {
         ("bad_ndims_5", "has 5 axes"),
         ("bad_overlap", "overlap at byte"),
         ("bad_dims_patched", "the file has 160 bytes"),
-        ("bad_tensor_dup", "stands twice"),
+        ("bad_tensor_dup", "occurs twice"),
     ] {
         let e = GgufFile::open(folder.join(format!("{name}.gguf"))).unwrap_err().to_string();
         assert!(e.contains(part), "{name}: {e}");
@@ -382,7 +382,7 @@ fn texts_truth_values_and_sizes_are_checked() {
     bad_key[at] = 0xc0;
     assert!(GgufFile::from_bytes(bad_key).unwrap_err().to_string().contains("key 1 of 2 is not UTF-8"));
     refused(Writer::new("x").raw("k", 7, &[2]), "is 2, no truth value");
-    refused(Writer::new("x").tensor("t", &[2, 48], 2, &[0; 54]), "rows of 48 elements, which are no whole blocks of Q4_0");
+    refused(Writer::new("x").tensor("t", &[2, 48], 2, &[0; 54]), "rows of 48 elements, which are not whole blocks of Q4_0");
     refused(Writer::new("x").tensor("t", &[1 << 31, 1 << 31, 4], 0, &[]), "more elements than can be");
     refused(Writer::new("x").tensor("t", &[1], 5, &[0; 4]), "unknown type 5");
     refused(Writer::new("x").tensor(&"n".repeat(65), &[1], 0, &[0; 4]), "65 bytes; 64 are allowed");
@@ -400,7 +400,7 @@ fn tokenizers_are_checked() {
     assert!(Writer::new("x").file().unwrap().tokenizer().unwrap().is_none());
     for (writer, part) in [
         (base().u32("tokenizer.ggml.eos_token_id", 3), "`tokenizer.ggml.eos_token_id` is 3; there are 3 tokens"),
-        (base().texts("tokenizer.ggml.merges", &["ab"]), "`tokenizer.ggml.merges[0]`, \"ab\", is no pair"),
+        (base().texts("tokenizer.ggml.merges", &["ab"]), "`tokenizer.ggml.merges[0]`, \"ab\", is not a pair"),
         (base().text("tokenizer.ggml.token_type", "1"), "is of the type String"),
         (base().raw("tokenizer.ggml.scores", 9, &[6, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), "has 1 entries for 3 tokens"),
     ] {

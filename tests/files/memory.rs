@@ -153,7 +153,7 @@ fn calls(folder: &Path) -> Vec<Call> {
         ),
         ("Bytes", Box::new(|| Ok(Bytes.decode(&Bytes.encode(&text(1 << 20)?)?)?.len() as f64))),
         (
-            "Bytes that are no text",
+            "Bytes that are not text",
             Box::new(|| {
                 let mut ids: Vec<u32> = Vec::new();
                 ids.try_reserve_exact(1 << 19).map_err(|_| Error::out_of_memory("the test's own"))?;

@@ -61,8 +61,8 @@ fn malformed_files_get_the_verdict_of_the_format() {
 fn messages_say_what_and_where() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/malformed/safetensors");
     for (name, part) in [
-        ("bad_dup_key", "stands twice"),
-        ("bad_dup_key_escaped", "stands twice"),
+        ("bad_dup_key", "occurs twice"),
+        ("bad_dup_key_escaped", "occurs twice"),
         ("bad_truncated", "the file is cut short: the header describes 16 bytes of tensors from byte 72 on, there are 12"),
         ("bad_len_u64max", "the header's length at byte 0 is 18446744073709551615"),
         ("bad_overlap", "invalid offset for tensor `b`"),

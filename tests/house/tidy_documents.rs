@@ -1,6 +1,6 @@
 //! Documents are true: generated pages are current, what documents name exists, what they quote is the text.
 
-use super::tidy::{assert_none, documents, files, read, root, rust};
+use super::tidy::{assert_none, documents, read, root, rust};
 use cotangent::ops::registry;
 use cotangent::testing::{Implementation, OpEntry};
 use std::collections::BTreeSet;
@@ -210,7 +210,7 @@ fn documents_name_existing_things() {
         for part in text.split("`just ").skip(1) {
             let name: String = part.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
             if !just.lines().any(|l| l.split([':', ' ']).next() == Some(&name)) {
-                problems.push(format!("{doc}: `just {name}` is no recipe"));
+                problems.push(format!("{doc}: `just {name}` is not a recipe"));
             }
         }
         let folder = Path::new(&doc).parent().unwrap_or(Path::new(""));

@@ -284,7 +284,7 @@ fn no_side_file_takes_down_a_model() {
         let used = file != "tokenizer.json" || cfg!(feature = "tokenizers");
         assert_eq!(loaded.report.notes.iter().any(said), used, "{file}: {:?}", loaded.report.notes);
         if file == "tokenizer.json" && used {
-            assert!(loaded.tokenizer.is_none() && loaded.tokenizer_refused.unwrap().contains("is no tokenizer"));
+            assert!(loaded.tokenizer.is_none() && loaded.tokenizer_refused.unwrap().contains("is not a tokenizer"));
         }
         std::fs::remove_file(folder.join(file)).unwrap();
     }
@@ -385,7 +385,7 @@ fn poolings_that_are_not_known_are_refused_by_name() {
         (of(pooling), json!({"pooling_mode_cls_token": "yes"}), "`pooling_mode_cls_token` is \"yes\""),
         (json!([{"type": "sentence_transformers.models.Transformer", "path": ""}]), mean.clone(), "names no Pooling"),
         (json!([{"type": pooling, "path": "../1_Pooling"}]), mean.clone(), "leaves the folder"),
-        (json!({}), mean, "is no list"),
+        (json!({}), mean, "is not a list"),
     ];
     let folder = copy("sentence", "refused");
     std::fs::create_dir_all(folder.join("1_Pooling")).unwrap();

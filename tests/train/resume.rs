@@ -170,7 +170,7 @@ fn damaged_and_foreign_snapshots_are_refused() {
     let t = Tensor::scalar(1f32).unwrap();
     save_safetensors(newest, [("model.weight", &t)], &[]).unwrap();
     let e = Snapshot::load(newest).unwrap_err();
-    assert!(e.is_corrupt_file() && e.to_string().contains("is no snapshot"), "{e}");
+    assert!(e.is_corrupt_file() && e.to_string().contains("is not a snapshot"), "{e}");
     for (entry, part) in [
         ("{}", "no version"),
         (r#"{"version":2}"#, "its checksum is missing"),

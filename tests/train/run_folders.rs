@@ -375,7 +375,7 @@ fn a_power_cut_costs_rows_and_no_more() -> Result<()> {
         [&csv, &jsonl].iter().for_each(|f| drop(std::fs::remove_file(f)));
         std::fs::write(file, text)?;
         let e = write(3).unwrap_err();
-        assert!(e.is_corrupt_file() && e.to_string().contains("bytes that are no text"), "{e}");
+        assert!(e.is_corrupt_file() && e.to_string().contains("bytes that are not text"), "{e}");
         assert_eq!(std::fs::read(file)?, text);
     }
     // A note without its line's end is nobody's half row.

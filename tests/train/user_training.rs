@@ -108,7 +108,7 @@ fn numbers_beside_the_loss_reach_callbacks_and_sinks() -> Result<()> {
         let half = l.mul_scalar(0.5)?;
         Ok((l, [("half", half), ("count", Tensor::scalar(12i64)?)]))
     })?;
-    // What is no number, or a name that is taken, is refused.
+    // What is not a number, or a name that is taken, is refused.
     t.options.steps = 5;
     let e = t.run(&numbers, |w, x, key| Ok((loss(w, x, key)?, [("all", x.clone())]))).err().unwrap();
     assert!(e.is_shape() && e.to_string().contains("`all` has shape [4, 3]"), "{e}");
@@ -412,7 +412,7 @@ fn a_run_does_not_continue_by_other_rules_unnoticed() -> Result<()> {
     same.resume()?.unwrap();
     for (other, what) in [(data(2, 4)?, "40 rows in batches of 4"), (data(1, 5)?, "in batches of 5")] {
         let e = run(&mut same, other).unwrap_err();
-        assert!(e.is_argument() && e.to_string().contains("the data are others than before") && e.to_string().contains(what), "{e}");
+        assert!(e.is_argument() && e.to_string().contains("the data differ from those before") && e.to_string().contains(what), "{e}");
     }
     assert_eq!(run(&mut same, data(1, 4)?)?, 20);
     same.options.steps = 21;

@@ -20,7 +20,7 @@ const ALIGN: usize = 64;
 /// twice in a virtual machine).
 const HUGE: usize = 2 << 20;
 
-/// Blocks from this size on lie on huge pages, where the system has them.
+/// Blocks from this size on are on huge pages, where the system has them.
 const LARGE: usize = 2 * HUGE;
 
 static POISON: AtomicBool = AtomicBool::new(false);
@@ -95,7 +95,7 @@ fn free_list() -> MutexGuard<'static, Freed<Block>> {
 struct Block {
     ptr: NonNull<u8>,
     bytes: usize,
-    /// What the allocator gave: `ptr` lies less than an alignment behind it.
+    /// What the allocator gave: `ptr` is less than an alignment after it.
     base: NonNull<u8>,
 }
 
@@ -133,7 +133,7 @@ impl Block {
         };
         FRESH.fetch_add(1, Relaxed);
         if class >= LARGE {
-            // Not the whole class: a huge page that begins behind the last element would be touched with it.
+            // Not the whole class: a huge page that begins after the last element would be touched with it.
             on_huge_pages(block.ptr, bytes);
         }
         Ok(block)
@@ -170,7 +170,7 @@ impl Block {
     }
 }
 
-/// Whether a block is a mapping of its own: what is freed then leaves the process, whatever lies beside it.
+/// Whether a block is a mapping of its own: what is freed then leaves the process, whatever is beside it.
 fn is_mapped(layout: AllocLayout) -> bool {
     cfg!(target_os = "linux") && layout.size() >= LARGE
 }

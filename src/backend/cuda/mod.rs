@@ -1,10 +1,10 @@
-//! The CUDA backend: one queue per device, recycled memory, kernels found at run time, cuBLASLt.
+//! The CUDA backend: one stream per device, recycled memory, kernels found at run time, cuBLASLt.
 //!
 //! Always compiled in and never linked: on a machine without driver or GPU, opening a device is an `Err`. The same code
 //! runs on two drivers: a GPU and, with the feature `emulator`, the host.
 //!
-//! Five floors, each seeing only those before it: `abi` (what host and kernels agree on), `driver` (the seam, and who stands behind
-//! it), `device` (a device and its queue), `launch` (typed operands and generated launchers), `ops` (what an op's `cuda` calls).
+//! Five folders, each using only those before it: `abi` (what host and kernels agree on), `driver` (the trait of a device, and what
+//! implements it), `device` (a device and its stream), `launch` (typed operands and generated launchers), `ops` (what an op's `cuda` calls).
 
 mod abi;
 mod device;
@@ -96,7 +96,7 @@ pub fn set_blocking(device: Device, on: bool) -> Result<()> {
     Ok(())
 }
 
-/// Seconds that the device takes for the work that `f` queues, by its own clock (CUDA events); waits for it. The emulated device
+/// Seconds that the device takes for the work that `f` enqueues, by its own clock (CUDA events); waits for it. The emulated device
 /// gives the time of the host.
 ///
 /// # Errors
@@ -107,7 +107,7 @@ pub fn time(device: Device, mut f: impl FnMut() -> Result<()>) -> Result<f64> {
     Context::of(device)?.time(&mut f).map_err(|e| e.in_op("time", at))
 }
 
-/// How many kernels and matrix products this thread has queued so far, on any device.
+/// How many kernels and matrix products this thread has enqueued so far, on any device.
 pub fn launches() -> usize {
     device::launches()
 }
@@ -120,7 +120,7 @@ pub fn release_cached_memory(device: Device) -> Result<()> {
     Context::of(device)?.release()
 }
 
-/// Waits until everything queued on the device is done; errors of kernels surface here.
+/// Waits until everything enqueued on the device is done; errors of kernels surface here.
 ///
 /// # Errors
 /// Device error when it is no CUDA device, cannot be opened, or a kernel failed; capture error inside a captured step.

@@ -15,7 +15,7 @@ impl<'a> Fields<'a> {
         match value {
             Value::Object(object) => Ok(Fields { object, prefix }),
             other if prefix.is_empty() => Err(format!("expected an object, found {}", show(other))),
-            other => Err(format!("`{}` is {}, no object", prefix.trim_end_matches('.'), show(other))),
+            other => Err(format!("`{}` is {}, not an object", prefix.trim_end_matches('.'), show(other))),
         }
     }
 

@@ -46,7 +46,7 @@ pub struct GenerationConfig {
     pub forced_bos_token_id: Option<u32>,
     /// The last token of a text that has as many as it may have, one of these.
     pub forced_eos_token_id: Vec<u32>,
-    /// Fields whose values mean nothing, with these; whoever generates by them is told. The model is not worse for it.
+    /// Fields whose values mean nothing, with these; generating with them is an error that names them. The model itself is not affected.
     pub wrong: Vec<String>,
     /// Fields that would change what is drawn and are passed over here, with their values.
     pub passed_over: Vec<String>,
@@ -89,7 +89,7 @@ impl GenerationConfig {
         open(path.as_ref(), "generation_config.json", Self::of).map_err(|e| e.in_op("open", at))
     }
 
-    /// Takes the text of a `generation_config.json`. A field of the wrong type or out of range is no error here: it stands in
+    /// Takes the text of a `generation_config.json`. A field of the wrong type or out of range is not an error here: it is in
     /// [`GenerationConfig::wrong`].
     ///
     /// ```

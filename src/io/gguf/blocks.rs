@@ -1,7 +1,7 @@
 //! From stored blocks to `f32`: one function per type, each the reference's arithmetic in the reference's order, so that
 //! values are equal bit for bit.
 //!
-//! A block's layout stands above its function, in order of bytes; `d` and `m` are scales in half precision. Two elements
+//! A block's layout is above its function, in order of bytes; `d` and `m` are scales in half precision. Two elements
 //! share a byte: the low half belongs to the earlier.
 
 use super::types::GgufType;

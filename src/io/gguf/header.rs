@@ -95,7 +95,7 @@ fn metadata(from: &mut Cursor<impl Read>, pairs: u64) -> Result<BTreeMap<String,
         let kind = from.u32()?;
         let value = value(from, kind)?;
         if out.contains_key(&key) {
-            return Err(format!("the key `{}` at byte {begin} stands twice", shorten(&key)));
+            return Err(format!("the key `{}` at byte {begin} occurs twice", shorten(&key)));
         }
         // Nodes are at least half full.
         from.asked(memory::small(2 * size_of::<(String, GgufValue)>()))?;
@@ -165,7 +165,7 @@ fn table(from: &mut Cursor<impl Read>, tensors: u64) -> Result<Vec<Entry>, Strin
         let name = from.string(LONGEST_NAME)?;
         from.asked(memory::small(2 * size_of::<String>() + name.len()))?;
         if !names.insert(name.clone()) {
-            return Err(format!("the tensor `{name}` at byte {begin} stands twice"));
+            return Err(format!("the tensor `{name}` at byte {begin} occurs twice"));
         }
         from.about = format!("tensor `{name}`");
         let axes = from.u32()?;
@@ -184,7 +184,7 @@ fn table(from: &mut Cursor<impl Read>, tensors: u64) -> Result<Vec<Entry>, Strin
         let row = extents.first().copied().unwrap_or(1);
         if row % kind.block() as u64 != 0 {
             return Err(format!(
-                "tensor `{name}` has rows of {row} elements, which are no whole blocks of {kind} ({} elements)",
+                "tensor `{name}` has rows of {row} elements, which are not whole blocks of {kind} ({} elements)",
                 kind.block()
             ));
         }

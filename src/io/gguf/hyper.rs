@@ -218,7 +218,7 @@ impl GgufFile {
             let Some(value) = self.header.metadata.get(key) else { return Ok(None) };
             match value.as_u64().and_then(|n| u32::try_from(n).ok()) {
                 Some(n) => Ok(Some(n)),
-                None => bail!(corrupt_file, "{}: `{key}` is no token id", self.path.display()),
+                None => bail!(corrupt_file, "{}: `{key}` is not a token id", self.path.display()),
             }
         };
         Ok(Special {

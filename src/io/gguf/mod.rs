@@ -81,7 +81,7 @@ impl GgufFile {
     ///
     /// # Errors
     /// I/O error when it cannot be read; corrupt-file error that says what is wrong and where: another format or version,
-    /// counts and lengths beyond the end of the file, keys or names that stand twice or are not UTF-8, tensors that overlap
+    /// counts and lengths beyond the end of the file, keys or names that occur twice or are not UTF-8, tensors that overlap
     /// or reach beyond the end. What is allocated is at most a few times the length of the header, which is at most 256 MiB.
     #[track_caller]
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
@@ -113,7 +113,7 @@ impl GgufFile {
         Ok(GgufFile { path: path.to_owned(), source, header, index })
     }
 
-    /// Where the file lies.
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -233,7 +233,7 @@ impl GgufFile {
             let heads = self.head_count(key)?;
             let rows = self.shape(name)?.dims().first().copied().unwrap_or(0);
             if heads == 0 || rows % (2 * heads) != 0 {
-                bail!(corrupt_file, "{}: `{name}` has {rows} rows, which are no pairs in each of {heads} heads", self.path.display());
+                bail!(corrupt_file, "{}: `{name}` has {rows} rows, which do not form pairs in each of {heads} heads", self.path.display());
             }
             Ok(Change::Rotated { heads })
         };

@@ -28,7 +28,7 @@ pub struct GgufTokenizer {
     pub eot: Option<u32>,
     /// Ends a message that goes on after a tool was called.
     pub eom: Option<u32>,
-    /// What fills in, of a model of code: its filling, name of a repository, and border of a file. None of them stands in an answer.
+    /// What fills in, of a model of code: its filling, name of a repository, and border of a file. None of them occurs in an answer.
     pub fill_in: [Option<u32>; 3],
     /// Never to be drawn.
     pub suppress: Vec<u32>,
@@ -40,7 +40,7 @@ pub struct GgufTokenizer {
     pub add_bos: Option<bool>,
     /// Whether texts are to end with `eos`, where the file says.
     pub add_eos: Option<bool>,
-    /// Whether a space stands before every text (`llama`), where the file says.
+    /// Whether a space precedes every text (`llama`), where the file says.
     pub add_space_prefix: Option<bool>,
     /// Template of a conversation, in Jinja.
     pub chat_template: Option<String>,
@@ -110,7 +110,7 @@ impl GgufFile {
     /// The tokenizer in the metadata; `None` if there is none.
     ///
     /// # Errors
-    /// Corrupt-file error when a part is of the wrong type, tables are of different lengths, a merge is no pair, or an id is
+    /// Corrupt-file error when a part is of the wrong type, tables are of different lengths, a merge is not a pair, or an id is
     /// outside the vocabulary.
     #[track_caller]
     pub fn tokenizer(&self) -> Result<Option<GgufTokenizer>> {
@@ -142,7 +142,7 @@ impl GgufFile {
             // The first space that is not at the very beginning: the left part is never empty.
             match merge.char_indices().skip(1).find(|(_, c)| *c == ' ') {
                 Some((at, _)) if at + 1 < merge.len() => pairs.push((merge[..at].to_owned(), merge[at + 1..].to_owned())),
-                _ => bail!(corrupt_file, "{}: `tokenizer.ggml.merges[{i}]`, {merge:?}, is no pair", self.path.display()),
+                _ => bail!(corrupt_file, "{}: `tokenizer.ggml.merges[{i}]`, {merge:?}, is not a pair", self.path.display()),
             }
         }
         let id = |key: &str| match self.part(key, "a token id", |v| u32::try_from(v.as_u64()?).ok())? {

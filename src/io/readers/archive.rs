@@ -90,7 +90,7 @@ impl Archive {
 /// How many entries the end of an archive announces, and bytes of their list: the most of all ends that its last bytes could be, at most
 /// as many as fit.
 fn announced(file: &mut File, length: u64) -> std::io::Result<(u64, u64)> {
-    // The end has 22 bytes and up to 64 KiB of comment; before it may stand, each with a mark of its own, the place of a longer one.
+    // The end has 22 bytes and up to 64 KiB of comment; before it there may be, each with a mark of its own, the offset of a longer one.
     let mut last = [0; (1 << 16) + 22 + 20];
     let n = length.min(last.len() as u64) as usize;
     let last = &mut last[..n];

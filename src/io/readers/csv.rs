@@ -193,7 +193,7 @@ impl CsvFile {
         memory::try_collect((0..self.rows()).map(|row| self.cell(row, column))).map_err(|e| e.in_op("texts", at))
     }
 
-    /// Columns as numbers: `[rows, columns]`. `&[]` stands for all columns.
+    /// Columns as numbers: `[rows, columns]`. `&[]` means all columns.
     ///
     /// # Errors
     /// Argument error when no column, or more than one, has a name, or when `missing` is not empty and `dtype` is not a float;
@@ -323,7 +323,7 @@ struct Rows<'a> {
     path: &'a Path,
     from: BufReader<File>,
     parser: csv_core::Reader,
-    /// All cells, one after the other, and behind what is used a piece to write into.
+    /// All cells, one after the other, and after the used part a piece to write into.
     text: Vec<u8>,
     used: usize,
     /// Where each cell ends, and likewise.
@@ -372,7 +372,7 @@ impl Rows<'_> {
     }
 }
 
-/// At least one item behind the first `used`; as many as there is room for, up to a piece.
+/// At least one item after the first `used`; as many as there is room for, up to a piece.
 fn lengthen<T: Copy + Default>(list: &mut Vec<T>, used: usize) -> Result<()> {
     if list.len() > used {
         return Ok(());

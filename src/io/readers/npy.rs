@@ -12,7 +12,7 @@ use std::panic::Location;
 use std::path::Path;
 
 const MAGIC: &[u8; 6] = b"\x93NUMPY";
-/// Longest header: NumPy itself refuses longer ones unless it is told to trust the file.
+/// Longest header: NumPy itself refuses longer ones unless it is made to trust the file.
 const LONGEST_HEADER: usize = 10_000;
 /// Most axes of an array, as in NumPy 2.
 const MOST_AXES: usize = 64;

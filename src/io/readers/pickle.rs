@@ -164,7 +164,7 @@ impl<'a> Machine<'a> {
     }
 
     fn pop(&mut self) -> Result<Id> {
-        // What lies below a mark is not taken before the mark is.
+        // What is below a mark is not taken before the mark is.
         if self.marks.last().is_some_and(|&m| self.stack.len() <= m) {
             return Err(underflow());
         }

@@ -61,7 +61,7 @@ impl Raw {
         (n as u64).checked_mul(self.size() as u64)
     }
 
-    /// Reads a tensor in row-major order. `from` must give [`Raw::bytes`] bytes: who calls has compared them with the file.
+    /// Reads a tensor in row-major order. `from` must give [`Raw::bytes`] bytes: the caller has compared them with the file.
     ///
     /// # Errors
     /// I/O error when `from` ends early or fails; corrupt-file error for a number that no dtype holds; out of memory.

@@ -41,7 +41,7 @@ const LEGACY: &[u8; 14] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50
 /// ```
 pub struct TorchFile {
     archive: Archive,
-    /// The folder in the archive that everything lies in, with its slash.
+    /// The folder in the archive that has everything, with its slash.
     root: String,
     big_endian: bool,
     tensors: BTreeMap<String, Described>,
@@ -59,7 +59,7 @@ impl TorchFile {
     ///
     /// # Errors
     /// I/O error when it cannot be read or is not a regular file; corrupt-file error when it is not of the format (that of PyTorch 1.6 and later), or a
-    /// tensor does not lie inside its storage.
+    /// tensor is not inside its storage.
     #[track_caller]
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let at = Location::caller();
@@ -107,7 +107,7 @@ impl TorchFile {
         Ok(file)
     }
 
-    /// That a tensor lies inside its storage, and the storage in the archive.
+    /// That a tensor is inside its storage, and the storage in the archive.
     fn check(&self, t: &Described) -> Result<()> {
         let entry = self.entry_of(t);
         let Some(size) = self.archive.size(&entry) else { bail!(corrupt_file, "its storage `{entry}` is missing") };

@@ -33,7 +33,7 @@ impl Decode {
         let (device, len) = (device(model), cache.len());
         let mut memory = Vec::new();
         for layer in cache.layers() {
-            let Some((k, v)) = layer.get()? else { bail!(argument, "a captured step goes on from a prompt: the cache is empty") };
+            let Some((k, v)) = layer.get()? else { bail!(argument, "a captured step continues a prompt: the cache is empty") };
             for old in [k, v] {
                 let mut new = Tensor::full_on(old.shape().with_dim(2, capacity), 0.0, old.dtype(), device)?;
                 write(&mut new, 0, None, &old)?;

@@ -144,7 +144,7 @@ impl Rows {
     /// Draws a token for every row that goes on; `false` when none does.
     ///
     /// # Errors
-    /// What ends all rows: those of the model. What ends one stands in it.
+    /// What ends all rows: those of the model. What ends one row is in that row.
     pub fn advance(&mut self, g: &Generator<'_>) -> Result<bool> {
         if !self.begun {
             self.rows.iter_mut().for_each(|r| r.check_length(g));

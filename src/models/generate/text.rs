@@ -85,8 +85,8 @@ impl TextStream {
         Ok(self.give(&text, true))
     }
 
-    /// The text of the new tokens. Decoded behind those before: some tokenizers treat the first token of a text in another way. `None`
-    /// when it changes the text before, as half a character behind whole ones of single bytes does.
+    /// The text of the new tokens. Decoded after those before: some tokenizers treat the first token of a text in another way. `None`
+    /// when it changes earlier text: an incomplete character can do that.
     fn fresh(&self, tokenizer: &dyn Tokenizer) -> Result<Option<String>> {
         let old = tokenizer.decode(&self.window[..self.window.len() - self.new])?;
         let all = tokenizer.decode(&self.window)?;

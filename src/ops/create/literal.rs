@@ -48,7 +48,7 @@ impl Tensor {
     }
 }
 
-/// A tensor from numbers in brackets, `f32` unless a dtype stands behind a semicolon: `tensor![[1, 2], [3, 4]]?`,
+/// A tensor from numbers in brackets, `f32` unless a dtype follows after a semicolon: `tensor![[1, 2], [3, 4]]?`,
 /// `tensor![0, 2, 1; I64]?`.
 ///
 /// Brackets nest to any rank, and rows of different lengths do not compile. The numbers are any expressions; each is cast with `as`.

@@ -287,7 +287,7 @@ fn placed(u: f64, start: f64, width: f64, first: f64, last: f64) -> f64 {
 /// The first and last value of a type in a range, if there is one.
 fn between(range: Range<f64>, [first, last]: [f64; 2], dtype: DType) -> Result<[f64; 2]> {
     if first > last {
-        bail!(argument, "no value of {dtype} lies in {}..{}: its neighbours there are {last} and {first}", range.start, range.end);
+        bail!(argument, "no value of {dtype} is in {}..{}: its neighbours there are {last} and {first}", range.start, range.end);
     }
     Ok([first, last])
 }

@@ -134,7 +134,7 @@ impl<G: Gate> Op for Gated<G> {
     fn vjp(&self, saved: &Saved, y_bar: &Cotangents, want: &[bool]) -> Result<InputCotangents> {
         let (a, g) = (saved.get(0)?, y_bar.only()?);
         let want = [want[0], want[1]];
-        // Without a wanted slope in the gate the kernel does not read `up`: any tensor of the shape stands for it.
+        // Without a wanted slope in the gate the kernel does not read `up`: any tensor of the shape will do.
         let b = saved.maybe(1).unwrap_or(a);
         let mut bars = apply(GatedVjp { gate: G::SELF, want }, &[a, b, g])?.into_iter();
         Ok(want.map(|w| if w { bars.next() } else { None }).into_iter().collect())

@@ -18,7 +18,7 @@ type Index = usize;
 /// Above every letter's code.
 const ELLIPSIS: Index = 256;
 
-/// One side of the equation for one operand: letters before `...`, whether it is there, letters behind it.
+/// One side of the equation for one operand: letters before `...`, whether it is there, letters after it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Term {
     before: Vec<Index>,
@@ -33,7 +33,7 @@ impl Term {
         while let Some(c) = rest.chars().next() {
             if let Some(tail) = rest.strip_prefix("...") {
                 if term.dots {
-                    bail!(argument, "`...` stands twice in `{}` of equation \"{equation}\"", text.trim());
+                    bail!(argument, "`...` occurs twice in `{}` of equation \"{equation}\"", text.trim());
                 }
                 term.dots = true;
                 rest = tail;
@@ -59,7 +59,7 @@ impl Term {
         self.before.iter().chain(&self.after).copied()
     }
 
-    /// All indices, where `...` stands for this many axes.
+    /// All indices, where `...` means this many axes.
     fn indices(&self, dots: usize) -> Vec<Index> {
         let dots = (0..dots).rev().map(|k| ELLIPSIS + k);
         self.before.iter().copied().chain(dots).chain(self.after.iter().copied()).collect()
@@ -458,10 +458,10 @@ impl Composite for Einsum {
 impl Tensor {
     /// Sum of products over named indices: `Tensor::einsum("bij,bjk->bik", &[&a, &b])` is a batched matrix product.
     ///
-    /// Each operand's axes are named by letters, the operands separated by commas. An index that is not behind `->` is
-    /// summed; one that stands twice in an operand takes its diagonal: `"ii->"` is the trace. Without `->` the output has
-    /// the indices that stand only once, in alphabetical order. `...` stands for any further axes, which broadcast; without
-    /// `->` they come first, and behind `->` they are summed unless `...` stands there too. Spaces do not count.
+    /// Each operand's axes are named by letters, the operands separated by commas. An index that is not after `->` is
+    /// summed; one that occurs twice in an operand takes its diagonal: `"ii->"` is the trace. Without `->` the output has
+    /// the indices that occur only once, in alphabetical order. `...` means any further axes, which broadcast; without
+    /// `->` they come first, and after `->` they are summed unless `...` is there too. Spaces do not count.
     ///
     /// Operands are combined from left to right: with three or more, put first what makes the product small.
     ///
@@ -491,7 +491,7 @@ impl Tensor {
     /// round once per operand.
     ///
     /// # Errors
-    /// Argument error for a character that is no index, an output index that no operand has or that stands twice, and a
+    /// Argument error for a character that is no index, an output index that no operand has or that occurs twice, and a
     /// wrong number of operands; shape error when a rank does not fit or the extents of an index differ; dtype error unless
     /// all operands have the same float type.
     #[doc(alias = "tensordot")]
@@ -522,7 +522,7 @@ mod tests {
         assert_eq!(p.shape(&p.output), [4, 5, 8, 2, 7]);
     }
 
-    // Numbers worked out by hand; those of PyTorch stand in tests/ops/user_numbers.rs.
+    // Numbers worked out by hand; those of PyTorch are in tests/ops/user_numbers.rs.
     #[test]
     fn known_values() {
         let a = Tensor::from_slice(&[1f64, 2.0, 3.0, 4.0], [2, 2]).unwrap();

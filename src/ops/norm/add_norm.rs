@@ -1,4 +1,4 @@
-//! Residual addition and norm in one pass: what stands between the two halves of every pre-norm block.
+//! Residual addition and norm in one pass: between the two halves of every pre-norm block.
 
 use super::layer_norm::{LayerNorm, Norm, NormVjp, RmsNorm};
 use crate::backend::cpu::{self, Compute};

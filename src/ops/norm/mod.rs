@@ -1,4 +1,4 @@
-//! Ops that rescale rows by a statistic of the row: softmax and its logarithm, layer norm and RMS norm, alone or behind a residual
+//! Ops that rescale rows by a statistic of the row: softmax and its logarithm, layer norm and RMS norm, alone or after a residual
 //! sum. Each has a derivative kernel of its own. They share loops over rows (`backend::cpu::rows`) and statistics in the accumulator's
 //! type.
 

@@ -1,4 +1,4 @@
-//! Where the largest or smallest element along an axis stands.
+//! The index of the largest or smallest element along an axis.
 
 use crate::backend::cpu::{self, order};
 use crate::backend::cuda;

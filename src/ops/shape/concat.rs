@@ -236,7 +236,7 @@ impl Tensor {
         concat(&refs(parts)?, axis.into())
     }
 
-    /// Joins tensors of one shape along a new axis, which stands at `axis` in the result.
+    /// Joins tensors of one shape along a new axis, which is axis `axis` of the result.
     ///
     /// ```
     /// # use cotangent::{F32, Tensor};

@@ -35,7 +35,7 @@ impl Span {
         let bound = |b: isize| {
             let at = if b < 0 { b + n } else { b };
             if at < 0 || at > n {
-                bail!(index, "bound {b} of range {self} lies outside an axis of extent {extent}");
+                bail!(index, "bound {b} of range {self} is outside an axis of extent {extent}");
             }
             Ok(at as usize)
         };

@@ -193,7 +193,7 @@ impl Tensor {
         apply_view(SqueezeAll, self)
     }
 
-    /// Inserts an axis of extent 1, so that it stands at `axis` in the result. A view; no element moves.
+    /// Inserts an axis of extent 1, so that it is axis `axis` of the result. A view; no element moves.
     ///
     /// # Gradient
     /// `ȳ` without the axis; saves nothing.

@@ -11,7 +11,7 @@ use crate::tensor::Tensor;
 /// A place that 32 bits do not hold, whether they count elements or, signed, anything.
 const BEYOND_32_BITS: usize = (1 << 31) + 7;
 
-/// How a tensor lies in memory.
+/// How a tensor is laid out in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Arrangement {
     /// Row-major from the storage's start.
@@ -113,7 +113,7 @@ pub(super) fn arrange(values: &[f64], shape: &Shape, dtype: DType, how: Arrangem
         let gap = if dtype.is_float() { <T as Element>::from_f64(f64::NAN) } else { <T as Element>::from_f64(dtype.max_value()) };
         let mut buffer = Buffer::alloc_untouched(dtype, len)?;
         let storage = buffer.slice_mut::<T>();
-        // What lies between the rows of a far layout stays untouched.
+        // What is between the rows of a far layout stays untouched.
         if how != Arrangement::Far {
             storage.fill(gap);
         }

@@ -43,7 +43,7 @@ pub(super) fn may_repeat(case: &Case<'_>) -> bool {
 }
 
 /// Whether operands are also given with rows that 32 bits cannot tell apart. Their storage takes address space in proportion to
-/// the element's size, so a 16-bit type stands for all: layouts are read by the same code in each.
+/// the element's size, so a 16-bit type represents all: layouts are read by the same code in each.
 pub(super) fn far(case: &Case<'_>, dtype: DType) -> bool {
     dtype == BF16 && !case.config.quick && case.config.device == Device::Cpu && case.s.purpose == Purpose::Check
 }

@@ -29,7 +29,7 @@ pub(super) fn byte_level(t: &GgufTokenizer) -> Result<Value> {
     }))
 }
 
-/// SentencePiece's BPE with bytes for what has no token: Llama 1 and 2, Mistral. Spaces are `▁`, one of them stands before a text, and
+/// SentencePiece's BPE with bytes for what has no token: Llama 1 and 2, Mistral. Spaces are `▁`, one of them precedes a text, and
 /// of two neighbours that make a token those are joined first whose token has the highest score.
 pub(super) fn sentence_piece(t: &GgufTokenizer) -> Result<Value> {
     let merges = merges_by_score(t)?;

@@ -10,7 +10,7 @@ use crate::error::{Result, bail};
 #[derive(Debug)]
 pub(super) struct Pre {
     names: &'static [&'static str],
-    /// Each cuts the pieces that those before left: its matches, and what stands between them.
+    /// Each cuts the pieces that those before left: its matches, and what is between them.
     pub cut: &'static [&'static str],
     /// Whether a piece that is a token is that token, whatever the merges say.
     pub ignore_merges: bool,

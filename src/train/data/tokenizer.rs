@@ -49,7 +49,7 @@ impl Tokenizer for Bytes {
     fn decode(&self, tokens: &[u32]) -> Result<String> {
         let mut bytes = memory::room(tokens.len())?;
         for &t in tokens {
-            let Ok(b) = u8::try_from(t) else { bail!(index, "token {t} is no byte") };
+            let Ok(b) = u8::try_from(t) else { bail!(index, "token {t} is not a byte") };
             bytes.push(b);
         }
         memory::text_lossy(bytes)
@@ -156,13 +156,15 @@ mod file {
         /// Reads the file.
         ///
         /// # Errors
-        /// I/O error when it cannot be read, corrupt-file error when it is no tokenizer.
+        /// I/O error when it cannot be read, corrupt-file error when it is not a tokenizer.
         #[track_caller]
         pub fn open(path: impl AsRef<Path>) -> Result<Self> {
             let (path, at) = (path.as_ref(), std::panic::Location::caller());
             let bytes = crate::io::read(path, LONGEST).map_err(|e| e.in_op("tokenizer", at))?;
             Self::parse(&bytes)
-                .and_then(|inner| Self::plain(inner.map_err(|e| Error::corrupt_file(format!("{} is no tokenizer: {e}", path.display())))?))
+                .and_then(|inner| {
+                    Self::plain(inner.map_err(|e| Error::corrupt_file(format!("{} is not a tokenizer: {e}", path.display())))?)
+                })
                 .map(Self::of)
                 .map_err(|e| e.in_op("tokenizer", at))
         }

@@ -88,7 +88,7 @@ impl Tokens {
             bail!(io, "cannot read {}: it is a file of the kernel, which has no length", path.display());
         }
         if bytes % width.bytes() as u64 != 0 {
-            bail!(corrupt_file, "{} has {bytes} bytes, which is no multiple of {}", path.display(), width.bytes());
+            bail!(corrupt_file, "{} has {bytes} bytes, which is not a multiple of {}", path.display(), width.bytes());
         }
         let range = 0..(bytes / width.bytes() as u64) as usize;
         Ok(Tokens { source: Source::File(Arc::new(TokenFile { path: path.to_owned(), file: Mutex::new(file), width })), range })

@@ -355,7 +355,7 @@ fn one(seed: u64, call: u64, tally: &mut Tally) -> std::result::Result<(), Strin
 }
 
 fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().map_or(default, |v| v.parse().unwrap_or_else(|_| panic!("{name} is no number: {v}")))
+    std::env::var(name).ok().map_or(default, |v| v.parse().unwrap_or_else(|_| panic!("{name} is not a number: {v}")))
 }
 
 #[test]

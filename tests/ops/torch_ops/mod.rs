@@ -292,7 +292,7 @@ fn every_op_has_fixtures() {
         }
     }
     for (vjp, _) in THROUGH {
-        assert!(registry().iter().any(|e| e.name == *vjp), "`{vjp}` is no op any more");
+        assert!(registry().iter().any(|e| e.name == *vjp), "`{vjp}` is not an op any more");
     }
     assert!(problems.is_empty(), "{problems}");
 }

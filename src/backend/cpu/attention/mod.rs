@@ -224,7 +224,7 @@ pub(crate) fn backward_mask<T: Multiply>(x: &Attention<'_>, y_bar: &In<'_>, shap
         let queries = if per_row { first..first + count } else { 0..p.tq };
         let mut blocks = Vec::new();
         p.blocks_of(0, queries, &mut blocks)?;
-        // The mask is added behind the cap: its slope plays no part.
+        // The mask is added after the cap: its slope plays no part.
         let mut s = Scratch::<T::Acc>::new(&p, &blocks, false)?;
         let mut dp = Buffer::alloc(<T::Acc as Element>::DTYPE, scratch_len(&blocks))?;
         for head in (0..slices.len()).filter(|&h| slices[h] == slice) {

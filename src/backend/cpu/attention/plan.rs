@@ -348,7 +348,7 @@ fn softmax_row<A: Real>(x: &mut [A]) {
     }
 }
 
-/// `dp ← p (dp − Σ p dp)`, where a weight of 0 ignores what stands in `dp`.
+/// `dp ← p (dp − Σ p dp)`, where a weight of 0 ignores the value of `dp`.
 #[inline(always)]
 fn softmax_row_vjp<A: Real>(p: &[A], dp: &mut [A]) {
     let dot = simd::dot_by(

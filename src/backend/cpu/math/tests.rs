@@ -270,7 +270,7 @@ fn f32_to_half_types() {
     for bits in (0..=u32::MAX).step_by(4093) {
         check(f32::from_bits(bits));
     }
-    // Every value of the half types, every midpoint between neighbours, and what stands next to both.
+    // Every value of the half types, every midpoint between neighbours, and what is next to both.
     for h in 0..u16::MAX {
         for at in [(h as u32) << 16, half::f16::from_bits(h).to_f32().to_bits()] {
             for step in [0u32, 0x8000, 0x1000, 0x2000] {

@@ -1,4 +1,4 @@
-//! Kernels that look at the order of elements along one axis: where an extremum stands, sorting, running sums.
+//! Kernels that look at the order of elements along one axis: where an extremum is, sorting, running sums.
 
 use super::STRIP;
 use crate::backend::cpu::math::{Compute, Real};

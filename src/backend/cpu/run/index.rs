@@ -101,7 +101,7 @@ pub(crate) fn add_rows<T: Compute>(g: &[T], ids: &[i64], extent: usize, inner: u
         let base = row / extent * ids.len();
         let columns = |(c, out): (usize, &mut [T])| segment(g, base, inner, named, c * COLUMNS, out);
         if named.len() * inner >= PIECE {
-            // One index that stands everywhere: its columns in parallel.
+            // One index for all: its columns in parallel.
             out.par_chunks_mut(COLUMNS).enumerate().for_each(columns);
         } else {
             out.chunks_mut(COLUMNS).enumerate().for_each(columns);
@@ -209,7 +209,7 @@ pub(crate) fn gather<T: Element>(x: &[T], extent: usize, width: usize, ids: &[i6
     });
 }
 
-/// How a term joins what stands at its place.
+/// How a term joins the value at its index.
 #[derive(Clone, Copy)]
 pub(crate) enum Join {
     /// Their sum.

@@ -55,7 +55,7 @@ fn avx2<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// A function of its own: inlined, it would stand again in each loop that calls a kernel.
+/// A function of its own: inlined, it would be repeated in each loop that calls a kernel.
 #[cfg(target_arch = "x86_64")]
 #[cold]
 #[inline(never)]

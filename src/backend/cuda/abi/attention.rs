@@ -33,7 +33,7 @@ pub(crate) struct Scores {
     /// Address of the two words of the key in a captured step, else 0.
     pub live: u64,
     pub threshold: u64,
-    /// Keys that a query sees before and behind its own place, when `banded`.
+    /// Keys that a query sees before and after its own position, when `banded`.
     pub left: i64,
     pub right: i64,
     /// Address of the pairs {first key, end} of every query of packed sequences, else 0.

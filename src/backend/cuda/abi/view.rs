@@ -3,7 +3,7 @@
 use crate::error::{Result, bail};
 use crate::layout::{Layout, collapse};
 
-/// Most axes a kernel can address. Axes that lie one behind the other are merged before, so real views stay below it.
+/// Most axes a kernel can address. Axes that follow one another in memory are merged before, so real views stay below it.
 pub(crate) const MAX_RANK: usize = 8;
 
 /// How a kernel finds element `i` (in row-major order) of an operand: `struct View` of kernels/common.
@@ -19,7 +19,7 @@ pub(crate) struct View {
 }
 
 impl View {
-    /// The layout's axes without its offset, merged where they lie one behind the other.
+    /// The layout's axes without its offset, merged where they follow one another in memory.
     ///
     /// # Errors
     /// Shape error when more than [`MAX_RANK`] axes remain.

@@ -1,7 +1,7 @@
-//! Device memory that is recycled: freed blocks wait by size and are handed out again in the order of the queue.
+//! Device memory that is recycled: freed blocks wait by size and are handed out again in the order of the stream.
 //!
-//! All work of a device goes through one queue, so a block that was freed on the host while kernels still use it can be
-//! reused at once: what is queued later runs later. A training step finds every block it needs after the first step, at
+//! All work of a device goes through one stream, so a block that was freed on the host while kernels still use it can be
+//! reused at once: what is enqueued later runs later. A training step finds every block it needs after the first step, at
 //! the same addresses.
 
 use super::context::Context;
@@ -45,7 +45,7 @@ impl Buffer {
         let bytes = block_size(wanted, on.is_emulated()).ok_or_else(oom)?;
         let pool = on.pool();
         let home = step_memory::private(on.device());
-        // What waits for all was freed by work that is done or queued: a captured step may have it too.
+        // Blocks of the shared pool are safe in a capture: all work that used them is already enqueued.
         let cached = home.as_ref().and_then(|h| h.free().get_mut(&bytes).and_then(Vec::pop));
         let own = cached.is_some();
         let cached = cached.or_else(|| pool.lock().free.take(bytes));
@@ -155,7 +155,7 @@ impl Buffer {
         unsafe { self.on.upload(self.block.addr, bytes) }
     }
 
-    /// Queues the write of one value into the first element; nothing waits.
+    /// Enqueues the write of one value into the first element; nothing waits.
     ///
     /// # Panics
     /// If the type differs: a bug in the crate.
@@ -173,7 +173,7 @@ impl Buffer {
         self.home.is_some()
     }
 
-    /// Copies all elements to the host; waits for queued work.
+    /// Copies all elements to the host; waits for enqueued work.
     ///
     /// # Panics
     /// If the type differs: a bug in the crate.

@@ -1,4 +1,4 @@
-//! A step noted once and replayed: what the device notes (`Driver::begin_capture`), and all that
+//! A step captured once and replayed: what the device captures (`Driver::begin_capture`), and all that
 //! must stay as it was for the replays to mean the same: memory, index checks, random keys, numbers that change.
 //!
 //! A capture belongs to the thread that began it. Memory that is taken meanwhile comes from a pool of its own
@@ -128,7 +128,7 @@ pub(crate) fn check(words: usize, judge: impl Fn(&[i64]) -> Result<()> + Send + 
     at.map(Some)
 }
 
-/// A capture in progress on this thread. Dropping it ends the capture and forgets what was noted.
+/// A capture in progress on this thread. Dropping it ends the capture and forgets what was captured.
 pub(crate) struct Session {
     on: &'static Context,
     /// Holds up other threads.
@@ -234,7 +234,7 @@ impl Captured {
         self.private.reserved() + 8 * (LIVE + FINDINGS)
     }
 
-    /// Queues the step with other numbers and another key; waits for it when it checks indices.
+    /// Enqueues the step with other numbers and another key; waits for it when it checks indices.
     ///
     /// # Errors
     /// Index error for the first index out of range; what the device reports.

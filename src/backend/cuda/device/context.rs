@@ -14,11 +14,11 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{LazyLock, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 thread_local! {
-    /// What this thread has queued: others use the device at the same time.
+    /// What this thread has enqueued: others use the device at the same time.
     static LAUNCHES: Cell<usize> = const { Cell::new(0) };
 }
 
-/// How many kernels and products this thread has queued so far.
+/// How many kernels and products this thread has enqueued so far.
 pub(crate) fn launches() -> usize {
     LAUNCHES.get()
 }
@@ -61,7 +61,7 @@ impl Context {
                     "cuda-emulated needs the crate's feature `emulator` (it compiles the kernels with a C++ compiler)",
                 ));
             }
-            Device::Cpu => return Err(Error::device("cpu is no CUDA device")),
+            Device::Cpu => return Err(Error::device("cpu is not a CUDA device")),
         };
         let context: &'static Context = Box::leak(Box::new(Context {
             device,
@@ -136,7 +136,7 @@ impl Context {
             return Err(e);
         }
         for (bytes, addr) in blocks {
-            // SAFETY: the block was in the free list, so nothing refers to it, and the queue is empty.
+            // SAFETY: the block was in the free list, so nothing refers to it, and the stream is empty.
             unsafe { self.driver.free(addr, bytes) };
             self.pool.lock().stats.reserved -= bytes;
         }
@@ -159,7 +159,7 @@ impl Context {
         if self.is_capturing() { None } else { Some(self.gate.read().unwrap_or_else(PoisonError::into_inner)) }
     }
 
-    /// Queues a kernel; with `COTANGENT_CUDA_BLOCKING=1` also waits for it, so that its error names the op at hand.
+    /// Enqueues a kernel; with `COTANGENT_CUDA_BLOCKING=1` also waits for it, so that its error names the op at hand.
     ///
     /// # Safety
     /// As [`Driver::launch`].
@@ -179,7 +179,7 @@ impl Context {
         self.after("gemm")
     }
 
-    /// Queues a fill with one byte.
+    /// Enqueues a fill with one byte.
     ///
     /// # Safety
     /// As [`Driver::fill`].
@@ -189,7 +189,7 @@ impl Context {
         unsafe { self.driver.fill(dst, bytes, byte) }
     }
 
-    /// Queues a write of one element.
+    /// Enqueues a write of one element.
     ///
     /// # Safety
     /// As [`Driver::put`].
@@ -202,7 +202,7 @@ impl Context {
     /// Copies from the host.
     ///
     /// # Errors
-    /// Capture error inside a captured step: every replay would copy what lies there then.
+    /// Capture error inside a captured step: every replay would copy what is there then.
     ///
     /// # Safety
     /// As [`Driver::upload`].
@@ -213,7 +213,7 @@ impl Context {
         unsafe { self.driver.upload(dst, src) }
     }
 
-    /// Waits for the queue, then copies to the host.
+    /// Waits for the stream, then copies to the host.
     ///
     /// # Errors
     /// Capture error inside a captured step.
@@ -227,7 +227,7 @@ impl Context {
         unsafe { self.driver.download(dst, src) }
     }
 
-    /// Queues a captured step.
+    /// Enqueues a captured step.
     ///
     /// # Errors
     /// Capture error inside another captured step.
@@ -243,7 +243,7 @@ impl Context {
         self.after("a captured step")
     }
 
-    /// Seconds that the device takes for what `work` queues.
+    /// Seconds that the device takes for what `work` enqueues.
     pub(crate) fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
         step_memory::refuse(self.device, "time is measured")?;
         self.driver.time(work)

@@ -1,4 +1,4 @@
-//! A device in use: its driver and its queue (`context`), memory that is recycled (`pool`, `buffer`), and steps that are captured and
+//! A device in use: its driver and its stream (`context`), memory that is recycled (`pool`, `buffer`), and steps that are captured and
 //! replayed (`capture`, of which memory sees only `step_memory`).
 
 mod buffer;

@@ -1,4 +1,4 @@
-//! The memory of the step that this thread captures: the device that notes it, the pool that it takes from, and the state that it
+//! The memory of the step that this thread captures: the device that captures it, the pool that it takes from, and the state that it
 //! may change.
 
 use super::pool::{Block, Private};

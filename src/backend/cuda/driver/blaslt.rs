@@ -18,7 +18,7 @@ pub(super) struct Blas {
     plans: HashMap<Key, Plan>,
 }
 
-// SAFETY: the handle may be used from any thread, one at a time; it sits behind a mutex.
+// SAFETY: the handle may be used from any thread, one at a time; it is behind a mutex.
 unsafe impl Send for Blas {}
 
 /// What decides an algorithm: everything but the addresses, of which the alignment counts.
@@ -74,7 +74,7 @@ impl Blas {
         Ok(Blas { handle, workspace: on.alloc(WORKSPACE)?, plans: HashMap::new() })
     }
 
-    /// Queues a product.
+    /// Enqueues a product.
     ///
     /// # Safety
     /// As [`Driver::gemm`].

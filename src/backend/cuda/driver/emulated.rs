@@ -37,11 +37,11 @@ pub(crate) struct Emulated {
     properties: Properties,
     /// Bytes in blocks.
     used: AtomicUsize,
-    /// What was queued since a capture began.
+    /// What was enqueued since a capture began.
     noted: Mutex<Option<Vec<Work>>>,
 }
 
-/// One piece of work in the queue.
+/// One piece of work in the stream.
 #[derive(Clone, Debug)]
 enum Work {
     Fill { dst: u64, bytes: usize, byte: u8 },
@@ -57,7 +57,7 @@ impl Work {
     /// Does it.
     ///
     /// # Safety
-    /// As the functions of [`Driver`] that queue it.
+    /// As the functions of [`Driver`] that enqueue it.
     unsafe fn run(&self) -> Result<()> {
         // SAFETY: the caller vouches for the ranges.
         unsafe {
@@ -133,10 +133,10 @@ impl Emulated {
         self.noted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does the work, or notes it.
+    /// Does the work, or captures it.
     ///
     /// # Safety
-    /// As the functions of [`Driver`] that queue it.
+    /// As the functions of [`Driver`] that enqueue it.
     unsafe fn queue(&self, work: Work) -> Result<()> {
         if let Some(list) = &mut *self.noted() {
             list.push(work);

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// An open GPU: one context, one queue that is not the default one (which could not be captured).
+/// An open GPU: one context, one stream that is not the default one (which could not be captured).
 pub(crate) struct GpuDriver {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
@@ -27,7 +27,7 @@ unsafe impl Send for Loaded {}
 #[derive(Clone, Copy)]
 struct Function {
     handle: sys::CUfunction,
-    /// Dynamic shared memory that the function was told to expect.
+    /// Dynamic shared memory that the function was prepared for.
     shared: u32,
 }
 
@@ -66,7 +66,7 @@ impl GpuDriver {
             return Err(Error::device_unavailable(format!("cuda:{ordinal} does not exist: the driver sees {count} device(s)")));
         }
         let context = CudaContext::new(ordinal as usize).map_err(unusable)?;
-        // SAFETY: nothing was allocated yet. Work is ordered by the one queue; per-buffer events would only slow it down
+        // SAFETY: nothing was allocated yet. Work is ordered by the one stream; per-buffer events would only slow it down
         // and break graph capture.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(unusable)?;
@@ -127,7 +127,7 @@ impl GpuDriver {
         {
             return Ok(f.handle);
         }
-        // Compiling may take seconds: nobody waits for that who wants another kernel.
+        // Compiling may take seconds: callers that need another kernel do not wait for that.
         let module = self.module(kernel.module)?;
         let mut functions = functions();
         let shared = shared.max(functions.get(kernel.name).map_or(0, |f| f.shared));
@@ -241,7 +241,7 @@ unsafe impl Driver for GpuDriver {
     fn begin_capture(&self) -> Result<()> {
         self.bind()?;
         // Relaxed: memory that the step needs beyond the pool is allocated while it is captured, which the other modes
-        // forbid. Work of other threads cannot slip in: they wait above this seam.
+        // forbid. Work of other threads cannot slip in: they wait above this trait.
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream is alive, and not the default one.
         unsafe { sys::cuStreamBeginCapture_v2(self.stream.cu_stream(), mode) }.result().map_err(driver_error)
@@ -264,7 +264,7 @@ unsafe impl Driver for GpuDriver {
     }
 }
 
-/// A point in the queue, with the time at which the device passed it.
+/// A point in the stream, with the time at which the device passed it.
 struct Event(sys::CUevent);
 
 impl Event {

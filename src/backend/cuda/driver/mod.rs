@@ -1,4 +1,4 @@
-//! The seam below the CUDA backend: what a device must do for it. The driver library does it on a GPU (`gpu_driver`, with cuBLASLt
+//! The trait below the CUDA backend: what a device must do for it. The driver library does it on a GPU (`gpu_driver`, with cuBLASLt
 //! and the run-time compiler), the emulator on the host (`emulated`); all above this line is the same code.
 
 mod blaslt;
@@ -34,7 +34,7 @@ pub struct Properties {
     pub driver: u32,
 }
 
-/// One device and one ordered queue of work on it. Addresses are device addresses; sizes are bytes.
+/// One device and its stream of ordered work. Addresses are device addresses; sizes are bytes.
 ///
 /// # Safety
 /// Implementors are trusted by safe code: `alloc` must return memory of at least the size asked for, aligned to 16
@@ -43,7 +43,7 @@ pub(crate) unsafe trait Driver: Send + Sync + std::panic::RefUnwindSafe {
     fn properties(&self) -> &Properties;
     /// Fresh memory. Out of memory is an `Err` that leaves the device usable.
     fn alloc(&self, bytes: usize) -> Result<u64>;
-    /// Gives memory back once all queued work is done.
+    /// Gives memory back once all enqueued work is done.
     ///
     /// # Safety
     /// `addr` came from `alloc` with this size and is not used again.
@@ -53,46 +53,46 @@ pub(crate) unsafe trait Driver: Send + Sync + std::panic::RefUnwindSafe {
     /// # Safety
     /// The range lies in one allocation that the caller may write.
     unsafe fn upload(&self, dst: u64, src: &[u8]) -> Result<()>;
-    /// Waits for the queue, then copies to the host.
+    /// Waits for the stream, then copies to the host.
     ///
     /// # Safety
     /// The range lies in one allocation.
     unsafe fn download(&self, dst: &mut [u8], src: u64) -> Result<()>;
-    /// Queues a fill with one byte.
+    /// Enqueues a fill with one byte.
     ///
     /// # Safety
     /// The range lies in one allocation that the caller may write.
     unsafe fn fill(&self, dst: u64, bytes: usize, byte: u8) -> Result<()>;
-    /// Queues a write of one element of 1, 2, 4 or 8 bytes, whose value is known now.
+    /// Enqueues a write of one element of 1, 2, 4 or 8 bytes, whose value is known now.
     ///
     /// # Safety
     /// The element lies in one allocation that the caller may write.
     unsafe fn put(&self, dst: u64, bytes: usize, bits: u64) -> Result<()>;
-    /// Queues a kernel, whose parameters are of these sizes.
+    /// Enqueues a kernel, whose parameters are of these sizes.
     ///
     /// # Safety
     /// `params` point to values of the kernel's parameter types, and the pointers among them to memory of the extent
     /// the kernel touches.
     unsafe fn launch(&self, kernel: &'static Kernel, grid: Grid, params: &mut [*mut c_void], sizes: &[usize]) -> Result<()>;
-    /// Queues a matrix product.
+    /// Enqueues a matrix product.
     ///
     /// # Safety
     /// The operands lie in allocations, and the caller may write the result.
     unsafe fn gemm(&self, gemm: &Gemm) -> Result<()>;
-    /// Waits for the queue; an error of any kernel since the last wait surfaces here.
+    /// Waits for the stream; an error of any kernel since the last wait surfaces here.
     fn synchronize(&self) -> Result<()>;
-    /// Seconds that the device takes for what `work` queues, by its own clock.
+    /// Seconds that the device takes for what `work` enqueues, by its own clock.
     fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
-    /// From now on work is noted instead of done, until [`Driver::end_capture`]. Copies from and to the host are not
+    /// From now on work is captured instead of done, until [`Driver::end_capture`]. Copies from and to the host are not
     /// allowed meanwhile; one caller at a time.
     fn begin_capture(&self) -> Result<()>;
-    /// Ends the capture: what was noted, ready to run. An `Err` leaves the device usable, and what was noted is lost.
+    /// Ends the capture: what was captured, ready to run. An `Err` leaves the device usable, and what was captured is lost.
     fn end_capture(&self) -> Result<Box<dyn Recording>>;
 }
 
-/// A sequence of work that a device has noted.
+/// A sequence of work that a device has captured.
 pub(crate) trait Recording: Send + Sync + std::panic::RefUnwindSafe {
-    /// Queues all of it.
+    /// Enqueues all of it.
     ///
     /// # Safety
     /// All memory that the work refers to is still allocated, and the caller may write what it writes.

@@ -1,7 +1,7 @@
 //! Elements and rows picked by index on the device, and sums back into them: the counterpart of the CPU's `index`.
 //!
 //! An index out of range is an `Err` here as on the CPU, so it has to be known before the op returns: [`indices`] lets a
-//! kernel search for the first offender and reads at most 1 KiB back. **This waits for everything queued before it.** It is
+//! kernel search for the first offender and reads at most 1 KiB back. **This waits for everything enqueued before it.** It is
 //! the one synchronisation of these ops; the values themselves never leave the device. A captured step goes on with 0 in the
 //! place of an index out of range, and what its checks found is read after each replay.
 
@@ -66,7 +66,7 @@ fn outside(found: &[i64], shape: &Shape, limit: usize) -> Result<()> {
     Err(Error::index(format!("index {id} at position {position:?} is outside 0..{limit}")))
 }
 
-/// Where elements lie in memory that an index tensor's elements select along `axis`: a view of the index' shape with 0
+/// Offsets of the elements that an index tensor selects along `axis`: a view of the index' shape with 0
 /// there, and how far one step along the axis goes.
 fn lines(of: &Layout, index: &Shape, axis: usize) -> Result<(View, i64)> {
     let mut strides: Dims = of.strides().iter().copied().collect();

@@ -20,7 +20,7 @@ fn within<S: Scalar>(offsets: Option<(&Nd<S>, &Nd<S>)>, i: usize, j: usize, tq: 
     keys.contains(&j).then(|| [i - at(of_q, s), j - keys.start, at(of_q, s + 1) - at(of_q, s), keys.len()])
 }
 
-/// Whether query `i` of `tq` sees key `j` of `tk`: the last query stands at the last key.
+/// Whether query `i` of `tq` sees key `j` of `tk`: the last query is aligned with the last key.
 fn sees(op: &Sdpa, [i, j, tq, tk]: [usize; 4]) -> bool {
     let ahead = (j + tq) as i128 - (i + tk) as i128;
     let inside = op.window.is_none_or(|(left, right)| -(left as i128) <= ahead && ahead <= right as i128);
@@ -173,7 +173,7 @@ pub(super) fn cotangents<S: Scalar>(op: &SdpaVjp, x: &[Nd<S>]) -> Vec<Nd<S>> {
     let stored = rounding(&op.of, x);
     let dropping = op.of.options.dropout > 0.0;
     let inv = if op.of.options.dropout >= 1.0 { 0.0 } else { 1.0 / (1.0 - op.of.options.dropout) };
-    // [.., head, query] rows of dropped weights, and of the cotangents of scores and, behind the cap, of products.
+    // [.., head, query] rows of dropped weights, and of the cotangents of scores and of products (before the cap).
     let (mut dropped, mut scores, mut products, mut rows) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let heads = q.shape[..r - 1].to_vec();
     Nd::from_fn(&heads[..], |index| {

@@ -56,7 +56,7 @@ impl Sdpa {
         self.key.filter(|_| self.dropout > 0.0).map(|k| (k, 1.0 - self.dropout))
     }
 
-    /// What the kernels are told, for heads of `d`.
+    /// The kernels' options, for heads of `d`.
     fn numbers(&self, d: usize) -> Options {
         let band = match (self.causal, self.window) {
             (false, None) => None,
@@ -69,7 +69,7 @@ impl Sdpa {
     /// Checks the options alone.
     fn check(&self) -> Result<()> {
         if !(0.0..=1.0).contains(&self.dropout) {
-            bail!(argument, "dropout {} is no probability", self.dropout);
+            bail!(argument, "dropout {} is not a probability", self.dropout);
         }
         if self.dropout > 0.0 && self.key.is_none() {
             bail!(argument, "dropout {} needs a key", self.dropout);
@@ -409,7 +409,7 @@ impl Tensor {
         }
     }
 
-    /// Attention within sequences of different lengths that lie one behind the other, without padding.
+    /// Attention within sequences of different lengths that follow one another, without padding.
     ///
     /// Sequence `s` has the queries `offsets_q[s]..offsets_q[s + 1]` and the keys `offsets_k[s]..offsets_k[s + 1]`; scores of
     /// different sequences are not computed. Both lists of integers start with 0 and end with the number of rows.

@@ -145,7 +145,7 @@ pub enum Saves {
     Nothing,
 }
 
-/// Where the random values lie on which an op is checked.
+/// The range of random values on which an op is checked.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Domain {
     /// Anywhere in an interval: the function is smooth there.
@@ -183,7 +183,7 @@ pub trait Unary: Clone + Debug + Send + Sync + 'static {
     const MATH: Math;
     /// What the derivative is written in.
     const SAVES: Saves;
-    /// Where random values for the checks and benches lie.
+    /// The range of random values for the checks and benches.
     const DOMAIN: Domain;
     /// The function, for kernels. Mark it `#[inline(always)]`.
     fn f<T: Real>(&self, x: T) -> T;
@@ -191,8 +191,8 @@ pub trait Unary: Clone + Debug + Send + Sync + 'static {
     /// piecewise constant it selects instead, so that nothing of an infinite cotangent leaks through a closed gate.
     /// Mark it `#[inline(always)]`.
     fn pull<T: Real>(&self, saved: T, g: T) -> T;
-    /// Whether `f` and `pull` do not serve for this operand: a loop mends the few of which that is so by `f_rare` and
-    /// `pull_rare`, and vectorises without them.
+    /// Whether `f` and `pull` are not accurate for this operand. The vectorised loop uses them everywhere; a second loop computes
+    /// such elements again by `f_rare` and `pull_rare`.
     fn rare<T: Real>(&self, x: T) -> bool;
     /// The function where [`rare`](Unary::rare) is true.
     fn f_rare<T: Real>(&self, x: T) -> T;

@@ -114,7 +114,7 @@ unary! {
 unary! {
     /// Nearest multiple of a power of ten, ties to even; see [`Tensor::round_decimals`].
     RoundDecimals {
-        /// Digits behind the point; negative ones stand before it.
+        /// Digits after the point; negative ones count before it.
         decimals: i32,
     }, "round_decimals", saves Nothing;
     slope(self, _s) => S::zero();
@@ -294,7 +294,7 @@ impl Tensor {
         apply1(Map(Round), &[self])
     }
 
-    /// Each element rounded to so many digits behind the point (before it, for a negative number), ties to even:
+    /// Each element rounded to so many digits after the point (before it, for a negative number), ties to even:
     /// `x.round_decimals(2)` makes 3.14 of 3.14159, `x.round_decimals(-2)` makes 1200 of 1234.
     ///
     /// ```

@@ -85,7 +85,7 @@ impl LinearCrossEntropy {
         Ok(logits)
     }
 
-    /// The composition it stands for.
+    /// The composition that it replaces.
     fn composed(&self, [x, w]: [&Tensor; 2], b: Option<&Tensor>, targets: &Tensor, weights: Option<&Tensor>) -> Result<Tensor> {
         let logits = x.linear(w, b)?;
         let weights = weights.map(|c| c.cast(logits.dtype())).transpose()?;

@@ -219,7 +219,8 @@ impl<const CENTRED: bool> Norm<CENTRED> {
         Ok((w, b))
     }
 
-    /// All rows of `n` elements. With `added`, a tensor and the place for the sum: the rows of the sum, as it is rounded.
+    /// All rows of `n` elements. `added` is a residual and the output for
+    /// `x + residual`: the sum is rounded, and its rows are normalised.
     pub(super) fn rows<T: Compute>(
         &self,
         n: usize,
@@ -364,7 +365,7 @@ impl Tensor {
     ///
     /// # Numerics
     /// Two-pass biased variance, so an offset far above the spread is harmless; a constant row gives the bias exactly. `eps`
-    /// stands under the root. Half types are computed in f32 and rounded once.
+    /// is under the root. Half types are computed in f32 and rounded once.
     ///
     /// # Errors
     /// Shape error when the axes or parameters do not fit; argument error for a negative or non-finite `eps`; dtype error
@@ -385,7 +386,7 @@ impl Tensor {
     /// x `[.., n]`, weight `[n]`.
     ///
     /// # Numerics
-    /// `eps` stands under the root, so zero rows give zeros and finite gradients. Half types are computed in f32.
+    /// `eps` is under the root, so zero rows give zeros and finite gradients. Half types are computed in f32.
     ///
     /// # Errors
     /// As [`Tensor::layer_norm`].

@@ -110,7 +110,7 @@ pub(crate) fn matmul(
     Ok(())
 }
 
-/// The operand as it lies when its matrices are addressable, else gathered into `copy`.
+/// The operand in its own memory when its matrices are addressable, else gathered into `copy`.
 fn ready<'a>(on: &'static Context, x: &In<'a>, layout: &Layout, copy: &'a mut Option<Buffer>) -> Result<Ready<'a>> {
     let r = layout.rank() - 2;
     let shape = [layout.shape()[r], layout.shape()[r + 1]];

@@ -59,7 +59,7 @@ impl Adams {
         self.tables.push(on, dtype, n, arrays, [s.shrink, s.rate, s.root], live, &adam(shared))
     }
 
-    /// Queues the steps.
+    /// Enqueues the steps.
     pub(crate) fn finish(&mut self) -> Result<()> {
         self.shared.map_or(Ok(()), |shared| self.tables.finish(&adam(shared)))
     }
@@ -101,7 +101,7 @@ impl Descents {
         self.tables.push(p.context(), p.dtype(), p.len(), arrays, numbers, None, &descend(shared))
     }
 
-    /// Queues the steps.
+    /// Enqueues the steps.
     pub(crate) fn finish(&mut self) -> Result<()> {
         self.shared.map_or(Ok(()), |shared| self.tables.finish(&descend(shared)))
     }
@@ -161,7 +161,7 @@ pub(crate) fn norm_and_factor(on: &'static Context, x: &[In<'_>], most: f64) -> 
     let count: usize = x.iter().map(|t| pieces(t.numel())).sum();
     let mut partial = on.alloc(DType::F64, 3 * count)?;
     let mut total = on.alloc(DType::F64, 3)?;
-    // Copies of what is not in row-major order stay until all is queued.
+    // Copies of what is not in row-major order stay until all is enqueued.
     let rows = x.iter().map(In::contiguous).collect::<Result<Vec<_>>>()?;
     {
         let (partial, next) = (Dst::new(&mut partial), Cell::new(0));

@@ -11,7 +11,7 @@ const PIECE: usize = 8192;
 
 /// A table that fills up; the launcher is called when it is full, and at the end.
 ///
-/// It holds addresses, not memory: who adds arrays keeps them until [`Table::finish`] has been called.
+/// It holds addresses, not memory: a caller that adds arrays keeps them until [`Table::finish`] has been called.
 pub(crate) struct Table {
     on: &'static Context,
     dtype: DType,

@@ -98,7 +98,7 @@ impl SoftCrossEntropy {
         Ok((lead, n))
     }
 
-    /// The composition it stands for.
+    /// The composition that it replaces.
     fn composed(&self, x: &Tensor, q: &Tensor, weights: Option<&Tensor>) -> Result<Tensor> {
         let of = &self.of;
         let weights = weights.map(|w| w.cast(x.dtype())).transpose()?;
