@@ -1,4 +1,4 @@
-//! Launchers written by build.rs from the `KERNEL` lines of kernels/<family>/*.cu: one function per kernel, with the kernel's own
+//! Launchers written by build.rs from the `KERNEL` lines of `kernels/FAMILY/*.cu`: one function per kernel, with the kernel's own
 //! parameters. A missing, misspelt or re-typed kernel does not compile; one that nothing launches is a warning.
 
 use crate::backend::cuda::abi::{Flash, Frequencies, Grid, Heads, Kernel, Params, Remap, Scores, Tensors, View};
