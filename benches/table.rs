@@ -4,6 +4,9 @@
 //! rayon's (`RAYON_NUM_THREADS`). benches/peers/compare.py runs the same workloads (`COTANGENT_TURNS=softmax`) in turns with
 //! PyTorch's (benches/peers/torch_table.py). `attention@2048` has another length, `linear@256` another number of rows,
 //! `layer_norm@1024` another width.
+//!
+//! `fma256` and `fma512` say what kind of machine it is: the same number of f32 multiply-adds in registers of 256 and of 512 bits,
+//! on one thread. Where 512 bits take half the time AVX-512 is full-rate, where they take the same it is half-rate.
 
 #[path = "common/turns.rs"]
 mod turns;
@@ -12,12 +15,14 @@ use cotangent::nn::{Activation, Gpt, GptConfig};
 use cotangent::optim::AdamW;
 use cotangent::{DType, Error, F32, I64, Key, Result, Tape, Tensor, ops::CrossEntropy, ops::Sdpa, value_and_grad};
 use criterion::Criterion;
+#[cfg(target_arch = "x86_64")]
+use pulp::{Simd, WithSimd};
 use std::hint::black_box;
 use std::time::Duration;
 use turns::Work;
 
 /// In the order of the table; the last ones are none of its ten.
-const NAMES: [&str; 21] = [
+const NAMES: [&str; 23] = [
     "attention",
     "layer_norm",
     "rms_norm",
@@ -39,6 +44,8 @@ const NAMES: [&str; 21] = [
     "rand",
     "select_loop",
     "unbind_loop",
+    "small_ops",
+    "small_ops_untracked",
 ];
 
 /// GPT-2 with 124 M parameters, 256 tokens of context as in the training step.
@@ -132,7 +139,51 @@ fn work(name: &str, dtype: DType) -> Result<Work> {
                 steps[1..].iter().try_fold(steps[0].clone(), |sum, x| sum.add(x))
             })
         }
+        // A thousand ops on a tensor of eight elements: what it costs to call an op, to record it and to sweep over it.
+        "small_ops" => both(vec![random(&[8], 1)?, random(&[8], 2)?], |x| small_ops(&x[0], &x[1])),
+        "small_ops_untracked" => {
+            let (x, w) = (random(&[8], 1)?, random(&[8], 2)?);
+            Ok(Box::new(move || small_ops(&x, &w).map(|y| drop(black_box(y)))))
+        }
+        #[cfg(target_arch = "x86_64")]
+        "fma256" => pulp::x86::V3::try_new().map(fma).ok_or_else(|| Error::argument("no AVX2")),
+        #[cfg(target_arch = "x86_64")]
+        "fma512" => pulp::x86::V4::try_new().map(fma).ok_or_else(|| Error::argument("no AVX-512")),
         _ => Err(Error::argument(format!("no workload is named {name}"))),
+    }
+}
+
+fn small_ops(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    (0..500).try_fold(x.clone(), |y, _| y.mul(w)?.tanh())
+}
+
+/// 201 million multiply-adds of f32.
+#[cfg(target_arch = "x86_64")]
+fn fma<S: Simd + 'static>(simd: S) -> Work {
+    Box::new(move || {
+        black_box(simd.vectorize(Fma));
+        Ok(())
+    })
+}
+
+#[cfg(target_arch = "x86_64")]
+struct Fma;
+
+#[cfg(target_arch = "x86_64")]
+impl WithSimd for Fma {
+    type Output = f32;
+
+    /// Twelve independent sums hide the latency of two units.
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> f32 {
+        let (a, b) = (simd.splat_f32s(black_box(0.5)), simd.splat_f32s(black_box(1.0)));
+        let mut sums = [b; 12];
+        for _ in 0..(16 << 20) / S::F32_LANES {
+            for sum in &mut sums {
+                *sum = simd.mul_add_f32s(*sum, a, b);
+            }
+        }
+        sums.into_iter().map(|s| simd.reduce_sum_f32s(s)).sum()
     }
 }
 

@@ -8,7 +8,11 @@
 One process for each workload and implementation; they take turns of SECONDS (0.5; at least one run) for ROUNDS (7) rounds, in a
 changing order. A line of the CSV is one run: workload, implementation, threads, round, seconds, peak resident memory of the process
 in MiB. MODES=eager,compile (the default for steps) times torch.compile too; DTYPES=f32,bf16 times ours also in bf16, whose rows are
-named so; DTYPES and PEERS=0 (ours alone) go together. The file is appended to.
+named so; DTYPES and PEERS=0 (ours alone) go together. BEFORE=path times another build of the same bench as "before". The workloads
+fma256 and fma512 have no peer: they say what kind of machine it is. The file is appended to.
+
+Each line that is printed has two ratios to the first implementation: of the medians, and the median over rounds of the ratio within
+a round. The second is the one to quote where other load comes and goes, since both runs of a pair meet much the same.
 
 A turn during which something else used more than 6 % of a processor is thrown away and repeated, up to TRIES (12) times; what stays
 above is kept, counted and shown: such a median is no measurement.
@@ -81,8 +85,11 @@ def children(binary, workload, step):
     made = []
     for dtype in os.environ.get("DTYPES", "f32").split(","):
         name = "cotangent" if dtype == "f32" else f"cotangent {dtype}"
-        made.append(Child(name, [binary], {"COTANGENT_TURNS": workload, "COTANGENT_BENCH_DTYPES": dtype}))
-        if os.environ.get("PEERS") != "0":
+        ours = {"COTANGENT_TURNS": workload, "COTANGENT_BENCH_DTYPES": dtype}
+        made.append(Child(name, [binary], ours))
+        if os.environ.get("BEFORE"):
+            made.append(Child(name.replace("cotangent", "before"), [os.environ["BEFORE"]], ours))
+        if os.environ.get("PEERS") != "0" and not workload.startswith("fma"):
             for mode in os.environ.get("MODES", "eager,compile" if step else "eager").split(","):
                 name = "torch " + mode + ("" if dtype == "f32" else f" {dtype}")
                 made.append(Child(name, [sys.executable, f"{HERE}/{twin}", workload], {"MODE": mode, "DTYPE": dtype}))
@@ -113,7 +120,9 @@ def main():
                     for t in times:
                         out.writerow([workload, c.name, THREADS, r, f"{t * 1e-3:.7f}", f"{c.peak:.0f}"])
                 ms = statistics.median(statistics.median(t) for t in c.times)
-                print(f"{workload:22} {c.name:18} {THREADS} threads {ms:10.3f} ms {c.peak:6.0f} MiB {ms / first:6.2f}  disturbed {c.disturbed}/{ROUNDS}", flush=True)
+                paired = statistics.median(statistics.median(t) / statistics.median(f) for t, f in zip(c.times, all_[0].times))
+                ratios = f"{ms / first:6.2f} paired {paired:6.3f}"
+                print(f"{workload:22} {c.name:18} {THREADS} threads {ms:10.3f} ms {c.peak:6.0f} MiB {ratios}  disturbed {c.disturbed}/{ROUNDS}", flush=True)
             file.flush()
 
 

@@ -96,6 +96,17 @@ def workload(name):
             return total
 
         return both(along, r(16, time, 128))
+    if name.startswith("small_ops"):
+
+        def chain(x, w):
+            for _ in range(500):
+                x = (x * w).tanh()
+            return x
+
+        if name == "small_ops":
+            return both(chain, r(8), r(8))
+        x, w = r(8).detach(), r(8).detach()
+        return lambda: chain(x, w)
     raise SystemExit(f"no workload is named {name}")
 
 
