@@ -22,6 +22,7 @@
 use rayon::prelude::*;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::sync::LazyLock;
 
 const MUL0: u32 = 0xD251_1F53;
 const MUL1: u32 = 0xCD9E_8D57;
@@ -70,6 +71,24 @@ fn unit_f32(word: u32) -> f32 {
 #[inline(always)]
 fn unit_f64(word: u64) -> f64 {
     (word >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
+}
+
+/// Runs `f` compiled for the best instruction set of this machine, as the backend's `simd::dispatch` does.
+///
+/// Called by `FnMut`: a closure that is called by `FnOnce` gets an adapter around it, which is a function of the baseline's level when it
+/// is too long to be inlined, and there every `mul_add` is a call of the library.
+#[inline]
+fn at_best(f: impl FnMut()) {
+    struct Op<F>(F);
+    impl<F: FnMut()> pulp::WithSimd for Op<F> {
+        type Output = ();
+        #[inline(always)]
+        fn with_simd<S: pulp::Simd>(mut self, _level: S) {
+            (self.0)()
+        }
+    }
+    static ARCH: LazyLock<pulp::Arch> = LazyLock::new(pulp::Arch::new);
+    ARCH.dispatch(Op(f))
 }
 
 /// Names a stream of 2⁶⁴ random blocks.
@@ -260,7 +279,7 @@ impl Key {
             start,
             out,
             #[inline(always)]
-            |w| if (w as u64) < threshold { values[1] } else { values[0] },
+            move |w| if (w as u64) < threshold { values[1] } else { values[0] },
         );
     }
 
@@ -286,7 +305,8 @@ impl Key {
         );
     }
 
-    /// `out[2j], out[2j + 1] = pair(block j)`, in parallel: each block is drawn once, many at a time. Simple pairs become vector code.
+    /// `out[2j], out[2j + 1] = pair(block j)`, in parallel: each block is drawn once, many at a time. Simple pairs become vector code,
+    /// if `pair` owns what it captures (`move`): behind a reference LLVM takes parameters for something that a store may change.
     pub(crate) fn fill_pairs<T: Copy + Send>(self, start: u64, out: &mut [T], pair: impl Fn([u32; 4]) -> [T; 2] + Sync) {
         each_chunk(out, &|c, chunk: &mut [T]| {
             let at = start.wrapping_add((c * CHUNK) as u64);
@@ -296,7 +316,7 @@ impl Key {
             let one = pair(self.u32x4(at / 2));
             head.fill(one[1]);
             let first = at.wrapping_add(lead as u64) / 2;
-            pulp::Arch::new().dispatch(
+            at_best(
                 #[inline(always)]
                 || {
                     let (mut x, mut y) = ([one[0]; BLOCKS], [one[1]; BLOCKS]);
@@ -340,7 +360,7 @@ impl Key {
         });
     }
 
-    /// `out[j] = f(u32(start + j))`, in parallel: some blocks at a time.
+    /// `out[j] = f(u32(start + j))`, in parallel: some blocks at a time. `f` should own what it captures, as in [`Key::fill_pairs`].
     pub(crate) fn fill_words<T: Copy + Send>(self, start: u64, out: &mut [T], f: impl Fn(u32) -> T + Sync) {
         each_chunk(out, &|c, chunk: &mut [T]| {
             let at = start.wrapping_add((c * CHUNK) as u64);
@@ -350,7 +370,7 @@ impl Key {
                 *x = f(self.u32(at.wrapping_add(j as u64)));
             }
             let first = at.wrapping_add(lead as u64) / 4;
-            pulp::Arch::new().dispatch(
+            at_best(
                 #[inline(always)]
                 || {
                     let mut words = [0; WORDS];

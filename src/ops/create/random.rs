@@ -321,7 +321,7 @@ fn uniform_values(op: &'static str, shape: Shape, range: Range<f64>, dtype: DTyp
             0,
             y,
             #[inline(always)]
-            |b| unit_pair(b).map(|u| <T as Element>::from_f64(placed(u, start, width, first, last)))
+            move |b| unit_pair(b).map(|u| <T as Element>::from_f64(placed(u, start, width, first, last)))
         )))
     };
     make().map(Tensor::from_array).map_err(|e| e.in_op(op, at))

@@ -50,7 +50,7 @@ pub(crate) fn fill<T: Compute<Acc = f32>>(key: Key, start: u64, out: &mut [T], m
         start,
         out,
         #[inline(always)]
-        |b| pair(b).map(|z| T::store(z.mul_add(std, mean))),
+        move |b| pair(b).map(|z| T::store(z.mul_add(std, mean))),
     );
 }
 
