@@ -133,7 +133,7 @@ fn rows() -> Vec<Row> {
         row("detach on the way", &["detach"], grad(&a, |a| a.detach().square()?.sum(..)).map(drop)),
         row("argmax on the way", &["argmax"], grad(&a, |a| a.argmax(-1)?.cast(F32)?.sum(..)).map(drop)),
         row("one parameter not reached", &["bias", "allow_disconnected"], grad(&linear(3, 2), |l| l.weight.square()?.sum(..)).map(drop)),
-        row("asking with the tensor before watch", &["ask with the tensor that `watch` returned"], {
+        row("asking with the tensor before watch", &["use the tensor that `watch` returned"], {
             let tape = Tape::new();
             let w = tape.watch(&a).unwrap();
             tape.backward(&w.sum(..).unwrap()).and_then(|g| g.get(&a).map(drop))
