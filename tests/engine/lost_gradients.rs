@@ -153,7 +153,7 @@ fn a_tape_by_hand_says_which_tensor_to_ask_with() -> Result<()> {
     let grads = tape.backward(&y)?;
     assert_eq!(grads.get(&x)?.to_vec::<f32>()?, [2.0, 2.0]);
     let e = grads.get(&plain).unwrap_err();
-    assert!(e.is_tape() && e.to_string().contains("ask with the tensor that `watch` returned"), "{e}");
+    assert!(e.is_tape() && e.to_string().contains("use the tensor that `watch` returned"), "{e}");
     let other = Tape::new();
     let e = grads.get(&other.watch(&plain)?).unwrap_err();
     assert!(e.to_string().contains("another tape"), "{e}");
