@@ -104,7 +104,7 @@ fn caches_and_frequencies_of_absurd_sizes_are_errors() {
         let mut cache = KvCache::with_capacity(positions);
         let e = cache.append(k.clone(), k.clone()).unwrap_err();
         assert!(e.is_out_of_memory() && e.op() == Some("kv_cache"), "{e}");
-        assert!(e.to_string().contains("reliability_sizes.rs"), "names the caller's line: {e}");
+        assert!(e.to_string().contains("engine/sizes.rs"), "names the caller's line: {e}");
         assert!(cache.is_empty());
     }
 }

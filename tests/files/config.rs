@@ -140,7 +140,7 @@ fn rotary_scaling_of_both_generations() {
     bad(json!({"type": "linear", "factor": "2"}), "`rope_scaling.factor` is \"2\", expected a number");
     bad(json!({"type": "linear", "factor": 2, "mrope_section": [1]}), "`rope_scaling.mrope_section` means nothing");
     bad(json!({"type": "linear", "rope_type": "yarn", "factor": 2}), "`rope_scaling.rope_type` is `yarn`, but");
-    bad(json!("linear"), "`rope_scaling` is \"linear\", no object");
+    bad(json!("linear"), "`rope_scaling` is \"linear\", not an object");
     let bands = json!({"type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 1, "original_max_position_embeddings": 8});
     bad(bands, "`high_freq_factor` is 1, expected more than `low_freq_factor`, 4");
     refused(

@@ -368,7 +368,7 @@ fn damaged_folders_are_refused_by_name() {
         crate::say(&e.to_string());
         assert!(kind(&e), "{e:?}");
         words.iter().for_each(|w| assert!(e.to_string().contains(w), "{e} does not say {w}"));
-        assert!(e.location().unwrap().file().ends_with("models.rs"), "{e}");
+        assert!(e.location().unwrap().file().ends_with("hugging_face.rs"), "{e}");
     };
     let edit = |folder: &Path, field: &str, value: serde_json::Value| {
         let text = std::fs::read_to_string(folder.join("config.json")).unwrap();

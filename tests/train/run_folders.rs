@@ -53,7 +53,7 @@ fn a_lost_best_model_is_said_and_its_value_counts() -> Result<()> {
         let resumed = t.resume()?.unwrap();
         let [(path, e)] = &resumed.damaged[..] else { panic!("{resumed:?}") };
         assert_eq!(path, &file);
-        assert!(e.op() == Some("resume") && e.location().unwrap().file().ends_with("reliability_review.rs"), "{e}");
+        assert!(e.op() == Some("resume") && e.location().unwrap().file().ends_with("train/run_folders.rs"), "{e}");
         assert!(e.to_string().contains(if gone { "is gone: the best model was that of step 2, with 0" } else { "checksum" }), "{e}");
         go(&mut t)?;
         assert!(t.best.is_none() && !file.exists(), "nothing was better than at step 2");
@@ -301,13 +301,13 @@ fn a_refused_resumption_leaves_the_folder_as_it_was() -> Result<()> {
     let e = t.resume().unwrap_err();
     assert!(e.to_string().contains("task was `tiny`, is `another`") && e.to_string().contains("step-000000055"), "{e}");
     // The op and the line are said once.
-    assert_eq!((e.to_string().matches("resume").count(), e.to_string().matches("reliability_review.rs").count()), (1, 1), "{e}");
+    assert_eq!((e.to_string().matches("resume").count(), e.to_string().matches("train/run_folders.rs").count()), (1, 1), "{e}");
     assert_eq!((names(folder.path()), content(folder.path())), before);
     t.settings.insert("task".to_owned(), "tiny".to_owned());
     let resumed = t.resume()?.unwrap();
     assert_eq!((&resumed.path, &resumed.damaged[0].0, resumed.damaged.len()), (&older, &newest, 1));
     let e = &resumed.damaged[0].1;
-    assert!(e.location().unwrap().file().ends_with("reliability_review.rs") && e.to_string().contains("has 0 bytes"), "{e}");
+    assert!(e.location().unwrap().file().ends_with("train/run_folders.rs") && e.to_string().contains("has 0 bytes"), "{e}");
     assert!(!newest.exists());
     drop(t);
     // All are damaged: each is named, and what can be done.

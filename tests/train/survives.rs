@@ -86,7 +86,7 @@ pub fn child(mode: &str, folder: &Path) -> Command {
 pub fn child_after(before: &str, mode: &str, folder: &Path) -> Command {
     let exe = std::env::current_exe().unwrap();
     let mut command = Command::new("bash");
-    command.args(["-c", &format!("{before}; exec \"$0\" --exact survives::as_a_child --nocapture")]).arg(exe);
+    command.args(["-c", &format!("{before}; exec \"$0\" --exact train::survives::as_a_child --nocapture")]).arg(exe);
     command.env(MODE, mode).env(FOLDER, folder);
     command
 }
@@ -280,7 +280,7 @@ fn a_full_disk_costs_nothing() {
         let folder = Folder::new(&format!("full-{moment}"));
         let inside = folder.join("run");
         std::fs::create_dir(&inside).unwrap();
-        let exe = "\"$0\" --exact survives::as_a_child --nocapture";
+        let exe = "\"$0\" --exact train::survives::as_a_child --nocapture";
         // By turns, so that there are many different moments: a file system has pages.
         let mounts = mounts && moment % 2 == 0;
         let script = if mounts {
