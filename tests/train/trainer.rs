@@ -156,7 +156,7 @@ fn the_trainer_names_the_callers_line() {
     }
     let here = |what: &str, e: Error, line: u32| {
         let at = e.location().unwrap();
-        assert!(at.file().ends_with("training.rs") && at.line() == line, "{what}: {e}, not line {line}");
+        assert!(at.file().ends_with("trainer.rs") && at.line() == line, "{what}: {e}, not line {line}");
     };
     let new = || Trainer::new(weights(), AdamW::default());
     let mut t = new();
