@@ -190,8 +190,8 @@ pub(crate) fn push<T>(list: &mut Vec<T>, item: T) -> Result<()> {
 }
 
 /// Adds items.
-// One plain loop: with one for a known length beside it, and the iterators' own way to fill a list, the hundreds of callers took a
-// tenth of the crate's build.
+// One plain loop: one for a known length beside it, and the iterators' own way to fill a list, would be compiled for each of hundreds of
+// callers.
 pub(crate) fn extend<T>(list: &mut Vec<T>, items: impl IntoIterator<Item = T>) -> Result<()> {
     let items = items.into_iter();
     begin(list, items.size_hint().0)?;

@@ -15,8 +15,8 @@ static ARCH: LazyLock<pulp::Arch> = LazyLock::new(pulp::Arch::new);
 /// `f` must be inlinable to profit: write `dispatch(#[inline(always)] || …)` and call only `#[inline(always)]` functions
 /// in it. What is called through a real function call runs at the baseline level (and there `mul_add` is a library call).
 /// A level changes speed only: [`Real::mul_add`] is fused at each of them, so results are the same bits.
-// Plain functions rather than pulp's own dispatch, which compiles some twenty of them for each closure: with hundreds of kernels that
-// was a tenth of the crate's build. What is known of the processor is still what pulp found.
+// Plain functions rather than pulp's own dispatch, which compiles some twenty of them for each of hundreds of closures. What is known of
+// the processor is still what pulp found.
 #[inline]
 pub(crate) fn dispatch<R>(f: impl FnOnce() -> R) -> R {
     #[cfg(target_arch = "x86_64")]
