@@ -357,7 +357,10 @@ fn spread_lines<T: Compute>(
             for ((y, x), &g) in y.chunks_mut(reduced).zip(x.chunks(reduced)).zip(g) {
                 long_row(x, r, &mut part.0[..size])?;
                 let part = &part.0[..size];
-                y.par_chunks_mut(SERIAL).zip(x.par_chunks(SERIAL)).for_each(|(y, x)| write_pieces(x, part, &[g.load()], y, write));
+                y.par_chunks_mut(SERIAL).zip(x.par_chunks(SERIAL)).try_for_each(|(y, x)| -> Result<()> {
+                    write_pieces(x, part, &[g.load()], spare::<T>(WIDE)?.slice_mut(), y, write);
+                    Ok(())
+                })?;
             }
             return Ok(());
         }
@@ -382,12 +385,13 @@ fn spread_lines<T: Compute>(
         let g = as_numbers(g, wide.slice_mut());
         let rows = (SERIAL / inner).max(1) * inner;
         let serial = if block < 4 * SERIAL { usize::MAX } else { 1 };
-        y.par_chunks_mut(rows).zip(x.par_chunks(rows)).with_min_len(serial).for_each(|(y, x)| {
+        y.par_chunks_mut(rows).zip(x.par_chunks(rows)).with_min_len(serial).try_for_each(|(y, x)| {
+            let mut wide = spare::<T>(WIDE)?;
             for (y, x) in y.chunks_mut(inner).zip(x.chunks(inner)) {
-                write_pieces(x, parts, g, y, write);
+                write_pieces(x, parts, g, wide.slice_mut(), y, write);
             }
-        });
-        Ok(())
+            Ok(())
+        })
     };
     let (blocks, serial) = blocks_per_task(x.len(), block);
     y.par_chunks_mut(blocks * block)
@@ -397,14 +401,14 @@ fn spread_lines<T: Compute>(
         .try_for_each(|((y, x), g)| y.chunks_mut(block).zip(x.chunks(block)).zip(g.chunks(inner)).try_for_each(one))
 }
 
-/// `write` for elements that may have to be widened; `parts` and `g` are one for all of them, or one for each.
-fn write_pieces<T: Compute>(x: &[T], parts: &[u8], g: &[T::Acc], y: &mut [T], write: Write<'_, T::Acc>) {
-    let mut wide = [T::Acc::ZERO; WIDE];
+/// `write` for elements that may have to be widened; `parts` and `g` are one for all of them, or one for each. `wide` has room for
+/// [`WIDE`] numbers where they have to be.
+fn write_pieces<T: Compute>(x: &[T], parts: &[u8], g: &[T::Acc], wide: &mut [T::Acc], y: &mut [T], write: Write<'_, T::Acc>) {
     let size = parts.len() / g.len();
     write_numbers(y, |from, y| {
         let own = from..from + y.len();
         let (parts, g) = if g.len() == 1 { (parts, g) } else { (&parts[own.start * size..own.end * size], &g[own.clone()]) };
-        write(as_numbers(&x[own], &mut wide), parts, g, y);
+        write(as_numbers(&x[own], wide), parts, g, y);
     });
 }
 

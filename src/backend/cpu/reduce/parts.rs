@@ -188,10 +188,15 @@ pub(super) fn write_numbers<T: Operand>(y: &mut [T], mut write: impl FnMut(usize
     if let Some(y) = T::numbers_mut(y) {
         return write(0, y);
     }
-    let mut wide = [T::Number::default(); WIDE];
-    for (i, y) in y.chunks_mut(WIDE).enumerate() {
+    // Short rows fill short buffers.
+    if y.len() <= 16 { write_blocks::<16, T>(y, write) } else { write_blocks::<WIDE, T>(y, write) }
+}
+
+fn write_blocks<const N: usize, T: Operand>(y: &mut [T], mut write: impl FnMut(usize, &mut [T::Number])) {
+    let mut wide = [T::Number::default(); N];
+    for (i, y) in y.chunks_mut(N).enumerate() {
         let wide = &mut wide[..y.len()];
-        write(i * WIDE, wide);
+        write(i * N, wide);
         T::narrow(wide, y);
     }
 }

@@ -3,13 +3,12 @@
 
 use crate::backend::cpu::math::{Compute, Number, Real};
 use crate::backend::cpu::memory::Buffer;
-use crate::backend::cpu::run::map::{narrow, widen};
+use crate::backend::cpu::run::map::{by_number, narrow, widen};
 use crate::backend::cpu::run::par::*;
 use crate::backend::cpu::run::simd;
 use crate::backend::cpu::run::view::{Contiguous, In, Out, SERIAL};
-use crate::dtype::{DType, Element};
-use crate::error::{Error, Result};
-use half::{bf16, f16};
+use crate::dtype::Element;
+use crate::error::Result;
 use smallvec::SmallVec;
 
 /// Elements per task.
@@ -61,13 +60,8 @@ fn dispatched<K: Line<N>, A: Number, const N: usize>(x: [&[A]; N], y: &mut [A], 
 /// unspecified content for each element of a line.
 pub(crate) fn map_lines<K: Line<N>, const N: usize>(axis: usize, x: [&In<'_>; N], y: &mut Out<'_>, scratch: usize) -> Result<()> {
     let narrow: LineFn<'_, f32, N> = &dispatched::<K, f32, N>;
-    match y.dtype() {
-        DType::F64 => lines_by(axis, x, y.slice::<f64>(), scratch, &dispatched::<K, f64, N>),
-        DType::F32 => lines_by(axis, x, y.slice::<f32>(), scratch, narrow),
-        DType::BF16 => lines_by(axis, x, y.slice::<bf16>(), scratch, narrow),
-        DType::F16 => lines_by(axis, x, y.slice::<f16>(), scratch, narrow),
-        d => Err(Error::dtype(format!("expected a float dtype, found {d}"))),
-    }
+    let wide: LineFn<'_, f64, N> = &dispatched::<K, f64, N>;
+    by_number!(y, (narrow, wide), |y, line| lines_by(axis, x, y, scratch, line))
 }
 
 /// [`map_lines`] for one dtype, compiled once for all ops.

@@ -7,10 +7,9 @@ use super::par::*;
 use super::simd;
 use super::view::{Contiguous, In, Out, OuterWalk, SERIAL};
 use crate::backend::cpu::math::{Compute, Real};
-use crate::dtype::{DType, Element};
-use crate::error::{Error, Result};
+use crate::dtype::Element;
+use crate::error::Result;
 use crate::layout::{Layout, collapse};
-use half::{bf16, f16};
 
 /// Elements per parallel piece: small enough to balance, large enough to hide the hand-over.
 pub(crate) const PIECE: usize = 8 * 1024;
@@ -78,33 +77,48 @@ pub(crate) fn unary_acc<T: Compute>(x: &In<'_>, y: &mut [T], block: &(dyn Fn(&[T
     })
 }
 
+/// Runs `$run` on the elements of a float tensor, of any dtype, with the kernel for the type that they are computed in: `$narrow` for
+/// f32, in which half types are computed too, and `$wide` for f64.
+macro_rules! by_number {
+    ($y:expr, ($narrow:expr, $wide:expr), |$elements:ident, $kernel:ident| $run:expr) => {
+        match $y.dtype() {
+            $crate::DType::F64 => {
+                let ($elements, $kernel) = ($y.slice::<f64>(), $wide);
+                $run
+            }
+            $crate::DType::F32 => {
+                let ($elements, $kernel) = ($y.slice::<f32>(), $narrow);
+                $run
+            }
+            $crate::DType::BF16 => {
+                let ($elements, $kernel) = ($y.slice::<half::bf16>(), $narrow);
+                $run
+            }
+            $crate::DType::F16 => {
+                let ($elements, $kernel) = ($y.slice::<half::f16>(), $narrow);
+                $run
+            }
+            d => Err($crate::Error::dtype(format!("expected a float dtype, found {d}"))),
+        }
+    };
+}
+pub(crate) use by_number;
+
 /// The innermost loop of an op of one operand, over slices of one length: for f32, in which half types are computed, and for f64.
 pub(crate) type Floats1<'a> = (&'a (dyn Fn(&[f32], &mut [f32]) + Sync), &'a (dyn Fn(&[f64], &mut [f64]) + Sync));
 
 /// [`unary_acc`] for a tensor of any float dtype.
-pub(crate) fn unary_floats(x: &In<'_>, y: &mut Out<'_>, (narrow, wide): Floats1<'_>) -> Result<()> {
-    match x.dtype() {
-        DType::F64 => unary_acc(x, y.slice::<f64>(), wide),
-        DType::F32 => unary_acc(x, y.slice::<f32>(), narrow),
-        DType::BF16 => unary_acc(x, y.slice::<bf16>(), narrow),
-        DType::F16 => unary_acc(x, y.slice::<f16>(), narrow),
-        d => Err(Error::dtype(format!("expected a float dtype, found {d}"))),
-    }
+pub(crate) fn unary_floats(x: &In<'_>, y: &mut Out<'_>, blocks: Floats1<'_>) -> Result<()> {
+    by_number!(y, (blocks.0, blocks.1), |y, block| unary_acc(x, y, block))
 }
 
 /// [`Floats1`] for two operands.
 pub(crate) type Floats2<'a> = (Block2<'a, f32, f32, f32>, Block2<'a, f64, f64, f64>);
 
 /// [`binary_acc`] for tensors of any float dtype.
-pub(crate) fn binary_floats(a: &In<'_>, b: &In<'_>, y: &mut Out<'_>, (narrow, wide): Floats2<'_>) -> Result<()> {
+pub(crate) fn binary_floats(a: &In<'_>, b: &In<'_>, y: &mut Out<'_>, blocks: Floats2<'_>) -> Result<()> {
     let shape = y.shape();
-    match a.dtype() {
-        DType::F64 => binary_acc(a, b, shape, y.slice::<f64>(), wide),
-        DType::F32 => binary_acc(a, b, shape, y.slice::<f32>(), narrow),
-        DType::BF16 => binary_acc(a, b, shape, y.slice::<bf16>(), narrow),
-        DType::F16 => binary_acc(a, b, shape, y.slice::<f16>(), narrow),
-        d => Err(Error::dtype(format!("expected a float dtype, found {d}"))),
-    }
+    by_number!(y, (blocks.0, blocks.1), |y, block| binary_acc(a, b, shape, y, block))
 }
 
 /// Elements that are widened at a time: three buffers stay well inside the first-level cache.
