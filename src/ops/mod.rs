@@ -34,7 +34,7 @@ pub use repeat::Repeats;
 pub use rope::{RopePositions, RopeStyle, Rotary};
 pub use scatter_reduce::ScatterReduce;
 pub use sdpa::Sdpa;
-pub use second_order::{differentiate, differentiate_vjp};
+pub use second_order::{differentiate, differentiate_vjp, widened};
 pub use slice::Span;
 
 use crate::testing::{Config, OpEntry, Report};

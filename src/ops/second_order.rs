@@ -10,15 +10,24 @@ use crate::op::{InputCotangents, Outputs};
 use crate::tape::{Isolated, common_tape};
 use crate::tensor::Tensor;
 
-/// Half types as f32: a composition rounds after every op, and its intermediate values overflow f16 where the fused
-/// kernel, which computes in f32, does not. The casts are recorded, so cotangents come back in the operand's own type.
-fn widened(x: &[Tensor]) -> Result<Vec<Tensor>> {
-    x.iter().map(|t| if t.dtype().is_half() { t.cast(F32) } else { Ok(t.clone()) }).collect()
+/// A half type as f32: a composition rounds after every op, and its intermediate values leave the range of f16 where the
+/// fused kernel, which computes in f32, does not. The cast is recorded, so cotangents come back in the operand's own type.
+///
+/// # Errors
+/// Allocation error.
+pub fn widened(x: &Tensor) -> Result<Tensor> {
+    if x.dtype().is_half() { x.cast(F32) } else { Ok(x.clone()) }
+}
+
+fn all_widened(x: &[Tensor]) -> Result<Vec<Tensor>> {
+    x.iter().map(widened).collect()
 }
 
 /// Cotangents of the wanted `inputs` of a composition, given those of its outputs.
 ///
-/// Recorded when an operand is tracked (a higher derivative is being taken), and untracked otherwise.
+/// Recorded when an operand is tracked (a higher derivative is being taken), and untracked otherwise. The composition
+/// gets half types as f32, and `y_bar` may be of either type; what it captures beside its arguments goes through
+/// [`widened`] first.
 ///
 /// # Errors
 /// Whatever the composition returns.
@@ -42,8 +51,8 @@ fn differentiate_by(
     let tape = common_tape(&operands)?;
     let record = tape.is_some();
     let local = Isolated::new(inputs, tape)?;
-    let y = composition(&local.inputs)?;
-    let bars: Vec<Option<Tensor>> = y_bar.iter().cloned().map(Some).collect();
+    let y = composition(&all_widened(&local.inputs)?)?;
+    let bars: Vec<Option<Tensor>> = all_widened(y_bar)?.into_iter().map(Some).collect();
     local.pull_back(&y, &bars, want, record, ACCUMULATE)
 }
 
@@ -79,8 +88,8 @@ fn differentiate_vjp_by(
     let record = tape.is_some();
     let local = Isolated::new(&all, tape)?;
     let (x, g) = local.inputs.split_at(inputs.len());
-    let y = composition(&widened(x)?)?;
-    let bars: Vec<Option<Tensor>> = widened(g)?.into_iter().map(Some).collect();
+    let y = composition(&all_widened(x)?)?;
+    let bars: Vec<Option<Tensor>> = all_widened(g)?.into_iter().map(Some).collect();
     let mut first: Vec<bool> = x_bar_bar.iter().map(Option::is_some).collect();
     first.resize(all.len(), false);
     let x_bar = local.pull_back(&y, &bars, &first, true, ACCUMULATE)?;

@@ -6,7 +6,7 @@ use crate::backend::cuda;
 use crate::backend::cuda::kernels::softmax as kernels;
 use crate::error::{ErrorKind, Result};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, apply1, expect};
-use crate::ops::differentiate;
+use crate::ops::{differentiate, widened};
 use crate::shape::Axis;
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Input, Nd, Purpose, Sample, Scalar};
@@ -252,7 +252,7 @@ impl Op for SoftmaxVjp {
         let (y, z) = (saved.get(0)?, y_bar.only()?);
         let g_bar = if want[1] { Some(apply1(self.clone(), &[y, z])?) } else { None };
         let y_bar = if want[0] {
-            let g = saved.get(1)?.clone();
+            let g = widened(saved.get(1)?)?;
             let axis = self.axis;
             differentiate(std::slice::from_ref(y), &[true], std::slice::from_ref(z), move |y| {
                 let p = y[0].mul(&g)?;

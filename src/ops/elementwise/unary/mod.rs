@@ -127,7 +127,7 @@ use crate::backend::cuda::{self, UnaryKernels};
 use crate::dtype::DType;
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Cotangents, Describe, InputCotangents, Math, Op, Outputs, Saved, Spec, apply1, expect};
-use crate::ops::second_order::differentiate;
+use crate::ops::second_order::{differentiate, widened};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 use crate::testing::{Dual, Gen, Input, Nd, Purpose, Sample, Scalar};
@@ -382,7 +382,7 @@ fn vjp_of_vjp(
     let s = saved.get(0)?;
     let g_bar = if want[1] { Some(pull(s, z)?) } else { None };
     let s_bar = if want[0] {
-        let seed = z.mul(saved.get(1)?)?;
+        let seed = widened(z)?.mul(&widened(saved.get(1)?)?)?;
         differentiate(std::slice::from_ref(s), &[true], &[seed], |x| Ok(Outputs::from_iter([derivative(&x[0])?])))?.swap_remove(0)
     } else {
         None
