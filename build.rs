@@ -319,7 +319,6 @@ fn entries(stem: &str, k: &KernelLine) -> Vec<(String, String, String)> {
             let suffix: String = [&t, &u].into_iter().filter(|s| !s.is_empty()).map(|s| format!("_{s}")).collect();
             let with = |text: &str| substitute(&substitute(text, "T", &t), "U", &u);
             let args: Vec<String> = k.args.iter().map(|a| with(&a.spelling)).collect();
-            // Doubles fill two registers each: the wish for several blocks is not theirs.
             let bounds = k.bounds.map_or(String::new(), |(n, blocks)| match blocks {
                 // Doubles take two registers each: half as many blocks.
                 Some(b) => format!("__launch_bounds__({n}, {}) ", if t == "f64" { b.div_ceil(2) } else { b }),

@@ -1,7 +1,7 @@
 //! One row of the registry: an op with everything that can be done to it without knowing its type.
 
+use super::bench_case::{BenchCase, bench_case};
 use super::suite::{self, AnySample, Arrangement, Check, Config, Report, Traits};
-use super::timing::{self, BenchCase};
 use super::{Gen, Purpose};
 use crate::backend::Device;
 use crate::dtype::DType;
@@ -96,7 +96,7 @@ impl OpEntry {
     /// The op's bench samples in a dtype, with their operands on a device.
     pub fn bench_on(&self, dtype: DType, device: Device) -> Vec<BenchCase> {
         let samples = (self.samples)(&mut Gen::new(0, 8));
-        samples.into_iter().filter(|s| s.purpose == Purpose::Bench).filter_map(|s| timing::bench_case(s, dtype, device).ok()).collect()
+        samples.into_iter().filter(|s| s.purpose == Purpose::Bench).filter_map(|s| bench_case(s, dtype, device).ok()).collect()
     }
 }
 

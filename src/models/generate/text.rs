@@ -3,7 +3,8 @@
 use crate::error::Result;
 use crate::train::Tokenizer;
 
-/// Tokens that are held back for a character to become whole, at most: a character has four bytes.
+/// Tokens that are held back for a character to become whole, at most. A character has up to four bytes, so four tokens of one byte;
+/// twice as many, since tokens without text may be among them.
 const LONGEST_CHARACTER: usize = 8;
 
 /// Decodes tokens one by one. What it gives is valid text: bytes of a character that is not whole yet are kept for later, and so is

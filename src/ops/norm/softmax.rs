@@ -138,7 +138,7 @@ impl Op for Softmax {
     }
 }
 
-/// `e = exp(x − m)`; returns its sum, or `None` for a row of −∞ only.
+/// `e = exp(x − m)` with the maximum `m`; returns `m` and the sum of `e`, or `None` for a row of −∞ only.
 #[inline(always)]
 pub(crate) fn exp_row<T: Compute>(x: &[T], e: &mut [T::Acc]) -> Option<(T::Acc, T::Acc)> {
     let m = rows::max(x);

@@ -19,7 +19,7 @@ pub struct Sum {
     pub axes: Axes,
     /// Keep them with extent 1.
     pub keep: bool,
-    /// Shape of the operand, for the derivative; `None` until the op has run.
+    /// Shape of the operand, for the derivative.
     pub of: crate::Shape,
 }
 

@@ -346,7 +346,7 @@ impl<U: Unary> Op for Map<U> {
         match U::SAVES {
             Saves::Input => Saved::of([Some(x[0])]),
             Saves::Output => Saved::of([Some(&y[0])]),
-            // The value is irrelevant, but the kernel wants an operand of the shape.
+            // The slope does not depend on the value: `vjp_of` gives the kernel the cotangent in its place.
             Saves::Nothing => Saved::none(),
         }
     }

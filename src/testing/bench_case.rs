@@ -11,7 +11,7 @@ use crate::tape::Tape;
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
-/// A timed case: call `run` once per iteration.
+/// A case to time: call `forward` or `backward` once per iteration.
 pub struct BenchCase {
     /// Op name and shapes.
     pub id: String,
