@@ -35,12 +35,13 @@ pub struct OpEntry {
     /// Whether an intermediate value is rounded to the operands' type by contract, as in a composition.
     rounds: bool,
     samples: fn(&mut Gen) -> Vec<AnySample>,
+    type_name: fn() -> &'static str,
 }
 
 impl OpEntry {
     const fn new<O: Describe>(implementation: Implementation, unary: bool, samples: fn(&mut Gen) -> Vec<AnySample>) -> Self {
         const { assert!(O::MATH.is_complete(), "an op's mathematics has an empty field") };
-        OpEntry { name: O::NAME, math: O::MATH, implementation, unary, rounds: false, samples }
+        OpEntry { name: O::NAME, math: O::MATH, implementation, unary, rounds: false, samples, type_name: std::any::type_name::<O> }
     }
 
     /// An op with kernels.
@@ -67,6 +68,11 @@ impl OpEntry {
     /// A composition.
     pub const fn composite<C: Composite>() -> Self {
         Self::new::<C>(Implementation::Composite, false, |g| suite::samples::<C>(call_composite::<C>, g))
+    }
+
+    /// The folder of `src/ops` that its type stands in; none for an op from elsewhere.
+    pub fn family(&self) -> Option<&'static str> {
+        (self.type_name)().strip_prefix("cotangent::ops::")?.split("::").next()
     }
 
     /// Whether intermediate values are rounded to the operands' type: by a composition, or by contract.

@@ -15,34 +15,30 @@ fn render_ops() -> String {
         "# Every op\n\n\
          Generated from the registry by `tests/house/tidy_documents.rs`; write it anew with `COTANGENT_BLESS=1 cargo test --test main tidy` (or `just bless`).\n\n\
          *x̄* is the cotangent of *x*: the derivative of the final result with respect to it. *Saves* under cost is what the tape keeps \
-         for the derivative, apart from shapes.\n",
+         for the derivative, apart from shapes.\n\n\
+         Ops stand by family, as in `src/ops`, `kernels` and the backends. A *kernel* has code of its own on every device; a *view* moves no \
+         element, its result reads the operand's memory; a *composite* is made of other ops, and so is its derivative. Names that end in \
+         `_vjp` are fused derivatives: ops too, so that they can be differentiated again.\n",
     );
-    let vjp = |e: &&OpEntry| e.name.ends_with("_vjp");
-    let kind = |k: Implementation| entries.iter().filter(move |e| e.implementation == k);
-    let groups: [(&str, &str, Vec<&OpEntry>); 4] = [
-        ("Kernels", "Ops with kernels of their own.", kind(Implementation::Kernel).filter(|e| !vjp(e)).collect()),
-        ("Views", "No element moves; the result reads the operand's memory.", kind(Implementation::View).collect()),
-        ("Composites", "Made of other ops; their derivative is that of the parts.", kind(Implementation::Composite).collect()),
-        (
-            "Derivative kernels",
-            "Fused derivatives of ops above. Each is an op too, so that it can be differentiated again.",
-            kind(Implementation::Kernel).filter(vjp).collect(),
-        ),
-    ];
-    for (title, what, mut list) in groups {
-        if list.is_empty() {
-            continue;
-        }
-        list.sort_by_key(|e| e.name);
+    let families: BTreeSet<&str> = entries.iter().map(|e| e.family().expect("a type of src/ops")).collect();
+    for family in families {
+        let text = read(&format!("src/ops/{family}/mod.rs"));
+        let about: Vec<&str> = text.lines().map_while(|l| l.strip_prefix("//! ")).collect();
+        let about = about.join(" ");
+        let first = about.split(". ").next().unwrap_or_default().trim_end_matches('.');
+        let title = family[..1].to_uppercase() + &family[1..];
         let _ = write!(
             out,
-            "\n## {title}\n\n{what}\n\n| Op | Value | Derivative | Kinks and limits | Cost | References |\n|---|---|---|---|---|---|\n"
+            "\n## {title}\n\n{first}.\n\n| Op | Kind | Value | Derivative | Kinks and limits | Cost | References |\n|---|---|---|---|---|---|---|\n"
         );
+        // Derivatives after what they are of.
+        let mut list: Vec<&OpEntry> = entries.iter().filter(|e| e.family() == Some(family)).collect();
+        list.sort_by_key(|e| (e.name.ends_with("_vjp"), e.name));
         for e in list {
             let cell = |s: &str| s.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|");
-            let m = e.math;
+            let (m, kind) = (e.math, format!("{:?}", e.implementation).to_lowercase());
             let cells = [m.forward, m.vjp, m.kinks, m.cost, m.references].map(cell).join(" | ");
-            let _ = writeln!(out, "| `{}` | {cells} |", e.name);
+            let _ = writeln!(out, "| `{}` | {kind} | {cells} |", e.name);
         }
     }
     out
