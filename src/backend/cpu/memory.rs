@@ -113,8 +113,7 @@ fn size_class(bytes: usize) -> Option<usize> {
 
 impl Block {
     fn alloc(bytes: usize) -> Result<Self> {
-        let oom = || Error::out_of_memory(format!("cannot allocate {bytes} bytes of host memory ({} in use)", IN_USE.load(Relaxed)));
-        let class = size_class(bytes).filter(|&c| c <= isize::MAX as usize - HUGE).ok_or_else(oom)?;
+        let class = Self::class(bytes)?;
         let mut free = free_list();
         if let Some(b) = free.take(class) {
             return Ok(b);
@@ -122,21 +121,33 @@ impl Block {
         let old = free.make_room(class, IN_USE.load(Relaxed), PEAK.load(Relaxed));
         drop(free);
         old.into_iter().for_each(|(_, b)| b.free());
-        // With what else its tensor has.
-        let fresh = || Self::fresh(class).filter(|b| memory::leaves_margin(class + memory::TENSOR) || b.give_back());
-        let Some(block) = fresh().or_else(|| {
-            // Blocks of other sizes may be in the way.
-            release_cached_memory();
-            fresh()
-        }) else {
-            return Err(oom());
-        };
+        let block = Self::asked(class, bytes)?;
         FRESH.fetch_add(1, Relaxed);
         if class >= LARGE {
             // Not the whole class: a huge page that begins after the last element would be touched with it.
             on_huge_pages(block.ptr, bytes);
         }
         Ok(block)
+    }
+
+    fn class(bytes: usize) -> Result<usize> {
+        size_class(bytes).filter(|&c| c <= isize::MAX as usize - HUGE).ok_or_else(|| Self::refused(bytes))
+    }
+
+    /// From the system, or refused.
+    fn asked(class: usize, bytes: usize) -> Result<Self> {
+        // With what else its tensor has.
+        let fresh = || Self::fresh(class).filter(|b| memory::leaves_margin(class + memory::TENSOR) || b.give_back());
+        let again = || {
+            // Blocks of other sizes may be in the way.
+            release_cached_memory();
+            fresh()
+        };
+        fresh().or_else(again).ok_or_else(|| Self::refused(bytes))
+    }
+
+    fn refused(bytes: usize) -> Error {
+        Error::out_of_memory(format!("cannot allocate {bytes} bytes of host memory ({} in use)", IN_USE.load(Relaxed)))
     }
 
     /// From the system: zeroed memory is initialised memory, and for large blocks the system provides it without touching pages.
@@ -230,6 +241,8 @@ pub(crate) struct Buffer {
     block: Option<Block>,
     dtype: DType,
     len: usize,
+    /// See [`Buffer::sparse`].
+    sparse: bool,
 }
 
 impl Buffer {
@@ -241,17 +254,28 @@ impl Buffer {
         Ok(buffer)
     }
 
-    /// Memory that is not poisoned: the pages of a large block cost nothing until they are written.
+    /// Memory that is not poisoned.
     pub(crate) fn alloc_untouched(dtype: DType, len: usize) -> Result<Self> {
-        let bytes = len
-            .checked_mul(dtype.size())
-            .ok_or_else(|| Error::out_of_memory(format!("{len} elements of {dtype} exceed the address space")))?;
+        let bytes = Self::bytes(dtype, len)?;
         let block = if len == 0 { None } else { Some(Block::alloc(bytes)?) };
         if let Some(b) = &block {
             let now = IN_USE.fetch_add(b.bytes, Relaxed) + b.bytes;
             PEAK.fetch_max(now, Relaxed);
         }
-        Ok(Buffer { block, dtype, len })
+        Ok(Buffer { block, dtype, len, sparse: false })
+    }
+
+    /// Gigabytes of which a few elements are written: the other pages cost nothing. It goes back to the system at once and does not
+    /// count: kept for reuse, the few pages of each use would add up to the whole, and as part of a peak it would let everything
+    /// else be kept.
+    pub(crate) fn sparse(dtype: DType, len: usize) -> Result<Self> {
+        let bytes = Self::bytes(dtype, len)?;
+        Ok(Buffer { block: Some(Block::asked(Block::class(bytes)?, bytes)?), dtype, len, sparse: true })
+    }
+
+    fn bytes(dtype: DType, len: usize) -> Result<usize> {
+        let exceeds = || Error::out_of_memory(format!("{len} elements of {dtype} exceed the address space"));
+        len.checked_mul(dtype.size()).ok_or_else(exceeds)
     }
 
     pub(crate) fn dtype(&self) -> DType {
@@ -290,6 +314,9 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if let Some(b) = self.block.take() {
+            if self.sparse {
+                return b.free();
+            }
             let mut free = free_list();
             IN_USE.fetch_sub(b.bytes, Relaxed);
             let refused = free.try_put(b.bytes, b);
