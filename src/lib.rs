@@ -8,6 +8,7 @@ mod dtype;
 mod error;
 mod functional;
 mod grad;
+mod instruction_set;
 pub mod io;
 mod layout;
 mod memory;

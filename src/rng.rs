@@ -19,10 +19,10 @@
 //! assert_ne!(weights.uniform_f64(0), noise.uniform_f64(0));
 //! ```
 
+use crate::instruction_set::dispatch;
 use rayon::prelude::*;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::sync::LazyLock;
 
 const MUL0: u32 = 0xD251_1F53;
 const MUL1: u32 = 0xCD9E_8D57;
@@ -71,24 +71,6 @@ fn unit_f32(word: u32) -> f32 {
 #[inline(always)]
 fn unit_f64(word: u64) -> f64 {
     (word >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
-}
-
-/// Runs `f` compiled for the best instruction set of this machine, as the backend's `simd::dispatch` does.
-///
-/// Called by `FnMut`: a closure that is called by `FnOnce` gets an adapter around it, which is a function of the baseline's level when it
-/// is too long to be inlined, and there every `mul_add` is a call of the library.
-#[inline]
-fn at_best(f: impl FnMut()) {
-    struct Op<F>(F);
-    impl<F: FnMut()> pulp::WithSimd for Op<F> {
-        type Output = ();
-        #[inline(always)]
-        fn with_simd<S: pulp::Simd>(mut self, _level: S) {
-            (self.0)()
-        }
-    }
-    static ARCH: LazyLock<pulp::Arch> = LazyLock::new(pulp::Arch::new);
-    ARCH.dispatch(Op(f))
 }
 
 /// Names a stream of 2⁶⁴ random blocks.
@@ -316,7 +298,7 @@ impl Key {
             let one = pair(self.u32x4(at / 2));
             head.fill(one[1]);
             let first = at.wrapping_add(lead as u64) / 2;
-            at_best(
+            dispatch(
                 #[inline(always)]
                 || {
                     let (mut x, mut y) = ([one[0]; BLOCKS], [one[1]; BLOCKS]);
@@ -370,7 +352,7 @@ impl Key {
                 *x = f(self.u32(at.wrapping_add(j as u64)));
             }
             let first = at.wrapping_add(lead as u64) / 4;
-            at_best(
+            dispatch(
                 #[inline(always)]
                 || {
                     let mut words = [0; WORDS];

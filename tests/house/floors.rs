@@ -18,6 +18,7 @@ const LAYERS: &[&[&str]] = &[
     &["dtype"],
     &["shape"],
     &["layout"],
+    &["instruction_set"],
     &["rng"],
     &["backend", "memory"],
     &["array"],

@@ -26,19 +26,19 @@ pub(crate) fn adam_update<T: Real>(p: &mut [T], g: &[T], m: &mut [T], v: &mut [T
     // Division by the root is folded into one factor: 1/root is exact enough in f64 before rounding once.
     let (shrink, rate, root, eps) = (c(s.shrink), c(s.rate), c(s.root), c(s.eps));
     let (w1, b2, w2) = (c(1.0 - s.b1), c(s.b2), c(1.0 - s.b2));
-    let piece = |p: &mut [T], g: &[T], m: &mut [T], v: &mut [T], l: Option<&mut [T]>| {
+    let piece = |p: &mut [T], g: &[T], m: &mut [T], v: &mut [T], mut l: Option<&mut [T]>| {
         simd::dispatch(
             #[inline(always)]
-            || match l {
+            || match &mut l {
                 None => {
-                    for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+                    for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m.iter_mut()).zip(v.iter_mut()) {
                         *m = (g - *m).mul_add(w1, *m);
                         *v = (g * w2).mul_add(g, *v * b2);
                         *p = *p * shrink - rate * *m / (v.sqrt() / root + eps);
                     }
                 }
                 Some(l) => {
-                    for ((((p, &g), m), v), l) in p.iter_mut().zip(g).zip(m).zip(v).zip(l) {
+                    for ((((p, &g), m), v), l) in p.iter_mut().zip(g).zip(m.iter_mut()).zip(v.iter_mut()).zip(l.iter_mut()) {
                         *m = (g - *m).mul_add(w1, *m);
                         *v = (g * w2).mul_add(g, *v * b2);
                         *l = l.max_nan(*v);

@@ -237,7 +237,7 @@ fn both<G: Gate, T: Compute>(a: &[T], b: &[T], g: &[T], da: &mut [T], db: &mut [
         simd::dispatch(
             #[inline(always)]
             || {
-                for ((((da, db), &a), &b), &g) in da.iter_mut().zip(db).zip(a).zip(b).zip(g) {
+                for ((((da, db), &a), &b), &g) in da.iter_mut().zip(db.iter_mut()).zip(a).zip(b).zip(g) {
                     let (f, slope) = G::with_slope(a.load());
                     let g = g.load();
                     *da = T::store(g * b.load() * slope);

@@ -129,7 +129,7 @@ where
             for_rows(
                 &p.v,
                 unit,
-                keys,
+                keys.clone(),
                 #[inline(always)]
                 |j, v| {
                     for r in 0..rows {

@@ -71,7 +71,7 @@ impl<A: Real + Compute<Acc = A>> Panel<'_, A> {
                 #[inline(always)]
                 || {
                     let mut total = A::ZERO;
-                    for i in rows {
+                    for i in rows.clone() {
                         total += simd::sum_by(
                             self.row(i),
                             #[inline(always)]

@@ -301,9 +301,9 @@ impl<'a, T: Multiply> Plan<'a, T> {
         let slopes = s.slopes.as_ref().map(|b| b.slice::<T::Acc>());
         for (x, dp) in dp.chunks_mut(ld).take(b.rows.len()).enumerate() {
             let at = x * ld..x * ld + count;
-            let (p, dp) = (&p[at.clone()], &mut dp[..count]);
+            let (p, dp, slopes) = (&p[at.clone()], &mut dp[..count], slopes.map(|s| &s[at.clone()]));
             if s.dropped.is_some() {
-                for (d, &bit) in dp.iter_mut().zip(&s.keep[at.clone()]) {
+                for (d, &bit) in dp.iter_mut().zip(&s.keep[at]) {
                     *d = if bit == 0 { T::Acc::ZERO } else { *d * inv };
                 }
             }
@@ -312,7 +312,7 @@ impl<'a, T: Multiply> Plan<'a, T> {
                 || {
                     softmax_row_vjp(p, dp);
                     if let Some(slopes) = slopes {
-                        for ((d, &p), &slope) in dp.iter_mut().zip(p).zip(&slopes[at]) {
+                        for ((d, &p), &slope) in dp.iter_mut().zip(p).zip(slopes) {
                             *d = if p == T::Acc::ZERO { T::Acc::ZERO } else { *d * slope };
                         }
                     }

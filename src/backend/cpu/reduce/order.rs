@@ -310,7 +310,7 @@ fn scan<T: Compute>(x: &[T], y: &mut [T], inner: usize, reverse: bool, acc: &mut
         simd::dispatch(
             #[inline(always)]
             || {
-                for ((a, y), x) in acc.iter_mut().zip(y).zip(x) {
+                for ((a, y), x) in acc.iter_mut().zip(y.iter_mut()).zip(x) {
                     *a += x.load();
                     *y = T::store(*a);
                 }

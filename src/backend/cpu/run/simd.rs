@@ -3,65 +3,8 @@
 //! Kernels are plain loops over slices inside [`dispatch`]: LLVM vectorises the same source once per instruction set,
 //! so there is no hand-written vector code to keep in step and no `target-cpu` flag to ask of users.
 
-use std::sync::LazyLock;
-
 use crate::backend::cpu::math::{Compute, Real};
-
-/// Detected once: `cpuid` traps inside virtual machines and would cost more than a small kernel.
-static ARCH: LazyLock<pulp::Arch> = LazyLock::new(pulp::Arch::new);
-
-/// Runs `f` compiled for the best instruction set of this machine (AVX-512, AVX2 + FMA, NEON, or the baseline).
-///
-/// `f` must be inlinable to profit: write `dispatch(#[inline(always)] || …)` and call only `#[inline(always)]` functions
-/// in it. What is called through a real function call runs at the baseline level (and there `mul_add` is a library call).
-/// A level changes speed only: [`Real::mul_add`] is fused at each of them, so results are the same bits.
-// Plain functions rather than pulp's own dispatch, which compiles some twenty of them for each of hundreds of closures. What is known of
-// the processor is still what pulp found.
-#[inline]
-pub(crate) fn dispatch<R>(f: impl FnOnce() -> R) -> R {
-    #[cfg(target_arch = "x86_64")]
-    match *ARCH {
-        // SAFETY: pulp names this level on a processor that has these features.
-        pulp::Arch::V4(_) => unsafe { avx512(f) },
-        // SAFETY: as above.
-        pulp::Arch::V3(_) => unsafe { avx2(f) },
-        _ => baseline(f),
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        struct Op<F>(F);
-        impl<R, F: FnOnce() -> R> pulp::WithSimd for Op<F> {
-            type Output = R;
-            #[inline(always)]
-            fn with_simd<S: pulp::Simd>(self, _level: S) -> R {
-                (self.0)()
-            }
-        }
-        ARCH.dispatch(Op(f))
-    }
-}
-
-/// The features of pulp's `V4`.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt,fxsr,avx512f,avx512bw,avx512cd,avx512dq,avx512vl")]
-fn avx512<R>(f: impl FnOnce() -> R) -> R {
-    f()
-}
-
-/// The features of pulp's `V3`.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt,fxsr")]
-fn avx2<R>(f: impl FnOnce() -> R) -> R {
-    f()
-}
-
-/// A function of its own: inlined, it would be repeated in each loop that calls a kernel.
-#[cfg(target_arch = "x86_64")]
-#[cold]
-#[inline(never)]
-fn baseline<R>(f: impl FnOnce() -> R) -> R {
-    f()
-}
+pub(crate) use crate::instruction_set::{dispatch, dispatch_with};
 
 /// Independent accumulators of a reduction: two AVX-512 registers of f32, enough to hide the latency of an addition,
 /// and fixed, so that the order of additions is the same at every feature level.
@@ -204,12 +147,6 @@ pub(crate) fn dot_by<T: Copy, U: Copy, A: Real>(xs: &[T], ys: &[U], step: impl F
 #[inline(always)]
 pub(crate) fn dot<T: Real>(xs: &[T], ys: &[T]) -> T {
     dot_by(xs, ys, |a: T, x: T, y: T| x.mul_add(y, a))
-}
-
-/// [`dispatch`] for what names its vectors.
-#[inline]
-pub(crate) fn dispatch_with<Op: pulp::WithSimd>(op: Op) -> Op::Output {
-    ARCH.dispatch(op)
 }
 
 /// The bits of [`dot_by`] with fused multiply-adds, by vectors that are named: among more code than a plain reduction LLVM gives

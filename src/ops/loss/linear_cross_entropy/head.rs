@@ -160,7 +160,9 @@ impl<'a, A: GemmFloat + Compute<Acc = A> + Real> Head<'a, A> {
             simd::dispatch(
                 #[inline(always)]
                 || {
-                    for (k, ((row, s), loss)) in logits.chunks_exact_mut(classes).zip(stats.chunks_exact_mut(2)).zip(losses).enumerate() {
+                    for (k, ((row, s), loss)) in
+                        logits.chunks_exact_mut(classes).zip(stats.chunks_exact_mut(2)).zip(losses.iter_mut()).enumerate()
+                    {
                         let i = of.start + g * group + k;
                         let target = self.targets.of[i];
                         if !given {

@@ -221,7 +221,7 @@ impl Op for CrossEntropyLoss {
                 let rows = rows::rows_per_task(classes);
                 let sum_w = sum_weights::<T>(w, classes);
                 let task = |(((x, t), stats), losses): (((&[T], &[Option<usize>]), &mut [A]), &mut [A])| simd::dispatch(#[inline(always)] || {
-                    for (((x, t), s), loss) in x.chunks_exact(classes).zip(t).zip(stats.chunks_exact_mut(2)).zip(losses) {
+                    for (((x, t), s), loss) in x.chunks_exact(classes).zip(t).zip(stats.chunks_exact_mut(2)).zip(losses.iter_mut()) {
                         let Some(t) = *t else {
                             [s[0], s[1], *loss] = [A::NEG_INFINITY, A::ZERO, A::ZERO];
                             continue;

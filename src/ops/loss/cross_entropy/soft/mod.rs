@@ -245,7 +245,7 @@ impl Op for SoftCrossEntropy {
                     let shares = shares.slice_mut::<A>();
                     simd::dispatch(#[inline(always)] || {
                         let rows = x.chunks_exact(classes).zip(q.chunks_exact(classes));
-                        for (((x, q), s), loss) in rows.zip(stats.chunks_exact_mut(3)).zip(losses) {
+                        for (((x, q), s), loss) in rows.zip(stats.chunks_exact_mut(3)).zip(losses.iter_mut()) {
                             let (numbers, l) = self.row(x, q, w, shares);
                             s.copy_from_slice(&numbers);
                             *loss = l;
