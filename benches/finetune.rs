@@ -6,7 +6,7 @@
 use cotangent::backend::cpu::memory_stats;
 use cotangent::models::{LoadOptions, Lora, add_lora, load};
 use cotangent::optim::AdamW;
-use cotangent::{F32, Key, ModuleExt, Result, Tensor, value_and_grad};
+use cotangent::{F32, Key, Module, Result, Tensor, value_and_grad};
 use std::time::Instant;
 
 const TIME: usize = 128;

@@ -2,7 +2,7 @@
 //! `COTANGENT_BENCH_DEVICE` names, there by its own clock. Times are the smallest of several runs, the two forms taking turns.
 
 use cotangent::backend::cuda;
-use cotangent::{BF16, Device, F32, I64, Key, Result, Tape, Tensor, ops::CrossEntropy};
+use cotangent::{BF16, Device, F32, I64, Key, Result, Tape, Tensor, ops::CrossEntropyOptions};
 use std::time::Instant;
 
 /// Forward, and backward from a random cotangent, of all inputs.
@@ -90,7 +90,7 @@ fn main() -> Result<()> {
             &format!("linear_cross_entropy {n}x{width}x{classes}"),
             4,
             &x,
-            |x| x[0].linear_cross_entropy(&x[1], None, &x[2], &CrossEntropy::default()),
+            |x| x[0].linear_cross_entropy(&x[1], None, &x[2], &CrossEntropyOptions::default()),
             |x| x[0].linear(&x[1], None)?.cross_entropy(&x[2]),
         )?;
     }

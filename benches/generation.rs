@@ -5,7 +5,7 @@
 //! the threads are rayon's (`RAYON_NUM_THREADS=2`). Prints a line of CSV a round; `benches/peers/torch_generation.py` prints the same.
 
 use cotangent::models::{Cache, Input, LoadOptions, load};
-use cotangent::{Key, ModuleExt, Result, Tensor};
+use cotangent::{Key, Module, Result, Tensor};
 use std::hint::black_box;
 use std::time::Instant;
 

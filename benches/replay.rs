@@ -7,7 +7,7 @@ use cotangent::io::ModelConfig;
 use cotangent::models::{GenerateOptions, Generator, LanguageModel};
 use cotangent::nn::{Gpt, GptConfig};
 use cotangent::optim::AdamW;
-use cotangent::{BF16, DType, Device, F32, Key, ModuleExt, Result, Tensor, value_and_grad};
+use cotangent::{BF16, DType, Device, F32, Key, Module, Result, Tensor, value_and_grad};
 use std::time::Instant;
 
 type State = (Gpt, AdamW);

@@ -7,7 +7,7 @@
 #[path = "common/turns.rs"]
 mod turns;
 
-use cotangent::nn::{Activation, Block, CausalSelfAttention, Gpt, GptConfig, LayerNorm, Linear, Mlp, NormOrder};
+use cotangent::nn::{Activation, Block, CausalSelfAttention, Gpt, GptConfig, Init, LayerNorm, Linear, LinearOptions, Mlp, NormOrder};
 use cotangent::optim::AdamW;
 use cotangent::{Error, F32, Key, Result, Tensor, value_and_grad};
 use criterion::{Criterion, Throughput};
@@ -18,11 +18,11 @@ use std::time::Duration;
 fn block() -> Result<((Block, Tensor), Tensor)> {
     let (batch, time, width, heads) = (4, 128, 256, 8);
     let key = Key::new(1);
-    let linear = |i, o, k| Linear::normal(i, o, true, 0.02, F32, key.fold(k));
+    let linear = |i, o, k| Linear::with(i, o, F32, key.fold(k), &LinearOptions { bias: true, init: Some(Init::Normal { std: 0.02 }) });
     let model = Block {
-        ln_1: LayerNorm::new(width, true, F32)?,
+        ln_1: LayerNorm::new(width, F32)?,
         attn: CausalSelfAttention { c_attn: linear(width, 3 * width, 0)?, c_proj: linear(width, width, 1)?, heads, dropout: 0.0 },
-        ln_2: LayerNorm::new(width, true, F32)?,
+        ln_2: LayerNorm::new(width, F32)?,
         mlp: Mlp {
             c_fc: linear(width, 4 * width, 2)?,
             c_proj: linear(4 * width, width, 3)?,

@@ -13,7 +13,7 @@ mod turns;
 
 use cotangent::nn::{Activation, Gpt, GptConfig};
 use cotangent::optim::AdamW;
-use cotangent::{DType, Error, F32, I64, Key, Result, Tape, Tensor, ops::CrossEntropy, ops::Sdpa, value_and_grad};
+use cotangent::{DType, Error, F32, I64, Key, Result, Tape, Tensor, ops::CrossEntropyOptions, ops::SdpaOptions, value_and_grad};
 use criterion::Criterion;
 #[cfg(target_arch = "x86_64")]
 use pulp::{Simd, WithSimd};
@@ -89,7 +89,7 @@ fn work(name: &str, dtype: DType) -> Result<Work> {
             let time = size.unwrap_or(512);
             let shape = [if size.is_some() { 1 } else { 4 }, 12, time, 64];
             both(vec![random(&shape, 1)?, random(&shape, 2)?, random(&shape, 3)?], |x| {
-                x[0].scaled_dot_product_attention(&x[1], &x[2], None, Sdpa::causal())
+                x[0].scaled_dot_product_attention(&x[1], &x[2], None, &SdpaOptions::causal())
             })
         }
         "layer_norm" => both(vec![random(&[4096, width], 1)?, random(&[width], 2)?, random(&[width], 3)?], |x| {
@@ -108,7 +108,7 @@ fn work(name: &str, dtype: DType) -> Result<Work> {
             x[0].linear(&x[1], Some(&x[2]))
         }),
         // The last layer and the loss of GPT-2, fused and as two ops.
-        "linear_cross_entropy" => both(head(dtype)?, |x| x[0].linear_cross_entropy(&x[1], None, &x[2], &CrossEntropy::default())),
+        "linear_cross_entropy" => both(head(dtype)?, |x| x[0].linear_cross_entropy(&x[1], None, &x[2], &CrossEntropyOptions::default())),
         "head_cross_entropy" => both(head(dtype)?, |x| x[0].linear(&x[1], None)?.cross_entropy(&x[2])),
         // As PyTorch's, without a look at the gradients first; and as it is by default, with one.
         "adamw" | "adamw_checked" => {

@@ -7,7 +7,7 @@ use cotangent::diagnostics::HealthReport;
 use cotangent::nn::{Gpt, GptConfig};
 use cotangent::optim::AdamW;
 use cotangent::train::{Batches, Event, Options, Order, Tokens, Trainer, Windows};
-use cotangent::{F32, Key, ModuleExt, Result, value_and_grad};
+use cotangent::{F32, Key, Module, Result, value_and_grad};
 use std::hint::black_box;
 use std::time::Instant;
 

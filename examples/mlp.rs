@@ -5,7 +5,7 @@
 use cotangent::diagnostics::HealthReport;
 use cotangent::nn::Linear;
 use cotangent::optim::{AdamW, Schedule, WarmupCosine};
-use cotangent::{F32, Key, ModuleExt, Result, Tensor, module, value_and_grad};
+use cotangent::{F32, Key, Module, Result, Tensor, module, value_and_grad};
 use std::f64::consts::TAU;
 
 #[derive(Clone)]
@@ -17,7 +17,7 @@ module!(Classifier { hidden, out });
 
 impl Classifier {
     fn new(width: usize, classes: usize, key: Key) -> Result<Self> {
-        Ok(Classifier { hidden: Linear::new(2, width, true, F32, key.fold(0))?, out: Linear::new(width, classes, true, F32, key.fold(1))? })
+        Ok(Classifier { hidden: Linear::new(2, width, F32, key.fold(0))?, out: Linear::new(width, classes, F32, key.fold(1))? })
     }
 
     /// Points `[n, 2]` to logits `[n, classes]`.

@@ -31,8 +31,8 @@ fn main() -> Result<()> {
     let (n, key) = (letters.vocabulary(), Key::new(1));
     let model = Bigram {
         letters: Embedding::normal(n, 16, 1.0, F32, key.fold(0))?,
-        hidden: Linear::new(16, 64, true, F32, key.fold(1))?,
-        out: Linear::new(64, n, true, F32, key.fold(2))?,
+        hidden: Linear::new(16, 64, F32, key.fold(1))?,
+        out: Linear::new(64, n, F32, key.fold(2))?,
     };
     let data = Windows::new(tokens, 16, 16, Order::Shuffled, key.fold(3))?;
     let mut trainer = Trainer::new(model, AdamW { lr: 0.01, ..AdamW::default() });

@@ -17,7 +17,7 @@ impl Net {
 
 fn main() -> Result<()> {
     let key = Key::new(1);
-    let mut net = Net { hidden: Linear::new(1, 16, true, F32, key.fold(0))?, out: Linear::new(16, 1, true, F32, key.fold(1))? };
+    let mut net = Net { hidden: Linear::new(1, 16, F32, key.fold(0))?, out: Linear::new(16, 1, F32, key.fold(1))? };
     let mut adam = AdamW { lr: 0.02, ..AdamW::default() };
     let x = Tensor::linspace(-3.0, 3.0, 64, F32)?.reshape([64, 1])?;
     let y = x.sin()?;

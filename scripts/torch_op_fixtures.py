@@ -462,8 +462,8 @@ def shapes():
     case(fam, "masked_fill", "special", lambda x, m: x.masked_fill(m.bool(), 2.0), [t(nan, inf, nan, 1.0), ints([1, 1, 0, 3], "u8")], {"value": 2.0}, order=1)
     w = lambda m, a, b: torch.where(m.bool(), a, b)
     for name, s in {"same": ((3, 4), (3, 4), (3, 4)), "broadcast": ((3, 1), (4,), (1, 4)), "scalars": ((2, 3), (), ()), "empty": ((0, 3), (3,), (3,))}.items():
-        case(fam, "where_select", name, w, lambda: [mask(*s[0]), q(*s[1]), q(*s[2])])
-    case(fam, "where_select", "special", w, [ints([1, 0, 1, 0], "u8"), t(1.0, nan, nan, inf), t(nan, 2.0, inf, nan)], order=1)
+        case(fam, "where_cond", name, w, lambda: [mask(*s[0]), q(*s[1]), q(*s[2])])
+    case(fam, "where_cond", "special", w, [ints([1, 0, 1, 0], "u8"), t(1.0, nan, nan, inf), t(nan, 2.0, inf, nan)], order=1)
     for i, (a, b, c) in enumerate([(0.0, 5.0, 1.0), (1.0, 0.0, -0.25), (0.0, 1.0, 0.3), (3.0, 3.0, 1.0)]):
         case(fam, "arange", f"case{i}", lambda: torch.arange(a, b, c), [], {"start": a, "end": b, "step": c}, order=0)
     for i, (a, b, n) in enumerate([(0.0, 1.0, 5), (1.0, -1.0, 3), (2.0, 7.0, 1), (0.0, 1.0, 0)]):
@@ -575,7 +575,7 @@ def products():
         for name, rows, per_row, lead in [("one", 3, 1, (32,)), ("two", 2, 2, (2, 64)), ("batch", 2, 1, (2, 1, 32))]:
             case(fam, "quant_linear", f"{kind}_{name}", lambda x, w: x @ blocks(w).T, lambda: [q(*lead), weight(rows, per_row)], {"kind": kind})
         for to in ["f64", "f32", "bf16", "f16"]:
-            case(fam, "dequantise", f"{kind}_{to}", blocks, lambda: [weight(2, 2)], {"kind": kind, "to": to}, order=0)
+            case(fam, "dequantize", f"{kind}_{to}", blocks, lambda: [weight(2, 2)], {"kind": kind, "to": to}, order=0)
 
 
 # --- einsum -------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ COTANGENT_FIXTURES=FOLDER replays all of them.
 
 With --malformed, FOLDER holds manifest.json (per format a list of files and verdicts) and the files in a folder per format.
 
-With --models, FOLDER holds gguf/ (a small model in several precisions, digests of its dequantised tensors in index.json, blocks of
+With --models, FOLDER holds gguf/ (a small model in several precisions, digests of its dequantized tensors in index.json, blocks of
 every quantised type) and tiny-*/config*.json. The smallest model is copied; COTANGENT_GGUF=FOLDER/gguf tests all of them.
 """
 import json

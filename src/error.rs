@@ -42,6 +42,8 @@ pub enum ErrorKind {
     NonFinite,
     /// A captured step did something that cannot be replayed (read a value back, took other memory than declared).
     Capture,
+    /// This crate contradicts itself: please report it.
+    Internal,
 }
 
 /// Why an operation could not be done.
@@ -126,6 +128,8 @@ kinds! {
     non_finite, is_non_finite => NonFinite;
     /// A step could not be captured, or not be replayed.
     capture, is_capture => Capture;
+    /// This crate contradicts itself.
+    internal, is_internal => Internal;
 }
 
 impl Error {
@@ -209,6 +213,21 @@ impl Error {
     /// The message and its causes alone, for a list of several: without op and line.
     pub(crate) fn why(&self) -> String {
         self.0.source.as_ref().map_or_else(|| self.0.message.clone(), |source| format!("{}: {source}", self.0.message))
+    }
+
+    /// The error of another library that this one reports (`std::io::Error`, for instance): to `downcast_ref` by.
+    ///
+    /// ```
+    /// let e = cotangent::io::read_file("/no/such/file", |r| Ok(r.len())).unwrap_err();
+    /// let cause = e.underlying().and_then(|e| e.downcast_ref::<std::io::Error>());
+    /// assert_eq!(cause.map(std::io::Error::kind), Some(std::io::ErrorKind::NotFound));
+    /// ```
+    pub fn underlying(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        let source = self.0.source.as_deref()?;
+        match source.downcast_ref::<Error>() {
+            Some(ours) => ours.underlying(),
+            None => Some(source),
+        }
     }
 
     /// Adds the cause.
@@ -309,8 +328,9 @@ impl fmt::Debug for Error {
 }
 
 impl std::error::Error for Error {
+    /// What comes after the message: that shows its own cause, which a printed chain would repeat. [`Error::underlying`] is the cause itself.
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.0.source.as_deref().map(|e| e as &(dyn std::error::Error + 'static))
+        self.0.source.as_deref()?.source()
     }
 }
 

@@ -15,7 +15,7 @@ pub use grads::Grads;
 pub(crate) use grads::Losses;
 
 use crate::error::{Error, Result};
-use crate::module::{Module, ModuleExt};
+use crate::module::Module;
 use crate::tensor::Tensor;
 use crate::testing::{GradCheck, GradCheckReport};
 use scope::Scope;
@@ -81,16 +81,16 @@ where
 /// # Errors
 /// As [`value_and_grad`].
 #[track_caller]
-pub fn value_aux_and_grad<M, A, F>(at: &M, options: GradOptions, f: F) -> Result<(Tensor, A, Grads<M>)>
+pub fn value_and_grad_with_aux<M, A, F>(at: &M, options: GradOptions, f: F) -> Result<(Tensor, A, Grads<M>)>
 where
     M: Module + Clone,
     A: Module + Clone,
     F: FnOnce(&M) -> Result<(Tensor, A)>,
 {
-    gradient_and("value_aux_and_grad", at, options, f)
+    gradient_and("value_and_grad_with_aux", at, options, f)
 }
 
-/// [`value_aux_and_grad`] by the name of the function that was called.
+/// [`value_and_grad_with_aux`] by the name of the function that was called.
 #[track_caller]
 pub(crate) fn gradient_and<M, A, F>(name: &'static str, at: &M, options: GradOptions, f: F) -> Result<(Tensor, A, Grads<M>)>
 where
@@ -283,7 +283,7 @@ where
 ///
 /// ```
 /// use cotangent::{gradcheck_module, nn::Linear, Key, Tensor, F64};
-/// let layer = Linear::new(3, 2, true, F64, Key::new(1))?;
+/// let layer = Linear::new(3, 2, F64, Key::new(1))?;
 /// let x = Tensor::randn([4, 3], F64, Key::new(2))?;
 /// let report = gradcheck_module(&layer, |l| l.forward(&x)?.tanh())?;
 /// assert_eq!(report.inputs[0].name, "weight");

@@ -45,18 +45,31 @@ impl Tape {
     }
 
     /// Cotangents of `wrt` (watched tensors or values computed from them), given those of some results; `None` where
-    /// nothing connects them. Keeps the tape, so it can be called again; with `create_graph` the derivative is recorded
-    /// on the tape and can itself be differentiated.
+    /// nothing connects them. Keeps the tape, so it can be called again.
     ///
     /// # Errors
     /// As [`Tape::backward_from`].
     #[track_caller]
-    pub fn cotangents(&self, y: &[(&Tensor, Tensor)], wrt: &[&Tensor], create_graph: bool) -> Result<Vec<Option<Tensor>>> {
+    pub fn cotangents(&self, y: &[(&Tensor, Tensor)], wrt: &[&Tensor]) -> Result<Vec<Option<Tensor>>> {
+        self.cotangents_of(y, wrt, false)
+    }
+
+    /// [`Tape::cotangents`], recorded on the tape, so that they can themselves be differentiated: PyTorch's `create_graph`.
+    ///
+    /// # Errors
+    /// As there.
+    #[track_caller]
+    pub fn cotangents_recorded(&self, y: &[(&Tensor, Tensor)], wrt: &[&Tensor]) -> Result<Vec<Option<Tensor>>> {
+        self.cotangents_of(y, wrt, true)
+    }
+
+    #[track_caller]
+    fn cotangents_of(&self, y: &[(&Tensor, Tensor)], wrt: &[&Tensor], record: bool) -> Result<Vec<Option<Tensor>>> {
         let at = Location::caller();
         let run = || {
             let wanted = memory::try_collect_ok(wrt.iter().map(|t| self.id_of(t)))?;
             let seeds = self.seeds(y)?;
-            let found = sweep(&self.inner, Sweep { seeds, wanted: &wanted, floor: 0, consume: false, record: create_graph }, ACCUMULATE)?;
+            let found = sweep(&self.inner, Sweep { seeds, wanted: &wanted, floor: 0, consume: false, record }, ACCUMULATE)?;
             memory::try_collect(wanted.iter().map(|id| found.get(id).cloned()))
         };
         run().map_err(|e: Error| e.in_op("cotangents", at))

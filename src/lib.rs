@@ -18,6 +18,7 @@ pub mod nn;
 pub mod op;
 pub mod ops;
 pub mod optim;
+pub mod prelude;
 mod rng;
 mod shape;
 mod tape;
@@ -32,10 +33,10 @@ pub use dtype::{DType, Element};
 pub use error::{Error, ErrorKind, Result};
 pub use functional::{
     GradOptions, Grads, Inputs, Pullback, checkpoint_module, custom_vjp_module, grad, gradcheck_module, hvp, jacobian, jvp, value_and_grad,
-    value_and_grad_with, value_aux_and_grad, vjp,
+    value_and_grad_with, value_and_grad_with_aux, vjp,
 };
 pub use layout::Layout;
-pub use module::{Buffer, Leaf, LowRank, Module, ModuleExt, Param, Role, Summary, SummaryRow, Visitor, try_walk, walk};
+pub use module::{Buffer, Leaf, LowRank, Module, Param, Role, Summary, SummaryRow, Visitor, try_walk, walk};
 pub use rng::{Key, Rng};
 pub use shape::{Axes, Axis, Extent, Extents, Shape};
 pub use tape::{Composed, Gradients, Observer, Pulled, Ran, Tape, checkpoint, custom_vjp, custom_vjp_once};

@@ -419,7 +419,7 @@ pub mod expect {
             if !s.dtype.is_float() {
                 let which = if x.len() == 1 { String::new() } else { format!(" as operand {i}") };
                 let hint = match s.dtype {
-                    DType::U8 => "; as numbers: .cast(F32)?; to choose by a mask: where_select or masked_fill",
+                    DType::U8 => "; as numbers: .cast(F32)?; to choose by a mask: where_cond or masked_fill",
                     _ => "; as numbers: .cast(F32)?, and for whole numbers .cast(F64)? and back",
                 };
                 bail!(dtype, "expected floats, found {} {}{which}{hint}", s.dtype, s.shape);

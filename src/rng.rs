@@ -543,12 +543,12 @@ impl Rng {
 /// ```
 /// use cotangent::{F32, Result, Rng, Tensor, nn::{Activation, Layer, Linear}};
 /// let mut rng = Rng::seed(1);
-/// let net = (Linear::new(4, 4, true, F32, &mut rng)?, Activation::Relu, Linear::new(4, 4, true, F32, &mut rng)?);
+/// let net = (Linear::new(4, 4, F32, &mut rng)?, Activation::Relu, Linear::new(4, 4, F32, &mut rng)?);
 /// assert_ne!(net.0.weight.to_vec::<f32>()?, net.2.weight.to_vec::<f32>()?);
 ///
 /// /// In a function that is lent the sequence, ask it for the key.
 /// fn pair(rng: &mut Rng) -> Result<(Linear, Linear)> {
-///     Ok((Linear::new(4, 4, true, F32, rng.next_key())?, Linear::new(4, 4, true, F32, rng.next_key())?))
+///     Ok((Linear::new(4, 4, F32, rng.next_key())?, Linear::new(4, 4, F32, rng.next_key())?))
 /// }
 /// # pair(&mut rng)?;
 /// # Ok::<(), cotangent::Error>(())

@@ -50,9 +50,9 @@ use std::fmt;
 ///   [`triu`](Tensor::triu).
 /// - **Index**: [`gather`](Tensor::gather), [`scatter_add`](Tensor::scatter_add),
 ///   [`scatter_reduce`](Tensor::scatter_reduce), [`index_select`](Tensor::index_select),
-///   [`embedding`](Tensor::embedding), [`one_hot`](Tensor::one_hot), [`where_select`](Tensor::where_select),
+///   [`embedding`](Tensor::embedding), [`one_hot`](Tensor::one_hot), [`where_cond`](Tensor::where_cond),
 ///   [`masked_fill`](Tensor::masked_fill), [`sort`](Tensor::sort), [`topk`](Tensor::topk), [`argmax`](Tensor::argmax),
-///   [`argmax_keep`](Tensor::argmax_keep), [`argmin`](Tensor::argmin), [`argmin_keep`](Tensor::argmin_keep),
+///   [`argmax_keepdim`](Tensor::argmax_keepdim), [`argmin`](Tensor::argmin), [`argmin_keepdim`](Tensor::argmin_keepdim),
 ///   [`max_with_index`](Tensor::max_with_index), [`min_with_index`](Tensor::min_with_index).
 /// - **Numbers**: [`add_scalar`](Tensor::add_scalar), [`sub_scalar`](Tensor::sub_scalar), [`rsub_scalar`](Tensor::rsub_scalar),
 ///   [`mul_scalar`](Tensor::mul_scalar), [`div_scalar`](Tensor::div_scalar), [`rdiv_scalar`](Tensor::rdiv_scalar),
@@ -72,17 +72,17 @@ use std::fmt;
 ///   [`ge`](Tensor::ge), [`eq_scalar`](Tensor::eq_scalar), [`ne_scalar`](Tensor::ne_scalar), [`lt_scalar`](Tensor::lt_scalar),
 ///   [`le_scalar`](Tensor::le_scalar), [`gt_scalar`](Tensor::gt_scalar), [`ge_scalar`](Tensor::ge_scalar),
 ///   [`logical_and`](Tensor::logical_and), [`logical_or`](Tensor::logical_or), [`logical_not`](Tensor::logical_not),
-///   [`any`](Tensor::any), [`any_keep`](Tensor::any_keep), [`all`](Tensor::all), [`all_keep`](Tensor::all_keep).
-/// - **Reduce**: [`sum`](Tensor::sum), [`sum_keep`](Tensor::sum_keep), [`mean`](Tensor::mean),
-///   [`mean_keep`](Tensor::mean_keep), [`max`](Tensor::max), [`max_keep`](Tensor::max_keep), [`min`](Tensor::min),
-///   [`min_keep`](Tensor::min_keep), [`prod`](Tensor::prod), [`prod_keep`](Tensor::prod_keep), [`var`](Tensor::var),
-///   [`var_keep`](Tensor::var_keep), [`std`](Tensor::std), [`std_keep`](Tensor::std_keep), [`norm`](Tensor::norm),
-///   [`norm_keep`](Tensor::norm_keep), [`matrix_norm`](Tensor::matrix_norm), [`matrix_norm_keep`](Tensor::matrix_norm_keep),
-///   [`logsumexp`](Tensor::logsumexp), [`logsumexp_keep`](Tensor::logsumexp_keep),
+///   [`any`](Tensor::any), [`any_keepdim`](Tensor::any_keepdim), [`all`](Tensor::all), [`all_keepdim`](Tensor::all_keepdim).
+/// - **Reduce**: [`sum`](Tensor::sum), [`sum_keepdim`](Tensor::sum_keepdim), [`mean`](Tensor::mean),
+///   [`mean_keepdim`](Tensor::mean_keepdim), [`max`](Tensor::max), [`max_keepdim`](Tensor::max_keepdim), [`min`](Tensor::min),
+///   [`min_keepdim`](Tensor::min_keepdim), [`prod`](Tensor::prod), [`prod_keepdim`](Tensor::prod_keepdim), [`var`](Tensor::var),
+///   [`var_keepdim`](Tensor::var_keepdim), [`std`](Tensor::std), [`std_keepdim`](Tensor::std_keepdim), [`norm`](Tensor::norm),
+///   [`norm_keepdim`](Tensor::norm_keepdim), [`matrix_norm`](Tensor::matrix_norm), [`matrix_norm_keepdim`](Tensor::matrix_norm_keepdim),
+///   [`logsumexp`](Tensor::logsumexp), [`logsumexp_keepdim`](Tensor::logsumexp_keepdim),
 ///   [`cumsum`](Tensor::cumsum).
 /// - **Products**: [`matmul`](Tensor::matmul), [`matmul_nt`](Tensor::matmul_nt), [`matmul_tn`](Tensor::matmul_tn),
 ///   [`dot`](Tensor::dot), [`outer`](Tensor::outer), [`einsum`](Tensor::einsum), [`linear`](Tensor::linear),
-///   [`quant_linear`](Tensor::quant_linear), [`dequantise`](Tensor::dequantise).
+///   [`quant_linear`](Tensor::quant_linear), [`dequantize`](Tensor::dequantize).
 /// - **Layers**: [`layer_norm`](Tensor::layer_norm), [`rms_norm`](Tensor::rms_norm),
 ///   [`add_layer_norm`](Tensor::add_layer_norm), [`add_rms_norm`](Tensor::add_rms_norm), [`dropout`](Tensor::dropout),
 ///   [`dropout_add`](Tensor::dropout_add), [`rope`](Tensor::rope), [`rope_with_key`](Tensor::rope_with_key),

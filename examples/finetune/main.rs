@@ -12,7 +12,7 @@ use cotangent::io::{ModuleFile, read_file, write_atomically};
 use cotangent::models::{LanguageModel, Lora, add_lora, merge_lora};
 use cotangent::optim::{AdamW, Schedule, WarmupCosine};
 use cotangent::train::{Batches, Order, Tokens, Windows};
-use cotangent::{BF16, DType, Error, F32, Key, ModuleExt, Result, Tensor, value_and_grad};
+use cotangent::{BF16, DType, Error, F32, Key, Module, Result, Tensor, value_and_grad};
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

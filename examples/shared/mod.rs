@@ -2,7 +2,7 @@
 #![allow(dead_code)] // each example uses its part
 
 use cotangent::models::{LoadOptions, Loaded, Speed, load};
-use cotangent::{BF16, DType, Device, Error, F16, F32, F64, ModuleExt, Result, U8};
+use cotangent::{BF16, DType, Device, Error, F16, F32, F64, Module, Result, U8};
 use std::collections::BTreeSet;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};

@@ -17,7 +17,7 @@ use cotangent::train::{
     Csv, Event, HealthWatch, Jsonl, Options, Order, Outcome, Prefetch, Progress, Sampling, Snapshots, TensorBoard, Tokenizer, Trainer,
     Windows, generate, mean_loss, record,
 };
-use cotangent::{DType, Error, ModuleExt, Result, Rng, Tensor};
+use cotangent::{DType, Error, Module, Result, Rng, Tensor};
 use data::Corpus;
 use std::fmt::Display;
 use std::io::{self, Write};

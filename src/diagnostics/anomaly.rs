@@ -3,7 +3,7 @@
 use super::stats::Stats;
 use crate::error::{Error, Result};
 use crate::functional::{GradOptions, Grads, gradient};
-use crate::module::{Module, ModuleExt};
+use crate::module::Module;
 use crate::tape::{Observer, Pulled, Ran};
 use crate::tensor::Tensor;
 use std::collections::HashMap;

@@ -7,7 +7,7 @@ use crate::backend::cuda::optim::Survey;
 use crate::error::{Error, Result, bail};
 use crate::functional::Grads;
 use crate::memory;
-use crate::module::{Module, ModuleExt};
+use crate::module::Module;
 use crate::tensor::Tensor;
 use rayon::prelude::*;
 use std::fmt;

@@ -36,7 +36,7 @@ pub struct HistoryStep {
 ///
 /// ```
 /// use cotangent::{diagnostics::HealthHistory, nn::Linear, optim::Sgd, value_and_grad, Key, Tensor, F32};
-/// let mut layer = Linear::new(3, 2, true, F32, Key::new(1))?;
+/// let mut layer = Linear::new(3, 2, F32, Key::new(1))?;
 /// let x = Tensor::randn([8, 3], F32, Key::new(2))?;
 /// let (mut sgd, mut history) = (Sgd::default(), HealthHistory::new());
 /// for step in 0..3 {

@@ -60,7 +60,7 @@ impl fmt::Display for Suspicion {
 ///
 /// ```
 /// use cotangent::{Key, Tensor, F32, diagnostics::{Slip, lint}, nn::Linear};
-/// let net = Linear::new(3, 1, true, F32, Key::new(1))?;
+/// let net = Linear::new(3, 1, F32, Key::new(1))?;
 /// let x = Tensor::randn([8, 3], F32, Key::new(2))?;
 /// let y = Tensor::randn([8], F32, Key::new(3))?;
 /// // [8, 1] − [8] is [8, 8].
@@ -144,7 +144,7 @@ impl State {
             let (of, index) = (of.shape(), index.shape());
             let text = format!(
                 "the index {index} beside {of} has zeros and ones alone, and takes rows 0 and 1; if it is a mask: \
-                 index_select(axis, &mask.nonzero()?.squeeze(-1)?), where_select or masked_fill"
+                 index_select(axis, &mask.nonzero()?.squeeze(-1)?), where_cond or masked_fill"
             );
             self.add_at(Slip::MaskAsIndex, op, at, text);
         }

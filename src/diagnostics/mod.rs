@@ -45,7 +45,7 @@ pub use trace::{Trace, Tracer};
 pub use verdict::Verdict;
 
 use crate::error::{Error, Result};
-use crate::module::{Module, ModuleExt};
+use crate::module::Module;
 use crate::tape::Observer;
 use std::sync::Arc;
 

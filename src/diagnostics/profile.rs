@@ -66,7 +66,7 @@ pub struct Profile {
 ///
 /// ```
 /// use cotangent::{diagnostics::Profiler, nn::Linear, value_and_grad, Key, Tensor, F32};
-/// let layers = vec![Linear::new(8, 8, true, F32, Key::new(1))?, Linear::new(8, 1, true, F32, Key::new(2))?];
+/// let layers = vec![Linear::new(8, 8, F32, Key::new(1))?, Linear::new(8, 1, F32, Key::new(2))?];
 /// let x = Tensor::ones([4, 8], F32)?;
 /// let profiler = Profiler::new();
 /// value_and_grad(&layers, |m| {

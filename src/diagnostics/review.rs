@@ -60,7 +60,7 @@ impl fmt::Display for Review {
 ///
 /// ```
 /// use cotangent::{F32, Key, Rng, diagnostics::review, nn::Linear};
-/// let layer = |key| Linear::new(4, 4, true, F32, key);
+/// let layer = |key| Linear::new(4, 4, F32, key);
 /// let found = review(&(layer(Key::new(1))?, layer(Key::new(1))?))?;
 /// assert_eq!(found.to_string().lines().next(), Some("`0.weight` and `1.weight` begin with the same values: was one key used twice?"));
 /// let mut rng = Rng::seed(1);

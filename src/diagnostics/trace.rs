@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::functional::{Grads, value_and_grad};
 use crate::io::{TensorFile, write_tensors};
 use crate::memory;
-use crate::module::{Module, ModuleExt};
+use crate::module::Module;
 use crate::tape::{Observer, Pulled, Ran, Tape};
 use crate::tensor::Tensor;
 use std::collections::HashMap;
@@ -24,7 +24,7 @@ const ORDER: &str = "order";
 /// [`Tensor::tap`]. What runs inside a [`checkpoint`](crate::checkpoint) is not seen.
 ///
 /// ```
-/// use cotangent::{diagnostics::Trace, nn::{Gpt, GptConfig}, Key, ModuleExt, Tensor, F32};
+/// use cotangent::{diagnostics::Trace, nn::{Gpt, GptConfig}, Key, Module, Tensor, F32};
 /// let config = GptConfig { vocabulary: 11, context: 8, layers: 2, heads: 2, width: 16, ..GptConfig::default() };
 /// let gpt = Gpt::new(&config, F32, Key::new(1))?;
 /// let tokens = Tensor::from_slice(&[1i64, 2, 3, 4], [1, 4])?;
@@ -147,7 +147,7 @@ impl Trace {
 ///
 /// ```
 /// use cotangent::{diagnostics::Tracer, nn::Linear, value_and_grad, Key, Tensor, F32};
-/// let layer = Linear::new(3, 2, true, F32, Key::new(1))?;
+/// let layer = Linear::new(3, 2, F32, Key::new(1))?;
 /// let x = Tensor::ones([4, 3], F32)?;
 /// let tracer = Tracer::new();
 /// let (_, grads) = value_and_grad(&layer, |l| {

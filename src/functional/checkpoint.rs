@@ -48,8 +48,8 @@ up_to_twelve!(tuples);
 /// As [`checkpoint`].
 ///
 /// ```
-/// use cotangent::{F64, Key, ModuleExt, Tensor, checkpoint_module, grad, nn::Linear};
-/// let layer = Linear::new(3, 3, true, F64, Key::new(1))?;
+/// use cotangent::{F64, Key, Module, Tensor, checkpoint_module, grad, nn::Linear};
+/// let layer = Linear::new(3, 3, F64, Key::new(1))?;
 /// let (x, state) = (Tensor::randn([2, 3], F64, Key::new(2))?, Tensor::zeros([2, 3], F64)?);
 /// let g = grad(&layer, |layer| {
 ///     let (y, _) = checkpoint_module(layer, (&x, &state), |layer, (x, state)| {

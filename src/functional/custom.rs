@@ -14,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 ///
 /// `forward(module, inputs)` gets both without history, so nothing that it does is recorded. `backward(module, inputs, y, y_bar)` gets
 /// them again with the value and its cotangent, and returns the cotangents of the module and of the inputs as trees of the same form:
-/// what [`vjp`](crate::vjp) pulls back has it, and [`ModuleExt::map`](crate::ModuleExt::map) makes zeros. Those of frozen parameters,
+/// what [`vjp`](crate::vjp) pulls back has it, and [`Module::map`](crate::Module::map) makes zeros. Those of frozen parameters,
 /// buffers and integers are not looked at.
 ///
 /// Written in tensor ops of its arguments, `backward` can be differentiated again. **What it captures is constant**: see
@@ -33,10 +33,10 @@ use std::sync::{Arc, OnceLock};
 /// let slow = |layer: &Linear, x: &Tensor| {
 ///     custom_vjp_module(layer, x, |layer, x| layer.forward(x), |layer, x, _, y_bar| {
 ///         let (layer, x) = vjp(&(layer.clone(), x.clone()), |(layer, x)| layer.forward(x))?.pull(y_bar)?.into_inner();
-///         Ok((cotangent::ModuleExt::map(&layer, |_, g| g.mul_scalar(0.5))?, x))
+///         Ok((cotangent::Module::map(&layer, |_, g| g.mul_scalar(0.5))?, x))
 ///     })
 /// };
-/// let (layer, x) = (Linear::new(3, 2, true, F64, Key::new(1))?, Tensor::ones([4, 3], F64)?);
+/// let (layer, x) = (Linear::new(3, 2, F64, Key::new(1))?, Tensor::ones([4, 3], F64)?);
 /// let (half, whole) = (grad(&layer, |l| slow(l, &x)?.sum(..))?, grad(&layer, |l| l.forward(&x)?.sum(..))?);
 /// assert_eq!((half.weight.sum(..)?.item()?, whole.weight.sum(..)?.item()?), (12.0, 24.0));
 /// assert_eq!(grad(&x, |x| slow(&layer, x)?.sum(..))?.to_vec::<f64>()?, grad(&x, |x| layer.forward(x)?.sum(..))?.to_vec::<f64>()?);

@@ -7,7 +7,7 @@ use crate::backend::cuda::capture;
 use crate::dtype::with_float;
 use crate::error::{Error, Result, bail};
 use crate::memory;
-use crate::module::{Module, ModuleExt, try_walk};
+use crate::module::{Module, try_walk};
 use crate::ops::ACCUMULATE;
 use crate::tensor::{Short, Tensor};
 use std::ops::Deref;

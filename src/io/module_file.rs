@@ -4,7 +4,7 @@ use super::at_callers_line;
 use super::safetensors::{TensorFile, write_tensors};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::module::{Module, ModuleExt, unique_names};
+use crate::module::{Module, unique_names};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 use std::collections::{BTreeMap, BTreeSet};
@@ -86,18 +86,18 @@ impl fmt::Display for LoadReport {
 /// Saving and loading, for every [`Module`].
 ///
 /// ```
-/// use cotangent::{io::ModuleFile, nn::Linear, Key, ModuleExt, F32};
+/// use cotangent::{io::ModuleFile, nn::Linear, Key, Module, F32};
 /// # let folder = std::env::temp_dir().join(format!("cotangent-doc-m-{}", std::process::id()));
 /// # std::fs::create_dir_all(&folder)?;
 /// let path = folder.join("linear.safetensors");
-/// let trained = Linear::new(3, 2, true, F32, Key::new(1))?;
+/// let trained = Linear::new(3, 2, F32, Key::new(1))?;
 /// trained.save(&path)?;
 ///
-/// let mut other = Linear::new(3, 2, true, F32, Key::new(2))?;
+/// let mut other = Linear::new(3, 2, F32, Key::new(2))?;
 /// other.load(&path)?;
 /// assert_eq!(other.weight.to_vec::<f32>()?, trained.weight.to_vec::<f32>()?);
 ///
-/// let mut wide = Linear::new(4, 2, false, F32, Key::new(3))?;
+/// let mut wide = Linear::no_bias(4, 2, F32, Key::new(3))?;
 /// let e = wide.load(&path).unwrap_err(); // … unexpected in the file: bias; shapes differ: `weight` is [2, 3] in the file, [2, 4] in the model …
 /// assert!(e.is_shape() && e.to_string().contains("`weight` is [2, 3] in the file, [2, 4] in the model"));
 /// # std::fs::remove_dir_all(&folder)?;
@@ -118,13 +118,13 @@ pub trait ModuleFile: Module + Clone {
     /// back with [`ModuleFile::load_partial`].
     ///
     /// ```
-    /// use cotangent::{io::ModuleFile, nn::Linear, Key, ModuleExt, F32};
+    /// use cotangent::{io::ModuleFile, nn::Linear, Key, Module, F32};
     /// # let folder = std::env::temp_dir().join(format!("cotangent-doc-t-{}", std::process::id()));
     /// # std::fs::create_dir_all(&folder)?;
-    /// let mut net = (Linear::new(3, 2, true, F32, Key::new(1))?, Linear::new(2, 2, true, F32, Key::new(2))?);
+    /// let mut net = (Linear::new(3, 2, F32, Key::new(1))?, Linear::new(2, 2, F32, Key::new(2))?);
     /// let _ = net.freeze(|name| name.starts_with("0."));
     /// net.save_trainable(folder.join("head.safetensors"))?;
-    /// let mut other = (Linear::new(3, 2, true, F32, Key::new(1))?, Linear::new(2, 2, true, F32, Key::new(9))?);
+    /// let mut other = (Linear::new(3, 2, F32, Key::new(1))?, Linear::new(2, 2, F32, Key::new(9))?);
     /// let report = other.load_partial(folder.join("head.safetensors"))?;
     /// assert_eq!(report.loaded, ["1.weight", "1.bias"]);
     /// assert_eq!(other.1.weight.to_vec::<f32>()?, net.1.weight.to_vec::<f32>()?);

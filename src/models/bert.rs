@@ -7,7 +7,7 @@ use crate::error::{Result, bail};
 use crate::io::{self, BertConfig};
 use crate::memory::{room, try_collect, try_collect_ok};
 use crate::nn::{self, Activation, Attend, Embedding, LayerNorm, Linear};
-use crate::ops::Sdpa;
+use crate::ops::SdpaOptions;
 use crate::rng::Key;
 use crate::tensor::Tensor;
 use crate::train::Tokenizer;
@@ -81,7 +81,7 @@ impl BertLayer {
         let &[batch, time, width] = x.shape().dims() else { bail!(shape, "expected [batch, time, width], found {}", x.shape()) };
         let split = |y: Tensor| y.reshape([batch, time, a.heads, width / a.heads])?.permute([0, 2, 1, 3]);
         let (q, k, v) = (split(of.query.forward(x)?)?, split(of.key.forward(x)?)?, split(of.value.forward(x)?)?);
-        let y = nn::attend(&q, k, v, Sdpa::default(), Attend { mask, ..Attend::default() })?;
+        let y = nn::attend(&q, k, v, SdpaOptions::default(), Attend { mask, ..Attend::default() })?;
         let x = a.output.forward(&y, x)?;
         let h = self.activation.apply(&self.intermediate.dense.forward(&x)?)?;
         self.output.forward(&h, &x)

@@ -7,7 +7,7 @@ use crate::error::{Result, bail};
 use crate::io::{self, DecoderConfig, RopeScaling};
 use crate::memory::try_collect_ok;
 use crate::nn::{Attend, AttentionConfig, DecoderLayer, Embedding, GatedMlp, Linear, MultiHeadAttention, NormOrder, RmsNorm};
-use crate::ops::{Blocks, Rotary};
+use crate::ops::{Blocks, RopeOptions};
 use crate::rng::Key;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -80,7 +80,7 @@ impl Decoder {
             qkv_bias: c.qkv_bias,
             output_bias: c.output_bias,
             qk_norm: c.qk_norm.then_some(c.norm_eps),
-            rope: Some(Rotary { base: c.rope.theta, ..Rotary::default() }),
+            rope: Some(RopeOptions { base: c.rope.theta, ..RopeOptions::default() }),
             causal: true,
             window: None,
             softcap: None,
@@ -160,7 +160,7 @@ impl Decoder {
         };
         let rows = table.index_select(0, &tokens.reshape([tokens.numel()])?)?;
         let shape: Shape = tokens.shape().iter().copied().chain([self.config.width]).collect();
-        rows.dequantise(kind, self.model.norm.weight.dtype())?.reshape(shape)
+        rows.dequantize(kind, self.model.norm.weight.dtype())?.reshape(shape)
     }
 
     fn run(&self, input: &mut Input<'_>) -> Result<Tensor> {

@@ -8,7 +8,7 @@ use crate::io::{self, Gpt2Config};
 use crate::memory::try_collect_ok;
 use crate::module::Param;
 use crate::nn::{self, Activation, Attend, Embedding, KvCache, LayerNorm, Linear};
-use crate::ops::Sdpa;
+use crate::ops::SdpaOptions;
 use crate::rng::Key;
 use crate::tensor::Tensor;
 use std::panic::Location;
@@ -61,7 +61,7 @@ impl Gpt2Attention {
         let qkv = self.c_attn.forward(x)?.reshape([batch, time, 3, self.heads, width / self.heads])?.permute([2, 0, 3, 1, 4])?;
         let (q, k, v) = (qkv.select(0, 0)?, qkv.select(0, 1)?, qkv.select(0, 2)?);
         [(&q, "q"), (&k, "k"), (&v, "v")].iter().for_each(|(t, name)| t.tap_beside(&self.c_attn.weight, name));
-        let options = Sdpa { scale: Some(self.scale), ..Sdpa::causal() };
+        let options = SdpaOptions { scale: Some(self.scale), ..SdpaOptions::causal() };
         self.c_proj.forward(&nn::attend(&q, k, v, options, Attend { mask, cache, ..Attend::default() })?)
     }
 }

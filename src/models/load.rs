@@ -7,7 +7,7 @@ use super::{Bert, LanguageModel};
 use crate::error::{Error, Result, bail};
 use crate::io::{self, GenerationConfig, GgufFile, LoadReport, ModelConfig, Special, WeightFiles};
 use crate::memory;
-use crate::module::ModuleExt;
+use crate::module::Module;
 use crate::train::Tokenizer;
 use std::fmt;
 use std::panic::Location;

@@ -2,7 +2,7 @@
 
 use crate::dtype::{DType, F32};
 use crate::error::{Error, Result, bail};
-use crate::module::{LowRank, Module, ModuleExt, try_walk};
+use crate::module::{LowRank, Module, try_walk};
 use crate::rng::Key;
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
@@ -32,8 +32,8 @@ impl Default for Lora {
 /// Frozen matrices are not watched: they get no gradient, and no memory for one.
 ///
 /// ```
-/// use cotangent::{F32, Key, ModuleExt, Tensor, models::{Lora, add_lora, merge_lora}, nn::Linear, optim::AdamW, value_and_grad};
-/// let mut layer = Linear::new(6, 4, true, F32, Key::new(1))?;
+/// use cotangent::{F32, Key, Module, Tensor, models::{Lora, add_lora, merge_lora}, nn::Linear, optim::AdamW, value_and_grad};
+/// let mut layer = Linear::new(6, 4, F32, Key::new(1))?;
 /// let x = Tensor::randn([5, 6], F32, Key::new(2))?;
 /// let before = layer.forward(&x)?;
 /// assert_eq!(add_lora(&mut layer, Lora { rank: 2, ..Lora::default() }, |name, _| name == "weight")?, 1);

@@ -391,7 +391,7 @@ pub(super) fn pool(x: &Tensor, mask: Option<&Tensor>, pooling: &Pooling, dense: 
     let mut dense = dense.iter();
     for stage in &pooling.stages {
         y = match stage {
-            PoolingStage::Normalize => y.div(&y.norm_keep(-1)?.clamp(1e-12, None)?)?,
+            PoolingStage::Normalize => y.div(&y.norm_keepdim(-1)?.clamp(1e-12, None)?)?,
             PoolingStage::Dense => match dense.next() {
                 Some(layer) => layer.forward(&y.cast(dtype)?)?.cast(exact)?,
                 None => bail!(argument, "the pooling has more dense stages than there are matrices"),

@@ -4,7 +4,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result, bail};
 use crate::io::{GgufFile, LoadReport, Misshaped, WeightFiles};
 use crate::memory;
-use crate::module::{Module, ModuleExt, try_walk};
+use crate::module::{Module, try_walk};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 use std::collections::{BTreeMap, BTreeSet};

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::functional::{Grads, value_and_grad};
 use crate::io::{self, ModelConfig, TensorFile, WeightFiles};
 use crate::memory;
-use crate::module::ModuleExt;
+use crate::module::Module;
 use crate::optim::AdamW;
 use crate::tensor::Tensor;
 use std::fmt;

@@ -8,19 +8,19 @@ use std::panic::Location;
 
 /// A tensor of a model that is saved, loaded, moved and cast with it, and never trained: running statistics, masks, tables.
 ///
-/// No gradient is taken with respect to it, no optimizer moves it, it counts as no parameter, and [`freeze`](crate::ModuleExt::freeze)
-/// and [`thaw`](crate::ModuleExt::thaw) leave it alone. Reads like a tensor. A function that a gradient is taken of cannot write into a
+/// No gradient is taken with respect to it, no optimizer moves it, it counts as no parameter, and [`freeze`](crate::Module::freeze)
+/// and [`thaw`](crate::Module::thaw) leave it alone. Reads like a tensor. A function that a gradient is taken of cannot write into a
 /// model: it returns new statistics beside the loss, and they are [`set`](Buffer::set) afterwards.
 ///
 /// ```
-/// use cotangent::{Buffer, F32, GradOptions, ModuleExt, Param, Tensor, module, value_aux_and_grad};
+/// use cotangent::{Buffer, F32, GradOptions, Module, Param, Tensor, module, value_and_grad_with_aux};
 /// #[derive(Clone)]
 /// struct Centre { scale: Param, mean: Buffer }
 /// module!(Centre { scale, mean });
 ///
 /// let mut m = Centre { scale: Tensor::ones([2], F32)?.into(), mean: Buffer::new(Tensor::zeros([2], F32)?) };
 /// let x = Tensor::from_slice(&[1f32, 2., 3., 4.], [2, 2])?;
-/// let (_, batch, grads) = value_aux_and_grad(&m, GradOptions::default(), |m| {
+/// let (_, batch, grads) = value_and_grad_with_aux(&m, GradOptions::default(), |m| {
 ///     let batch = x.mean(0)?;
 ///     Ok((x.sub(&m.mean)?.mul(&m.scale)?.sum(..)?, batch))
 /// })?;

@@ -14,7 +14,7 @@
 /// Generic structs name their parameters. One without a bound is a module; for any other write its bounds, all of them:
 ///
 /// ```
-/// use cotangent::{F32, Key, Module, ModuleExt, Param, Result, Tensor, module, nn::{Layer, Linear}};
+/// use cotangent::{F32, Key, Module, Param, Result, Tensor, module, nn::{Layer, Linear}};
 /// #[derive(Clone)]
 /// struct Gated<L> { inner: L, gate: Param }
 /// module!(Gated<L> { inner, gate });
@@ -23,7 +23,7 @@
 /// struct Stack<L: Layer, T: Copy, const N: usize> { layers: [L; N], tag: T }
 /// module!(Stack<L: Layer, T: Copy, const N: usize> { layers } skip { tag });
 ///
-/// let layer = |k| Linear::new(3, 3, false, F32, Key::new(k));
+/// let layer = |k| Linear::no_bias(3, 3, F32, Key::new(k));
 /// let gated = Gated { inner: Stack { layers: [layer(1)?, layer(2)?], tag: 'x' }, gate: Tensor::scalar(1f32)?.into() };
 /// assert_eq!(gated.names(), ["inner.layers.0.weight", "inner.layers.1.weight", "gate"]);
 /// # Ok::<(), cotangent::Error>(())
@@ -33,7 +33,7 @@
 /// `Dense(m)` adds nothing to the names, the fields of `Scale { gate }` have theirs:
 ///
 /// ```
-/// use cotangent::{F32, Key, ModuleExt, Param, Tensor, module, nn::Linear};
+/// use cotangent::{F32, Key, Module, Param, Tensor, module, nn::Linear};
 /// #[derive(Clone)]
 /// struct Pair(Linear, Param);
 /// module!(Pair(layer, scale));
@@ -42,7 +42,7 @@
 /// enum Mixer { Dense(Linear), Scale { gate: Param, power: i32 }, Nothing }
 /// module!(enum Mixer { Dense(m), Scale { gate } skip { power }, Nothing });
 ///
-/// let pair = Pair(Linear::new(3, 3, false, F32, Key::new(1))?, Tensor::scalar(1f32)?.into());
+/// let pair = Pair(Linear::no_bias(3, 3, F32, Key::new(1))?, Tensor::scalar(1f32)?.into());
 /// assert_eq!(pair.names(), ["0.weight", "1"]);
 /// assert_eq!(Mixer::Dense(pair.0).names(), ["weight"]);
 /// assert_eq!(Mixer::Scale { gate: pair.1, power: 2 }.names(), ["gate"]);

@@ -5,14 +5,14 @@
 //! any of them.
 
 mod buffer;
-mod ext;
 mod macros;
 mod summary;
+mod tree;
 mod trees;
 
 pub use buffer::Buffer;
-pub use ext::ModuleExt;
 pub use summary::{Role, Summary, SummaryRow};
+pub use tree::Module;
 
 use crate::error::{Result, bail};
 use crate::tensor::{Short, Tensor};
@@ -50,7 +50,7 @@ impl Param {
         Param { value, frozen: false, low_rank: None }
     }
 
-    /// A parameter that training leaves alone until it is [thawed](ModuleExt::thaw). For statistics that are never trained there is
+    /// A parameter that training leaves alone until it is [thawed](Module::thaw). For statistics that are never trained there is
     /// [`Buffer`].
     pub fn frozen(value: Tensor) -> Self {
         Param { frozen: true, ..Param::new(value) }
@@ -224,36 +224,6 @@ impl Visitor<'_> {
     fn leaf(&mut self, leaf: Leaf<'_>) {
         (self.visit)(&self.path, leaf);
     }
-}
-
-/// A tree of parameters: a model, a layer, a tuple of tensors.
-///
-/// Write it with the [`module!`](crate::module) macro, which does not compile when a field is forgotten.
-///
-/// ```
-/// use cotangent::{module, value_and_grad, Module, ModuleExt, Param, Result, Tensor, F64};
-/// #[derive(Clone)]
-/// struct Line { slope: Param, offset: Param, name: &'static str }
-/// module!(Line { slope, offset } skip { name });
-///
-/// let line = Line { slope: Tensor::scalar(2f64)?.into(), offset: Tensor::scalar(0f64)?.into(), name: "line" };
-/// assert_eq!(line.names(), ["slope", "offset"]);
-/// let x = Tensor::from_slice(&[1f64, 2., 3.], [3])?;
-/// let (_, grads) = value_and_grad(&line, |l| x.mul(&l.slope)?.add(&l.offset)?.sum(..))?;
-/// assert_eq!(grads.slope.item()?, 6.0);
-/// # Ok::<(), cotangent::Error>(())
-/// ```
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` is not a tree of parameters",
-    label = "not a `Module`",
-    note = "a struct of your own becomes one by `module!(Name {{ layer, weight }} skip {{ size }})`: parameters and sub-modules first, all else under `skip`",
-    note = "a number, string or setting among the fields belongs under `skip`: `module!(Net {{ weight }} skip {{ size }})`",
-    note = "parameters are `Param`, statistics `Buffer`; `Tensor`, `Option`, `Vec`, arrays, `Box`, maps by `String` and tuples of up to twelve are trees; of more than twelve: tuples in a tuple",
-    note = "a type parameter that has bounds has all of them in `module!` too: `module!(Net<L: Module + Clone> {{ layer }})`"
-)]
-pub trait Module {
-    /// Visits every field that holds parameters, in a fixed order, under the name it has in checkpoints.
-    fn visit(&mut self, v: &mut Visitor<'_>);
 }
 
 impl Module for Param {

@@ -60,7 +60,7 @@ impl SummaryRow {
     }
 }
 
-/// Every tensor of a model; [`ModuleExt::summary`](crate::ModuleExt::summary) makes it, `{}` prints it as a table.
+/// Every tensor of a model; [`Module::summary`](crate::Module::summary) makes it, `{}` prints it as a table.
 ///
 /// Elements count where they are named: memory that two names share counts twice.
 #[derive(Clone, Debug, PartialEq, Eq)]

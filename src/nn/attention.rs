@@ -2,13 +2,13 @@
 //! heads, rotary positions), both with a cache of past keys and values.
 
 use super::cache::KvCache;
-use super::layers::{Linear, RmsNorm, must_divide};
+use super::layers::{Linear, LinearOptions, RmsNorm, must_divide};
 use super::rotation::Rotation;
 use crate::dtype::{DType, U8};
 use crate::error::{Error, Result, bail};
 use crate::nn::Init;
-use crate::ops::sdpa::Sdpa;
-use crate::ops::{RopePositions, Rotary};
+use crate::ops::sdpa::SdpaOptions;
+use crate::ops::{RopeOptions, RopePositions};
 use crate::rng::Key;
 use crate::tensor::Tensor;
 use std::panic::Location;
@@ -33,7 +33,7 @@ pub struct Attend<'a> {
 
 /// Attention of `q [batch, heads, time, head]` and the concatenation of its heads: `[batch, time, heads·head]`.
 /// Dropout of the options is only done with a key.
-pub(crate) fn attend(q: &Tensor, k: Tensor, v: Tensor, options: Sdpa, with: Attend<'_>) -> Result<Tensor> {
+pub(crate) fn attend(q: &Tensor, k: Tensor, v: Tensor, options: SdpaOptions, with: Attend<'_>) -> Result<Tensor> {
     let mut options = options;
     let (k, v) = match with.cache {
         Some(cache) => {
@@ -46,10 +46,10 @@ pub(crate) fn attend(q: &Tensor, k: Tensor, v: Tensor, options: Sdpa, with: Atte
         None => (k, v),
     };
     let dropout = if with.key.is_some() { options.dropout } else { 0.0 };
-    let options = Sdpa { dropout, key: with.key.map(|k| k.fold(0)), ..options };
+    let options = SdpaOptions { dropout, key: with.key.map(|k| k.fold(0)), ..options };
     let padded = with.key_padding.map(|real| padded(with.mask, real, &k)).transpose()?;
     let mask = padded.as_ref().or(with.mask);
-    let y = q.scaled_dot_product_attention(&k, &v, mask, options)?.permute([0, 2, 1, 3])?;
+    let y = q.scaled_dot_product_attention(&k, &v, mask, &options)?.permute([0, 2, 1, 3])?;
     y.flatten(2, 3)
 }
 
@@ -122,7 +122,7 @@ impl CausalSelfAttention {
         let (q, k, v) = (qkv.select(0, 0)?, qkv.select(0, 1)?, qkv.select(0, 2)?);
         [(&q, "q"), (&k, "k"), (&v, "v")].iter().for_each(|(t, name)| t.tap_beside(&self.c_attn.weight, name));
         let key = with.key;
-        let y = attend(&q, k, v, Sdpa { dropout: self.dropout, ..Sdpa::causal() }, with).map_err(|e| e.called_at(at))?;
+        let y = attend(&q, k, v, SdpaOptions { dropout: self.dropout, ..SdpaOptions::causal() }, with).map_err(|e| e.called_at(at))?;
         drop_out(&self.c_proj.forward(&y)?, self.dropout, key.map(|k| k.fold(1)))
     }
 }
@@ -146,8 +146,8 @@ pub struct AttentionConfig {
     pub output_bias: bool,
     /// Added to the mean square in RMS norms on the heads of queries and keys (Qwen3); without it there are none.
     pub qk_norm: Option<f64>,
-    /// Rotary positions; the field `positions` is set in each call.
-    pub rope: Option<Rotary>,
+    /// RopeOptions positions; the field `positions` is set in each call.
+    pub rope: Option<RopeOptions>,
     /// Whether a query sees only keys up to its own position.
     pub causal: bool,
     /// `(left, right)`: how many keys before and after its own position a query sees; `None`: all. A `sliding_window` of `n`
@@ -182,8 +182,8 @@ impl Default for AttentionConfig {
 /// Multi-head self-attention with shared key heads and rotary positions, under the names of Llama and Qwen2.
 ///
 /// ```
-/// use cotangent::{F32, Key, Tensor, nn::{Attend, AttentionConfig, KvCache, MultiHeadAttention}, ops::Rotary};
-/// let config = AttentionConfig { width: 16, heads: 4, kv_heads: 2, head: 4, rope: Some(Rotary::default()), ..AttentionConfig::default() };
+/// use cotangent::{F32, Key, Tensor, nn::{Attend, AttentionConfig, KvCache, MultiHeadAttention}, ops::RopeOptions};
+/// let config = AttentionConfig { width: 16, heads: 4, kv_heads: 2, head: 4, rope: Some(RopeOptions::default()), ..AttentionConfig::default() };
 /// let attention = MultiHeadAttention::new(&config, F32, Key::new(1))?;
 /// let x = Tensor::randn([1, 5, 16], F32, Key::new(2))?;
 /// let all = attention.forward(&x, None)?;
@@ -237,7 +237,7 @@ impl MultiHeadAttention {
                 bail!(out_of_memory, "{} heads of {} exceed the address space", c.heads, c.head);
             };
             let kv_width = c.kv_width.unwrap_or(c.width);
-            let linear = |i, o, bias, k| Linear::with(Init::xavier(), i, o, bias, dtype, key.fold(k));
+            let linear = |i, o, bias, k| Linear::with(i, o, dtype, key.fold(k), &LinearOptions { bias, init: Some(Init::xavier()) });
             Ok(MultiHeadAttention {
                 q_proj: linear(c.width, inner, c.qkv_bias, 0)?,
                 k_proj: linear(kv_width, c.kv_heads * c.head, c.qkv_bias, 1)?,
@@ -275,7 +275,7 @@ impl MultiHeadAttention {
             Ok(())
         };
         check().map_err(|e| e.in_op("attention", at))?;
-        let options = Sdpa { causal: c.causal, window: c.window, softcap: c.softcap, dropout: c.dropout, ..Sdpa::default() };
+        let options = SdpaOptions { causal: c.causal, window: c.window, softcap: c.softcap, dropout: c.dropout, ..SdpaOptions::default() };
         self.run(x, x, options, with).map_err(|e| e.called_at(at))
     }
 
@@ -310,11 +310,11 @@ impl MultiHeadAttention {
             Ok(())
         };
         check().map_err(|e| e.in_op("attention", at))?;
-        let options = Sdpa { softcap: c.softcap, dropout: c.dropout, ..Sdpa::default() };
+        let options = SdpaOptions { softcap: c.softcap, dropout: c.dropout, ..SdpaOptions::default() };
         self.run(x, memory, options, with).map_err(|e| e.called_at(at))
     }
 
-    fn run(&self, x: &Tensor, memory: &Tensor, options: Sdpa, with: Attend<'_>) -> Result<Tensor> {
+    fn run(&self, x: &Tensor, memory: &Tensor, options: SdpaOptions, with: Attend<'_>) -> Result<Tensor> {
         let at = Location::caller();
         let c = &self.config;
         let [batch, ..] = extents(x).map_err(|e| e.in_op("attention", at))?;
@@ -332,7 +332,7 @@ impl MultiHeadAttention {
                 Some(p) => RopePositions::Given(p.clone()),
                 None => RopePositions::From(with.cache.as_ref().map_or(0, |c| c.len())),
             };
-            let rope = Rotary { positions, ..rope.clone() };
+            let rope = RopeOptions { positions, ..rope.clone() };
             (q, k) = q.rope_with_key(&k, &rope)?;
         }
         [(&q, &self.q_proj, "q"), (&k, &self.k_proj, "k"), (&v, &self.v_proj, "v")]

@@ -1,8 +1,9 @@
 //! GPT: embeddings, pre-norm blocks, a head tied to the token embedding. The model that `train_gpt` trains.
 
+use super::Init;
 use super::attention::{CausalSelfAttention, drop_out};
 use super::block::{Block, NormOrder};
-use super::layers::{Activation, Embedding, LayerNorm, Linear, must_divide};
+use super::layers::{Activation, Embedding, LayerNorm, Linear, LinearOptions, must_divide};
 use super::mlp::Mlp;
 use crate::dtype::DType;
 use crate::error::{Error, Result, bail};
@@ -55,7 +56,7 @@ crate::module!(Transformer { wte, wpe, h, ln_f });
 /// A decoder-only language model.
 ///
 /// ```
-/// use cotangent::{nn::{Gpt, GptConfig}, value_and_grad, Key, ModuleExt, Tensor, F32};
+/// use cotangent::{nn::{Gpt, GptConfig}, value_and_grad, Key, Module, Tensor, F32};
 /// let config = GptConfig { vocabulary: 11, context: 8, layers: 2, heads: 2, width: 16, ..GptConfig::default() };
 /// let gpt = Gpt::new(&config, F32, Key::new(1))?;
 /// let tokens = Tensor::from_slice(&[1i64, 2, 3, 4, 5, 6, 7, 8], [1, 8])?;
@@ -108,19 +109,20 @@ impl Gpt {
         memory::ensure(all)?;
         let std = 0.02;
         let residual = std / (2.0 * c.layers as f64).sqrt();
-        let linear = |i, o, std, k| Linear::normal(i, o, c.bias, std, dtype, k);
+        let norm = |width| if c.bias { LayerNorm::new(width, dtype) } else { LayerNorm::no_bias(width, dtype) };
+        let linear = |i, o, std, k| Linear::with(i, o, dtype, k, &LinearOptions { bias: c.bias, init: Some(Init::Normal { std }) });
         let mut h = memory::room(c.layers)?;
         for l in 0..c.layers {
             let k = key.fold(2).fold(l as u64);
             h.push(Block {
-                ln_1: LayerNorm::new(c.width, c.bias, dtype)?,
+                ln_1: norm(c.width)?,
                 attn: CausalSelfAttention {
                     c_attn: linear(c.width, 3 * c.width, std, k.fold(0))?,
                     c_proj: linear(c.width, c.width, residual, k.fold(1))?,
                     heads: c.heads,
                     dropout: c.dropout,
                 },
-                ln_2: LayerNorm::new(c.width, c.bias, dtype)?,
+                ln_2: norm(c.width)?,
                 mlp: Mlp {
                     c_fc: linear(c.width, 4 * c.width, std, k.fold(2))?,
                     c_proj: linear(4 * c.width, c.width, residual, k.fold(3))?,
@@ -135,7 +137,7 @@ impl Gpt {
                 wte: Embedding::normal(c.vocabulary, c.width, std, dtype, key.fold(0))?,
                 wpe: Embedding::normal(c.context, c.width, std, dtype, key.fold(1))?,
                 h,
-                ln_f: LayerNorm::new(c.width, c.bias, dtype)?,
+                ln_f: norm(c.width)?,
             },
             config: c.clone(),
         })

@@ -4,7 +4,7 @@ use super::Init;
 use crate::dtype::{DType, U8};
 use crate::error::{Error, Result};
 use crate::module::Param;
-use crate::ops::{Blocks, CrossEntropy};
+use crate::ops::{Blocks, CrossEntropyOptions};
 use crate::rng::Key;
 use crate::tensor::Tensor;
 
@@ -18,44 +18,55 @@ pub struct Linear {
 }
 crate::module!(Linear { weight, bias });
 
+/// What [`Linear::with`] may be told.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LinearOptions {
+    /// Whether there is a bias.
+    pub bias: bool,
+    /// How the weights are drawn; the bias is then zero. `None`: weights and bias uniform in ±1/√in.
+    pub init: Option<Init>,
+}
+
+impl Default for LinearOptions {
+    fn default() -> Self {
+        LinearOptions { bias: true, init: None }
+    }
+}
+
 impl Linear {
-    /// Normal weights of standard deviation `std`, zero bias.
-    ///
-    /// # Errors
-    /// Out of memory.
-    #[track_caller]
-    pub fn normal(inputs: usize, outputs: usize, bias: bool, std: f64, dtype: DType, key: impl Into<Key>) -> Result<Self> {
-        let key = key.into();
-        Ok(Linear {
-            weight: Tensor::randn([outputs, inputs], dtype, key)?.mul_scalar(std)?.into(),
-            bias: if bias { Some(zeros(outputs, dtype)?) } else { None },
-        })
-    }
-
-    /// Weights drawn by `init`, zero bias.
-    ///
-    /// # Errors
-    /// Argument error for a gain or deviation that is negative or not finite; dtype error for integers; out of memory.
-    #[track_caller]
-    pub fn with(init: Init, inputs: usize, outputs: usize, bias: bool, dtype: DType, key: impl Into<Key>) -> Result<Self> {
-        let key = key.into();
-        Ok(Linear {
-            weight: init.tensor([outputs, inputs], dtype, key)?.into(),
-            bias: if bias { Some(zeros(outputs, dtype)?) } else { None },
-        })
-    }
-
     /// PyTorch's default: weights and bias uniform in ±1/√in.
     ///
     /// # Errors
     /// Out of memory.
     #[track_caller]
-    pub fn new(inputs: usize, outputs: usize, bias: bool, dtype: DType, key: impl Into<Key>) -> Result<Self> {
-        let key = key.into();
+    pub fn new(inputs: usize, outputs: usize, dtype: DType, key: impl Into<Key>) -> Result<Self> {
+        Self::with(inputs, outputs, dtype, key, &LinearOptions::default())
+    }
+
+    /// [`Linear::new`] without a bias: `y = x · weightᵀ`.
+    ///
+    /// # Errors
+    /// Out of memory.
+    #[track_caller]
+    pub fn no_bias(inputs: usize, outputs: usize, dtype: DType, key: impl Into<Key>) -> Result<Self> {
+        Self::with(inputs, outputs, dtype, key, &LinearOptions { bias: false, ..LinearOptions::default() })
+    }
+
+    /// With another rule for the weights, with a bias or without.
+    ///
+    /// # Errors
+    /// Argument error for a gain or deviation that is negative or not finite; dtype error for integers; out of memory.
+    #[track_caller]
+    pub fn with(inputs: usize, outputs: usize, dtype: DType, key: impl Into<Key>, options: &LinearOptions) -> Result<Self> {
+        let (key, LinearOptions { bias, init }) = (key.into(), options);
+        if let Some(init) = init {
+            let weight = init.tensor([outputs, inputs], dtype, key)?.into();
+            return Ok(Linear { weight, bias: if *bias { Some(zeros(outputs, dtype)?) } else { None } });
+        }
         let bound = if inputs == 0 { 1.0 } else { 1.0 / (inputs as f64).sqrt() };
         Ok(Linear {
             weight: Tensor::uniform([outputs, inputs], -bound..bound, dtype, key.fold(0))?.into(),
-            bias: if bias { Some(Tensor::uniform([outputs], -bound..bound, dtype, key.fold(1))?.into()) } else { None },
+            bias: if *bias { Some(Tensor::uniform([outputs], -bound..bound, dtype, key.fold(1))?.into()) } else { None },
         })
     }
 
@@ -120,7 +131,7 @@ impl Embedding {
         if self.weight.dtype() == U8 || self.weight.low_rank().is_some() {
             return self.unembed(x)?.cross_entropy(targets);
         }
-        x.linear_cross_entropy(&self.weight, None, targets, &CrossEntropy::default())
+        x.linear_cross_entropy(&self.weight, None, targets, &CrossEntropyOptions::default())
     }
 }
 
@@ -164,9 +175,17 @@ impl LayerNorm {
     /// # Errors
     /// Out of memory.
     #[track_caller]
-    pub fn new(width: usize, bias: bool, dtype: DType) -> Result<Self> {
-        let weight = Tensor::ones([width], dtype)?.into();
-        Ok(LayerNorm { weight, bias: if bias { Some(zeros(width, dtype)?) } else { None }, eps: 1e-5 })
+    pub fn new(width: usize, dtype: DType) -> Result<Self> {
+        Ok(LayerNorm { bias: Some(zeros(width, dtype)?), ..Self::no_bias(width, dtype)? })
+    }
+
+    /// [`LayerNorm::new`] without a bias.
+    ///
+    /// # Errors
+    /// Out of memory.
+    #[track_caller]
+    pub fn no_bias(width: usize, dtype: DType) -> Result<Self> {
+        Ok(LayerNorm { weight: Tensor::ones([width], dtype)?.into(), bias: None, eps: 1e-5 })
     }
 
     /// Normalises the last axis.

@@ -1,7 +1,7 @@
 //! The feed-forward half of a transformer block.
 
 use super::attention::drop_out;
-use super::layers::{Activation, Linear};
+use super::layers::{Activation, Linear, LinearOptions};
 use super::{Init, Layer};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -28,9 +28,23 @@ impl Mlp {
     /// # Errors
     /// Dtype error for integers; out of memory.
     #[track_caller]
-    pub fn new(width: usize, hidden: usize, bias: bool, activation: Activation, dtype: DType, key: impl Into<Key>) -> Result<Self> {
-        let key = key.into();
-        let linear = |i, o, k| Linear::with(Init::xavier(), i, o, bias, dtype, key.fold(k));
+    pub fn new(width: usize, hidden: usize, activation: Activation, dtype: DType, key: impl Into<Key>) -> Result<Self> {
+        Self::build(width, hidden, true, activation, dtype, key.into())
+    }
+
+    /// [`Mlp::new`] without biases.
+    ///
+    /// # Errors
+    /// As there.
+    #[track_caller]
+    pub fn no_bias(width: usize, hidden: usize, activation: Activation, dtype: DType, key: impl Into<Key>) -> Result<Self> {
+        Self::build(width, hidden, false, activation, dtype, key.into())
+    }
+
+    #[track_caller]
+    fn build(width: usize, hidden: usize, bias: bool, activation: Activation, dtype: DType, key: Key) -> Result<Self> {
+        let options = LinearOptions { bias, init: Some(Init::xavier()) };
+        let linear = |i, o, k| Linear::with(i, o, dtype, key.fold(k), &options);
         Ok(Mlp { c_fc: linear(width, hidden, 0)?, c_proj: linear(hidden, width, 1)?, activation, dropout: 0.0 })
     }
 
@@ -91,7 +105,7 @@ impl GatedMlp {
     #[track_caller]
     pub fn new(width: usize, hidden: usize, activation: Activation, dtype: DType, key: impl Into<Key>) -> Result<Self> {
         let key = key.into();
-        let linear = |i, o, k| Linear::with(Init::xavier(), i, o, false, dtype, key.fold(k));
+        let linear = |i, o, k| Linear::with(i, o, dtype, key.fold(k), &LinearOptions { bias: false, init: Some(Init::xavier()) });
         Ok(GatedMlp {
             gate_proj: linear(width, hidden, 0)?,
             up_proj: linear(width, hidden, 1)?,

@@ -23,7 +23,7 @@ pub use cache::KvCache;
 pub(crate) use cache::write;
 pub use gpt::{Gpt, GptConfig, Transformer};
 pub use init::{Fans, Init};
-pub use layers::{Activation, Embedding, LayerNorm, Linear, RmsNorm};
+pub use layers::{Activation, Embedding, LayerNorm, Linear, LinearOptions, RmsNorm};
 pub use mlp::{GatedMlp, Mlp};
 pub use recurrent::{GruCell, LstmCell, RnnCell};
 pub use rotation::Rotation;

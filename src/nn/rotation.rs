@@ -1,4 +1,4 @@
-//! Rotary positions by tables of cosines and sines: for frequencies that are no powers of a base.
+//! RopeOptions positions by tables of cosines and sines: for frequencies that are no powers of a base.
 
 use crate::backend::Device;
 use crate::dtype::{DType, F32, F64};
@@ -10,11 +10,11 @@ use crate::tensor::Tensor;
 /// stores them; [`Tensor::rope`] does the same in one op where the frequencies are `base^(−2i/d)`.
 ///
 /// ```
-/// use cotangent::{F64, Key, Tensor, nn::Rotation, ops::Rotary};
+/// use cotangent::{F64, Key, Tensor, nn::Rotation, ops::RopeOptions};
 /// let x = Tensor::randn([2, 3, 4, 6], F64, Key::new(1))?; // [batch, heads, time, head]
 /// let frequencies = [1.0, 1e4f64.powf(-1.0 / 3.0), 1e4f64.powf(-2.0 / 3.0)];
 /// let rotation = Rotation::new(&frequencies, 1.0, &[vec![0, 1, 2, 3]], F64)?;
-/// let same = x.rope(&Rotary::default())?;
+/// let same = x.rope(&RopeOptions::default())?;
 /// assert!(rotation.turn(&x)?.sub(&same)?.abs()?.max(..)?.item()? < 1e-12);
 /// # Ok::<(), cotangent::Error>(())
 /// ```

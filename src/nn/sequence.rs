@@ -134,7 +134,7 @@ layer! {
     /// `bias_hh_l1_reverse`) and the gates' order `i, f, g, o`.
     ///
     /// ```
-    /// use cotangent::{F32, Key, ModuleExt, Tensor, nn::{Lstm, Recur, RecurrentConfig}};
+    /// use cotangent::{F32, Key, Module, Tensor, nn::{Lstm, Recur, RecurrentConfig}};
     /// let config = RecurrentConfig { inputs: 3, hidden: 4, layers: 2, bidirectional: true, ..RecurrentConfig::default() };
     /// let lstm = Lstm::new(&config, F32, Key::new(1))?;
     /// assert_eq!(lstm.names()[4], "weight_ih_l0_reverse");
@@ -226,8 +226,8 @@ fn run<C: Cell>(
                 (outputs[t], state) = match &masks[t] {
                     None => (new[0].clone(), new),
                     Some(mask) => {
-                        let kept = memory::try_collect_ok(new.iter().zip(&state).map(|(new, old)| mask.where_select(new, old)))?;
-                        (mask.where_select(&new[0], &zero)?, kept)
+                        let kept = memory::try_collect_ok(new.iter().zip(&state).map(|(new, old)| mask.where_cond(new, old)))?;
+                        (mask.where_cond(&new[0], &zero)?, kept)
                     }
                 };
             }

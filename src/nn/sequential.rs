@@ -10,8 +10,8 @@ use crate::tensor::Tensor;
 /// A layer from one tensor to one tensor. Tuples and lists of layers are layers that call theirs in turn.
 ///
 /// ```
-/// use cotangent::{F32, Key, ModuleExt, Tensor, nn::{Activation, Dropout, Layer, Linear}};
-/// let net = (Linear::new(4, 8, true, F32, Key::new(1))?, Activation::Relu, Dropout { p: 0.1 }, Linear::new(8, 2, true, F32, Key::new(2))?);
+/// use cotangent::{F32, Key, Module, Tensor, nn::{Activation, Dropout, Layer, Linear}};
+/// let net = (Linear::new(4, 8, F32, Key::new(1))?, Activation::Relu, Dropout { p: 0.1 }, Linear::new(8, 2, F32, Key::new(2))?);
 /// assert_eq!(net.names(), ["0.weight", "0.bias", "3.weight", "3.bias"]);
 /// let y = net.call(&Tensor::ones([5, 4], F32)?, Some(Key::new(3)))?; // with a key: training
 /// assert_eq!(y.shape(), &[5, 2]);
@@ -95,14 +95,14 @@ impl Layer for Dropout {
 ///
 /// ```
 /// use cotangent::{F32, Key, Tensor, nn::{Func, Layer, Linear}};
-/// let net = (Linear::new(4, 8, true, F32, Key::new(1))?, Func(|x| x.relu()), Func(|x| x.reshape((2, 2, ()))), Func(Tensor::square));
+/// let net = (Linear::new(4, 8, F32, Key::new(1))?, Func(|x| x.relu()), Func(|x| x.reshape((2, 2, ()))), Func(Tensor::square));
 /// assert_eq!(net.call(&Tensor::ones([2, 4], F32)?, None)?.shape(), &[2, 2, 4]);
 ///
 /// // Where the type has to be written, it is that of a function pointer.
 /// #[derive(Clone)]
 /// struct Gate { layers: (Linear, Func<fn(&Tensor) -> cotangent::Result<Tensor>>) }
 /// cotangent::module!(Gate { layers });
-/// let gate = Gate { layers: (Linear::new(4, 8, true, F32, Key::new(2))?, Func(|x| x.softplus()?.neg())) };
+/// let gate = Gate { layers: (Linear::new(4, 8, F32, Key::new(2))?, Func(|x| x.softplus()?.neg())) };
 /// assert_eq!(gate.layers.call(&Tensor::ones([2, 4], F32)?, None)?.shape(), &[2, 8]);
 /// # Ok::<(), cotangent::Error>(())
 /// ```
@@ -242,10 +242,10 @@ impl<L: Layer + Clone + Send + Sync + 'static> AnyLayer for L {
 /// Layers whose number and types are chosen at run time, called in turn.
 ///
 /// ```
-/// use cotangent::{F32, Key, ModuleExt, Tensor, nn::{Activation, Layer, Linear, Sequential}};
+/// use cotangent::{F32, Key, Module, Tensor, nn::{Activation, Layer, Linear, Sequential}};
 /// let mut net = Sequential::new();
 /// for (i, (inputs, outputs)) in [(4, 8), (8, 8), (8, 2)].into_iter().enumerate() {
-///     net = net.push(Linear::new(inputs, outputs, false, F32, Key::new(i as u64))?).push(Activation::Silu);
+///     net = net.push(Linear::no_bias(inputs, outputs, F32, Key::new(i as u64))?).push(Activation::Silu);
 /// }
 /// assert_eq!(net.names(), ["0.weight", "2.weight", "4.weight"]);
 /// assert_eq!(net.call(&Tensor::ones([5, 4], F32)?, None)?.shape(), &[5, 2]);

@@ -5,7 +5,7 @@ use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::panic::Location;
 
-/// A state dict of PyTorch's layers under the names of this crate's, for [`load_named`](crate::ModuleExt::load_named).
+/// A state dict of PyTorch's layers under the names of this crate's, for [`load_named`](crate::Module::load_named).
 ///
 /// | PyTorch | here |
 /// |---|---|

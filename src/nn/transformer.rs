@@ -62,7 +62,7 @@ impl TransformerConfig {
     }
 
     fn norm(&self, dtype: DType) -> Result<LayerNorm> {
-        LayerNorm::new(self.width, true, dtype)
+        LayerNorm::new(self.width, dtype)
     }
 }
 
@@ -126,8 +126,8 @@ impl TransformerEncoderLayer {
         let build = || {
             Ok(TransformerEncoderLayer {
                 self_attn: c.attention(c.causal, dtype, key.fold(0))?,
-                linear1: Linear::new(c.width, c.hidden, true, dtype, key.fold(1))?,
-                linear2: Linear::new(c.hidden, c.width, true, dtype, key.fold(2))?,
+                linear1: Linear::new(c.width, c.hidden, dtype, key.fold(1))?,
+                linear2: Linear::new(c.hidden, c.width, dtype, key.fold(2))?,
                 norm1: c.norm(dtype)?,
                 norm2: c.norm(dtype)?,
                 config: c.clone(),
@@ -212,8 +212,8 @@ impl TransformerDecoderLayer {
             Ok(TransformerDecoderLayer {
                 self_attn: c.attention(true, dtype, key.fold(0))?,
                 multihead_attn: c.attention(false, dtype, key.fold(1))?,
-                linear1: Linear::new(c.width, c.hidden, true, dtype, key.fold(2))?,
-                linear2: Linear::new(c.hidden, c.width, true, dtype, key.fold(3))?,
+                linear1: Linear::new(c.width, c.hidden, dtype, key.fold(2))?,
+                linear2: Linear::new(c.hidden, c.width, dtype, key.fold(3))?,
                 norm1: c.norm(dtype)?,
                 norm2: c.norm(dtype)?,
                 norm3: c.norm(dtype)?,

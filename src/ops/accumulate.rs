@@ -35,7 +35,7 @@ fn add_cotangents(mut acc: Tensor, bar: &Tensor) -> Result<Tensor> {
 pub(crate) fn reduce_to(x: &Tensor, shape: &Shape) -> Result<Tensor> {
     let lead = x.rank() - shape.rank();
     let axes: Vec<usize> = (0..x.rank()).filter(|&i| i < lead || shape[i - lead] != x.shape()[i]).collect();
-    x.sum_keep(&axes[..])?.reshape(shape)
+    x.sum_keepdim(&axes[..])?.reshape(shape)
 }
 
 /// The sum of tensors, each in its place within zeros of the shape `of`.

@@ -1,39 +1,59 @@
 //! One op, one file; a folder for each family. Layer L4b. The registry below is the only list.
+//!
+//! Users call methods of [`Tensor`](crate::Tensor); public here is what those take, and what ops outside of this crate are made with. The
+//! types of the ops themselves are hidden: they may change at any time.
 
 mod accumulate;
+#[doc(hidden)]
 pub mod attention;
 mod create;
+#[doc(hidden)]
 pub mod elementwise;
+#[doc(hidden)]
 pub mod index;
+#[doc(hidden)]
 pub mod linalg;
+#[doc(hidden)]
 pub mod loss;
+#[doc(hidden)]
 pub mod norm;
+#[doc(hidden)]
 pub mod reduce;
 mod second_order;
+#[doc(hidden)]
 pub mod shape;
 
+#[doc(hidden)]
 pub use attention::{rope, sdpa};
+#[doc(hidden)]
 pub use elementwise::{binary, cast, compare, dropout, gated, logical, select};
+#[doc(hidden)]
 pub use index::{embedding, gather, index_select, scatter_reduce};
+#[doc(hidden)]
 pub use linalg::{einsum, linear, matmul, matrix_norm, quant_linear};
+#[doc(hidden)]
 pub use loss::{bce_with_logits, cross_entropy, linear_cross_entropy, mse_loss, nll_loss, soft_cross_entropy};
+#[doc(hidden)]
 pub use norm::{add_norm, log_softmax, softmax};
+#[doc(hidden)]
 pub use reduce::{any_all, argmax, cumsum, group, mean, sort, sum};
+#[doc(hidden)]
 pub use shape::{concat, diagonal, flip, pad, permute, repeat, slice, split, squeeze, triangle, unbind, views};
 
 pub use crate::backend::cpu::quant::Blocks;
 pub(crate) use accumulate::ACCUMULATE;
+pub use bce_with_logits::BceWithLogitsOptions;
 #[doc(hidden)]
 pub use create::Nested;
-pub use cross_entropy::CrossEntropy;
+pub use cross_entropy::CrossEntropyOptions;
 pub use elementwise::Number;
 pub use loss::Reduction;
 pub use matrix_norm::MatrixNorm;
-pub use nll_loss::NegativeLogLikelihood;
+pub use nll_loss::NllLossOptions;
 pub use repeat::Repeats;
-pub use rope::{RopePositions, RopeStyle, Rotary};
+pub use rope::{RopeOptions, RopePositions, RopeStyle};
 pub use scatter_reduce::ScatterReduce;
-pub use sdpa::Sdpa;
+pub use sdpa::SdpaOptions;
 pub use second_order::{differentiate, differentiate_vjp, widened};
 pub use slice::Span;
 
@@ -180,7 +200,7 @@ registry! {
         norm::NormVjp<false>,
         norm::RmsNorm,
         pad::Pad,
-        quant_linear::Dequantise,
+        quant_linear::Dequantize,
         quant_linear::QuantLinear,
         rope::Rope,
         rope::RopePair,
@@ -188,7 +208,7 @@ registry! {
         sdpa::SdpaOp,
         sdpa::SdpaVjp,
         select::MaskedFill,
-        select::WhereSelect,
+        select::WhereCond,
         slice::SliceVjp,
         soft_cross_entropy::SoftCrossEntropy,
         soft_cross_entropy::SoftCrossEntropyVjp,

@@ -3,7 +3,7 @@
 use super::State;
 use crate::dtype::DType;
 use crate::error::{Error, Result, bail};
-use crate::module::{Module, ModuleExt};
+use crate::module::Module;
 use crate::tensor::Tensor;
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -3,7 +3,7 @@
 use super::state::{Optimizer, State};
 use crate::error::{Error, Result, bail};
 use crate::functional::Grads;
-use crate::module::{Module, ModuleExt};
+use crate::module::Module;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use std::sync::Arc;
 /// ```
 /// use cotangent::{F32, Key, nn::Linear, value_and_grad, Tensor};
 /// use cotangent::optim::{AdamW, Optimizer, Sgd, Split};
-/// let mut net = (Linear::new(4, 8, true, F32, Key::new(1))?, Linear::new(8, 2, true, F32, Key::new(2))?);
+/// let mut net = (Linear::new(4, 8, F32, Key::new(1))?, Linear::new(8, 2, F32, Key::new(2))?);
 /// let mut both = Split::new(|name| name.starts_with("0."), AdamW { lr: 1e-4, ..AdamW::default() }, Sgd::new(1e-2));
 /// let x = Tensor::randn([16, 4], F32, Key::new(3))?;
 /// let (_, grads) = value_and_grad(&net, |n| n.1.forward(&n.0.forward(&x)?.relu()?)?.square()?.mean(..))?;

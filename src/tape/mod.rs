@@ -462,7 +462,7 @@ impl Tape {
     ///
     /// # Errors
     /// Tape error when this tape does not track `t`.
-    pub fn on_cotangent(&self, t: &Tensor, f: impl Fn(&Tensor) + Send + Sync + 'static) -> Result<()> {
+    pub fn register_hook(&self, t: &Tensor, f: impl Fn(&Tensor) + Send + Sync + 'static) -> Result<()> {
         let id = self.id_of(t)?;
         self.inner.hooks.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_default().push(Arc::new(f));
         Ok(())

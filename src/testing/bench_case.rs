@@ -61,7 +61,7 @@ pub(super) fn bench_case(s: AnySample, dtype: DType, device: Device) -> Result<B
         let pairs: Vec<(&Tensor, Tensor)> =
             y.iter().zip(&seeds).filter_map(|(y, s)| Some((y, s.clone()?))).filter(|(y, _)| y.is_tracked()).collect();
         let wrt: Vec<&Tensor> = watched.iter().filter(|t| t.is_tracked()).collect();
-        tape.cotangents(&pairs, &wrt, false).map(drop)
+        tape.cotangents(&pairs, &wrt).map(drop)
     };
     Ok(BenchCase {
         id,

@@ -170,7 +170,7 @@ impl GradCheck {
         let watched = watch(&tape, &x)?;
         let y = f(&watched)?;
         let wrt: Vec<&Tensor> = watched.iter().filter(|t| t.is_tracked()).collect();
-        let bars = if y.is_tracked() { tape.cotangents(&[(&y, v.clone())], &wrt, false)? } else { vec![None; wrt.len()] };
+        let bars = if y.is_tracked() { tape.cotangents(&[(&y, v.clone())], &wrt)? } else { vec![None; wrt.len()] };
         let lost = lost(&tape, inputs, &wrt, &bars, &y);
         self.compare(inputs, &x, &bars, lost, |x| dot(&f(x)?, &v))
     }
@@ -204,7 +204,11 @@ impl GradCheck {
         let gradients = |tape: &Tape, x: &[Tensor], record: bool| -> Result<(Vec<(Tensor, Tensor)>, Option<Error>)> {
             let y = f(&x[..n])?;
             let wrt: Vec<&Tensor> = x[..n].iter().filter(|t| t.is_tracked()).collect();
-            let bars = if y.is_tracked() { tape.cotangents(&[(&y, x[n].clone())], &wrt, record)? } else { vec![None; wrt.len()] };
+            let bars = if y.is_tracked() {
+                if record { tape.cotangents_recorded(&[(&y, x[n].clone())], &wrt)? } else { tape.cotangents(&[(&y, x[n].clone())], &wrt)? }
+            } else {
+                vec![None; wrt.len()]
+            };
             // Of the second derivative, zero is an answer; of the first it means that the function has another argument.
             let lost = lost(tape, inputs, &wrt, &bars, &y);
             let found = bars.into_iter().enumerate().filter_map(|(i, b)| Some((i, b?)));
@@ -216,7 +220,7 @@ impl GradCheck {
         let (results, lost) = gradients(&tape, &watched, true)?;
         let pairs: Vec<(&Tensor, Tensor)> = results.iter().filter(|(b, _)| b.is_tracked()).map(|(b, w)| (b, w.clone())).collect();
         let wrt: Vec<&Tensor> = watched.iter().filter(|t| t.is_tracked()).collect();
-        let bars = if pairs.is_empty() { vec![None; wrt.len()] } else { tape.cotangents(&pairs, &wrt, false)? };
+        let bars = if pairs.is_empty() { vec![None; wrt.len()] } else { tape.cotangents(&pairs, &wrt)? };
         self.compare(&named, &x, &bars, lost, |x| {
             let tape = Tape::new();
             let mut watched = watch(&tape, &x[..n])?;

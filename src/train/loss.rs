@@ -14,7 +14,7 @@ use crate::tensor::Tensor;
 ///     Ok((x.clone(), x.argmax(1)?)) // the class is the largest number's place
 /// };
 /// let mut seen = Vec::new();
-/// let mut trainer = Trainer::new(Linear::new(3, 3, true, F32, Key::new(2))?, AdamW { lr: 0.1, ..AdamW::default() });
+/// let mut trainer = Trainer::new(Linear::new(3, 3, F32, Key::new(2))?, AdamW { lr: 0.1, ..AdamW::default() });
 /// trainer.options = Options { steps: 60, accumulate: 2, ..Options::default() };
 /// trainer.on(|event| {
 ///     if let Event::Step { metrics, .. } = event {

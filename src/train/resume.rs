@@ -5,7 +5,7 @@ use super::snapshot::{Found, RUN, Snapshot, pass_over};
 use super::trainer::{Progress, Trainer};
 use crate::error::{Error, Result, bail};
 use crate::io::{at_callers_line, failed, set_aside};
-use crate::module::{Module, ModuleExt, unique_names};
+use crate::module::{Module, unique_names};
 use crate::optim::{Ema, LossScaler, Optimizer, State};
 use crate::tensor::Tensor;
 use std::collections::{BTreeMap, BTreeSet};

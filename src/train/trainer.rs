@@ -113,10 +113,10 @@ pub struct Outcome<M> {
 /// // Batch `i` is a function of `i`: so a run can be continued anywhere.
 /// let data = |i: u64| -> Result<(Tensor, Tensor)> {
 ///     let x = Tensor::randn([8, 2], F32, Key::new(1).fold(i))?;
-///     let y = x.sum_keep(-1)?;
+///     let y = x.sum_keepdim(-1)?;
 ///     Ok((x, y))
 /// };
-/// let model = Linear::new(2, 1, true, F32, Key::new(2))?;
+/// let model = Linear::new(2, 1, F32, Key::new(2))?;
 /// let mut losses = Vec::new();
 /// let mut trainer = Trainer::new(model, AdamW { lr: 0.1, ..AdamW::default() });
 /// trainer.options = Options { steps: 200, clip: Some(1.0), ..Options::default() };

@@ -14,7 +14,7 @@ use std::rc::Rc;
 /// ```
 /// use cotangent::{F32, Key, Tensor, nn::Linear, optim::AdamW};
 /// use cotangent::train::{HealthWatch, Options, Trainer};
-/// let mut trainer = Trainer::new(Linear::new(3, 1, true, F32, Key::new(2))?, AdamW::default());
+/// let mut trainer = Trainer::new(Linear::new(3, 1, F32, Key::new(2))?, AdamW::default());
 /// trainer.options = Options { steps: 40, clip: Some(1.0), ..Options::default() };
 /// let health = HealthWatch::new(10);
 /// trainer.on(health.callback());

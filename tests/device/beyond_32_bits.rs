@@ -1,7 +1,7 @@
 //! Tensors of more elements than 32 bits count, on a GPU: what a kernel does with the last rows of such a tensor is what it does
 //! with those rows alone. (Layouts that reach beyond 32 bits are one of the suite's arrangements, on the CPU.)
 
-use cotangent::ops::{CrossEntropy, Reduction};
+use cotangent::ops::{CrossEntropyOptions, Reduction};
 use cotangent::{BF16, Device, F32, Key, Result, Tensor, value_and_grad};
 
 /// More elements than 32 bits count [C9]: 8200 rows of a vocabulary of 262144 are 2.15e9 logits, 4.3 GB in bf16.
@@ -40,7 +40,7 @@ fn check(device: Device, rows: usize, width: usize) -> Result<()> {
     let alone = x.slice(0, rows - LAST..)?.contiguous()?;
     let ids: Vec<i64> = (0..rows as u64).map(|i| Key::new(3).below(i, width as u64) as i64).collect();
     let targets = Tensor::from_slice(&ids, [rows])?.to_device(device)?;
-    let losses = CrossEntropy { reduction: Reduction::None, ..CrossEntropy::default() };
+    let losses = CrossEntropyOptions { reduction: Reduction::None, ..CrossEntropyOptions::default() };
 
     type Case<'a> = (&'a str, &'a dyn Fn(&Tensor, &Tensor) -> Result<Tensor>);
     let cases: [Case<'_>; 12] = [

@@ -5,7 +5,7 @@ use super::device;
 use cotangent::backend::cuda;
 use cotangent::nn::{Gpt, GptConfig};
 use cotangent::optim::{AdamW, Sgd};
-use cotangent::{Device, Error, F32, I64, Key, ModuleExt, Result, Tensor, value_and_grad};
+use cotangent::{Device, Error, F32, I64, Key, Module, Result, Tensor, value_and_grad};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 /// A GPU where there is one.

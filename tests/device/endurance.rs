@@ -6,7 +6,7 @@ use crate::ops::suite as ops;
 use cotangent::backend::cuda;
 use cotangent::nn::{Gpt, GptConfig};
 use cotangent::optim::AdamW;
-use cotangent::{BF16, DType, Device, F32, F64, Key, ModuleExt, Result, Tensor, value_and_grad};
+use cotangent::{BF16, DType, Device, F32, F64, Key, Module, Result, Tensor, value_and_grad};
 
 /// A GPU where there is one; with `REQUIRE_GPU=1` there must be.
 fn on_a_gpu() -> bool {

@@ -5,7 +5,7 @@ use super::device;
 use crate::models::{family, folders};
 use cotangent::models::{GenerateOptions, Generator, LanguageModel, LoadOptions, load};
 use cotangent::nn::KvCache;
-use cotangent::{BF16, DType, F16, F32, F64, Key, ModuleExt, Tensor};
+use cotangent::{BF16, DType, F16, F32, F64, Key, Module, Tensor};
 use std::path::PathBuf;
 
 /// A GPU where there is one; with `REQUIRE_GPU=1` there must be.

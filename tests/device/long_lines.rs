@@ -62,8 +62,8 @@ pub fn check() {
             same("argmax", &x, |x| x.argmax(axis));
             same("argmin", &x, |x| x.argmin(axis));
             for k in [7, 3000] {
-                same("topk", &x, |x| Ok(x.topk(k, axis, true)?.0));
-                same("the places of topk", &x, |x| Ok(x.topk(k, axis, true)?.1));
+                same("topk", &x, |x| Ok(x.topk(k, axis)?.0));
+                same("the places of topk", &x, |x| Ok(x.topk(k, axis)?.1));
             }
         }
     }
@@ -93,7 +93,7 @@ fn bytes() {
     same("repeat_interleave", &x, |x| x.repeat_interleave(3, 1));
     same("index_select", &x, |x| x.index_select(0, &Tensor::from_slice(&[3i64, 0, 3], [3])?.to_device(x.device())?));
     same("gather", &x, |x| x.gather(1, &Tensor::from_slice(&[3i64, 0, 5, 2], [4, 1])?.to_device(x.device())?));
-    same("where_select", &x, |x| x.triu(0)?.where_select(x, &x.flip([0])?));
+    same("where_cond", &x, |x| x.triu(0)?.where_cond(x, &x.flip([0])?));
     same("cast", &x, |x| x.cast(I64));
     for n in [1usize, 3] {
         let long = Tensor::zeros([n, 100_000], U8).unwrap().pad(&[(0, 0), (0, 1)], 1.0).unwrap();

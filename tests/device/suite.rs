@@ -6,7 +6,7 @@ use cotangent::testing::{Config, Report};
 use cotangent::{Device, Tensor};
 #[cfg(feature = "emulator")]
 use cotangent::{
-    F32, Grads, Key, ModuleExt, Result,
+    F32, Grads, Key, Module, Result,
     diagnostics::{HealthReport, Verdict},
     grad,
     nn::{Gpt, GptConfig},

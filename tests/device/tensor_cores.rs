@@ -1,18 +1,18 @@
 //! Attention on tensor cores, on the emulated device: around the edges of tiles, against the CPU in double precision. (The suite
 //! checks small problems against the definition; this checks that tiles fit together.)
 
-use cotangent::ops::sdpa::Sdpa;
+use cotangent::ops::sdpa::SdpaOptions;
 use cotangent::{BF16, DType, Device, F16, F64, Key, Result, Tape, Tensor};
 
 /// Query heads, key heads, queries, keys, D, Dv.
 type Size = [usize; 6];
 
 /// Value and the cotangents of q, k and v, for a given one of the value.
-fn run(x: &[Tensor; 4], device: Device, options: &Sdpa) -> Result<[Tensor; 4]> {
+fn run(x: &[Tensor; 4], device: Device, options: &SdpaOptions) -> Result<[Tensor; 4]> {
     let tape = Tape::new();
     let [q, k, v, g] = x.each_ref().map(|t| t.to_device(device));
     let (q, k, v) = (tape.watch(&q?)?, tape.watch(&k?)?, tape.watch(&v?)?);
-    let y = q.scaled_dot_product_attention(&k, &v, None, options.clone())?;
+    let y = q.scaled_dot_product_attention(&k, &v, None, &options)?;
     let grads = tape.backward_from(&[(&y, g?)])?;
     Ok([y.detach(), grads.get(&q)?.clone(), grads.get(&k)?.clone(), grads.get(&v)?.clone()])
 }
@@ -37,7 +37,7 @@ fn allowed(dtype: DType) -> f64 {
     4.0 * dtype.epsilon() / 2.0
 }
 
-fn check(x: &[Tensor; 4], dtype: DType, options: &Sdpa, what: &str) {
+fn check(x: &[Tensor; 4], dtype: DType, options: &SdpaOptions, what: &str) {
     let wide = x.each_ref().map(|t| t.cast(F64).unwrap());
     let want = run(&wide, Device::Cpu, options).unwrap();
     let found = run(x, Device::cuda_emulated().unwrap(), options).unwrap_or_else(|e| panic!("{what}: {e}"));
@@ -68,9 +68,9 @@ fn tiles_fit_together() {
     for (i, size) in sizes.into_iter().enumerate() {
         let dtype = [BF16, F16][i % 2];
         let x = operands(size, dtype).unwrap();
-        check(&x, dtype, &Sdpa::causal(), &format!("causal {size:?}"));
+        check(&x, dtype, &SdpaOptions::causal(), &format!("causal {size:?}"));
         if i % 3 == 0 {
-            check(&x, dtype, &Sdpa { scale: Some(0.3), ..Sdpa::default() }, &format!("{size:?}"));
+            check(&x, dtype, &SdpaOptions { scale: Some(0.3), ..SdpaOptions::default() }, &format!("{size:?}"));
         }
     }
 }
@@ -81,14 +81,14 @@ fn operands_may_lie_in_one_tensor() {
     let all = Tensor::randn([2, 70, 3, 2, 64], BF16, Key::new(7)).unwrap();
     let part = |i: usize| all.narrow(2, i, 1).unwrap().reshape([2, 70, 2, 64]).unwrap().permute([0, 2, 1, 3]).unwrap();
     let g = Tensor::randn([2, 2, 70, 64], BF16, Key::new(8)).unwrap();
-    check(&[part(0), part(1), part(2), g], BF16, &Sdpa::causal(), "parts of one tensor");
+    check(&[part(0), part(1), part(2), g], BF16, &SdpaOptions::causal(), "parts of one tensor");
 }
 
 #[test]
 fn keys_without_query_heads_have_zero_cotangents() {
     for dtype in [BF16, F64] {
         let x = operands([0, 2, 3, 5, 8, 8], dtype).unwrap();
-        let [_, _, dk, dv] = run(&x, Device::cuda_emulated().unwrap(), &Sdpa::default()).unwrap();
+        let [_, _, dk, dv] = run(&x, Device::cuda_emulated().unwrap(), &SdpaOptions::default()).unwrap();
         for bar in [dk, dv] {
             assert_eq!(bar.to_f64_vec().unwrap(), vec![0.0; 2 * 5 * 8]);
         }
@@ -107,9 +107,9 @@ fn what_no_query_sees_may_hold_anything() {
     };
     for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
         let x = [with(&q, 3, value), k.clone(), v.clone(), with(&g, d + 5, value)];
-        check(&x, BF16, &Sdpa::causal(), &format!("{value} in a query without keys, and in its cotangent"));
+        check(&x, BF16, &SdpaOptions::causal(), &format!("{value} in a query without keys, and in its cotangent"));
         let x = [q.clone(), k.clone(), with(&v, (tk - 1) * d + 1, value), g.clone()];
-        let found = run(&x, Device::cuda_emulated().unwrap(), &Sdpa::causal()).unwrap()[0].to_f64_vec().unwrap();
+        let found = run(&x, Device::cuda_emulated().unwrap(), &SdpaOptions::causal()).unwrap()[0].to_f64_vec().unwrap();
         let odd: Vec<usize> = (0..tq * d).filter(|&i| !found[i].is_finite()).collect();
         assert_eq!(odd, [(tq - 1) * d + 1], "{value} in the last value");
     }

@@ -3,7 +3,7 @@
 
 use cotangent::optim::{Accumulator, Adam, AdamW, Ema, LossScaler, Muon, Optimizer, Sgd};
 use cotangent::train::{Options, Trainer};
-use cotangent::{BF16, F32, F64, GradOptions, Grads, Key, ModuleExt, Param, Result, Tensor, module, value_and_grad_with};
+use cotangent::{BF16, F32, F64, GradOptions, Grads, Key, Module, Param, Result, Tensor, module, value_and_grad_with};
 
 const ALLOW: GradOptions = GradOptions { allow_disconnected: true };
 

@@ -1,7 +1,7 @@
 //! Refusals name the line of the caller, not one inside the crate.
 
-use cotangent::nn::{Embedding, Gpt, GptConfig, LayerNorm, Linear};
-use cotangent::ops::{Reduction, Sdpa, Span};
+use cotangent::nn::{Embedding, Gpt, GptConfig, Init, LayerNorm, Linear, LinearOptions};
+use cotangent::ops::{BceWithLogitsOptions, SdpaOptions, Span};
 use cotangent::{Error, F32, F64, Key, Result, Tape, Tensor};
 
 fn refused_here<T>(what: &str, result: Result<T>) -> Error {
@@ -23,19 +23,23 @@ fn composites_and_layers_name_the_callers_line() -> Result<()> {
     let e = refused_here("outer", wide.outer(&wide));
     assert!(e.op() == Some("outer"), "{e}");
     refused_here("outer of integers", vector.cast(cotangent::I64)?.outer(&vector));
-    refused_here("bce_with_logits", x.bce_with_logits(&x, Some(&Tensor::zeros([2], F64)?), Reduction::Mean));
-    refused_here("mse_loss", x.mse_loss(&vector, Reduction::Mean));
+    refused_here(
+        "bce_with_logits",
+        x.bce_with_logits_with(&x, &BceWithLogitsOptions { pos_weight: Some(Tensor::zeros([2], F64)?), ..BceWithLogitsOptions::default() }),
+    );
+    refused_here("mse_loss", x.mse_loss(&vector));
     refused_here("split", x.split(&[1, 1], 5));
     refused_here("stack", Tensor::stack(&[&x, &vector], 0));
     refused_here("flatten", x.flatten(1, 0));
     refused_here("einsum", Tensor::einsum("ij,jk->ik", &[&x, &vector]));
-    refused_here("attention", x.scaled_dot_product_attention(&vector, &x, None, Sdpa::default()));
+    refused_here("attention", x.scaled_dot_product_attention(&vector, &x, None, &SdpaOptions::default()));
     refused_here("slice", x.slice(0, Span { start: Some(5), end: None }));
     refused_here("reshape", x.reshape((4, ())));
-    refused_here("linear", Linear::new(huge, huge, false, F32, key));
-    refused_here("linear, normal", Linear::normal(huge, huge, false, 0.1, F32, key));
+    refused_here("linear", Linear::no_bias(huge, huge, F32, key));
+    let normal = LinearOptions { bias: false, init: Some(Init::Normal { std: 0.1 }) };
+    refused_here("linear, normal", Linear::with(huge, huge, F32, key, &normal));
     refused_here("embedding", Embedding::normal(huge, huge, 0.1, F32, key));
-    refused_here("layer_norm", LayerNorm::new(huge * 2 + 2, true, F32));
+    refused_here("layer_norm", LayerNorm::new(huge * 2 + 2, F32));
     Ok(())
 }
 

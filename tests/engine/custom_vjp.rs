@@ -1,11 +1,11 @@
 //! Functions with a derivative of their own.
 
 use super::{near, values};
-use cotangent::nn::Linear;
+use cotangent::nn::{Init, Linear, LinearOptions};
 use cotangent::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, Specs, apply1, once_differentiable};
 use cotangent::testing::{Gen, Nd, Sample, Scalar};
 use cotangent::{
-    Error, F32, F64, Key, ModuleExt, Result, Tape, Tensor, checkpoint, custom_vjp, custom_vjp_module, custom_vjp_once, grad, hvp, jacobian,
+    Error, F32, F64, Key, Module, Result, Tape, Tensor, checkpoint, custom_vjp, custom_vjp_module, custom_vjp_once, grad, hvp, jacobian,
     jvp, tensor, value_and_grad, vjp,
 };
 
@@ -163,10 +163,10 @@ fn once_differentiable_refuses_the_second_sweep_and_nothing_before() {
     let tape = Tape::new();
     let tracked = tape.watch(&x).unwrap();
     let y = cube(&tracked).unwrap().sum(..).unwrap();
-    let g = tape.cotangents(&[(&y, y.ones_like().unwrap())], &[&tracked], true).unwrap().remove(0).unwrap();
+    let g = tape.cotangents_recorded(&[(&y, y.ones_like().unwrap())], &[&tracked]).unwrap().remove(0).unwrap();
     assert_eq!(values(&g), [12.0, 3.0]);
     let s = g.sum(..).unwrap();
-    let e = tape.cotangents(&[(&s, s.ones_like().unwrap())], &[&tracked], false).unwrap_err();
+    let e = tape.cotangents(&[(&s, s.ones_like().unwrap())], &[&tracked]).unwrap_err();
     assert!(e.is_tape() && e.to_string().contains("custom_vjp_once"), "{e}");
     for e in [
         grad(&x, |x| grad(x, |x| cube(x)?.sum(..))?.sum(..)).unwrap_err(),
@@ -333,7 +333,7 @@ fn modules_and_trees_have_derivatives_of_their_own() -> Result<()> {
         let z = (0..100).try_fold(x.zeros_like()?, |z, _| step(l, &z, x))?;
         z.add(&z.square()?)?.sin()?.sum(..)
     };
-    let mut layer = Linear::normal(3, 3, true, 0.2, F64, Key::new(1))?;
+    let mut layer = Linear::with(3, 3, F64, Key::new(1), &LinearOptions { bias: true, init: Some(Init::Normal { std: 0.2 }) })?;
     let (x, ids) = (Tensor::randn([2, 3], F64, Key::new(2))?, tensor![1, 2; I64]?);
     for frozen in [false, true] {
         assert_eq!(layer.freeze(|name| frozen && name == "bias"), usize::from(frozen));
@@ -353,7 +353,10 @@ fn modules_and_trees_have_derivatives_of_their_own() -> Result<()> {
 
 #[test]
 fn a_tree_of_cotangents_that_does_not_fit_is_named() -> Result<()> {
-    let (layer, x) = (Linear::normal(3, 2, true, 0.2, F64, Key::new(1))?, Tensor::ones([2, 3], F64)?);
+    let (layer, x) = (
+        Linear::with(3, 2, F64, Key::new(1), &LinearOptions { bias: true, init: Some(Init::Normal { std: 0.2 }) })?,
+        Tensor::ones([2, 3], F64)?,
+    );
     let refused = |bars: fn(&Linear, &Tensor) -> Result<(Linear, Tensor)>| {
         let f = |l: &Linear| custom_vjp_module(l, &x, |l, x| l.forward(x), move |l, x, _, _| bars(l, x))?.sum(..);
         grad(&layer, f).unwrap_err()

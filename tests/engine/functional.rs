@@ -3,8 +3,8 @@
 use super::{near, values};
 use cotangent::nn::{Gpt, GptConfig};
 use cotangent::{
-    BF16, F32, F64, GradOptions, Key, ModuleExt, Param, Result, Tape, Tensor, checkpoint, grad, hvp, jacobian, jvp, module, value_and_grad,
-    value_and_grad_with, value_aux_and_grad, vjp,
+    BF16, F32, F64, GradOptions, Key, Module, Param, Result, Tape, Tensor, checkpoint, grad, hvp, jacobian, jvp, module, value_and_grad,
+    value_and_grad_with, value_and_grad_with_aux, vjp,
 };
 
 fn t(v: &[f64]) -> Tensor {
@@ -54,7 +54,7 @@ fn hessian_products_and_jacobians_agree() {
     near(&values(&g), &values(&x).iter().map(|&x| df(x)).collect::<Vec<_>>(), 1e-12);
     near(&values(&hv), &values(&x).iter().zip(values(&u)).map(|(&x, u)| d2f(x) * u).collect::<Vec<_>>(), 1e-12);
     // A function that couples the elements: y = softmax-like x_i · Σ x.
-    let h = |x: &Tensor| x.mul(&x.sum_keep(..)?);
+    let h = |x: &Tensor| x.mul(&x.sum_keepdim(..)?);
     let j = jacobian(&x, h).unwrap();
     assert_eq!(j.shape(), &[3, 3]);
     let jv = values(&j);
@@ -154,7 +154,7 @@ fn checkpoints_recompute_the_same_dropout_and_nest() {
 #[test]
 fn extra_values_come_back_untracked() {
     let x = t(&[1.0, 2.0]);
-    let (y, aux, g) = value_aux_and_grad(&x, GradOptions::default(), |x| Ok((x.square()?.sum(..)?, x.exp()?))).unwrap();
+    let (y, aux, g) = value_and_grad_with_aux(&x, GradOptions::default(), |x| Ok((x.square()?.sum(..)?, x.exp()?))).unwrap();
     assert!(!y.is_tracked() && !aux.is_tracked() && !g.is_tracked());
     near(&values(&aux), &[1f64.exp(), 2f64.exp()], 1e-12);
 }

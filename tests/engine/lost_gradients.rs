@@ -1,7 +1,7 @@
 //! Lost gradients say why: nothing was used, what ended them, what was left out.
 
 use cotangent::nn::Linear;
-use cotangent::{Buffer, Error, F32, F64, GradOptions, I64, Key, ModuleExt, Param, Result, Tape, Tensor, checkpoint, grad, module};
+use cotangent::{Buffer, Error, F32, F64, GradOptions, I64, Key, Module, Param, Result, Tape, Tensor, checkpoint, grad, module};
 use cotangent::{value_and_grad, value_and_grad_with};
 
 fn x() -> Tensor {
@@ -9,7 +9,7 @@ fn x() -> Tensor {
 }
 
 fn net() -> (Linear, Linear) {
-    let lin = |k| Linear::new(3, 3, false, F64, Key::new(k)).unwrap();
+    let lin = |k| Linear::no_bias(3, 3, F64, Key::new(k)).unwrap();
     (lin(1), lin(2))
 }
 
@@ -77,11 +77,11 @@ fn what_ends_a_gradient_is_named_with_its_line() -> Result<()> {
     has(&e, &["does not depend on `0.weight`", "what is computed from it ends in `detach`", &at(line), "allow_disconnected"]);
     // Integers beside floats: the indices of an order, also where the program printed a number of the floats.
     let line = line!() + 1;
-    let e = lost(value_and_grad(&net, |m| m.1.forward(&m.0.forward(&x)?)?.topk(2, -1, true)?.1.cast(F64)?.mean(..)));
+    let e = lost(value_and_grad(&net, |m| m.1.forward(&m.0.forward(&x)?)?.topk(2, -1)?.1.cast(F64)?.mean(..)));
     has(&e, &[all, "the i64 results of `topk`", &at(line)]);
     let line = line!() + 2;
     let e = lost(value_and_grad(&net.0, |m| {
-        let (_, places) = m.forward(&x)?.sort(-1, false)?;
+        let (_, places) = m.forward(&x)?.sort(-1)?;
         m.weight.sum(..)?.item()?;
         places.cast(F64)?.mean(..)
     }));

@@ -6,7 +6,7 @@ use cotangent::backend::cpu::{memory_stats, release_cached_memory};
 use cotangent::diagnostics::{Alignment, HealthHistory, Profiler, Trace};
 use cotangent::io::{TensorFile, save_safetensors};
 use cotangent::nn::{Gpt, GptConfig, KvCache, Linear, Lstm, Recur, RecurrentConfig};
-use cotangent::ops::{CrossEntropy, Rotary, Sdpa};
+use cotangent::ops::{CrossEntropyOptions, RopeOptions, SdpaOptions};
 use cotangent::optim::AdamW;
 use cotangent::train::{Batches, Order, Tokens, Trainer, Windows, document_mask};
 use cotangent::{BF16, F32, F64, I64, Key, Result, Tensor, hvp, value_and_grad};
@@ -64,9 +64,9 @@ fn calls(folder: &std::path::Path) -> Vec<Call> {
         ("matmul of few outputs", Box::new(|| sum(&x([4, 1 << 16])?.matmul(&x([1 << 16, 4])?)?))),
         ("matmul in bf16", Box::new(|| sum(&x([128, 512])?.cast(BF16)?.matmul(&x([512, 128])?.cast(BF16)?)?))),
         ("batched matmul", Box::new(|| sum(&x([16, 64, 64])?.matmul(&x([16, 64, 64])?.transpose(1, 2)?)?))),
-        ("sort", Box::new(|| sum(&x([N / 4])?.sort(0, false)?.0))),
-        ("sort of columns in f64", Box::new(|| sum(&x([256, 256])?.cast(F64)?.sort(0, true)?.0))),
-        ("topk", Box::new(|| sum(&x([8, N / 64])?.topk(5, -1, true)?.0))),
+        ("sort", Box::new(|| sum(&x([N / 4])?.sort(0)?.0))),
+        ("sort of columns in f64", Box::new(|| sum(&x([256, 256])?.cast(F64)?.sort_descending(0)?.0))),
+        ("topk", Box::new(|| sum(&x([8, N / 64])?.topk(5, -1)?.0))),
         ("cumsum", Box::new(|| sum(&x([2, N / 4])?.cumsum(-1)?))),
         ("cumsum of columns", Box::new(|| sum(&x([512, 512])?.cumsum(0)?))),
         ("argmax", Box::new(|| sum(&x([N / 512, 512])?.argmax(0)?))),
@@ -83,7 +83,7 @@ fn calls(folder: &std::path::Path) -> Vec<Call> {
                 sum(&to.scatter_add(0, &ids(512 * 64, 512)?.reshape([512, 64])?, &x([512, 64])?.cast(BF16)?)?)
             }),
         ),
-        ("rope", Box::new(|| sum(&x([N / 64, 64])?.rope(&Rotary::default())?))),
+        ("rope", Box::new(|| sum(&x([N / 64, 64])?.rope(&RopeOptions::default())?))),
         ("one_hot", Box::new(|| sum(&ids(1 << 14, 32)?.one_hot(32, F32)?))),
         (
             "gradient of an embedding",
@@ -96,7 +96,7 @@ fn calls(folder: &std::path::Path) -> Vec<Call> {
             "cross_entropy",
             Box::new(|| {
                 let (w, i) = (x([1 << 14, 16])?, ids(1 << 14, 16)?);
-                let (l, g) = value_and_grad(&w, |w| w.cross_entropy_with(&i, &CrossEntropy::default()))?;
+                let (l, g) = value_and_grad(&w, |w| w.cross_entropy_with(&i, &CrossEntropyOptions::default()))?;
                 Ok(l.item()? + sum(&g.square()?)?)
             }),
         ),
@@ -105,7 +105,7 @@ fn calls(folder: &std::path::Path) -> Vec<Call> {
             "linear_cross_entropy",
             Box::new(|| {
                 let (h, w, i) = (x([512, 32])?, x([1000, 32])?, ids(512, 1000)?);
-                let (l, g) = value_and_grad(&h, |h| h.linear_cross_entropy(&w, None, &i, &CrossEntropy::default()))?;
+                let (l, g) = value_and_grad(&h, |h| h.linear_cross_entropy(&w, None, &i, &CrossEntropyOptions::default()))?;
                 Ok(l.item()? + sum(&g.square()?)?)
             }),
         ),
@@ -120,7 +120,7 @@ fn calls(folder: &std::path::Path) -> Vec<Call> {
             "attention",
             Box::new(|| {
                 let q = x([1, 4, 128, 32])?;
-                let f = |q: &Tensor| q.scaled_dot_product_attention(q, q, None, Sdpa::causal())?.square()?.sum(..);
+                let f = |q: &Tensor| q.scaled_dot_product_attention(q, q, None, &SdpaOptions::causal())?.square()?.sum(..);
                 let (l, g) = value_and_grad(&q, f)?;
                 Ok(l.item()? + sum(&g.square()?)?)
             }),
@@ -129,7 +129,7 @@ fn calls(folder: &std::path::Path) -> Vec<Call> {
             "decoding",
             Box::new(|| {
                 let (q, k) = (x([1, 8, 1, 32])?, x([1, 2, 2000, 32])?);
-                sum(&q.scaled_dot_product_attention(&k, &k, None, Sdpa::default())?)
+                sum(&q.scaled_dot_product_attention(&k, &k, None, &SdpaOptions::default())?)
             }),
         ),
         (
@@ -222,7 +222,7 @@ fn records(folder: &std::path::Path) -> Vec<Call> {
         (
             "profile and trace",
             Box::new(|| {
-                let (layer, profiler) = (Linear::new(4, 4, true, F32, Key::new(1))?, Profiler::new());
+                let (layer, profiler) = (Linear::new(4, 4, F32, Key::new(1))?, Profiler::new());
                 let v = x(4)?.reshape([1, 4])?;
                 value_and_grad(&layer, |l| {
                     profiler.attach(l)?;
@@ -238,7 +238,7 @@ fn records(folder: &std::path::Path) -> Vec<Call> {
         (
             "HealthHistory",
             Box::new(|| {
-                let layer = Linear::new(4, 4, true, F32, Key::new(1))?;
+                let layer = Linear::new(4, 4, F32, Key::new(1))?;
                 let v = x(4)?.reshape([1, 4])?;
                 let mut history = HealthHistory::new();
                 for step in 0..100 {

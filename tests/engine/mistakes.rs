@@ -3,10 +3,10 @@
 
 use cotangent::diagnostics::{Slip, lint};
 use cotangent::nn::{Embedding, GruCell, Layer, LayerNorm, Linear, Lstm, LstmCell, RecurrentConfig, Sequential};
-use cotangent::ops::{CrossEntropy, Reduction};
+use cotangent::ops::{BceWithLogitsOptions, CrossEntropyOptions, Reduction};
 use cotangent::optim::AdamW;
 use cotangent::testing::gradcheck;
-use cotangent::{BF16, F32, F64, I64, Key, ModuleExt, Result, Tape, Tensor, U8, grad, value_and_grad};
+use cotangent::{BF16, F32, F64, I64, Key, Module, Result, Tape, Tensor, U8, grad, value_and_grad};
 use std::fmt::Write;
 
 pub fn x(shape: &[usize]) -> Tensor {
@@ -18,7 +18,7 @@ pub fn ids(values: &[i64]) -> Tensor {
 }
 
 pub fn linear(i: usize, o: usize) -> Linear {
-    Linear::new(i, o, true, F32, Key::new(1)).unwrap()
+    Linear::new(i, o, F32, Key::new(1)).unwrap()
 }
 
 fn lstm(inputs: usize) -> Lstm {
@@ -85,7 +85,7 @@ fn rows() -> Vec<Row> {
             &["linear", "f64", "f32", "weight", "cast"],
             grad(&linear(4, 2), |l| l.forward(&x(&[7, 4]).cast(F64)?)?.sum(..)).map(drop),
         ),
-        row("a norm of another width", &["layer_norm", "[2, 3]", "4"], LayerNorm::new(4, true, F32).and_then(|n| n.forward(&a)).map(drop)),
+        row("a norm of another width", &["layer_norm", "[2, 3]", "4"], LayerNorm::new(4, F32).and_then(|n| n.forward(&a)).map(drop)),
         row(
             "an id beyond the table",
             &["embedding", "9", "0..5"],
@@ -123,7 +123,7 @@ fn rows() -> Vec<Row> {
             &["cross_entropy", "3", "0..3", "position 1"],
             scores.cross_entropy(&ids(&[0, 3, 1, 1])).map(drop),
         ),
-        row("losses of other shapes", &["mse_loss", "[4, 1]", "[4]"], x(&[4, 1]).mse_loss(&x(&[4]), Reduction::Mean).map(drop)),
+        row("losses of other shapes", &["mse_loss", "[4, 1]", "[4]"], x(&[4, 1]).mse_loss(&x(&[4])).map(drop)),
         row("a gradient of many values", &["[2, 3]", "scalar"], grad(&a, |a| a.square()).map(drop)),
         // Gradients.
         row("the captured model instead of the argument", &["Does the function compute with its argument", "|m| m.forward(&x)"], {
@@ -138,7 +138,7 @@ fn rows() -> Vec<Row> {
             let w = tape.watch(&a).unwrap();
             tape.backward(&w.sum(..).unwrap()).and_then(|g| g.get(&a).map(drop))
         }),
-        row("indices of topk on the way", &["topk", "i64"], grad(&a, |a| a.topk(2, -1, true)?.1.cast(F32)?.sum(..)).map(drop)),
+        row("indices of topk on the way", &["topk", "i64"], grad(&a, |a| a.topk(2, -1)?.1.cast(F32)?.sum(..)).map(drop)),
         row("a captured tensor under gradcheck", &["gradcheck", "input 0", "none was used", "captured"], {
             let x = Tensor::from_slice(&[1.0, 2.0], [2]).unwrap();
             gradcheck(|_| x.square(), std::slice::from_ref(&x)).map(drop)
@@ -156,7 +156,7 @@ fn rows() -> Vec<Row> {
             x(&[4, 3]).scatter_add(0, &ids(&[0, 1]), &a).map(drop),
         ),
         row("gather beyond", &["gather", "5"], a.gather(1, &Tensor::full([2, 1], 5.0, I64).unwrap()).map(drop)),
-        row("where with a float condition", &["f32"], Tensor::where_select(&a, &a, &a).map(drop)),
+        row("where with a float condition", &["f32"], Tensor::where_cond(&a, &a, &a).map(drop)),
         // By the name that was called: one op serves several methods.
         row("a comparison of other shapes", &["lt: ", "[2, 3]", "[2]"], a.lt(&x(&[2])).map(drop)),
         row("a comparison of other types", &["eq: ", "f32 [2, 3]", "i64 [2]", "cast"], a.eq(&ids(&[1, 2])).map(drop)),
@@ -209,12 +209,12 @@ fn rows() -> Vec<Row> {
         row(
             "classes of two axes",
             &["linear_cross_entropy", "[2, 5, 3]", "3 axes", "[classes, 3]", "[2, 3]"],
-            a.linear_cross_entropy(&x(&[2, 5, 3]), None, &ids(&[0, 1]), &CrossEntropy::default()).map(drop),
+            a.linear_cross_entropy(&x(&[2, 5, 3]), None, &ids(&[0, 1]), &CrossEntropyOptions::default()).map(drop),
         ),
         row(
             "probabilities of another number of classes",
             &["linear_cross_entropy", "[2, 4]"],
-            a.linear_cross_entropy(&x(&[5, 3]), None, &x(&[2, 4]), &CrossEntropy::default()).map(drop),
+            a.linear_cross_entropy(&x(&[5, 3]), None, &x(&[2, 4]), &CrossEntropyOptions::default()).map(drop),
         ),
         // Files.
         row("a file of std by a question mark", &["io::read_file", "No such file"], io_by_question_mark().map(drop)),
@@ -293,7 +293,7 @@ fn silent_slips_are_seen_by_the_lint() {
     assert_eq!(slips(3, 3, |y| y.softmax(-1)?.cross_entropy(&classes)), [Slip::Twice]);
     assert_eq!(slips(3, 3, |y| y.log_softmax(-1)?.cross_entropy(&classes)), [Slip::Twice]);
     let half = Tensor::full([6, 3], 0.5, F32).unwrap();
-    assert_eq!(slips(3, 3, |y| y.sigmoid()?.bce_with_logits(&half, None, Reduction::Mean)), [Slip::Twice]);
+    assert_eq!(slips(3, 3, |y| y.sigmoid()?.bce_with_logits(&half)), [Slip::Twice]);
     assert_eq!(slips(3, 3, |y| y.softmax(-1)?.softmax(-1)?.square()?.sum(..)), [Slip::Twice]);
     assert_eq!(slips(3, 1, |y| y.softmax(-1)?.sum(..)), [Slip::OneClass]);
     assert_eq!(slips(3, 1, |y| y.cross_entropy(&ids(&[0; 6]))), [Slip::OneClass]);
@@ -308,7 +308,10 @@ fn silent_slips_are_seen_by_the_lint() {
     for value in [-1.0, 50.0, f64::NAN] {
         let wrong = Tensor::full([6, 3], value, F32).unwrap();
         assert_eq!(
-            slips(3, 3, |y| y.bce_with_logits(&wrong, None, Reduction::Sum)?.mul_scalar(0.0)?.add(&y.sum(..)?))[0],
+            slips(3, 3, |y| y
+                .bce_with_logits_with(&wrong, &BceWithLogitsOptions { reduction: Reduction::Sum, ..BceWithLogitsOptions::default() })?
+                .mul_scalar(0.0)?
+                .add(&y.sum(..)?))[0],
             Slip::NoProbabilities
         );
     }
@@ -330,10 +333,10 @@ fn the_lint_is_quiet_on_what_is_right() {
     assert_eq!(slips(3, 3, |y| y.cross_entropy(&classes)), none);
     assert_eq!(slips(3, 3, |y| y.cross_entropy(&x(&[6, 3]).softmax(-1)?)), none);
     assert_eq!(slips(3, 3, |y| y.log_softmax(-1)?.nll_loss(&classes)), none);
-    assert_eq!(slips(3, 3, |y| y.sub(&y.mean_keep(-1)?)?.square()?.mean(..)), none, "a column beside a matrix");
+    assert_eq!(slips(3, 3, |y| y.sub(&y.mean_keepdim(-1)?)?.square()?.mean(..)), none, "a column beside a matrix");
     assert_eq!(slips(3, 3, |y| y.sigmoid()?.mul(&y.tanh()?)?.softmax(-1)?.square()?.mean(..)), none);
     let half = Tensor::full([6, 3], 0.5, F32).unwrap();
-    assert_eq!(slips(3, 3, |y| y.bce_with_logits(&half, None, Reduction::Mean)), none);
+    assert_eq!(slips(3, 3, |y| y.bce_with_logits(&half)), none);
     // Indices of u8, a choice among two, and a mask that became indices.
     let bytes = ids(&[5, 0, 1, 2, 1, 0]).cast(U8).unwrap();
     assert_eq!(slips(3, 3, |y| y.index_select(0, &bytes)?.square()?.sum(..)), none);

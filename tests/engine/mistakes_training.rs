@@ -3,10 +3,10 @@
 use super::mistakes::{Row, a_row, ids, linear, x};
 use cotangent::io::{CsvFile, CsvOptions, ModuleFile, TensorFile, read_npy};
 use cotangent::nn::{AttentionConfig, Linear, LstmCell, MultiHeadAttention};
-use cotangent::ops::{Reduction, Rotary, Sdpa};
+use cotangent::ops::{RopeOptions, SdpaOptions};
 use cotangent::optim::{AdamW, Group, Sgd};
 use cotangent::train::{Batches, Characters, Options, Order, Rows, Sampling, Snapshots, Tokenizer, Tokens, Trainer, Windows};
-use cotangent::{DType, F32, F64, I64, Key, ModuleExt, Result, Tape, Tensor, checkpoint, custom_vjp, grad, jvp, value_and_grad, vjp};
+use cotangent::{DType, F32, F64, I64, Key, Module, Result, Tape, Tensor, checkpoint, custom_vjp, grad, jvp, value_and_grad, vjp};
 
 /// A folder of this file's own.
 fn folder(name: &str) -> std::path::PathBuf {
@@ -34,7 +34,7 @@ fn options() -> Vec<Row> {
     let a = x(&[2, 3]);
     let q = x(&[1, 2, 4, 6]);
     vec![
-        row("topk of more than there are", &["topk", "4", "3"], a.topk(4, -1, true).map(drop)),
+        row("topk of more than there are", &["topk", "4", "3"], a.topk(4, -1).map(drop)),
         row("parts that do not fill the axis", &["split", "[1, 1]", "3"], a.split(&[1, 1], 1).map(drop)),
         row("an axis too far for unsqueeze", &["unsqueeze", "4", "rank 2"], a.unsqueeze(4).map(drop)),
         row("a stack of other shapes", &["stack", "[2, 3]", "[3, 2]"], Tensor::stack(&[&a, &x(&[3, 2])], 0).map(drop)),
@@ -45,21 +45,21 @@ fn options() -> Vec<Row> {
         row("a class beyond one_hot's", &["one_hot", "3", "0..3"], ids(&[0, 3]).one_hot(3, F32).map(drop)),
         row("a rate of dropout as a percentage", &["dropout", "50"], a.dropout(50.0, Key::new(1)).map(drop)),
         row("a negative ε", &["layer_norm", "eps", "-1"], a.layer_norm(1, None, None, -1.0).map(drop)),
-        row("a row of odd width for rope", &["rope", "3"], a.rope(&Rotary::default()).map(drop)),
+        row("a row of odd width for rope", &["rope", "3"], a.rope(&RopeOptions::default()).map(drop)),
         row(
             "integer targets of bce",
             &["bce_with_logits", "predictions are f32", "targets i64", "targets.cast(F32)"],
-            x(&[2]).bce_with_logits(&ids(&[0, 1]), None, Reduction::Mean).map(drop),
+            x(&[2]).bce_with_logits(&ids(&[0, 1])).map(drop),
         ),
         row(
             "a mask of another length",
             &["scaled_dot_product_attention", "[4, 5]", "[1, 2, 4, 4]"],
-            q.scaled_dot_product_attention(&q, &q, Some(&x(&[4, 5])), Sdpa::default()).map(drop),
+            q.scaled_dot_product_attention(&q, &q, Some(&x(&[4, 5])), &SdpaOptions::default()).map(drop),
         ),
         row(
             "keys of another width",
             &["scaled_dot_product_attention", "[1, 2, 4, 6]", "[1, 2, 4, 5]"],
-            q.scaled_dot_product_attention(&x(&[1, 2, 4, 5]), &q, None, Sdpa::default()).map(drop),
+            q.scaled_dot_product_attention(&x(&[1, 2, 4, 5]), &q, None, &SdpaOptions::default()).map(drop),
         ),
         row(
             "key heads that do not divide the heads",

@@ -5,8 +5,8 @@ use cotangent::io::TensorFile;
 use cotangent::models::{Lora, add_lora, merge_lora};
 use cotangent::nn::{Activation, Dropout, Func, Gpt, GptConfig, Layer, LayerNorm, Linear, Sequential};
 use cotangent::optim::{AdamW, Ema, Muon, Sgd};
-use cotangent::{BF16, Buffer, F32, F64, GradOptions, I64, Key, Module, ModuleExt, Param, Result, Rng, Role, Tensor, module};
-use cotangent::{value_and_grad, value_aux_and_grad};
+use cotangent::{BF16, Buffer, F32, F64, GradOptions, I64, Key, Module, Param, Result, Rng, Role, Tensor, module};
+use cotangent::{value_and_grad, value_and_grad_with_aux};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// A centred linear layer: running statistics and their count are buffers.
@@ -22,7 +22,7 @@ module!(Net { layer, running_mean, count } skip { momentum });
 impl Net {
     fn new() -> Result<Self> {
         let running_mean = Tensor::from_slice(&[1f32, 2.0, 3.0], [3])?.into();
-        let layer = Linear::new(3, 2, true, F32, Key::new(7))?;
+        let layer = Linear::new(3, 2, F32, Key::new(7))?;
         Ok(Net { layer, running_mean, count: Tensor::from_slice(&[4i64], [1])?.into(), momentum: 0.1 })
     }
 
@@ -53,7 +53,7 @@ fn buffers_are_never_trained_and_always_saved() -> Result<()> {
         let batch = x.mean(0)?.to_f64_vec()?;
         for _ in 0..3 {
             let (_, mean, grads) =
-                value_aux_and_grad(&net, GradOptions::default(), |m| Ok((m.forward(&x)?.square()?.mean(..)?, x.mean(0)?)))?;
+                value_and_grad_with_aux(&net, GradOptions::default(), |m| Ok((m.forward(&x)?.square()?.mean(..)?, x.mean(0)?)))?;
             assert_eq!(grads.named().iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>(), ["layer.weight", "layer.bias"]);
             let before = net.layer.weight.to_vec::<f32>()?;
             match optimizer {
@@ -202,7 +202,7 @@ module!(enum Mixer<L> {
 /// Generic structs and enums are modules.
 #[test]
 fn the_macro_takes_generics_tuples_and_enums() -> Result<()> {
-    let layer = |k| Linear::new(2, 2, false, F64, Key::new(k));
+    let layer = |k| Linear::no_bias(2, 2, F64, Key::new(k));
     let scalar = || Ok::<Param, cotangent::Error>(Tensor::scalar(2f64)?.into());
     let many = Many { first: Wrap { inner: scalar()? }, rest: [layer(1)?, layer(2)?], name: "x", tag: 3u8 };
     assert_eq!(many.names(), ["head.inner", "rest.0.weight", "rest.1.weight"]);
@@ -240,7 +240,7 @@ fn the_macro_takes_generics_tuples_and_enums() -> Result<()> {
 #[test]
 fn long_tuples_functions_and_maps() -> Result<()> {
     let mut rng = Rng::seed(3);
-    let mut lin = || Linear::new(2, 2, true, F64, &mut rng);
+    let mut lin = || Linear::new(2, 2, F64, &mut rng);
     let gelu = Activation::Gelu;
     let twelve = (
         lin()?,
@@ -274,9 +274,9 @@ fn long_tuples_functions_and_maps() -> Result<()> {
 
     // Functions in lists chosen at run time, with what they capture.
     let factor = 3.0;
-    let net = Sequential::new().push(Func(move |x| x.mul_scalar(factor))).push(Func(Tensor::exp)).push(LayerNorm::new(2, true, F64)?);
+    let net = Sequential::new().push(Func(move |x| x.mul_scalar(factor))).push(Func(Tensor::exp)).push(LayerNorm::new(2, F64)?);
     assert_eq!(net.clone().names(), ["2.weight", "2.bias"]);
-    assert_eq!(net.call(&x, None)?.to_vec::<f64>()?, LayerNorm::new(2, true, F64)?.forward(&x.mul_scalar(3.0)?.exp()?)?.to_vec::<f64>()?);
+    assert_eq!(net.call(&x, None)?.to_vec::<f64>()?, LayerNorm::new(2, F64)?.forward(&x.mul_scalar(3.0)?.exp()?)?.to_vec::<f64>()?);
     assert_eq!(vec![Func(|x: &Tensor| x.square()); 2].call(&Tensor::scalar(3f64)?, None)?.item()?, 81.0);
 
     // Maps: by name, in the order of names.
@@ -321,7 +321,7 @@ fn a_summary_counts_and_prints() -> Result<()> {
          count         [1]     i64           1     8 B  buffer\n\
          12 elements: 6 trainable, 2 frozen, 4 in buffers; 52 B (f32 44 B, i64 8 B)"
     );
-    let big = Linear::new(1024, 1024, false, F32, Key::new(1))?.summary();
+    let big = Linear::no_bias(1024, 1024, F32, Key::new(1))?.summary();
     assert!(big.to_string().ends_with("1048576 elements: 1048576 trainable; 4.0 MiB"), "{big}");
     assert_eq!(().summary().to_string(), "name  shape  dtype  elements  memory\n0 elements: 0 trainable; 0 B");
     Ok(())
@@ -340,7 +340,7 @@ fn split_keys_differ_from_each_other_and_from_folds() {
     assert_ne!(Key::new(6).split::<1>()[0], a);
     // A sequence gives a fresh key to every constructor.
     let mut rng = Rng::seed(5);
-    let weight = |rng: &mut Rng| Linear::new(2, 2, false, F32, rng).unwrap().weight.to_vec::<f32>().unwrap();
+    let weight = |rng: &mut Rng| Linear::no_bias(2, 2, F32, rng).unwrap().weight.to_vec::<f32>().unwrap();
     assert_ne!(weight(&mut rng), weight(&mut rng));
     assert_eq!(rng.state()[2], 2);
 }
@@ -348,7 +348,7 @@ fn split_keys_differ_from_each_other_and_from_folds() {
 /// Equal initial weights are pointed out.
 #[test]
 fn a_review_names_parameters_that_were_drawn_twice() -> Result<()> {
-    let lin = |i, o, k, d| Linear::new(i, o, true, d, Key::new(k));
+    let lin = |i, o, k, d| Linear::new(i, o, d, Key::new(k));
     // The same key, with the same extents, more outputs, more inputs (another bound), half precision, frozen.
     let mut net = vec![
         lin(16, 16, 1, F32)?,
@@ -383,8 +383,7 @@ fn a_review_names_parameters_that_were_drawn_twice() -> Result<()> {
     let b = Buffer::new(Tensor::randn([32], F32, Key::new(9))?);
     let diagonal: Vec<f32> = (0..64).map(|i| if i % 9 == 0 { 1.0 } else { 0.0 }).collect();
     let eye: Param = Tensor::from_slice(&diagonal, [8, 8])?.into();
-    let quiet =
-        (b.clone(), b, LayerNorm::new(16, true, F32)?, LayerNorm::new(16, true, F32)?, eye.clone(), Param::new(eye.mul_scalar(1.0)?));
+    let quiet = (b.clone(), b, LayerNorm::new(16, F32)?, LayerNorm::new(16, F32)?, eye.clone(), Param::new(eye.mul_scalar(1.0)?));
     assert!(review(&quiet)?.is_clean(), "{}", review(&quiet)?);
     Ok(())
 }
@@ -400,7 +399,7 @@ fn trees_are_mapped_side_by_side() -> Result<()> {
     })?;
     assert_eq!((mean.0.item()?, mean.1.unwrap().item()?, names.join(" ")), (2.0, 5.0, "0 1".to_owned()));
     // What is frozen stays so.
-    let mut frozen = Linear::new(2, 2, true, F32, Key::new(1))?;
+    let mut frozen = Linear::new(2, 2, F32, Key::new(1))?;
     assert_eq!(frozen.freeze(|n| n == "bias"), 1);
     assert_eq!(frozen.zip_map(&frozen, |_, a, b| a.sub(b))?.trainable().len(), 1);
     let e = two(1.0, 2.0)?.zip_map(&(Tensor::scalar(1f64)?, None), |_, a, _| Ok(a.clone())).unwrap_err();

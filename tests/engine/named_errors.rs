@@ -4,7 +4,7 @@ use cotangent::nn::{Activation, Embedding, Func, Layer, LayerNorm, Linear, RmsNo
 use cotangent::{Error, F32, F64, I64, Key, Param, Result, Tape, Tensor, module, value_and_grad, vjp};
 
 fn lin(inputs: usize, outputs: usize) -> Linear {
-    Linear::new(inputs, outputs, true, F32, Key::new(1)).unwrap()
+    Linear::new(inputs, outputs, F32, Key::new(1)).unwrap()
 }
 
 #[track_caller]
@@ -27,7 +27,7 @@ fn net() -> Net {
     let table = Embedding::normal(7, 4, 1.0, F32, Key::new(2)).unwrap();
     let mut layers = vec![(lin(4, 4), Activation::Relu); 5];
     layers[3].0 = lin(6, 4);
-    Net { layers, head: lin(4, 2), table, norm: LayerNorm::new(4, true, F32).unwrap() }
+    Net { layers, head: lin(4, 2), table, norm: LayerNorm::new(4, F32).unwrap() }
 }
 
 /// With a tape, any op that takes a parameter names it as the model does.

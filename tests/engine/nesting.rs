@@ -2,7 +2,7 @@
 
 use cotangent::nn::Linear;
 use cotangent::optim::AdamW;
-use cotangent::{F64, Key, ModuleExt, Param, Result, Tape, Tensor, checkpoint, grad, gradcheck_module, hvp, jvp, module, value_and_grad};
+use cotangent::{F64, Key, Module, Param, Result, Tape, Tensor, checkpoint, grad, gradcheck_module, hvp, jvp, module, value_and_grad};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 fn scalar(x: f64) -> Tensor {
@@ -13,7 +13,7 @@ fn scalar(x: f64) -> Tensor {
 #[test]
 fn an_inner_gradient_by_a_new_variable_passes_through_outer_weights() {
     let x = Tensor::randn([4, 3], F64, Key::new(1)).unwrap();
-    let net = (Linear::new(3, 5, true, F64, Key::new(2)).unwrap(), Linear::new(5, 1, false, F64, Key::new(3)).unwrap());
+    let net = (Linear::new(3, 5, F64, Key::new(2)).unwrap(), Linear::no_bias(5, 1, F64, Key::new(3)).unwrap());
     let f = |m: &(Linear, Linear), x: &Tensor| m.1.forward(&m.0.forward(x)?.tanh()?)?.sum(..);
     let penalty = |m: &(Linear, Linear)| {
         let gx = grad(&x, |x| f(m, x))?;

@@ -3,10 +3,10 @@
 use cotangent::diagnostics::{Alignment, HealthHistory, HealthReport, Misalignment, Trace, detect_anomaly};
 use cotangent::nn::Linear;
 use cotangent::optim::{Adam, AdamW, Clipped, Decay, Group, Muon, Optimizer, Sgd, Warmup, WarmupCosine};
-use cotangent::{BF16, Error, F32, F64, Grads, Key, ModuleExt, Result, Tape, Tensor, grad};
+use cotangent::{BF16, Error, F32, F64, Grads, Key, Module, Result, Tape, Tensor, grad};
 
 fn linear(inputs: usize) -> (Linear, Tensor) {
-    (Linear::new(inputs, 2, true, F32, Key::new(1)).unwrap(), Tensor::randn([4, inputs], F32, Key::new(2)).unwrap())
+    (Linear::new(inputs, 2, F32, Key::new(1)).unwrap(), Tensor::randn([4, inputs], F32, Key::new(2)).unwrap())
 }
 
 fn grads(layer: &Linear, x: &Tensor) -> Result<Grads<Linear>> {
@@ -153,11 +153,11 @@ fn walks_over_a_model_name_the_callers_line() -> Result<()> {
     Ok(())
 }
 
-trait NamedCast: ModuleExt {
-    /// `ModuleExt::cast` of a type that has its own `cast`.
+trait NamedCast: Module + Clone {
+    /// `Module::cast` of a type that has its own `cast`.
     #[track_caller]
     fn named_cast(&self) -> Result<Self> {
-        ModuleExt::cast(self, BF16)
+        Module::cast(self, BF16)
     }
 }
 

@@ -5,10 +5,10 @@ use cotangent::diagnostics::HealthHistory;
 use cotangent::io::{RopeConfig, RopeScaling, save_safetensors};
 use cotangent::models::Cache;
 use cotangent::nn::{AttentionConfig, Fans, Gpt, GptConfig, Init, KvCache, Layer, Linear, MultiHeadAttention, Residual, Sequential};
-use cotangent::ops::{RopePositions, Rotary};
+use cotangent::ops::{RopeOptions, RopePositions};
 use cotangent::optim::{Clipped, Decay, LossScaler, Schedule, Sgd, Warmup, WarmupCosine};
 use cotangent::train::{Batches, Prefetch, Trainer, document_mask};
-use cotangent::{DType, F32, F64, Grads, I64, Key, Layout, ModuleExt, Shape, Tensor, hvp, value_and_grad};
+use cotangent::{DType, F32, F64, Grads, I64, Key, Layout, Module, Shape, Tensor, hvp, value_and_grad};
 
 const BIG: usize = 1 << 40;
 const MAX: usize = usize::MAX;
@@ -47,11 +47,11 @@ fn targets_and_positions_without_memory_are_errors_or_nothing() {
     out_of_memory("one_hot", targets.one_hot(2, F32));
     // No elements beside a large extent: nothing is computed.
     let none = Tensor::zeros([0, BIG, 4], F32).unwrap();
-    assert_eq!(none.rope(&Rotary::default()).unwrap().shape(), none.shape());
-    out_of_memory("rope", Tensor::zeros([BIG, 4], F32).unwrap().rope(&Rotary::default()));
+    assert_eq!(none.rope(&RopeOptions::default()).unwrap().shape(), none.shape());
+    out_of_memory("rope", Tensor::zeros([BIG, 4], F32).unwrap().rope(&RopeOptions::default()));
     out_of_memory("to_vec", Tensor::zeros([BIG], F32).unwrap().to_vec::<f32>());
     out_of_memory("to_f64_vec", Tensor::zeros([BIG], F32).unwrap().to_f64_vec());
-    out_of_memory("sort", Tensor::zeros([BIG, 2], F32).unwrap().sort(-1, false));
+    out_of_memory("sort", Tensor::zeros([BIG, 2], F32).unwrap().sort(-1));
     out_of_memory("cumsum", Tensor::zeros([3, BIG], F32).unwrap().cumsum(-1));
 }
 
@@ -134,10 +134,10 @@ fn c_layouts_are_errors_where_they_cannot_be() {
 #[test]
 fn c_positions_of_rope_are_counted_or_refused() {
     let x = Tensor::ones([3, 4], F64).unwrap();
-    let at = |start| x.rope(&Rotary { positions: RopePositions::From(start), ..Rotary::default() });
+    let at = |start| x.rope(&RopeOptions { positions: RopePositions::From(start), ..RopeOptions::default() });
     for start in [MAX, MAX - 1, MAX - 2] {
         assert!(at(start).unwrap_err().is_argument(), "{start}");
-        let key = x.rope_with_key(&x, &Rotary { positions: RopePositions::From(start), ..Rotary::default() });
+        let key = x.rope_with_key(&x, &RopeOptions { positions: RopePositions::From(start), ..RopeOptions::default() });
         assert!(key.unwrap_err().is_argument(), "{start}");
     }
     assert!(at(1 << 40).is_ok());
@@ -247,7 +247,7 @@ fn c_the_last_position_of_a_trainer_is_an_error() {
 
 /// A history of two layers' worth of numbers.
 fn history(rows: &[(u64, f64, f64, bool)]) -> HealthHistory {
-    let layer = Linear::new(2, 2, true, F32, Key::new(1)).unwrap();
+    let layer = Linear::new(2, 2, F32, Key::new(1)).unwrap();
     let x = Tensor::ones([3, 2], F32).unwrap();
     let mut h = HealthHistory::new();
     for &(step, loss, norm, clipped) in rows {
@@ -282,7 +282,7 @@ fn c_pages_of_extreme_numbers_are_drawn() {
 
 #[test]
 fn c_layers_in_layers_end_at_a_depth() {
-    let linear = Linear::new(2, 2, false, F32, Key::new(1)).unwrap();
+    let linear = Linear::no_bias(2, 2, F32, Key::new(1)).unwrap();
     let x = Tensor::ones([1, 2], F32).unwrap();
     let mut net = Sequential::new().push(linear.clone());
     for _ in 0..900 {

@@ -3,7 +3,7 @@
 use super::{near, values};
 use cotangent::nn::Linear;
 use cotangent::{
-    BF16, F32, F64, I64, Key, ModuleExt, Observer, Param, Pulled, Ran, Result, Tape, Tensor, U8, checkpoint, checkpoint_module, grad, hvp,
+    BF16, F32, F64, I64, Key, Module, Observer, Param, Pulled, Ran, Result, Tape, Tensor, U8, checkpoint, checkpoint_module, grad, hvp,
     module, tensor,
 };
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -16,7 +16,7 @@ fn debug_prints_values_names_and_shapes() {
     assert_eq!(format!("{x:?}"), x.to_string());
     let tape = Tape::new();
     assert_eq!(format!("{:?}", tape.watch(&x).unwrap()), x.to_string());
-    let mut layer = Linear::new(3, 2, true, F32, Key::new(1)).unwrap();
+    let mut layer = Linear::new(3, 2, F32, Key::new(1)).unwrap();
     layer.bias = Some(tensor![0.5, -1].unwrap().into());
     let text = format!("{layer:?}");
     assert!(text.contains("weight: Param(tensor(f32, shape [2, 3]))"), "{text}");
@@ -91,7 +91,7 @@ fn cotangents_of_parts_are_put_side_by_side() {
         let tracked = tape.watch(&x).unwrap();
         let y = f(&tracked).unwrap();
         tape.observe(count.clone());
-        tape.cotangents(&[(&y, y.ones_like().unwrap())], &[&tracked], true).unwrap();
+        tape.cotangents_recorded(&[(&y, y.ones_like().unwrap())], &[&tracked]).unwrap();
         let names = count.names.lock().unwrap();
         let whole = names.iter().filter(|n| ["slice_vjp", "concat"].contains(n)).count();
         assert_eq!(whole, 1, "{name}: {names:?}");
@@ -178,7 +178,7 @@ module!(Cell { inner, gain });
 
 impl Cell {
     fn new(key: Key) -> Self {
-        Cell { inner: Linear::new(4, 4, true, F64, key).unwrap(), gain: tensor![1.5; F64].unwrap().into() }
+        Cell { inner: Linear::new(4, 4, F64, key).unwrap(), gain: tensor![1.5; F64].unwrap().into() }
     }
     fn forward(&self, x: &Tensor, state: &Tensor, key: Key) -> Result<(Tensor, Tensor)> {
         let state = self.inner.forward(&x.add(state)?)?.tanh()?.dropout(0.25, key)?;

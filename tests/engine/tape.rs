@@ -108,9 +108,9 @@ fn returned_gradients_are_not_overwritten() -> Result<()> {
     let x = tape.watch(&vector(&[1.0, 2.0]))?;
     let y = x.square()?.add(&x)?;
     let seed = vector(&[1.0, 1.0]);
-    let first = tape.cotangents(&[(&y, seed.clone())], &[&x], false)?.remove(0).unwrap();
+    let first = tape.cotangents(&[(&y, seed.clone())], &[&x])?.remove(0).unwrap();
     let before = values(&first);
-    let second = tape.cotangents(&[(&y, vector(&[10.0, 10.0]))], &[&x], false)?.remove(0).unwrap();
+    let second = tape.cotangents(&[(&y, vector(&[10.0, 10.0]))], &[&x])?.remove(0).unwrap();
     assert!(!first.shares_storage(&second) && values(&first) == before);
     assert_eq!(values(&second), [30.0, 50.0]);
     assert_eq!(values(&seed), [1.0, 1.0]);
@@ -126,7 +126,7 @@ fn cotangents_are_unchanged_by_accumulation() -> Result<()> {
     // `add` hands the same cotangent to both operands; both are x, so they accumulate.
     let (a, b) = (x.add(&x)?, x.add(&x)?);
     let seed = vector(&[5.0, 7.0]);
-    let g = tape.cotangents(&[(&a, seed.clone()), (&b, seed.clone())], &[&x], false)?.remove(0).unwrap();
+    let g = tape.cotangents(&[(&a, seed.clone()), (&b, seed.clone())], &[&x])?.remove(0).unwrap();
     assert_eq!((values(&g), values(&seed)), (vec![20.0, 28.0], vec![5.0, 7.0]));
     Ok(())
 }
@@ -155,7 +155,7 @@ fn operands_of_different_tapes_are_refused() -> Result<()> {
     let e = x.add(&y).unwrap_err();
     assert!(e.is_tape() && e.to_string().starts_with("add: operands are tracked by different tapes"), "{e}");
     assert!(a.watch(&y).unwrap_err().is_tape());
-    assert!(a.cotangents(&[(&y, vector(&[1.0]))], &[&x], false).unwrap_err().is_tape());
+    assert!(a.cotangents(&[(&y, vector(&[1.0]))], &[&x]).unwrap_err().is_tape());
     Ok(())
 }
 
@@ -164,9 +164,9 @@ fn seeds_must_fit_their_value() -> Result<()> {
     let tape = Tape::new();
     let x = tape.watch(&vector(&[1.0, 2.0]))?;
     let y = x.square()?;
-    assert!(tape.cotangents(&[(&y, vector(&[1.0]))], &[&x], false).unwrap_err().is_shape());
+    assert!(tape.cotangents(&[(&y, vector(&[1.0]))], &[&x]).unwrap_err().is_shape());
     let single = Tensor::from_slice(&[1f32, 1.0], [2])?;
-    assert!(tape.cotangents(&[(&y, single)], &[&x], false).unwrap_err().is_dtype());
+    assert!(tape.cotangents(&[(&y, single)], &[&x]).unwrap_err().is_dtype());
     let e = tape.backward(&y).unwrap_err();
     assert!(e.is_shape() && e.to_string().contains("[2]"), "a result that is no scalar: {e}");
     Ok(())
@@ -197,7 +197,7 @@ fn hooks_see_complete_cotangents() -> Result<()> {
     let seen = Arc::new(Mutex::new(Vec::new()));
     for t in [&x, &h] {
         let seen = Arc::clone(&seen);
-        tape.on_cotangent(t, move |bar| seen.lock().unwrap().push(bar.to_vec::<f64>().unwrap()[0]))?;
+        tape.register_hook(t, move |bar| seen.lock().unwrap().push(bar.to_vec::<f64>().unwrap()[0]))?;
     }
     // h is used twice: the hook runs once, with the sum.
     let y = h.add(&h)?.add(&x)?;
@@ -214,7 +214,7 @@ fn cotangents_keep_the_tape() -> Result<()> {
     let h = x.square()?;
     let y = h.exp()?;
     for _ in 0..2 {
-        let found = tape.cotangents(&[(&y, vector(&[1.0]))], &[&x, &h, &y], false)?;
+        let found = tape.cotangents(&[(&y, vector(&[1.0]))], &[&x, &h, &y])?;
         let e4 = 4f64.exp();
         let got: Vec<f64> = found.iter().map(|g| values(g.as_ref().unwrap())[0]).collect();
         assert_eq!(got, [4.0 * e4, e4, 1.0]);
@@ -232,7 +232,7 @@ fn third_derivatives() -> Result<()> {
     let mut d = y;
     let mut all = Vec::new();
     for _ in 0..4 {
-        d = tape.cotangents(&[(&d, one())], &[&x], true)?.remove(0).unwrap();
+        d = tape.cotangents_recorded(&[(&d, one())], &[&x])?.remove(0).unwrap();
         all.push(values(&d)[0]);
     }
     let (x, e) = (1.5f64, 1.5f64.exp());
@@ -288,8 +288,8 @@ fn checkpoints_have_second_derivatives() -> Result<()> {
         let f = |x: &Tensor| x.exp()?.mul(x)?.square();
         let y = if wrapped { checkpoint(&[&x], move |x| Ok(vec![f(&x[0])?]))?.remove(0) } else { f(&x)? };
         let ones = vector(&[1.0, 1.0]);
-        let g = tape.cotangents(&[(&y, ones.clone())], &[&x], true)?.remove(0).unwrap();
-        Ok(values(tape.cotangents(&[(&g, ones)], &[&x], false)?.remove(0).as_ref().unwrap()))
+        let g = tape.cotangents_recorded(&[(&y, ones.clone())], &[&x])?.remove(0).unwrap();
+        Ok(values(tape.cotangents(&[(&g, ones)], &[&x])?.remove(0).as_ref().unwrap()))
     };
     assert_eq!(second(true)?, second(false)?);
     Ok(())
@@ -317,7 +317,7 @@ fn nothing_outlives_the_tape() -> Result<()> {
     let tape = Tape::new();
     let x = tape.watch(&vector(&[1.0]))?;
     let y = x.exp()?;
-    tape.on_cotangent(&x, move |_| {
+    tape.register_hook(&x, move |_| {
         let _ = &seen;
     })?;
     drop(tape);

@@ -270,7 +270,7 @@ fn writers() -> Vec<(&'static str, Write<'static>)> {
     fn boxed(f: impl Fn(&Path) -> Result<()> + 'static) -> Write<'static> {
         Box::new(f)
     }
-    let layer = || Linear::new(3, 2, true, F32, Key::new(1)).unwrap();
+    let layer = || Linear::new(3, 2, F32, Key::new(1)).unwrap();
     let t = || Tensor::scalar(1f32).unwrap();
     vec![
         ("save", boxed(move |p| layer().save(p))),
@@ -402,8 +402,8 @@ const READERS: &[(&str, Read2)] = &[
     ("Trace", |p| Trace::load(p).map(drop)),
     ("Csv", |p| Csv::open(p, &["loss"], 3).map(drop)),
     ("Jsonl", |p| Jsonl::open(p, 3).map(drop)),
-    ("load", |p| Linear::new(3, 2, true, F32, Key::new(1))?.load(p).map(drop)),
-    ("load_partial", |p| Linear::new(3, 2, true, F32, Key::new(1))?.load_partial(p).map(drop)),
+    ("load", |p| Linear::new(3, 2, F32, Key::new(1))?.load(p).map(drop)),
+    ("load_partial", |p| Linear::new(3, 2, F32, Key::new(1))?.load_partial(p).map(drop)),
     ("read_file", |p| read_file(p, 1 << 20).map(drop)),
     ("open_file", |p| open_file(p)?.read(&mut [0; 8]).map(drop).map_err(Error::from)),
 ];
@@ -672,7 +672,7 @@ fn c_open_files_are_not_replaced_and_files_of_the_kernel_not_read_by_length() {
     std::fs::write(&path, "before").unwrap();
     let file = std::fs::File::options().append(true).open(&path).unwrap();
     std::os::unix::fs::symlink(format!("/dev/fd/{}", file.as_raw_fd()), &link).unwrap();
-    let model = Linear::new(2, 2, true, F32, Key::new(1)).unwrap();
+    let model = Linear::new(2, 2, F32, Key::new(1)).unwrap();
     for way in [format!("/proc/self/fd/{}", file.as_raw_fd()), format!("/dev/fd/{}", file.as_raw_fd()), link.display().to_string()] {
         let e = model.save(&way).unwrap_err();
         assert!(e.is_io() && e.to_string().contains("a process has open"), "{way}: {e}");

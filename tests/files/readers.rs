@@ -2,7 +2,7 @@
 
 use cotangent::io::{CsvFile, CsvOptions, NpzFile, TorchFile, read_npy, save_npy};
 use cotangent::nn::Linear;
-use cotangent::{BF16, DType, F16, F32, F64, I64, Key, ModuleExt, Result, Tensor, U8};
+use cotangent::{BF16, DType, F16, F32, F64, I64, Key, Module, Result, Tensor, U8};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -146,7 +146,7 @@ fn checkpoints_of_pytorch_hold_what_pytorch_says() -> Result<()> {
 #[test]
 fn weights_of_pytorch_go_into_a_model_by_name() -> Result<()> {
     let file = TorchFile::open(fixture("protocol4.pt"))?;
-    let mut layer = Linear::new(3, 4, true, F32, Key::new(1))?;
+    let mut layer = Linear::new(3, 4, F32, Key::new(1))?;
     let own = file.tensors()?.into_iter().filter_map(|(n, t)| Some((n.strip_prefix("0.")?.to_owned(), t))).collect();
     layer.load_named(&own)?;
     assert_eq!(layer.weight.to_f64_vec()?, file.tensor("0.weight")?.to_f64_vec()?);

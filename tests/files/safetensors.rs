@@ -2,7 +2,7 @@
 
 use cotangent::io::{ModuleFile, TensorFile, save_safetensors, write_atomically};
 use cotangent::nn::{Gpt, GptConfig, Linear};
-use cotangent::{DType, Error, F32, F64, I64, Key, ModuleExt, Result, Tensor, U32};
+use cotangent::{DType, Error, F32, F64, I64, Key, Module, Result, Tensor, U32};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -215,7 +215,7 @@ fn models_are_saved_and_loaded_by_name() {
     let counts = folder.join("counts.safetensors");
     let (weight, bias) = (Tensor::from_slice(&[1i64, 2], [1, 2]).unwrap(), Tensor::from_slice(&[3f32], [1]).unwrap());
     save_safetensors(&counts, [("weight", &weight), ("bias", &bias)], &[]).unwrap();
-    let mut linear = Linear::new(2, 1, true, F32, Key::new(1)).unwrap();
+    let mut linear = Linear::new(2, 1, F32, Key::new(1)).unwrap();
     let before = linear.weight.to_vec::<f32>().unwrap();
     let e = linear.load(&counts).unwrap_err();
     assert!(e.is_dtype() && e.to_string().contains("`weight` is i64 in the file, f32 in the model"), "{e}");

@@ -33,6 +33,7 @@ const LAYERS: &[&[&str]] = &[
     &["optim"],
     &["diagnostics", "train", "io"],
     &["models"],
+    &["prelude"],
 ];
 
 /// The same inside of modules: rooms of a folder from the bottom up. Every one of them has its row, and a room names those in earlier

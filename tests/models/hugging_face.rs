@@ -6,7 +6,7 @@ use cotangent::io::{ModuleFile, TensorFile, save_safetensors};
 use cotangent::models::{Cache, Input, LanguageModel, LoadOptions, load, load_encoder, verify, verify_model};
 use cotangent::nn::{Activation, Gpt, GptConfig};
 use cotangent::optim::AdamW;
-use cotangent::{BF16, DType, F16, F32, F64, Grads, I64, Key, ModuleExt, Result, Tensor, value_and_grad};
+use cotangent::{BF16, DType, F16, F32, F64, Grads, I64, Key, Module, Result, Tensor, value_and_grad};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

@@ -4,8 +4,8 @@ use cotangent::nn::{
     Activation, Attend, AttentionConfig, Block, CausalSelfAttention, DecoderLayer, Dropout, Embedding, Fans, GatedMlp, GruCell, Init,
     KvCache, Layer, LayerNorm, Linear, LstmCell, Mlp, MultiHeadAttention, NormOrder, Residual, RmsNorm, RnnCell, Sequential,
 };
-use cotangent::ops::Rotary;
-use cotangent::{F32, F64, Key, ModuleExt, Result, Tensor, U8, gradcheck_module};
+use cotangent::ops::RopeOptions;
+use cotangent::{F32, F64, Key, Module, Result, Tensor, U8, gradcheck_module};
 
 fn randn(shape: &[usize], k: u64) -> Tensor {
     Tensor::randn(shape, F64, Key::new(k)).unwrap()
@@ -22,12 +22,12 @@ fn assert_close(a: &Tensor, b: &Tensor, tolerance: f64) {
 }
 
 fn config(rope: bool, causal: bool) -> AttentionConfig {
-    let rope = rope.then(Rotary::default);
+    let rope = rope.then(RopeOptions::default);
     AttentionConfig { width: 6, heads: 4, kv_heads: 2, head: 2, qkv_bias: true, rope, causal, ..AttentionConfig::default() }
 }
 
 /// A model with random numbers in place of ones and zeros, which would hide mistakes.
-fn shaken<M: ModuleExt>(m: &M) -> M {
+fn shaken<M: Module + Clone>(m: &M) -> M {
     let mut k = 1000;
     m.map(|_, t| {
         k += 1;
@@ -36,7 +36,7 @@ fn shaken<M: ModuleExt>(m: &M) -> M {
     .unwrap()
 }
 
-fn check<M: ModuleExt>(what: &str, m: &M, f: impl Fn(&M) -> Result<Tensor>) {
+fn check<M: Module + Clone>(what: &str, m: &M, f: impl Fn(&M) -> Result<Tensor>) {
     let m = shaken(m);
     let report = gradcheck_module(&m, f).unwrap_or_else(|e| panic!("{what}: {e}"));
     assert_eq!(report.inputs.len(), m.names().len(), "{what}");
@@ -53,16 +53,16 @@ fn decoder(order: NormOrder) -> DecoderLayer {
 }
 
 fn gpt_attention() -> CausalSelfAttention {
-    let linear = |o, k| Linear::new(6, o, true, F64, Key::new(k)).unwrap();
+    let linear = |o, k| Linear::new(6, o, F64, Key::new(k)).unwrap();
     CausalSelfAttention { c_attn: linear(18, 1), c_proj: linear(6, 2), heads: 3, dropout: 0.0 }
 }
 
 fn gpt_block(order: NormOrder) -> Block {
     Block {
-        ln_1: LayerNorm::new(6, true, F64).unwrap(),
+        ln_1: LayerNorm::new(6, F64).unwrap(),
         attn: gpt_attention(),
-        ln_2: LayerNorm::new(6, true, F64).unwrap(),
-        mlp: Mlp::new(6, 5, true, Activation::GeluTanh, F64, Key::new(3)).unwrap(),
+        ln_2: LayerNorm::new(6, F64).unwrap(),
+        mlp: Mlp::new(6, 5, Activation::GeluTanh, F64, Key::new(3)).unwrap(),
         order,
     }
 }
@@ -73,7 +73,7 @@ fn every_layer_passes_a_gradient_check() {
     check("rms_norm", &RmsNorm::new(6, 1e-5, F64).unwrap(), |m| m.forward(&x));
     use Activation::{Gelu, GeluTanh, Relu, ReluSquared, Sigmoid, Silu, Tanh};
     for activation in [Gelu, GeluTanh, Relu, ReluSquared, Silu, Tanh, Sigmoid] {
-        check("mlp", &Mlp::new(6, 5, true, activation, F64, Key::new(1)).unwrap(), |m| m.forward(&x, None));
+        check("mlp", &Mlp::new(6, 5, activation, F64, Key::new(1)).unwrap(), |m| m.forward(&x, None));
         check("gated mlp", &GatedMlp::new(6, 5, activation, F64, Key::new(1)).unwrap(), |m| m.forward(&x));
     }
     for (rope, causal) in [(true, true), (true, false), (false, true)] {
@@ -97,7 +97,7 @@ fn every_layer_passes_a_gradient_check() {
     let ids = Tensor::from_slice(&[0i64, 2, 2], [3]).unwrap();
     check("tied embedding", &Embedding::normal(4, 3, 1.0, F64, Key::new(1)).unwrap(), |m| m.unembed(&m.forward(&ids)?.tanh()?));
     let net = Sequential::new()
-        .push(Linear::new(6, 4, true, F64, Key::new(1)).unwrap())
+        .push(Linear::new(6, 4, F64, Key::new(1)).unwrap())
         .push(Activation::Silu)
         .push(RmsNorm::new(4, 1e-5, F64).unwrap());
     check("sequential", &net, |m| m.call(&x, None));
@@ -241,7 +241,7 @@ fn norms_stand_before_or_after() {
 
 #[test]
 fn sequences_call_in_turn_and_name_by_number() {
-    let linear = |i, o, k| Linear::new(i, o, true, F64, Key::new(k)).unwrap();
+    let linear = |i, o, k| Linear::new(i, o, F64, Key::new(k)).unwrap();
     let x = randn(&[3, 4], 1);
     let (a, b) = (linear(4, 6, 1), linear(6, 4, 2));
     let by_hand = b.forward(&a.forward(&x).unwrap().relu().unwrap()).unwrap();

@@ -4,7 +4,7 @@ use crate::models::{folders, scratch};
 use cotangent::io::ModuleFile;
 use cotangent::models::{LanguageModel, LoadOptions, Lora, add_lora, load, merge_lora};
 use cotangent::optim::AdamW;
-use cotangent::{BF16, DType, F32, F64, Grads, Key, ModuleExt, Result, Tensor, gradcheck_module, module, nn::Linear, value_and_grad};
+use cotangent::{BF16, DType, F32, F64, Grads, Key, Module, Result, Tensor, gradcheck_module, module, nn::Linear, value_and_grad};
 
 fn open(name: &str, dtype: DType) -> (LanguageModel, Tensor, Tensor) {
     let folder = folders(name).remove(0);
@@ -110,7 +110,7 @@ fn derivatives_of_changes_are_exact() {
     let ids = Tensor::from_slice(&[0i64, 3, 1, 3], [2, 2]).unwrap();
     let mut net = Net {
         table: cotangent::nn::Embedding::normal(5, 4, 1.0, F64, Key::new(1)).unwrap(),
-        out: Linear::new(4, 4, true, F64, Key::new(2)).unwrap(),
+        out: Linear::new(4, 4, F64, Key::new(2)).unwrap(),
     };
     add_lora(&mut net, Lora { rank: 2, dtype: F64, ..Lora::default() }, |n, _| n.ends_with("weight")).unwrap();
     // Away from zero, where half of the gradients vanish.

@@ -6,8 +6,8 @@ use crate::say;
 use cotangent::diagnostics::{Comparison, Trace};
 use cotangent::io::{DecoderConfig, ModelConfig};
 use cotangent::models::{Cache, Decoder, Input, LanguageModel, LoadOptions, load};
-use cotangent::ops::{Rotary, Sdpa};
-use cotangent::{F32, Key, ModuleExt, Result, Tensor};
+use cotangent::ops::{RopeOptions, SdpaOptions};
+use cotangent::{F32, Key, Module, Result, Tensor};
 use std::collections::BTreeMap;
 
 fn healthy() -> Decoder {
@@ -73,13 +73,13 @@ fn by_hand(m: &Decoder, mistaken: Option<usize>) -> Result<Tensor> {
     for (i, layer) in m.model.layers.iter().enumerate() {
         let (a, h) = (&layer.self_attn, layer.input_layernorm.forward(&x)?);
         let heads = |t: Tensor, n: usize| t.reshape([batch, time, n, 16])?.permute([0, 2, 1, 3]);
-        let rope = Rotary { base: 1e6, ..Rotary::default() };
+        let rope = RopeOptions { base: 1e6, ..RopeOptions::default() };
         let q = heads(a.q_proj.forward(&h)?, 14)?.rope(&rope)?;
         let of: Vec<i64> = (0..14).map(|j| if mistaken == Some(i) { j % 2 } else { j / 7 }).collect();
         let of = Tensor::from_vec(of, [14])?;
         let k = heads(a.k_proj.forward(&h)?, 2)?.rope(&rope)?.index_select(1, &of)?;
         let v = heads(a.v_proj.forward(&h)?, 2)?.index_select(1, &of)?;
-        let y = q.scaled_dot_product_attention(&k, &v, None, Sdpa::causal())?.permute([0, 2, 1, 3])?.flatten(2, 3)?;
+        let y = q.scaled_dot_product_attention(&k, &v, None, &SdpaOptions::causal())?.permute([0, 2, 1, 3])?.flatten(2, 3)?;
         let (normed, sum) = layer.post_attention_layernorm.forward_sum(&x, &a.o_proj.forward(&y)?)?;
         x = sum.add(&layer.mlp.forward(&normed)?)?;
     }

@@ -6,7 +6,7 @@ use cotangent::nn::{
     Activation, Attend, AttentionConfig, Gru, GruCell, KvCache, Layer, Linear, Lstm, LstmCell, MultiHeadAttention, NormOrder, Recur,
     RecurrentConfig, Rnn, RnnCell, TransformerConfig, TransformerDecoderLayer, TransformerEncoderLayer, from_torch,
 };
-use cotangent::{Error, F32, F64, GradOptions, I64, Key, Module, ModuleExt, Result, Tensor, gradcheck_module, value_aux_and_grad};
+use cotangent::{Error, F32, F64, GradOptions, I64, Key, Module, Result, Tensor, gradcheck_module, value_and_grad_with_aux};
 use std::collections::BTreeMap;
 
 struct Fixture(BTreeMap<String, Tensor>);
@@ -34,7 +34,7 @@ impl Fixture {
         let inputs = self.under(&format!("{case}.in"));
         let (weights, outputs) = (self.under(&format!("{case}.weight")), self.under(&format!("{case}.out")));
         let tree = (module, inputs);
-        let (_, got, grads) = value_aux_and_grad(&tree, GradOptions::default(), |(m, x)| {
+        let (_, got, grads) = value_and_grad_with_aux(&tree, GradOptions::default(), |(m, x)| {
             let y = f(m, x)?;
             let mut loss = Tensor::scalar(0f64)?;
             for (name, y) in &y {
@@ -147,7 +147,7 @@ fn a_sequence_is_its_steps_and_its_pieces() -> Result<()> {
     let (a, b) = (dropping.call(&x, Some(Key::new(1)))?, dropping.call(&x, Some(Key::new(2)))?);
     assert_ne!(a.to_f64_vec()?, b.to_f64_vec()?);
     let small = RecurrentConfig { inputs: 3, hidden: 2, bidirectional: true, ..RecurrentConfig::default() };
-    let net = (Lstm::new(&small, F64, Key::new(7))?, Linear::new(4, 1, true, F64, Key::new(1))?);
+    let net = (Lstm::new(&small, F64, Key::new(7))?, Linear::new(4, 1, F64, Key::new(1))?);
     gradcheck_module(&net, |m| m.1.forward(&m.0.forward_with(&x, None, Recur { lengths: Some(&[3, 2]), key: None })?.0))?;
     Ok(())
 }

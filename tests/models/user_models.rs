@@ -6,7 +6,7 @@ use cotangent::models::{
     Completion, Finish, GenerateOptions, Generator, LanguageModel, LoadOptions, Pooling, PoolingMode, PoolingStage, load, load_encoder,
 };
 use cotangent::train::{self, Sampling, TokenRules, Tokenizer};
-use cotangent::{BF16, DType, F16, F32, F64, I64, Key, ModuleExt, Result, Tensor, U8};
+use cotangent::{BF16, DType, F16, F32, F64, I64, Key, Module, Result, Tensor, U8};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -133,7 +133,7 @@ fn rows_end_at_the_last_position_alone() {
     assert!(model.forward(&Tensor::zeros([1, 65], I64).unwrap()).unwrap_err().to_string().contains("65 tokens exceed the context of 64"));
 }
 
-/// Rotary positions go on beyond the context. Tokens are transformers', greedy, in f32.
+/// RopeOptions positions go on beyond the context. Tokens are transformers', greedy, in f32.
 #[test]
 fn rotary_models_go_on_beyond_their_context() {
     let text = |n: u32| (0..n).map(|i| (7 * i + 3) % 32).collect::<Vec<u32>>();

@@ -5,7 +5,7 @@ use cotangent::nn::{
     Attend, AttentionConfig, Block, CausalSelfAttention, DecoderLayer, GatedMlp, Gpt, GptConfig, LayerNorm, Mlp, MultiHeadAttention,
     NormOrder, RmsNorm,
 };
-use cotangent::ops::{CrossEntropy, Reduction, Rotary};
+use cotangent::ops::{CrossEntropyOptions, Reduction, RopeOptions};
 use cotangent::{BF16, DType, Device, F16, F32, F64, Key, Result, Tape, Tensor, grad, value_and_grad};
 
 fn randn(shape: &[usize], dtype: DType, key: u64) -> Tensor {
@@ -75,7 +75,7 @@ fn a_sum_and_its_norm_have_the_bits_of_the_two_ops() -> Result<()> {
 fn rope_of_queries_and_keys_and_dropout_with_a_residual_have_the_bits_of_the_single_ops() -> Result<()> {
     for device in devices() {
         let x = [randn(&[2, 4, 5, 8], F32, 1), randn(&[2, 2, 5, 8], F32, 2)].map(|t| t.to_device(device).unwrap());
-        let rope = Rotary::default();
+        let rope = RopeOptions::default();
         let (a, da) = run(&x, |x| x[0].rope_with_key(&x[1], &rope).map(|(q, k)| vec![q, k]))?;
         let (b, db) = run(&x, |x| Ok(vec![x[0].rope(&rope)?, x[1].rope(&rope)?]))?;
         for (a, b) in a.iter().chain(&da).zip(b.iter().chain(&db)) {
@@ -98,15 +98,15 @@ fn blocks_are_their_compositions() -> Result<()> {
     let key = Some(Key::new(3));
     for order in [NormOrder::Pre, NormOrder::Post] {
         let block = Block {
-            ln_1: LayerNorm::new(8, true, F32)?,
+            ln_1: LayerNorm::new(8, F32)?,
             attn: CausalSelfAttention {
-                c_attn: Linear::new(8, 24, true, F32, Key::new(1))?,
-                c_proj: Linear::new(8, 8, true, F32, Key::new(2))?,
+                c_attn: Linear::new(8, 24, F32, Key::new(1))?,
+                c_proj: Linear::new(8, 8, F32, Key::new(2))?,
                 heads: 2,
                 dropout: 0.2,
             },
-            ln_2: LayerNorm::new(8, true, F32)?,
-            mlp: Mlp { dropout: 0.3, ..Mlp::new(8, 16, true, Activation::ReluSquared, F32, Key::new(4))? },
+            ln_2: LayerNorm::new(8, F32)?,
+            mlp: Mlp { dropout: 0.3, ..Mlp::new(8, 16, Activation::ReluSquared, F32, Key::new(4))? },
             order,
         };
         let composed = |x: &Tensor| -> Result<Tensor> {
@@ -125,7 +125,7 @@ fn blocks_are_their_compositions() -> Result<()> {
             kv_heads: 1,
             head: 4,
             qkv_bias: true,
-            rope: Some(Rotary::default()),
+            rope: Some(RopeOptions::default()),
             causal: true,
             window: None,
             softcap: None,
@@ -169,7 +169,7 @@ fn a_gpts_loss_is_the_cross_entropy_of_its_logits_without_keeping_them() -> Resu
         assert!(largest_difference(a, &b) < 1e-13, "{name}");
     }
     let saved = |f: &dyn Fn(&Gpt) -> Result<Tensor>| -> Result<usize> {
-        use cotangent::ModuleExt;
+        use cotangent::Module;
         let tape = Tape::new();
         f(&gpt.watch(&tape)?)?;
         Ok(tape.saved_bytes())
@@ -190,7 +190,7 @@ fn a_loss_by_itself_is_not_multiplied() -> Result<()> {
     let gradients = |by: f64| -> Result<Vec<Tensor>> {
         let tape = Tape::new();
         let x: Vec<Tensor> = x.iter().map(|t| tape.watch(t)).collect::<Result<_>>()?;
-        let y = x[0].linear_cross_entropy(&x[1], None, &targets, &CrossEntropy::default())?;
+        let y = x[0].linear_cross_entropy(&x[1], None, &targets, &CrossEntropyOptions::default())?;
         let g = tape.backward_from(&[(&y, Tensor::full((), by, F32)?)])?;
         x.iter().map(|x| g.get(x).cloned()).collect()
     };
@@ -198,7 +198,7 @@ fn a_loss_by_itself_is_not_multiplied() -> Result<()> {
         assert_eq!(bits(&one.mul_scalar(2.0)?), bits(&two));
     }
     let both = (x[0].clone(), x[1].clone());
-    let pull = cotangent::vjp(&both, |(x, w)| x.linear_cross_entropy(w, None, &targets, &CrossEntropy::default()))?;
+    let pull = cotangent::vjp(&both, |(x, w)| x.linear_cross_entropy(w, None, &targets, &CrossEntropyOptions::default()))?;
     let one = Tensor::full((), 1.0, F32)?;
     let (mut first, second) = (pull.pull(&one)?, pull.pull(&one)?);
     let before = bits(&second.0);
@@ -217,9 +217,10 @@ fn linear_cross_entropy_in_pieces_is_the_composition() -> Result<()> {
     let classes = 140_000;
     let x = [randn(&[150, 4], F32, 1), randn(&[classes, 4], F32, 2), randn(&[classes], F32, 3)];
     let t = Tensor::from_slice(&(0..150).map(|i| i * 977 % classes as i64).collect::<Vec<_>>(), [150])?;
-    for options in
-        [CrossEntropy { z_loss: 1e-3, ..CrossEntropy::default() }, CrossEntropy { reduction: Reduction::None, ..CrossEntropy::default() }]
-    {
+    for options in [
+        CrossEntropyOptions { z_loss: 1e-3, ..CrossEntropyOptions::default() },
+        CrossEntropyOptions { reduction: Reduction::None, ..CrossEntropyOptions::default() },
+    ] {
         for x in [&x[..2], &x[..]] {
             let (a, da) = run(x, |x| Ok(vec![x[0].linear_cross_entropy(&x[1], x.get(2), &t, &options)?]))?;
             let (b, db) = run(x, |x| Ok(vec![x[0].linear(&x[1], x.get(2))?.cross_entropy_with(&t, &options)?]))?;
@@ -240,9 +241,9 @@ fn probabilities_of_one_class_are_its_index() -> Result<()> {
     let t = Tensor::from_slice(&[0i64, 4, 2, 2, 1, 3], [2, 3])?;
     let q = t.one_hot(5, F64)?;
     for options in [
-        CrossEntropy::default(),
-        CrossEntropy { label_smoothing: 0.2, reduction: Reduction::None, z_loss: 0.01, ..CrossEntropy::default() },
-        CrossEntropy { weights: Some(randn(&[5], F64, 4).square()?), reduction: Reduction::Sum, ..CrossEntropy::default() },
+        CrossEntropyOptions::default(),
+        CrossEntropyOptions { label_smoothing: 0.2, reduction: Reduction::None, z_loss: 0.01, ..CrossEntropyOptions::default() },
+        CrossEntropyOptions { weights: Some(randn(&[5], F64, 4).square()?), reduction: Reduction::Sum, ..CrossEntropyOptions::default() },
     ] {
         let (a, da) = run(&x, |x| Ok(vec![x[0].linear_cross_entropy(&x[1], x.get(2), &t, &options)?]))?;
         let (b, db) = run(&x, |x| Ok(vec![x[0].linear_cross_entropy(&x[1], x.get(2), &q, &options)?]))?;
@@ -251,7 +252,7 @@ fn probabilities_of_one_class_are_its_index() -> Result<()> {
             assert!(largest_difference(a, b) < 1e-12, "{options:?}");
         }
     }
-    let own = grad(&q, |q| x[0].linear_cross_entropy(&x[1], None, q, &CrossEntropy::default()))?;
+    let own = grad(&q, |q| x[0].linear_cross_entropy(&x[1], None, q, &CrossEntropyOptions::default()))?;
     let want = x[0].linear(&x[1], None)?.log_softmax(-1)?.mul_scalar(-1.0 / 6.0)?;
     assert!(largest_difference(&own, &want) < 1e-14);
     Ok(())
@@ -319,8 +320,8 @@ fn cross_entropy_leaves_its_operands_alone_and_takes_any_place() -> Result<()> {
 fn sums_over_microbatches_are_the_full_batch() -> Result<()> {
     let (x, w) = (randn(&[7, 3], F64, 1), randn(&[5, 3], F64, 2));
     let t = Tensor::from_slice(&[0i64, -100, 4, 2, -100, -100, 1], [7])?;
-    let (_, whole) = value_and_grad(&w, |w| x.linear_cross_entropy(w, None, &t, &CrossEntropy::default()))?;
-    let sum = CrossEntropy { reduction: Reduction::Sum, ..CrossEntropy::default() };
+    let (_, whole) = value_and_grad(&w, |w| x.linear_cross_entropy(w, None, &t, &CrossEntropyOptions::default()))?;
+    let sum = CrossEntropyOptions { reduction: Reduction::Sum, ..CrossEntropyOptions::default() };
     let part = |from: usize, n: usize| -> Result<Tensor> {
         let (x, t) = (x.narrow(0, from, n)?, t.narrow(0, from, n)?);
         Ok(value_and_grad(&w, |w| x.linear_cross_entropy(w, None, &t, &sum))?.1.into_inner())
@@ -339,7 +340,7 @@ fn optimizer_steps_share_launches() -> Result<()> {
     let device = Device::cuda_emulated()?;
     // More tensors than a table holds, of many sizes, one of them empty.
     let model: Vec<Linear> = (0..70usize)
-        .map(|i| Linear::new(1 + i % 7, if i == 3 { 0 } else { 1 + i * i % 211 }, false, F32, Key::new(i as u64)))
+        .map(|i| Linear::no_bias(1 + i % 7, if i == 3 { 0 } else { 1 + i * i % 211 }, F32, Key::new(i as u64)))
         .collect::<Result<_>>()?;
     let loss = |m: &Vec<Linear>| {
         let mut total = m[0].weight.square()?.sum(..)?;
@@ -350,7 +351,7 @@ fn optimizer_steps_share_launches() -> Result<()> {
     };
     for kind in 0..4 {
         let step = |on: Device| -> Result<(Vec<Tensor>, usize)> {
-            use cotangent::ModuleExt;
+            use cotangent::Module;
             let mut model = model.to_device(on)?;
             let mut adam = AdamW { lr: 1e-2, weight_decay: 0.1, amsgrad: kind == 1, ..AdamW::default() };
             let mut sgd = Sgd { lr: 1e-2, momentum: 0.9, weight_decay: 0.01, ..Sgd::default() };

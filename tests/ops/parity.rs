@@ -4,10 +4,10 @@
 //! The cases in tests/fixtures/ops are a part of what PyTorch 2.13 computed in float64, with its own float32 error
 //! beside each; `COTANGENT_FIXTURES=<folder>` replays further folders of the same format.
 
-use cotangent::ops::cross_entropy::CrossEntropy;
+use cotangent::ops::cross_entropy::CrossEntropyOptions;
 use cotangent::ops::loss::Reduction;
-use cotangent::ops::rope::{RopePositions, RopeStyle, Rotary};
-use cotangent::ops::sdpa::Sdpa;
+use cotangent::ops::rope::{RopeOptions, RopePositions, RopeStyle};
+use cotangent::ops::sdpa::SdpaOptions;
 use cotangent::{Axes, DType, F32, F64, I64, Result, Tape, Tensor, U8};
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
@@ -112,7 +112,7 @@ fn compute(c: &Case<'_>) -> Result<Tensor> {
                 _ => Reduction::Mean,
             };
             let ignore_index = c.attributes["ignore_index"].as_i64();
-            let options = CrossEntropy {
+            let options = CrossEntropyOptions {
                 ignore_index,
                 label_smoothing: c.number("label_smoothing").unwrap_or(0.0),
                 reduction,
@@ -130,7 +130,7 @@ fn compute(c: &Case<'_>) -> Result<Tensor> {
             let style = if c.attributes["style"] == "half" { RopeStyle::Half } else { RopeStyle::Interleaved };
             let at = c.integers("positions");
             let positions = RopePositions::Given(Tensor::from_slice(&at, [at.len()])?);
-            c.x("x").rope(&Rotary {
+            c.x("x").rope(&RopeOptions {
                 base: c.number("base").unwrap_or(1e4),
                 style,
                 positions,
@@ -138,8 +138,8 @@ fn compute(c: &Case<'_>) -> Result<Tensor> {
             })
         }
         "sdpa" => {
-            let options = Sdpa { causal: c.attributes["causal"] == true, scale: c.number("scale"), ..Sdpa::default() };
-            c.x("q").scaled_dot_product_attention(c.x("k"), c.x("v"), c.maybe("mask"), options)
+            let options = SdpaOptions { causal: c.attributes["causal"] == true, scale: c.number("scale"), ..SdpaOptions::default() };
+            c.x("q").scaled_dot_product_attention(c.x("k"), c.x("v"), c.maybe("mask"), &options)
         }
         _ => panic!("{}: no such op: add it to tests/ops/parity.rs", c.id),
     }
@@ -172,8 +172,8 @@ fn elementwise(c: &Case<'_>) -> Result<Tensor> {
             let e = a.exp()?;
             return e.mul(&e)?.add(&e.mul(&a.sin()?)?);
         }
-        "where" => return c.x("m").where_select(a, c.x("b")),
-        "where_nan_branch" => return c.x("m").where_select(&a.sqrt()?, &Tensor::zeros((), a.dtype())?),
+        "where" => return c.x("m").where_cond(a, c.x("b")),
+        "where_nan_branch" => return c.x("m").where_cond(&a.sqrt()?, &Tensor::zeros((), a.dtype())?),
         _ => {}
     }
     let b = c.x("b");
@@ -221,9 +221,9 @@ fn reduction(c: &Case<'_>) -> Result<Tensor> {
     let x = c.x("x");
     let keep = c.attributes["keepdim"] == true;
     match c.name.split('_').next() {
-        Some("sum") if keep => x.sum_keep(c.axes()),
+        Some("sum") if keep => x.sum_keepdim(c.axes()),
         Some("sum") => x.sum(c.axes()),
-        Some("mean") if keep => x.mean_keep(c.axes()),
+        Some("mean") if keep => x.mean_keepdim(c.axes()),
         Some("mean") => x.mean(c.axes()),
         Some("amax" | "max") => x.max(c.axes()),
         Some("amin" | "min") => x.min(c.axes()),
@@ -331,7 +331,7 @@ fn replay(folder: &Path) -> (usize, Vec<String>) {
                     };
                     check("out.y".into(), &y)?;
                     let wrt: Vec<&Tensor> = gradients.iter().map(|g| case.x(g)).collect();
-                    for (g, bar) in gradients.iter().zip(tape.cotangents(&[(&y, seed)], &wrt, false)?) {
+                    for (g, bar) in gradients.iter().zip(tape.cotangents(&[(&y, seed)], &wrt)?) {
                         let zero = case.x(g).zeros_like()?;
                         check(format!("grad.{g}"), bar.as_ref().unwrap_or(&zero))?;
                     }

@@ -6,10 +6,10 @@ use cotangent::diagnostics::{
     Trace, Tracer, Verdict, detect_anomaly, observe,
 };
 use cotangent::nn::{Gpt, GptConfig, Linear};
-use cotangent::ops::Reduction;
+
 use cotangent::optim::{AdamW, Clipped};
 use cotangent::{
-    F32, F64, GradOptions, Key, Module, ModuleExt, Observer, Pulled, Ran, Result, Tape, Tensor, checkpoint, grad, module, value_and_grad,
+    F32, F64, GradOptions, Key, Module, Observer, Pulled, Ran, Result, Tape, Tensor, checkpoint, grad, module, value_and_grad,
     value_and_grad_with,
 };
 use std::sync::{Arc, Mutex};
@@ -69,19 +69,19 @@ fn healthy_models_raise_no_alarm() -> Result<()> {
     );
     assert_eq!(history.last().unwrap().depth().verdict(), Verdict::Healthy);
 
-    let linear = |i, o, k| Linear::new(i, o, true, F32, Key::new(k)).unwrap();
+    let linear = |i, o, k| Linear::new(i, o, F32, Key::new(k)).unwrap();
     let x = Tensor::randn([32, 6], F32, Key::new(5))?;
     let y = x.sum(-1)?.sin()?;
     let mut mlp = vec![linear(6, 24, 1), linear(24, 24, 2), linear(24, 24, 3), linear(24, 1, 4)];
     quiet(&mut mlp, 30, |m| {
         let h = m[..3].iter().try_fold(x.clone(), |h, l| l.forward(&h)?.relu())?;
-        m[3].forward(&h)?.squeeze(-1)?.mse_loss(&y, Reduction::Mean)
+        m[3].forward(&h)?.squeeze(-1)?.mse_loss(&y)
     })?;
 
     let mut lstm = Lstm { input: linear(3, 48, 6), state: linear(12, 48, 7), head: linear(12, 1, 8) };
     let x = Tensor::randn([8, 10, 3], F32, Key::new(9))?;
     let y = x.select(2, 0)?.sum(-1)?.tanh()?;
-    quiet(&mut lstm, 30, |m| m.forward(&x)?.squeeze(-1)?.mse_loss(&y, Reduction::Mean))?;
+    quiet(&mut lstm, 30, |m| m.forward(&x)?.squeeze(-1)?.mse_loss(&y))?;
     Ok(())
 }
 
@@ -133,7 +133,7 @@ fn sparse_tables_and_fresh_biases_are_not_conspicuous() -> Result<()> {
 
 #[test]
 fn layers_and_updates_add_up() -> Result<()> {
-    let layers = vec![Linear::new(3, 3, true, F64, Key::new(1))?, Linear::new(3, 3, true, F64, Key::new(2))?];
+    let layers = vec![Linear::new(3, 3, F64, Key::new(1))?, Linear::new(3, 3, F64, Key::new(2))?];
     let x = Tensor::randn([4, 3], F64, Key::new(3))?;
     let g = grad(&layers, |m| m[1].forward(&m[0].forward(&x)?.tanh()?)?.square()?.mean(..))?;
     let after = layers.map(|_, t| t.mul_scalar(1.01))?;
@@ -188,7 +188,7 @@ fn the_clip_tracker_counts_a_window() {
 #[test]
 fn anomalies_name_op_line_module_and_operands() -> Result<()> {
     // Forward: the logarithm of a negative number, behind a layer.
-    let layers = vec![Linear::new(3, 3, true, F64, Key::new(1))?];
+    let layers = vec![Linear::new(3, 3, F64, Key::new(1))?];
     let x = Tensor::randn([4, 3], F64, Key::new(3))?;
     let anomaly = Anomaly::new();
     let line = std::cell::Cell::new(0);
@@ -300,7 +300,7 @@ fn a_trace_holds_what_modules_gave_and_their_cotangents() -> Result<()> {
 
 #[test]
 fn a_wrong_cotangent_is_told_from_a_wrong_value() -> Result<()> {
-    let layers: Vec<Linear> = (0..3).map(|k| Linear::new(4, 4, false, F64, Key::new(k)).unwrap()).collect();
+    let layers: Vec<Linear> = (0..3).map(|k| Linear::no_bias(4, 4, F64, Key::new(k)).unwrap()).collect();
     let x = Tensor::randn([5, 4], F64, Key::new(9))?;
     let run = |wrong: bool| {
         Trace::with_cotangents(&layers, |m| {
@@ -548,7 +548,7 @@ fn a_trace_agrees_with_a_dump_of_pytorch() -> Result<()> {
 /// Inside one another, gradient functions share a tape: tools see it, and change nothing.
 #[test]
 fn tools_survive_gradients_inside_gradients() -> Result<()> {
-    let w = vec![Linear::new(3, 3, true, F64, Key::new(1))?];
+    let w = vec![Linear::new(3, 3, F64, Key::new(1))?];
     let x = Tensor::randn([4, 3], F64, Key::new(2))?;
     let penalty = |m: &Vec<Linear>| grad(&x, |x| m[0].forward(x)?.tanh()?.sum(..))?.into_inner().square()?.sum(..);
     let (plain, same) = value_and_grad(&w, penalty)?;
@@ -591,7 +591,7 @@ fn composed_ops_are_reported_at_the_callers_line() -> Result<()> {
                 Anomaly::new().attach(x)?;
             }
             line.set(line!() + 1);
-            x.mse_loss(&zero, Reduction::Mean)
+            x.mse_loss(&zero)
         })
     };
     run(&x, false)?;

@@ -111,14 +111,14 @@ fn a_gradient_whose_square_is_infinite_is_no_step() {
 #[cfg(feature = "emulator")]
 #[test]
 fn devices_skip_the_same_steps() {
-    use cotangent::ModuleExt;
+    use cotangent::Module;
     let device = cotangent::Device::cuda_emulated().unwrap();
     let losses: [fn(&Tensor) -> cotangent::Result<Tensor>; 4] =
         [|w| w.log()?.sum(..), |w| w.square()?.sum(..), |w| w.mul_scalar(1e25)?.sum(..), |w| w.mul_scalar(1.8e19)?.sum(..)];
     for (name, mut optimizer) in all() {
         let host = Tensor::from_slice(&[-2f32, 3.0, 1.0, 0.5], [2, 2]).unwrap();
         let mut on_host = all().into_iter().find(|o| o.0 == name).unwrap().1;
-        let (mut w, mut on_device) = (host.clone(), ModuleExt::to_device(&host, device).unwrap());
+        let (mut w, mut on_device) = (host.clone(), Module::to_device(&host, device).unwrap());
         let mut skipped = Vec::new();
         for loss in losses {
             let (_, g) = value_and_grad(&w, loss).unwrap();

@@ -1,7 +1,7 @@
 //! Update rules against their formulas, half precision, groups, averages, loss scaling, accumulation.
 
 use super::gradient_of;
-use cotangent::ops::CrossEntropy;
+use cotangent::ops::CrossEntropyOptions;
 use cotangent::optim::{Accumulator, Adam, AdamW, Ema, Group, LossScaler, Muon, MuonScale, Sgd, norms_and_biases};
 use cotangent::{BF16, DType, F16, F32, F64, Key, Param, Tensor, grad, value_and_grad};
 
@@ -288,7 +288,7 @@ fn accumulation_equals_the_full_batch_for_unequal_token_counts() {
         let x = Tensor::randn([7, 4], dtype, Key::new(2)).unwrap();
         let targets = [0i64, 3, -100, 2, -100, -100, 4];
         let y = Tensor::from_slice(&targets, [7]).unwrap();
-        let ignoring = CrossEntropy { ignore_index: Some(-100), ..CrossEntropy::default() };
+        let ignoring = CrossEntropyOptions { ignore_index: Some(-100), ..CrossEntropyOptions::default() };
         let mean = |from: usize, len: usize| {
             let (x, y) = (x.narrow(0, from, len).unwrap(), y.narrow(0, from, len).unwrap());
             value_and_grad(&w, |w| x.linear(w, None)?.cross_entropy_with(&y, &ignoring)).unwrap()

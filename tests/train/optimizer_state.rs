@@ -1,7 +1,7 @@
 //! What optimizers remember: saved, loaded and continued; refused when it is another's.
 
 use cotangent::optim::{Adam, AdamW, Group, Muon, Optimizer, Sgd, State};
-use cotangent::{BF16, DType, F32, F64, Grads, Key, ModuleExt, Param, Result, Tensor, grad, module, nn::Linear};
+use cotangent::{BF16, DType, F32, F64, Grads, Key, Module, Param, Result, Tensor, grad, module, nn::Linear};
 
 #[derive(Clone, Debug)]
 struct Net {
@@ -11,7 +11,7 @@ struct Net {
 module!(Net { a, gain });
 
 fn net(dtype: DType) -> Net {
-    Net { a: Linear::new(5, 7, true, dtype, Key::new(1)).unwrap(), gain: Tensor::randn([7], dtype, Key::new(2)).unwrap().into() }
+    Net { a: Linear::new(5, 7, dtype, Key::new(1)).unwrap(), gain: Tensor::randn([7], dtype, Key::new(2)).unwrap().into() }
 }
 
 fn gradient(m: &Net, step: u64) -> Grads<Net> {
@@ -130,7 +130,7 @@ fn state_of_another_is_refused_by_name() {
     refused(try_step(AdamW::default(), amsgrad, &mut net(F32)), &["max_exp_avg_sq", "`a.bias`"]);
     refused(try_step(AdamW::default(), state.clone(), &mut net(F64)), &["`a.weight`", "f64", "f32"]);
     refused(try_step(AdamW::default(), stepped(AdamW::default(), BF16), &mut net(F32)), &["`a.weight`", "master"]);
-    let wide = Net { a: Linear::new(5, 7, true, F32, Key::new(1)).unwrap(), gain: Tensor::ones([1], F32).unwrap().into() };
+    let wide = Net { a: Linear::new(5, 7, F32, Key::new(1)).unwrap(), gain: Tensor::ones([1], F32).unwrap().into() };
     refused(try_step(AdamW::default(), state.clone(), &mut wide.clone()), &["`gain`", "[1]", "[7]"]);
     let mut bare = net(F32);
     bare.a.bias = None;

@@ -4,9 +4,9 @@
 use crate::say;
 use cotangent::backend::{cpu, cuda};
 use cotangent::diagnostics::{Alignment, ClipTracker, DepthProfile, HealthReport, Misalignment, Trace, Tracer, Verdict};
-use cotangent::nn::{Embedding, Linear};
+use cotangent::nn::{Embedding, Init, Linear, LinearOptions};
 use cotangent::op::{Cotangents, Describe, InputCotangents, Math, Op, Saved, Spec, Specs, apply1};
-use cotangent::ops::{RopePositions, Rotary, Sdpa};
+use cotangent::ops::{RopeOptions, RopePositions, SdpaOptions};
 use cotangent::optim::Sgd;
 use cotangent::testing::{Gen, Nd, Sample, Scalar, gradcheck};
 use cotangent::{F64, Key, Param, Result, Tensor, gradcheck_module, module, value_and_grad};
@@ -45,7 +45,7 @@ impl Attention {
     fn forward(&self, x: &Tensor, limit: f64, clip: Clip) -> Result<Tensor> {
         let (q, k, v) = (x.linear(&self.wq, None)?, x.linear(&self.wk, None)?, x.linear(&self.wv, None)?);
         let scores = q.matmul(&k.transpose(0, 1)?)?.mul_scalar(1.0 / (x.size(1)? as f64).sqrt())?;
-        let factor = scores.square()?.sum_keep(-1)?.sqrt()?.rdiv_scalar(limit)?.clamp(None, 1.0)?;
+        let factor = scores.square()?.sum_keepdim(-1)?.sqrt()?.rdiv_scalar(limit)?.clamp(None, 1.0)?;
         let weights = match clip {
             Clip::Derived => scores.mul(&factor)?.softmax(-1)?,
             Clip::FactorDetached => scores.mul(&factor.detach())?.softmax(-1)?,
@@ -98,7 +98,7 @@ fn clipped_scores_have_their_own_derivative() -> Result<()> {
 
 #[test]
 fn attention_that_nothing_reaches_is_an_error_that_names_it() {
-    let (model, x) = ((Attention::new(6, 0.4), Linear::new(6, 3, true, F64, Key::new(4)).unwrap()), normal(&[4, 6], 1.0, 5));
+    let (model, x) = ((Attention::new(6, 0.4), Linear::new(6, 3, F64, Key::new(4)).unwrap()), normal(&[4, 6], 1.0, 5));
     let e = value_and_grad(&model, |(attention, head)| {
         let mixed = attention.forward(&x, 10.0, Clip::Derived)?;
         // The result of attention is thrown away: the residual stream goes on without it.
@@ -161,8 +161,8 @@ impl Op for Approximate {
     fn vjp(&self, saved: &Saved, y_bar: &Cotangents, _: &[bool]) -> Result<InputCotangents> {
         let (q, k, v, bar) = (saved.get(0)?, saved.get(1)?, saved.get(2)?, y_bar.only()?);
         let weights = q.matmul(&k.transpose(0, 1)?)?.softmax(-1)?;
-        let size = bar.mean_keep(-1)?;
-        let outer = |other: &Tensor| size.mul(&other.mean_keep(0)?);
+        let size = bar.mean_keepdim(-1)?;
+        let outer = |other: &Tensor| size.mul(&other.mean_keepdim(0)?);
         Ok(InputCotangents::from_iter([
             Some(outer(k)?),
             Some(outer(q)?),
@@ -240,7 +240,7 @@ fn a_wrong_loss_gradient_for_large_vocabularies_is_found() -> Result<()> {
     let (v, width, n) = (3000, 8, 48);
     let x = normal(&[n, width], 1.0, 13);
     let train = |wrong: bool| -> Result<(ClipTracker, f64, f64)> {
-        let mut head = Linear::normal(width, v, true, 0.02, F64, Key::new(14))?;
+        let mut head = Linear::with(width, v, F64, Key::new(14), &LinearOptions { bias: true, init: Some(Init::Normal { std: 0.02 }) })?;
         let (mut sgd, mut clips, mut losses) = (Sgd { lr: 2.0, ..Sgd::default() }, ClipTracker::new(30), Vec::new());
         let ids = Tensor::from_slice(&targets(n, v), [n])?;
         for _ in 0..60 {
@@ -348,7 +348,7 @@ impl RmsNorm {
 
 impl Decoder {
     fn new(mistake: Mistake) -> Result<Self> {
-        let linear = |i, o, bias, k: u64| Linear::new(i, o, bias, F64, Key::new(100 + k));
+        let linear = |i, o, bias, k: u64| Linear::with(i, o, F64, Key::new(100 + k), &LinearOptions { bias, init: None });
         let norm = |k| -> Result<RmsNorm> { Ok(RmsNorm { weight: normal(&[WIDTH], 0.2, k).add_scalar(1.0)?.into() }) };
         let mut layers = Vec::new();
         for l in 0..2 {
@@ -394,7 +394,7 @@ impl Decoder {
             let h = l.input_layernorm.forward(&x)?;
             let heads = |t: Tensor, n: usize| t.reshape([1, time, n, HEAD])?.permute([0, 2, 1, 3]);
             let base = if self.mistake == Mistake::RopeBase && i == 1 { 10_000.0 } else { 1_000_000.0 };
-            let rotary = Rotary { base, positions: RopePositions::From(start), ..Rotary::default() };
+            let rotary = RopeOptions { base, positions: RopePositions::From(start), ..RopeOptions::default() };
             let q = heads(l.self_attn.q_proj.forward(&h)?, HEADS)?.rope(&rotary)?;
             let mut k = heads(l.self_attn.k_proj.forward(&h)?, KV_HEADS)?.rope(&rotary)?;
             let mut v = heads(l.self_attn.v_proj.forward(&h)?, KV_HEADS)?;
@@ -405,7 +405,7 @@ impl Decoder {
                 v = Tensor::concat(&[&old_v.narrow(2, 0, keep)?, &v], 2)?;
             }
             cache.borrow_mut()[i] = Some((k.clone(), v.clone()));
-            let y = q.scaled_dot_product_attention(&k, &v, None, Sdpa::causal())?;
+            let y = q.scaled_dot_product_attention(&k, &v, None, &SdpaOptions::causal())?;
             x = x.add(&l.self_attn.o_proj.forward(&y.permute([0, 2, 1, 3])?.reshape([1, time, WIDTH])?)?)?;
             x.tap(|| format!("layers.{i}.middle"));
             let h = l.post_attention_layernorm.forward(&x)?;

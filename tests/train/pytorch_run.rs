@@ -6,7 +6,7 @@
 use crate::models::folders;
 use cotangent::nn::{Activation, Gpt, GptConfig};
 use cotangent::optim::{AdamW, Schedule, WarmupCosine};
-use cotangent::{DType, Device, F32, F64, Key, ModuleExt, Result, Tensor, value_and_grad};
+use cotangent::{DType, Device, F32, F64, Key, Module, Result, Tensor, value_and_grad};
 use std::collections::BTreeMap;
 use std::path::Path;
 

@@ -5,7 +5,7 @@ use cotangent::io::save_safetensors;
 use cotangent::nn::{Gpt, GptConfig};
 use cotangent::optim::{AdamW, Ema, LossScaler, Sgd, WarmupCosine};
 use cotangent::train::{Event, Options, Order, Prefetch, Rows, Snapshot, Snapshots, Tokens, Trainer, Windows};
-use cotangent::{F16, F32, F64, Key, ModuleExt, Result, Tensor};
+use cotangent::{F16, F32, F64, Key, Module, Result, Tensor};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};

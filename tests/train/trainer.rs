@@ -7,7 +7,7 @@ use cotangent::train::{
     Batches, Bytes, Characters, Csv, Event, Jsonl, MetricSink, Options, Order, Prefetch, Rows, Sampling, TensorBoard, Tokenizer, Tokens,
     Trainer, Width, Windows, document_mask, record,
 };
-use cotangent::{Error, F32, F64, I64, Key, Result, Tensor, ops::Sdpa, value_and_grad};
+use cotangent::{Error, F32, F64, I64, Key, Result, Tensor, ops::SdpaOptions, value_and_grad};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
@@ -358,10 +358,10 @@ fn document_masks_keep_documents_apart() {
     let tokens = Tensor::from_slice(&[5i64, 6, 0, 7, 8, 9], [1, 6]).unwrap();
     let mask = document_mask(&tokens, 0).unwrap();
     let [q, k, v] = [1, 2, 3].map(|i| Tensor::randn([1, 2, 6, 4], F64, Key::new(i)).unwrap());
-    let packed = q.scaled_dot_product_attention(&k, &v, Some(&mask), Sdpa::default()).unwrap();
+    let packed = q.scaled_dot_product_attention(&k, &v, Some(&mask), &SdpaOptions::default()).unwrap();
     for part in [0..3, 3..6] {
         let cut = |t: &Tensor| t.slice(2, part.clone()).unwrap();
-        let alone = cut(&q).scaled_dot_product_attention(&cut(&k), &cut(&v), None, Sdpa::causal()).unwrap();
+        let alone = cut(&q).scaled_dot_product_attention(&cut(&k), &cut(&v), None, &SdpaOptions::causal()).unwrap();
         let apart = cut(&packed).sub(&alone).unwrap().abs().unwrap().max(..).unwrap().item().unwrap();
         assert!(apart < 1e-12, "{apart}");
     }

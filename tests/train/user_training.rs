@@ -223,7 +223,7 @@ fn a_carried_state_is_part_of_the_run() -> Result<()> {
         let mut sum: Option<cotangent::Grads<Tensor>> = None;
         for part in 0..2 {
             let x = data(2 * i + part)?;
-            let (_, new, g) = cotangent::value_aux_and_grad(&w, GradOptions::default(), |w| {
+            let (_, new, g) = cotangent::value_and_grad_with_aux(&w, GradOptions::default(), |w| {
                 let h = next.mul_scalar(0.5)?.add(&x.mul(w)?)?.tanh()?;
                 Ok((h.square()?.mean(..)?, h))
             })?;
@@ -481,18 +481,18 @@ fn messages_and_small_methods() -> Result<()> {
     assert!(e.to_string().contains("'d' at byte 2 is not among the 3 known: make `Characters` of all texts, or take `Bytes`"), "{e}");
     // D: resume with another width names one place, the caller's.
     let folder = Folder::new("width");
-    let mut t = Trainer::new(Linear::new(3, 2, true, F32, Key::new(1))?, Sgd::new(0.1));
+    let mut t = Trainer::new(Linear::new(3, 2, F32, Key::new(1))?, Sgd::new(0.1));
     t.options.steps = 1;
     t.snapshots = Some(Snapshots::open(folder.path(), 0)?);
     t.run(&|_: u64| Tensor::ones([4, 3], F32), |m, x, _| m.forward(x)?.square()?.mean(..))?;
     drop(t);
-    let mut wide = Trainer::new(Linear::new(3, 3, true, F32, Key::new(1))?, Sgd::new(0.1));
+    let mut wide = Trainer::new(Linear::new(3, 3, F32, Key::new(1))?, Sgd::new(0.1));
     wide.snapshots = Some(Snapshots::open(folder.path(), 0)?);
     let e = wide.resume().unwrap_err().to_string();
     assert!(e.contains("`weight` has shape [2, 3] in the file, [3, 3] in the model") && !e.contains("src/train"), "{e}");
     // The trainable tensors alone.
-    let mut net = (Linear::new(3, 2, true, F32, Key::new(1))?, Linear::new(2, 2, true, F32, Key::new(2))?);
-    let _ = cotangent::ModuleExt::freeze(&mut net, |_| true);
+    let mut net = (Linear::new(3, 2, F32, Key::new(1))?, Linear::new(2, 2, F32, Key::new(2))?);
+    let _ = cotangent::Module::freeze(&mut net, |_| true);
     let e = net.save_trainable(folder.join("nothing.safetensors")).unwrap_err();
     assert!(e.is_argument() && e.to_string().contains("nothing of the model is trainable"), "{e}");
     Ok(())

@@ -48,7 +48,7 @@ const STRETCH: usize = 256 * PIECE;
 /// for name in file.names() {
 ///     println!("{name}: {} {}", file.kind(name)?, file.shape(name)?);
 /// }
-/// let weight = file.tensor("blk.0.attn_q.weight", BF16)?; // dequantised
+/// let weight = file.tensor("blk.0.attn_q.weight", BF16)?; // dequantized
 /// let same = file.hf_tensor("model.layers.0.self_attn.q_proj.weight", BF16)?; // by its Hugging Face name
 /// # Ok::<(), cotangent::Error>(())
 /// ```

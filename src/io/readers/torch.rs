@@ -31,7 +31,7 @@ const LEGACY: &[u8; 14] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50
 /// and objects of other classes, are passed over: see [`TorchFile::passed_over`]. Types as in [`read_npy`](super::read_npy).
 ///
 /// ```no_run
-/// use cotangent::{Module, ModuleExt, io::TorchFile, nn::Linear};
+/// use cotangent::{Module, io::TorchFile, nn::Linear};
 /// # fn fit(mut net: Linear) -> cotangent::Result<()> {
 /// let file = TorchFile::open("net.pt")?;
 /// println!("{:?}, without {:?}", file.names(), file.passed_over());

@@ -1,4 +1,4 @@
-//! Rotary position embedding.
+//! RopeOptions position embedding.
 
 use crate::backend::cpu::par::*;
 use crate::backend::cpu::{self, Buffer, Compute, Real, rows, simd};
@@ -33,7 +33,7 @@ pub enum RopePositions {
 
 /// Options of [`Tensor::rope`].
 #[derive(Clone, Debug)]
-pub struct Rotary {
+pub struct RopeOptions {
     /// Pair `i` turns by `position · base^(−2i/d)`.
     pub base: f64,
     /// Which elements form a pair.
@@ -44,13 +44,13 @@ pub struct Rotary {
     pub rotary_dim: Option<usize>,
 }
 
-impl Default for Rotary {
+impl Default for RopeOptions {
     fn default() -> Self {
-        Rotary { base: 10_000.0, style: RopeStyle::Half, positions: RopePositions::From(0), rotary_dim: None }
+        RopeOptions { base: 10_000.0, style: RopeStyle::Half, positions: RopePositions::From(0), rotary_dim: None }
     }
 }
 
-/// Rotary embedding; see [`Tensor::rope`]. Inputs: x, then the positions if they are given.
+/// RopeOptions embedding; see [`Tensor::rope`]. Inputs: x, then the positions if they are given.
 #[derive(Clone, Debug)]
 pub struct Rope {
     /// Base of the frequencies.
@@ -252,7 +252,7 @@ impl Describe for RopePair {
             s.inputs.insert(1, g.normal(k));
             out.push(s);
         }
-        let op = RopePair(Rotary::default().op().0);
+        let op = RopePair(RopeOptions::default().op().0);
         out.push(Sample::reject(op.clone(), [g.normal([2, 3, 4]), g.normal([2, 2, 4])], ErrorKind::Shape).note("keys of another length"));
         out.push(Sample::reject(op, [g.normal([2, 3, 4]), g.normal([2, 3, 4]).of_dtype(crate::F64)], ErrorKind::Dtype));
         out
@@ -416,12 +416,12 @@ fn rotate<T: Compute>(style: RopeStyle, x: &[T], cos: &[T::Acc], sin: &[T::Acc],
 }
 
 impl Tensor {
-    /// Rotary position embedding of `[.., T, D]`: each pair of a row turns by an angle that grows with the row's position.
+    /// RopeOptions position embedding of `[.., T, D]`: each pair of a row turns by an angle that grows with the row's position.
     ///
     /// ```
-    /// use cotangent::{Tensor, ops::{RopePositions, Rotary}};
+    /// use cotangent::{Tensor, ops::{RopePositions, RopeOptions}};
     /// let q = Tensor::from_slice(&[1f64, 0.0, 1.0, 0.0], [2, 2])?;
-    /// let y = q.rope(&Rotary { positions: RopePositions::From(0), ..Default::default() })?;
+    /// let y = q.rope(&RopeOptions { positions: RopePositions::From(0), ..Default::default() })?;
     /// assert_eq!(y.to_vec::<f64>()?, [1.0, 0.0, 1f64.cos(), 1f64.sin()]);
     /// # Ok::<(), cotangent::Error>(())
     /// ```
@@ -440,7 +440,7 @@ impl Tensor {
     /// argument error for a base that is not positive; dtype error for integers, or positions that are floats.
     #[doc(alias = "rotary")]
     #[track_caller]
-    pub fn rope(&self, options: &Rotary) -> Result<Tensor> {
+    pub fn rope(&self, options: &RopeOptions) -> Result<Tensor> {
         let (op, given) = options.op();
         let x: SmallVec<[&Tensor; 2]> = [Some(self), given].into_iter().flatten().collect();
         apply1(op, &x)
@@ -449,11 +449,11 @@ impl Tensor {
     /// [`Tensor::rope`] of queries and keys at once: `(self, key)` turned by one table of angles.
     ///
     /// ```
-    /// use cotangent::{F64, Key, Tensor, ops::Rotary};
+    /// use cotangent::{F64, Key, Tensor, ops::RopeOptions};
     /// let (q, k) = (Tensor::randn([1, 4, 3, 8], F64, Key::new(1))?, Tensor::randn([1, 2, 3, 8], F64, Key::new(2))?);
-    /// let (a, b) = q.rope_with_key(&k, &Rotary::default())?;
-    /// assert_eq!(a.to_vec::<f64>()?, q.rope(&Rotary::default())?.to_vec::<f64>()?);
-    /// assert_eq!(b.to_vec::<f64>()?, k.rope(&Rotary::default())?.to_vec::<f64>()?);
+    /// let (a, b) = q.rope_with_key(&k, &RopeOptions::default())?;
+    /// assert_eq!(a.to_vec::<f64>()?, q.rope(&RopeOptions::default())?.to_vec::<f64>()?);
+    /// assert_eq!(b.to_vec::<f64>()?, k.rope(&RopeOptions::default())?.to_vec::<f64>()?);
     /// # Ok::<(), cotangent::Error>(())
     /// ```
     ///
@@ -470,18 +470,18 @@ impl Tensor {
     /// # Errors
     /// Shape error when the two differ in `T` or `D`; otherwise as [`Tensor::rope`].
     #[track_caller]
-    pub fn rope_with_key(&self, key: &Tensor, options: &Rotary) -> Result<(Tensor, Tensor)> {
+    pub fn rope_with_key(&self, key: &Tensor, options: &RopeOptions) -> Result<(Tensor, Tensor)> {
         let (op, given) = options.op();
         let x: SmallVec<[&Tensor; 3]> = [Some(self), Some(key), given].into_iter().flatten().collect();
         let mut y = apply(RopePair(op), &x)?.into_iter();
         match (y.next(), y.next()) {
             (Some(q), Some(k)) => Ok((q, k)),
-            _ => bail!(argument, "queries and keys are two results"),
+            _ => bail!(internal, "queries and keys are two results"),
         }
     }
 }
 
-impl Rotary {
+impl RopeOptions {
     /// The op, and the positions if they are given.
     fn op(&self) -> (Rope, Option<&Tensor>) {
         let options = self;

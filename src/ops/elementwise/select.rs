@@ -10,12 +10,12 @@ use crate::tensor::Tensor;
 use crate::testing::{Gen, Input, Nd, Sample, Scalar, broadcast_extents};
 use smallvec::{SmallVec, smallvec};
 
-/// `a` where the mask is set, else `b`; see [`Tensor::where_select`].
+/// `a` where the mask is set, else `b`; see [`Tensor::where_cond`].
 #[derive(Clone, Debug)]
-pub struct WhereSelect;
+pub struct WhereCond;
 
-impl Describe for WhereSelect {
-    const NAME: &'static str = "where_select";
+impl Describe for WhereCond {
+    const NAME: &'static str = "where_cond";
     const MATH: Math = Math {
         forward: "y = a where the mask is not 0, else b",
         vjp: "ā = ȳ where the mask is not 0, else exactly 0; b̄ the other way round; each summed over its broadcast axes",
@@ -32,28 +32,28 @@ impl Describe for WhereSelect {
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let (m, n) = (g.extent(), g.extent());
         let mut out = vec![
-            Sample::check(WhereSelect, [g.below(U8, [m, n], 2), g.normal([m, n]), g.normal([m, n])]),
-            Sample::check(WhereSelect, [g.below(U8, [m, 1], 2), g.normal([n]), g.normal([m, n])]),
-            Sample::check(WhereSelect, [g.below(U8, [4, 1, 1], 2), g.normal([1, 3, 1]), g.normal([1, 1, 2])])
+            Sample::check(WhereCond, [g.below(U8, [m, n], 2), g.normal([m, n]), g.normal([m, n])]),
+            Sample::check(WhereCond, [g.below(U8, [m, 1], 2), g.normal([n]), g.normal([m, n])]),
+            Sample::check(WhereCond, [g.below(U8, [4, 1, 1], 2), g.normal([1, 3, 1]), g.normal([1, 1, 2])])
                 .note("all three broadcast [D9]"),
-            Sample::check(WhereSelect, [g.below(U8, [], 2), g.normal([3]), g.normal([])]),
-            Sample::check(WhereSelect, [g.below(U8, [0, 2], 2), g.normal([2]), g.normal([1, 1])]),
-            Sample::check(WhereSelect, [Input::ints(U8, [3], &[0, 255, 2]), g.normal([3]), g.normal([3])]).note("any value but 0 is true"),
+            Sample::check(WhereCond, [g.below(U8, [], 2), g.normal([3]), g.normal([])]),
+            Sample::check(WhereCond, [g.below(U8, [0, 2], 2), g.normal([2]), g.normal([1, 1])]),
+            Sample::check(WhereCond, [Input::ints(U8, [3], &[0, 255, 2]), g.normal([3]), g.normal([3])]).note("any value but 0 is true"),
         ];
         let (inf, nan) = (f64::INFINITY, f64::NAN);
         let masked =
             [Input::ints(U8, [4], &[1, 0, 1, 0]), Input::values([4], [1.0, nan, 2.0, inf]), Input::values([4], [nan, 3.0, -inf, 4.0])];
-        out.push(Sample::check(WhereSelect, masked).at_kink().note("NaN and ∞ in the branch that is not taken [D5]"));
-        out.push(Sample::value(WhereSelect, [g.below(U8, [3, 2], 2), g.below(I64, [2], 9), g.below(I64, [3, 1], 9)]).note("integers"));
-        out.push(Sample::reject(WhereSelect, [g.normal([2]), g.normal([2]), g.normal([2])], ErrorKind::Dtype));
-        out.push(Sample::reject(WhereSelect, [g.below(U8, [2], 2), g.normal([2]), g.normal([2]).of_dtype(F64)], ErrorKind::Dtype));
-        out.push(Sample::reject(WhereSelect, [g.below(U8, [2], 2), g.normal([3]), g.normal([3])], ErrorKind::Shape));
-        out.push(Sample::bench(WhereSelect, [g.below(U8, [4 << 20], 2), g.normal([4 << 20]), g.normal([4 << 20])]));
+        out.push(Sample::check(WhereCond, masked).at_kink().note("NaN and ∞ in the branch that is not taken [D5]"));
+        out.push(Sample::value(WhereCond, [g.below(U8, [3, 2], 2), g.below(I64, [2], 9), g.below(I64, [3, 1], 9)]).note("integers"));
+        out.push(Sample::reject(WhereCond, [g.normal([2]), g.normal([2]), g.normal([2])], ErrorKind::Dtype));
+        out.push(Sample::reject(WhereCond, [g.below(U8, [2], 2), g.normal([2]), g.normal([2]).of_dtype(F64)], ErrorKind::Dtype));
+        out.push(Sample::reject(WhereCond, [g.below(U8, [2], 2), g.normal([3]), g.normal([3])], ErrorKind::Shape));
+        out.push(Sample::bench(WhereCond, [g.below(U8, [4 << 20], 2), g.normal([4 << 20]), g.normal([4 << 20])]));
         out
     }
 }
 
-impl Op for WhereSelect {
+impl Op for WhereCond {
     const AUX: usize = 0;
 
     fn infer(&self, x: &[Spec]) -> Result<SmallVec<[Spec; 2]>> {
@@ -86,8 +86,8 @@ impl Op for WhereSelect {
     fn vjp(&self, saved: &Saved, y_bar: &Cotangents, want: &[bool]) -> Result<InputCotangents> {
         let (mask, g) = (saved.get(0)?, y_bar.only()?);
         let zero = Tensor::full_on((), 0.0, g.dtype(), g.device())?;
-        let a_bar = if want[1] { Some(mask.where_select(g, &zero)?) } else { None };
-        let b_bar = if want[2] { Some(mask.where_select(&zero, g)?) } else { None };
+        let a_bar = if want[1] { Some(mask.where_cond(g, &zero)?) } else { None };
+        let b_bar = if want[2] { Some(mask.where_cond(&zero, g)?) } else { None };
         Ok(smallvec![None, a_bar, b_bar])
     }
 }
@@ -179,7 +179,7 @@ impl Tensor {
     /// # Gradient
     /// `ȳ` where an operand was chosen and exactly 0 elsewhere; saves the mask. A NaN that is not chosen stays out of the
     /// value and of this op's gradients. It still spoils the ops that made it (0 · ∞ inside their derivatives): make their
-    /// operand harmless as well, `mask.where_select(&x, &one)` before the risky function and the same mask after it.
+    /// operand harmless as well, `mask.where_cond(&x, &one)` before the risky function and the same mask after it.
     ///
     /// # Errors
     /// Shape error when the shapes do not broadcast; dtype error unless the mask is `u8` and `a`, `b` have one dtype.
@@ -189,7 +189,7 @@ impl Tensor {
     /// let mask = Tensor::from_slice(&[1u8, 0], [2])?;
     /// let tape = Tape::new();
     /// let a = tape.watch(&Tensor::from_slice(&[1f32, f32::NAN], [2])?)?;
-    /// let y = mask.where_select(&a, &Tensor::from_slice(&[5f32], [1])?)?;
+    /// let y = mask.where_cond(&a, &Tensor::from_slice(&[5f32], [1])?)?;
     /// assert_eq!(y.to_vec::<f32>()?, [1.0, 5.0]);
     /// let g = tape.backward(&y.sum(..)?)?;
     /// assert_eq!(g.get(&a)?.to_vec::<f32>()?, [1.0, 0.0]);
@@ -197,8 +197,8 @@ impl Tensor {
     /// ```
     #[doc(alias("where", "masked_select"))]
     #[track_caller]
-    pub fn where_select(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        apply1(WhereSelect, &[self, a, b])
+    pub fn where_cond(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        apply1(WhereCond, &[self, a, b])
     }
 
     /// The number `value` where the `u8` mask is not 0, the tensor elsewhere; the mask broadcasts to the tensor.

@@ -266,11 +266,11 @@ impl Cell<'_> {
             let (one, two) = (zeros.eq_scalar(1.0)?, zeros.eq_scalar(2.0)?);
             let nothing = rest.untracked().zeros_like()?;
             // Beside an element that is not 0 there are `zeros` zeros, beside one that is there is one fewer.
-            let whole = zeros.eq_scalar(0.0)?.where_select(rest, &one.where_select(&rest.mul(lost)?, &nothing)?)?;
+            let whole = zeros.eq_scalar(0.0)?.where_cond(rest, &one.where_cond(&rest.mul(lost)?, &nothing)?)?;
             let beside = whole.div(&v.masked_fill(none, 1.0)?)?;
             let other = rest.mul(&lost.sub(v)?)?;
-            let alone = one.where_select(rest, &two.where_select(&other, &nothing)?)?;
-            g.mul(&none.where_select(&alone, &beside)?)
+            let alone = one.where_cond(rest, &two.where_cond(&other, &nothing)?)?;
+            g.mul(&none.where_cond(&alone, &beside)?)
         };
         let by_x = by_x.then(|| others(x, &none_x, [&self.g, &zeros, &rest, &lost])).transpose()?;
         let by_s =

@@ -126,11 +126,11 @@ impl Composite for MatrixNormOp {
             bail!(shape, "a matrix has two axes, found {} for {}", axes.len(), x.shape());
         };
         let y = match self.kind {
-            MatrixNorm::Frobenius => x.norm_keep(&[rows, columns][..])?,
-            MatrixNorm::One => x.abs()?.sum_keep(rows)?.max_keep(columns)?,
-            MatrixNorm::Infinity => x.abs()?.sum_keep(columns)?.max_keep(rows)?,
-            MatrixNorm::MinusOne => x.abs()?.sum_keep(rows)?.min_keep(columns)?,
-            MatrixNorm::MinusInfinity => x.abs()?.sum_keep(columns)?.min_keep(rows)?,
+            MatrixNorm::Frobenius => x.norm_keepdim(&[rows, columns][..])?,
+            MatrixNorm::One => x.abs()?.sum_keepdim(rows)?.max_keepdim(columns)?,
+            MatrixNorm::Infinity => x.abs()?.sum_keepdim(columns)?.max_keepdim(rows)?,
+            MatrixNorm::MinusOne => x.abs()?.sum_keepdim(rows)?.min_keepdim(columns)?,
+            MatrixNorm::MinusInfinity => x.abs()?.sum_keepdim(columns)?.min_keepdim(rows)?,
         };
         Ok(smallvec![if self.keep { y } else { y.squeeze(rows.max(columns))?.squeeze(rows.min(columns))? }])
     }
@@ -165,7 +165,7 @@ impl Tensor {
     /// # Errors
     /// As [`Tensor::matrix_norm`].
     #[track_caller]
-    pub fn matrix_norm_keep(&self, kind: MatrixNorm, axes: impl Into<Axes>) -> Result<Tensor> {
+    pub fn matrix_norm_keepdim(&self, kind: MatrixNorm, axes: impl Into<Axes>) -> Result<Tensor> {
         compose1(MatrixNormOp { kind, axes: axes.into(), keep: true }, &[self])
     }
 }

@@ -168,7 +168,7 @@ impl Op for QuantLinear {
 
     fn vjp(&self, saved: &Saved, y_bar: &Cotangents, _: &[bool]) -> Result<InputCotangents> {
         let y_bar = y_bar.only()?;
-        let w = saved.get(0)?.dequantise(self.kind, y_bar.dtype())?;
+        let w = saved.get(0)?.dequantize(self.kind, y_bar.dtype())?;
         let x_bar = match y_bar.rank() {
             1 => y_bar.unsqueeze(0)?.matmul(&w)?.squeeze(0)?,
             _ => y_bar.matmul(&w)?,
@@ -177,17 +177,17 @@ impl Op for QuantLinear {
     }
 }
 
-/// The elements of rows in blocks; see [`Tensor::dequantise`].
+/// The elements of rows in blocks; see [`Tensor::dequantize`].
 #[derive(Clone, Debug)]
-pub struct Dequantise {
+pub struct Dequantize {
     /// How blocks hold their elements.
     pub kind: Blocks,
     /// Their type.
     pub to: DType,
 }
 
-impl Describe for Dequantise {
-    const NAME: &'static str = "dequantise";
+impl Describe for Dequantize {
+    const NAME: &'static str = "dequantize";
     const MATH: Math = Math {
         forward: "y = d·q for each 32 elements along the last axis: a scale, and whole numbers of 8 or 4 bits",
         vjp: "none: the operand is of integers",
@@ -211,7 +211,7 @@ impl Describe for Dequantise {
         let mut out = Vec::new();
         for kind in [Blocks::Q8_0, Blocks::Q4_0] {
             for to in [DType::F64, DType::F32, DType::BF16, DType::F16] {
-                let op = Dequantise { kind, to };
+                let op = Dequantize { kind, to };
                 for (rows, k) in [(3, 64), (1, 32), (0, 32), (2, 0), (70, 96)] {
                     let w = packed(g, kind, rows, k);
                     out.push(Sample::value(op.clone(), [w]));
@@ -221,19 +221,19 @@ impl Describe for Dequantise {
                 let w = packed(g, kind, 896, 896);
                 out.push(Sample::bench(op, [w]));
             }
-            let op = Dequantise { kind, to: DType::F32 };
+            let op = Dequantize { kind, to: DType::F32 };
             let odd = Input::ints(U8, [2, kind.bytes() + 1], &vec![0; 2 * kind.bytes() + 2]);
             out.push(Sample::reject(op.clone(), [odd], ErrorKind::Shape).note("half a block"));
             out.push(Sample::reject(op.clone(), [Input::ints(U8, (), &[0])], ErrorKind::Shape));
             out.push(Sample::reject(op, [g.normal([kind.bytes()])], ErrorKind::Dtype).note("a matrix of floats"));
             let row = Input::ints(U8, [kind.bytes()], &vec![0; kind.bytes()]);
-            out.push(Sample::reject(Dequantise { kind, to: DType::I64 }, [row], ErrorKind::Dtype).note("to integers"));
+            out.push(Sample::reject(Dequantize { kind, to: DType::I64 }, [row], ErrorKind::Dtype).note("to integers"));
         }
         out
     }
 }
 
-impl Op for Dequantise {
+impl Op for Dequantize {
     const AUX: usize = 0;
 
     fn infer(&self, x: &[Spec]) -> Result<SmallVec<[Spec; 2]>> {
@@ -307,7 +307,7 @@ impl Tensor {
     /// # Errors
     /// Shape error when rows are no whole blocks or the operand is a scalar; dtype error when the operand is not of `u8`, or `dtype` not a float.
     #[track_caller]
-    pub fn dequantise(&self, kind: Blocks, dtype: DType) -> Result<Tensor> {
-        apply1(Dequantise { kind, to: dtype }, &[self])
+    pub fn dequantize(&self, kind: Blocks, dtype: DType) -> Result<Tensor> {
+        apply1(Dequantize { kind, to: dtype }, &[self])
     }
 }

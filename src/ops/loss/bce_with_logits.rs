@@ -86,9 +86,17 @@ impl Composite for BceWithLogits {
     }
 }
 
+/// What [`Tensor::bce_with_logits_with`] may be told.
+#[derive(Clone, Debug, Default)]
+pub struct BceWithLogitsOptions {
+    /// Multiplies the positive part; broadcasts to the logits (one per class, for instance).
+    pub pos_weight: Option<Tensor>,
+    /// How the losses become one number.
+    pub reduction: Reduction,
+}
+
 impl Tensor {
-    /// Binary cross-entropy of these logits with targets between 0 and 1 of the same shape. `pos_weight` multiplies the
-    /// positive part and broadcasts to the logits (one per class, for instance).
+    /// Mean binary cross-entropy of these logits with targets between 0 and 1 of the same shape.
     ///
     /// # Gradient
     /// `((1 − t) σ(x) − p t σ(−x)) l̄` for the logits; targets and weight have theirs too.
@@ -101,7 +109,17 @@ impl Tensor {
     /// same float type.
     #[doc(alias = "binary_cross_entropy_with_logits")]
     #[track_caller]
-    pub fn bce_with_logits(&self, targets: &Tensor, pos_weight: Option<&Tensor>, reduction: Reduction) -> Result<Tensor> {
+    pub fn bce_with_logits(&self, targets: &Tensor) -> Result<Tensor> {
+        self.bce_with_logits_with(targets, &BceWithLogitsOptions::default())
+    }
+
+    /// [`Tensor::bce_with_logits`] with a weight of the positive part or another reduction.
+    ///
+    /// # Errors
+    /// As there; shape error when the weight does not broadcast to the logits.
+    #[track_caller]
+    pub fn bce_with_logits_with(&self, targets: &Tensor, options: &BceWithLogitsOptions) -> Result<Tensor> {
+        let (pos_weight, reduction) = (options.pos_weight.as_ref(), options.reduction);
         let x: SmallVec<[&Tensor; 3]> = [Some(self), Some(targets), pos_weight].into_iter().flatten().collect();
         compose1(BceWithLogits { reduction, weighted: pos_weight.is_some() }, &x)
     }

@@ -68,7 +68,7 @@ pub(crate) fn alike(x: &Tensor, t: &Tensor) -> Result<()> {
 }
 
 impl Tensor {
-    /// Squared error against targets of the same shape, reduced.
+    /// Mean squared error against targets of the same shape.
     ///
     /// # Gradient
     /// `2 (x − t) l̄` and its negative for the targets; saves the difference.
@@ -76,7 +76,16 @@ impl Tensor {
     /// # Errors
     /// Shape error unless the shapes are equal (no broadcasting); dtype error unless both are the same float type.
     #[track_caller]
-    pub fn mse_loss(&self, targets: &Tensor, reduction: Reduction) -> Result<Tensor> {
+    pub fn mse_loss(&self, targets: &Tensor) -> Result<Tensor> {
+        self.mse_loss_with(targets, Reduction::Mean)
+    }
+
+    /// [`Tensor::mse_loss`] reduced by the sum, or not at all.
+    ///
+    /// # Errors
+    /// As there.
+    #[track_caller]
+    pub fn mse_loss_with(&self, targets: &Tensor, reduction: Reduction) -> Result<Tensor> {
         compose1(MseLoss { reduction }, &[self, targets])
     }
 }

@@ -13,7 +13,7 @@ use smallvec::{SmallVec, smallvec};
 
 /// Options of [`Tensor::nll_loss_with`].
 #[derive(Clone, Debug)]
-pub struct NegativeLogLikelihood {
+pub struct NllLossOptions {
     /// Targets of this value do not count: loss 0, gradient 0. By default −100, as in PyTorch.
     pub ignore_index: Option<i64>,
     /// What becomes of the losses.
@@ -22,9 +22,9 @@ pub struct NegativeLogLikelihood {
     pub weights: Option<Tensor>,
 }
 
-impl Default for NegativeLogLikelihood {
+impl Default for NllLossOptions {
     fn default() -> Self {
-        NegativeLogLikelihood { ignore_index: Some(-100), reduction: Reduction::Mean, weights: None }
+        NllLossOptions { ignore_index: Some(-100), reduction: Reduction::Mean, weights: None }
     }
 }
 
@@ -278,7 +278,7 @@ impl Tensor {
     #[doc(alias = "negative_log_likelihood")]
     #[track_caller]
     pub fn nll_loss(&self, targets: &Tensor) -> Result<Tensor> {
-        self.nll_loss_with(targets, &NegativeLogLikelihood::default())
+        self.nll_loss_with(targets, &NllLossOptions::default())
     }
 
     /// [`Tensor::nll_loss`] with options.
@@ -289,8 +289,8 @@ impl Tensor {
     /// # Errors
     /// As [`Tensor::cross_entropy_with`].
     #[track_caller]
-    pub fn nll_loss_with(&self, targets: &Tensor, options: &NegativeLogLikelihood) -> Result<Tensor> {
-        let &NegativeLogLikelihood { ignore_index, reduction, ref weights } = options;
+    pub fn nll_loss_with(&self, targets: &Tensor, options: &NllLossOptions) -> Result<Tensor> {
+        let &NllLossOptions { ignore_index, reduction, ref weights } = options;
         let op = NllLoss { ignore_index, reduction, weighted: weights.is_some() };
         let x: SmallVec<[&Tensor; 3]> = [Some(self), Some(targets), weights.as_ref()].into_iter().flatten().collect();
         apply1(op, &x)

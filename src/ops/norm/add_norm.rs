@@ -72,7 +72,7 @@ impl<const CENTRED: bool> Op for AddNorm<CENTRED> {
             bail!(shape, "both terms must have one shape: {} and {}", x[0].shape, x[1].shape);
         }
         let operands: SmallVec<[Spec; 3]> = std::iter::once(&x[0]).chain(&x[2..]).cloned().collect();
-        let [y, stats] = &self.norm.infer(&operands)?[..] else { bail!(argument, "a norm has two outputs") };
+        let [y, stats] = &self.norm.infer(&operands)?[..] else { bail!(internal, "a norm has two outputs") };
         Ok(smallvec![y.clone(), y.clone(), stats.clone()])
     }
 
@@ -214,6 +214,6 @@ fn two(y: crate::op::Outputs) -> Result<(Tensor, Tensor)> {
     let mut y = y.into_iter();
     match (y.next(), y.next()) {
         (Some(a), Some(b)) => Ok((a, b)),
-        _ => bail!(argument, "a sum and its norm are two results"),
+        _ => bail!(internal, "a sum and its norm are two results"),
     }
 }

@@ -256,7 +256,7 @@ impl Op for SoftmaxVjp {
             let axis = self.axis;
             differentiate(std::slice::from_ref(y), &[true], std::slice::from_ref(z), move |y| {
                 let p = y[0].mul(&g)?;
-                let s = p.sum_keep(axis)?;
+                let s = p.sum_keepdim(axis)?;
                 let minus = Tensor::full_on((), -1.0, s.dtype(), s.device())?;
                 Ok(Outputs::from_iter([p.add(&y[0].mul(&s.mul(&minus)?)?)?]))
             })?

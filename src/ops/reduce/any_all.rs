@@ -131,6 +131,6 @@ macro_rules! methods {
 }
 
 methods! {
-    "1 where any element of a `u8` mask over axes is not 0.", "0 over an empty axis.", any, any_keep, false;
-    "1 where every element of a `u8` mask over axes is not 0.", "1 over an empty axis.", all, all_keep, true;
+    "1 where any element of a `u8` mask over axes is not 0.", "0 over an empty axis.", any, any_keepdim, false;
+    "1 where every element of a `u8` mask over axes is not 0.", "1 over an empty axis.", all, all_keepdim, true;
 }

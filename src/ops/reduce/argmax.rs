@@ -176,7 +176,7 @@ impl Op for WithIndex {
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
         let axis = line(x[0].shape(), self.axis)?;
         let (_, n, inner) = x[0].shape().split_at(axis);
-        let [values, indices] = y else { bail!(argument, "two outputs expected") };
+        let [values, indices] = y else { bail!(internal, "two outputs expected") };
         with_float!(x[0].dtype(), T => {
             let data = x[0].contiguous::<T>()?;
             order::arg::<T>(&x[0], axis, self.largest, indices.slice::<i64>())?;
@@ -189,7 +189,7 @@ impl Op for WithIndex {
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
         let axis = line(x[0].shape(), self.axis)?;
-        let [values, indices] = y else { bail!(argument, "two outputs expected") };
+        let [values, indices] = y else { bail!(internal, "two outputs expected") };
         cuda::reduce::arg(&x[0], axis, self.largest, Some(values), indices)
     }
 
@@ -214,7 +214,7 @@ pub(crate) fn place(of: &Shape, axis: usize, index: &Tensor, g: &Tensor) -> Resu
 pub(crate) fn two(y: crate::op::Outputs) -> Result<(Tensor, Tensor)> {
     match <[Tensor; 2]>::try_from(y.into_vec()) {
         Ok([values, indices]) => Ok((values, indices)),
-        Err(_) => bail!(argument, "two outputs expected"),
+        Err(_) => bail!(internal, "two outputs expected"),
     }
 }
 
@@ -239,7 +239,7 @@ impl Tensor {
     /// # Errors
     /// As [`Tensor::argmax`].
     #[track_caller]
-    pub fn argmax_keep(&self, axis: impl Into<Axis>) -> Result<Tensor> {
+    pub fn argmax_keepdim(&self, axis: impl Into<Axis>) -> Result<Tensor> {
         apply1(Arg { largest: true, axis: axis.into(), keep: true }, &[self])
     }
 
@@ -263,7 +263,7 @@ impl Tensor {
     /// # Errors
     /// As [`Tensor::argmax`].
     #[track_caller]
-    pub fn argmin_keep(&self, axis: impl Into<Axis>) -> Result<Tensor> {
+    pub fn argmin_keepdim(&self, axis: impl Into<Axis>) -> Result<Tensor> {
         apply1_as("argmin", Arg { largest: false, axis: axis.into(), keep: true }, &[self])
     }
 

@@ -105,7 +105,7 @@ impl Tensor {
     /// # Errors
     /// As [`Tensor::mean`].
     #[track_caller]
-    pub fn mean_keep(&self, axes: impl Into<Axes>) -> Result<Tensor> {
+    pub fn mean_keepdim(&self, axes: impl Into<Axes>) -> Result<Tensor> {
         apply1(Mean { axes: axes.into(), keep: true, of: self.shape().clone() }, &[self])
     }
 }

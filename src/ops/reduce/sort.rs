@@ -107,14 +107,14 @@ impl<const TOP: bool> Op for Sort<TOP> {
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
         let axis = self.axis.resolve(x[0].shape().rank())?;
         let k = self.kept(x[0].shape()[axis]);
-        let [values, indices] = y else { bail!(argument, "two outputs expected") };
+        let [values, indices] = y else { bail!(internal, "two outputs expected") };
         with_float!(x[0].dtype(), T => order::sort::<T>(&x[0], axis, k, self.descending, values.slice::<T>(), indices.slice::<i64>()))
     }
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
         let axis = self.axis.resolve(x[0].shape().rank())?;
         let k = self.kept(x[0].shape()[axis]);
-        let [values, indices] = y else { bail!(argument, "two outputs expected") };
+        let [values, indices] = y else { bail!(internal, "two outputs expected") };
         cuda::reduce::sort::sort(&x[0], axis, k, self.descending, values, indices)
     }
 
@@ -142,23 +142,32 @@ fn topk(x: &Tensor, k: usize, axis: Axis, descending: bool) -> Result<(Tensor, T
 }
 
 impl Tensor {
-    /// The elements along an axis in order, and the indices (`i64`) they came from.
+    /// The elements along an axis from the smallest to the largest, and the indices (`i64`) they came from.
     ///
     /// # Gradient
     /// `ȳ` goes back to where each element came from; saves the indices.
     ///
     /// # Numerics
-    /// Stable: equal elements keep their order, in descending order too. NaN is larger than every number.
+    /// Stable: equal elements keep their order. NaN is larger than every number.
     ///
     /// # Errors
     /// Shape error when the axis does not exist; dtype error for integers.
     #[doc(alias = "argsort")]
     #[track_caller]
-    pub fn sort(&self, axis: impl Into<Axis>, descending: bool) -> Result<(Tensor, Tensor)> {
-        sort(self, axis.into(), descending)
+    pub fn sort(&self, axis: impl Into<Axis>) -> Result<(Tensor, Tensor)> {
+        sort(self, axis.into(), false)
     }
 
-    /// The `k` largest (or smallest) elements along an axis in order, and the indices (`i64`) they came from.
+    /// [`Tensor::sort`] from the largest to the smallest. Equal elements keep their order here too.
+    ///
+    /// # Errors
+    /// As there.
+    #[track_caller]
+    pub fn sort_descending(&self, axis: impl Into<Axis>) -> Result<(Tensor, Tensor)> {
+        sort(self, axis.into(), true)
+    }
+
+    /// The `k` largest elements along an axis, the largest first, and the indices (`i64`) they came from.
     ///
     /// # Gradient
     /// `ȳ` goes back to where each element came from, the others get exactly 0; saves the indices.
@@ -170,7 +179,16 @@ impl Tensor {
     /// Shape error when the axis does not exist; argument error when `k` exceeds its extent; dtype error for integers.
     #[doc(alias = "top_k")]
     #[track_caller]
-    pub fn topk(&self, k: usize, axis: impl Into<Axis>, largest: bool) -> Result<(Tensor, Tensor)> {
-        topk(self, k, axis.into(), largest)
+    pub fn topk(&self, k: usize, axis: impl Into<Axis>) -> Result<(Tensor, Tensor)> {
+        topk(self, k, axis.into(), true)
+    }
+
+    /// [`Tensor::topk`] of the `k` smallest elements, the smallest first.
+    ///
+    /// # Errors
+    /// As there.
+    #[track_caller]
+    pub fn bottomk(&self, k: usize, axis: impl Into<Axis>) -> Result<(Tensor, Tensor)> {
+        topk(self, k, axis.into(), false)
     }
 }

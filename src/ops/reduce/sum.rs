@@ -151,7 +151,7 @@ impl Tensor {
     /// # Errors
     /// As [`Tensor::sum`].
     #[track_caller]
-    pub fn sum_keep(&self, axes: impl Into<Axes>) -> Result<Tensor> {
+    pub fn sum_keepdim(&self, axes: impl Into<Axes>) -> Result<Tensor> {
         apply1(Sum { axes: axes.into(), keep: true, of: self.shape().clone() }, &[self])
     }
 }

@@ -62,7 +62,7 @@ pub(super) fn pull(
     let pairs: Vec<(&Tensor, Tensor)> = y.iter().zip(&seeds).filter_map(|(y, s)| Some((y, s.clone()?))).collect();
     let wrt: Vec<&Tensor> = track.iter().map(|&i| &watched[i]).collect();
     let mut bars = vec![None; x.len()];
-    for (&i, bar) in track.iter().zip(tape.cotangents(&pairs, &wrt, false)?) {
+    for (&i, bar) in track.iter().zip(tape.cotangents(&pairs, &wrt)?) {
         if let Some(bar) = &bar
             && (bar.shape() != x[i].shape() || bar.dtype() != x[i].dtype())
         {

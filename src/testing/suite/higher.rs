@@ -119,7 +119,7 @@ pub(super) fn second(case: &Case<'_>, floats: &[usize], r: &mut Report) -> Resul
     }
     let pairs: Vec<(&Tensor, Tensor)> = y.iter().zip(&seeds).filter_map(|(y, s)| Some((y, s.clone()?))).collect();
     let wrt: Vec<&Tensor> = floats.iter().map(|&i| &watched[i]).collect();
-    let bars = tape.cotangents(&pairs, &wrt, true).map_err(|e| Error::tape(format!("recording the derivative: {e}")))?;
+    let bars = tape.cotangents_recorded(&pairs, &wrt).map_err(|e| Error::tape(format!("recording the derivative: {e}")))?;
     let w = directions(case, &x.values, floats, 5);
     // Directions of unequal length, so that symmetric mistakes do not cancel.
     let w: Vec<Vec<f64>> = w
@@ -137,7 +137,7 @@ pub(super) fn second(case: &Case<'_>, floats: &[usize], r: &mut Report) -> Resul
     let found = if results.is_empty() {
         vec![None; inputs.len()]
     } else {
-        tape.cotangents(&results, &inputs, false).map_err(|e| Error::tape(format!("second sweep: {e}")))?
+        tape.cotangents(&results, &inputs).map_err(|e| Error::tape(format!("second sweep: {e}")))?
     };
     let found: Vec<Option<Vec<f64>>> = found.iter().map(|t| t.as_ref().map(Tensor::to_f64_vec).transpose()).collect::<Result<_>>()?;
     case.count(r, F64, Arrangement::Contiguous, Check::Second);

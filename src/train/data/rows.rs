@@ -4,7 +4,7 @@ use super::Batches;
 use super::order::{Epoch, Epochs, Hash, Order};
 use crate::dtype::I64;
 use crate::error::{Error, Result, bail};
-use crate::module::{Module, ModuleExt};
+use crate::module::Module;
 use crate::rng::Key;
 use crate::tensor::Tensor;
 

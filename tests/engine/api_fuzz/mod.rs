@@ -439,7 +439,7 @@ fn public_methods() -> BTreeSet<String> {
                 out.insert(rest.split(['(', '<']).next().unwrap().to_owned());
             }
         }
-        // `methods! { … any, any_keep, …; }` and `reduction_method!(… max, max_keep … => …)`.
+        // `methods! { … any, any_keepdim, …; }` and `reduction_method!(… max, max_keepdim … => …)`.
         for name in ["methods! {", "reduction_method! {", "reduction_method!("] {
             for (at, _) in source.match_indices(name).filter(|(at, _)| !source[..*at].ends_with("macro_rules! ")) {
                 let rest = &source[at + name.len()..];

@@ -4,11 +4,11 @@ use super::Pick;
 use cotangent::io::{RopeConfig, RopeScaling};
 use cotangent::nn::{
     Activation, AttentionConfig, Dropout, Embedding, Fans, GatedMlp, Gpt, GptConfig, GruCell, Init, KvCache, Layer, LayerNorm, Linear,
-    LstmCell, Mlp, MultiHeadAttention, Residual, RmsNorm, RnnCell, Rotation, Sequential,
+    LinearOptions, LstmCell, Mlp, MultiHeadAttention, Residual, RmsNorm, RnnCell, Rotation, Sequential,
 };
 use cotangent::optim::{Adam, AdamW, Decay, Ema, LossScaler, Muon, Schedule, Sgd, Warmup, WarmupCosine};
 use cotangent::train::{Batches, Order, Prefetch, Rows, Sampling, Tokens, Windows, document_mask};
-use cotangent::{Axes, DType, F32, I64, Layout, Module, ModuleExt, Result, Shape, Tensor, value_and_grad};
+use cotangent::{Axes, DType, F32, I64, Layout, Module, Result, Shape, Tensor, value_and_grad};
 
 /// Gradient of a layer's sum: shapes and dtypes are those of the parameters.
 fn trained<M: Module + Clone>(m: &M, f: impl Fn(&M) -> Result<Tensor>) -> Result<()> {
@@ -70,7 +70,7 @@ macro_rules! step {
 pub(super) const MODULES: &[(&str, fn(&mut Pick) -> Result<()>)] = &[
     ("Linear", |g| {
         let (i, o, d) = (width(g), width(g), g.float());
-        let l = Linear::new(i, o, g.rarely(2), d, g.key())?;
+        let l = Linear::with(i, o, d, g.key(), &LinearOptions { bias: g.rarely(2), init: None })?;
         let x = input(g, i, d);
         trained(&l, |l| l.forward(&x))
     }),
@@ -83,7 +83,7 @@ pub(super) const MODULES: &[(&str, fn(&mut Pick) -> Result<()>)] = &[
     }),
     ("LayerNorm", |g| {
         let (w, d) = (width(g), g.float());
-        let l = LayerNorm::new(w, g.rarely(2), d)?;
+        let l = if g.rarely(2) { LayerNorm::new(w, d)? } else { LayerNorm::no_bias(w, d)? };
         let x = input(g, w, d);
         trained(&l, |l| l.forward(&x))
     }),
@@ -95,7 +95,7 @@ pub(super) const MODULES: &[(&str, fn(&mut Pick) -> Result<()>)] = &[
     }),
     ("Mlp", |g| {
         let (w, h, d) = (width(g), width(g), g.float());
-        let m = Mlp::new(w, h, g.rarely(2), activation(g), d, g.key())?;
+        let m = if g.rarely(2) { Mlp::new(w, h, activation(g), d, g.key())? } else { Mlp::no_bias(w, h, activation(g), d, g.key())? };
         let (x, key) = (input(g, w, d), g.key());
         trained(&m, |m| m.forward(&x, Some(key)))
     }),
@@ -159,10 +159,10 @@ pub(super) const MODULES: &[(&str, fn(&mut Pick) -> Result<()>)] = &[
         let mut net = Sequential::new();
         for _ in 0..g.below(4) {
             net = match g.below(4) {
-                0 => net.push(Linear::new(w, w, true, d, g.key())?),
+                0 => net.push(Linear::new(w, w, d, g.key())?),
                 1 => net.push(activation(g)),
                 2 => net.push(Dropout { p: g.one(&[0.0, 0.5, 2.0]) }),
-                _ => net.push(Residual { inner: Linear::new(w, w, false, d, g.key())? }),
+                _ => net.push(Residual { inner: Linear::no_bias(w, w, d, g.key())? }),
             };
         }
         let (x, key) = (input(g, w, d), g.key());

@@ -2,7 +2,8 @@
 
 use super::{Call, Pick};
 use cotangent::ops::{
-    Blocks, CrossEntropy, MatrixNorm, NegativeLogLikelihood, Reduction, RopePositions, RopeStyle, Rotary, ScatterReduce, Sdpa, Span,
+    BceWithLogitsOptions, Blocks, CrossEntropyOptions, MatrixNorm, NllLossOptions, Reduction, RopeOptions, RopePositions, RopeStyle,
+    ScatterReduce, SdpaOptions, Span,
 };
 use cotangent::{Device, F32, I64, Result, Tensor, U8};
 use std::sync::Arc;
@@ -122,8 +123,8 @@ fn weights(g: &mut Pick, classes: usize, of: &Tensor) -> Option<Tensor> {
     g.rarely(3).then(|| g.tensor(&[classes], of.dtype()))
 }
 
-fn cross_entropy(g: &mut Pick, classes: usize, x: &Tensor) -> CrossEntropy {
-    CrossEntropy {
+fn cross_entropy(g: &mut Pick, classes: usize, x: &Tensor) -> CrossEntropyOptions {
+    CrossEntropyOptions {
         ignore_index: g.one(&[Some(-100), None, Some(0)]),
         label_smoothing: if g.rarely(3) { g.number() } else { 0.1 },
         reduction: reduction(g),
@@ -132,8 +133,8 @@ fn cross_entropy(g: &mut Pick, classes: usize, x: &Tensor) -> CrossEntropy {
     }
 }
 
-fn sdpa(g: &mut Pick) -> Sdpa {
-    Sdpa {
+fn sdpa(g: &mut Pick) -> SdpaOptions {
+    SdpaOptions {
         causal: g.rarely(2),
         window: if g.rarely(3) { Some((g.size(), g.size())) } else { None },
         softcap: if g.rarely(4) { Some(g.number()) } else { None },
@@ -171,9 +172,9 @@ fn attention(g: &mut Pick, packed: bool) -> Vec<Tensor> {
     x
 }
 
-fn rotary(g: &mut Pick, x: &Tensor) -> Rotary {
+fn rotary(g: &mut Pick, x: &Tensor) -> RopeOptions {
     let t = if x.rank() > 1 { x.shape()[x.rank() - 2] } else { 3 };
-    Rotary {
+    RopeOptions {
         base: if g.rarely(8) { g.number() } else { 1e4 },
         style: g.one(&[RopeStyle::Half, RopeStyle::Interleaved]),
         positions: if g.rarely(3) && t < 1 << 16 { RopePositions::Given(g.ids(&[t], 100)) } else { RopePositions::From(g.size()) },
@@ -303,27 +304,27 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
     ("log_softmax", |g| axis(g, |x, a| x.log_softmax(a))),
     ("cumsum", |g| axis(g, |x, a| x.cumsum(a))),
     ("argmax", |g| axis(g, |x, a| x.argmax(a))),
-    ("argmax_keep", |g| axis(g, |x, a| x.argmax_keep(a))),
+    ("argmax_keepdim", |g| axis(g, |x, a| x.argmax_keepdim(a))),
     ("argmin", |g| axis(g, |x, a| x.argmin(a))),
-    ("argmin_keep", |g| axis(g, |x, a| x.argmin_keep(a))),
+    ("argmin_keepdim", |g| axis(g, |x, a| x.argmin_keepdim(a))),
     ("squeeze", |g| axis(g, |x, a| x.squeeze(a))),
     ("unsqueeze", |g| axis(g, |x, a| x.unsqueeze(a))),
     ("max_with_index", |g| axis(g, |x, a| x.max_with_index(a)?.0.add(&x.max_with_index(a)?.0))),
     ("min_with_index", |g| axis(g, |x, a| Ok(x.min_with_index(a)?.0))),
     ("sum", reduce!(sum)),
-    ("sum_keep", reduce!(sum_keep)),
+    ("sum_keepdim", reduce!(sum_keepdim)),
     ("mean", reduce!(mean)),
-    ("mean_keep", reduce!(mean_keep)),
+    ("mean_keepdim", reduce!(mean_keepdim)),
     ("max", reduce!(max)),
-    ("max_keep", reduce!(max_keep)),
+    ("max_keepdim", reduce!(max_keepdim)),
     ("min", reduce!(min)),
-    ("min_keep", reduce!(min_keep)),
+    ("min_keepdim", reduce!(min_keepdim)),
     ("prod", reduce!(prod)),
-    ("prod_keep", reduce!(prod_keep)),
+    ("prod_keepdim", reduce!(prod_keepdim)),
     ("norm", reduce!(norm)),
-    ("norm_keep", reduce!(norm_keep)),
+    ("norm_keepdim", reduce!(norm_keepdim)),
     ("logsumexp", reduce!(logsumexp)),
-    ("logsumexp_keep", reduce!(logsumexp_keep)),
+    ("logsumexp_keepdim", reduce!(logsumexp_keepdim)),
     ("flip", reduce!(flip)),
     ("permute", |g| {
         on(g, |g, x| {
@@ -336,25 +337,25 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
         })
     }),
     ("var", reduce!(var, n)),
-    ("var_keep", reduce!(var_keep, n)),
+    ("var_keepdim", reduce!(var_keepdim, n)),
     ("std", reduce!(std, n)),
-    ("std_keep", reduce!(std_keep, n)),
+    ("std_keepdim", reduce!(std_keepdim, n)),
     ("matrix_norm", |g| {
         on(g, |g, x| {
             let (kind, a) = (matrix_norm(g), g.axes(x.rank()));
             move |x| x.matrix_norm(kind, &a[..])
         })
     }),
-    ("matrix_norm_keep", |g| {
+    ("matrix_norm_keepdim", |g| {
         on(g, |g, x| {
             let (kind, a) = (matrix_norm(g), g.axes(x.rank()));
-            move |x| x.matrix_norm_keep(kind, &a[..])
+            move |x| x.matrix_norm_keepdim(kind, &a[..])
         })
     }),
     ("any", |g| mask_axes(g, |x, a| x.any(a))),
-    ("any_keep", |g| mask_axes(g, |x, a| x.any_keep(a))),
+    ("any_keepdim", |g| mask_axes(g, |x, a| x.any_keepdim(a))),
     ("all", |g| mask_axes(g, |x, a| x.all(a))),
-    ("all_keep", |g| mask_axes(g, |x, a| x.all_keep(a))),
+    ("all_keepdim", |g| mask_axes(g, |x, a| x.all_keepdim(a))),
     ("add", |g| two(g, Tensor::add)),
     ("sub", |g| two(g, Tensor::sub)),
     ("mul", |g| two(g, Tensor::mul)),
@@ -428,8 +429,8 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
         let (a, n) = (g.axis(x.rank()), g.size());
         (vec![x], call(move |x| x[0].chunk(n, a)))
     }),
-    ("sort", |g| pair(g, |x, a, n, _| x.sort(a, n % 2 == 0))),
-    ("topk", |g| pair(g, |x, a, n, down| x.topk(n, a, down))),
+    ("sort", |g| pair(g, |x, a, n, _| if n % 2 == 0 { x.sort_descending(a) } else { x.sort(a) })),
+    ("topk", |g| pair(g, |x, a, n, down| if down { x.bottomk(n, a) } else { x.topk(n, a) })),
     ("unbind", |g| {
         let (s, d) = (g.extents(), g.dtype());
         let x = g.tensor(&s, d);
@@ -644,10 +645,10 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
         let own = g.below(2) == 0;
         (vec![x, ids, src], call(move |x| Ok(vec![x[0].scatter_reduce(a, &x[1], &x[2], by, own)?])))
     }),
-    ("where_select", |g| {
+    ("where_cond", |g| {
         let (s, d) = (g.extents(), g.dtype());
         let (t, u) = (g.near(&s), g.near(&s));
-        (vec![g.mask(&s), g.tensor(&t, d), g.tensor(&u, d)], call(|x| Ok(vec![x[0].where_select(&x[1], &x[2])?])))
+        (vec![g.mask(&s), g.tensor(&t, d), g.tensor(&u, d)], call(|x| Ok(vec![x[0].where_cond(&x[1], &x[2])?])))
     }),
     ("masked_fill", |g| {
         let (s, d) = (g.extents(), g.dtype());
@@ -660,11 +661,8 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
     }),
     ("nll_loss_with", |g| {
         let (x, n) = classes(g);
-        let o = NegativeLogLikelihood {
-            ignore_index: g.one(&[Some(-100), None, Some(0)]),
-            reduction: reduction(g),
-            weights: weights(g, n, &x[0]),
-        };
+        let o =
+            NllLossOptions { ignore_index: g.one(&[Some(-100), None, Some(0)]), reduction: reduction(g), weights: weights(g, n, &x[0]) };
         (x, call(move |x| Ok(vec![x[0].nll_loss_with(&x[1], &o)?])))
     }),
     ("cross_entropy", |g| {
@@ -696,7 +694,7 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
     ("mse_loss", |g| {
         let r = reduction(g);
         let (x, _) = two(g, Tensor::add);
-        (x, call(move |x| Ok(vec![x[0].mse_loss(&x[1], r)?])))
+        (x, call(move |x| Ok(vec![x[0].mse_loss_with(&x[1], r)?])))
     }),
     ("bce_with_logits", |g| {
         let (r, s, d) = (reduction(g), g.extents(), g.float());
@@ -705,7 +703,7 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
             vec![g.tensor(&s, d), g.tensor(&s, d), g.tensor(&t, d)],
             call(move |x| {
                 let weight = (r == Reduction::Sum).then_some(&x[2]);
-                Ok(vec![x[0].bce_with_logits(&x[1], weight, r)?])
+                Ok(vec![x[0].bce_with_logits_with(&x[1], &BceWithLogitsOptions { pos_weight: weight.cloned(), reduction: r })?])
             }),
         )
     }),
@@ -755,11 +753,11 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
     }),
     ("scaled_dot_product_attention", |g| {
         let (x, o) = (attention(g, false), sdpa(g));
-        (x, call(move |x| Ok(vec![x[0].scaled_dot_product_attention(&x[1], &x[2], x.get(3), o.clone())?])))
+        (x, call(move |x| Ok(vec![x[0].scaled_dot_product_attention(&x[1], &x[2], x.get(3), &o)?])))
     }),
     ("scaled_dot_product_attention_packed", |g| {
         let (x, o) = (attention(g, true), sdpa(g));
-        (x, call(move |x| Ok(vec![x[0].scaled_dot_product_attention_packed(&x[1], &x[2], None, &x[3], &x[4], o.clone())?])))
+        (x, call(move |x| Ok(vec![x[0].scaled_dot_product_attention_packed(&x[1], &x[2], None, &x[3], &x[4], &o)?])))
     }),
     ("rope", |g| {
         let x = heads(g);
@@ -783,11 +781,11 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
         let (n, d) = (g.one(&[0, 1, 2, 40]), g.float());
         (vec![g.tensor(&[n, k], d), w], call(move |x| Ok(vec![x[0].quant_linear(&x[1], kind)?])))
     }),
-    ("dequantise", |g| {
+    ("dequantize", |g| {
         let rows = g.one(&[0, 1, 3]);
         let (w, kind, _) = blocks(g, rows);
         let d = g.float();
-        (vec![w], call(move |x| Ok(vec![x[0].dequantise(kind, d)?])))
+        (vec![w], call(move |x| Ok(vec![x[0].dequantize(kind, d)?])))
     }),
     // Constructors.
     ("full", |g| made(g, |s, c, d, _| Tensor::full(s, c, d))),

@@ -11,8 +11,8 @@ use cotangent::ops::rope::{Rope, RopePair};
 use cotangent::ops::sdpa::SdpaOp;
 use cotangent::ops::slice::{self, Span};
 use cotangent::ops::{
-    self, Blocks, CrossEntropy, MatrixNorm, NegativeLogLikelihood, Reduction, RopePositions, RopeStyle, Rotary, ScatterReduce, Sdpa,
-    binary, compare::Relation, embedding::Padding,
+    self, Blocks, CrossEntropyOptions, MatrixNorm, NllLossOptions, Reduction, RopeOptions, RopePositions, RopeStyle, ScatterReduce,
+    SdpaOptions, binary, compare::Relation, embedding::Padding,
 };
 use cotangent::{DType, Key, Result, Shape, Tensor};
 use smallvec::SmallVec;
@@ -175,26 +175,26 @@ fn reductions(c: &Case) -> Option<Call> {
         "sum" => {
             let axes = o.axes("axes");
             let op = ops::sum::Sum { axes: axes.clone(), keep, of: shapes(c)[0].clone() };
-            one(op, move |x| if keep { x[0].sum_keep(axes.clone()) } else { x[0].sum(axes.clone()) })
+            one(op, move |x| if keep { x[0].sum_keepdim(axes.clone()) } else { x[0].sum(axes.clone()) })
         }
         "mean" => {
             let axes = o.axes("axes");
             let op = ops::mean::Mean { axes: axes.clone(), keep, of: shapes(c)[0].clone() };
-            one(op, move |x| if keep { x[0].mean_keep(axes.clone()) } else { x[0].mean(axes.clone()) })
+            one(op, move |x| if keep { x[0].mean_keepdim(axes.clone()) } else { x[0].mean(axes.clone()) })
         }
-        "logsumexp" => reduce(group::LogSumExp, o, pair(|x, a| x.logsumexp(a), |x, a| x.logsumexp_keep(a))),
-        "max" => reduce(group::Max, o, pair(|x, a| x.max(a), |x, a| x.max_keep(a))),
-        "min" => reduce(group::Min, o, pair(|x, a| x.min(a), |x, a| x.min_keep(a))),
-        "norm" => reduce(group::Norm, o, pair(|x, a| x.norm(a), |x, a| x.norm_keep(a))),
-        "prod" => reduce(group::Prod, o, pair(|x, a| x.prod(a), |x, a| x.prod_keep(a))),
+        "logsumexp" => reduce(group::LogSumExp, o, pair(|x, a| x.logsumexp(a), |x, a| x.logsumexp_keepdim(a))),
+        "max" => reduce(group::Max, o, pair(|x, a| x.max(a), |x, a| x.max_keepdim(a))),
+        "min" => reduce(group::Min, o, pair(|x, a| x.min(a), |x, a| x.min_keepdim(a))),
+        "norm" => reduce(group::Norm, o, pair(|x, a| x.norm(a), |x, a| x.norm_keepdim(a))),
+        "prod" => reduce(group::Prod, o, pair(|x, a| x.prod(a), |x, a| x.prod_keepdim(a))),
         "var" => {
             let correction = o.number("correction")?;
-            let f: [Reducer; 2] = [Box::new(move |x, a| x.var(a, correction)), Box::new(move |x, a| x.var_keep(a, correction))];
+            let f: [Reducer; 2] = [Box::new(move |x, a| x.var(a, correction)), Box::new(move |x, a| x.var_keepdim(a, correction))];
             reduce(group::Var { correction }, o, f)
         }
         "std" => {
             let correction = o.number("correction")?;
-            let f: [Reducer; 2] = [Box::new(move |x, a| x.std(a, correction)), Box::new(move |x, a| x.std_keep(a, correction))];
+            let f: [Reducer; 2] = [Box::new(move |x, a| x.std(a, correction)), Box::new(move |x, a| x.std_keepdim(a, correction))];
             reduce(group::Std { correction }, o, f)
         }
         "matrix_norm" => {
@@ -207,25 +207,25 @@ fn reductions(c: &Case) -> Option<Call> {
             };
             let axes = o.axes("axes");
             one(ops::matrix_norm::MatrixNormOp { kind, axes: axes.clone(), keep }, move |x| {
-                if keep { x[0].matrix_norm_keep(kind, axes.clone()) } else { x[0].matrix_norm(kind, axes.clone()) }
+                if keep { x[0].matrix_norm_keepdim(kind, axes.clone()) } else { x[0].matrix_norm(kind, axes.clone()) }
             })
         }
         "any_all" => {
             let (all, axes) = (o.flag("all"), o.axes("axes"));
             one(ops::any_all::AnyAll { all, axes: axes.clone(), keep }, move |x| match (all, keep) {
                 (false, false) => x[0].any(axes.clone()),
-                (false, true) => x[0].any_keep(axes.clone()),
+                (false, true) => x[0].any_keepdim(axes.clone()),
                 (true, false) => x[0].all(axes.clone()),
-                (true, true) => x[0].all_keep(axes.clone()),
+                (true, true) => x[0].all_keepdim(axes.clone()),
             })
         }
         "argmax" => {
             let largest = o.flag("largest");
             one(ops::argmax::Arg { largest, axis: axis.into(), keep }, move |x| match (largest, keep) {
                 (true, false) => x[0].argmax(axis),
-                (true, true) => x[0].argmax_keep(axis),
+                (true, true) => x[0].argmax_keepdim(axis),
                 (false, false) => x[0].argmin(axis),
-                (false, true) => x[0].argmin_keep(axis),
+                (false, true) => x[0].argmin_keepdim(axis),
             })
         }
         "max_with_index" => {
@@ -237,12 +237,12 @@ fn reductions(c: &Case) -> Option<Call> {
         "sort" => {
             let descending = o.flag("descending");
             let op = ops::sort::Sort::<false> { axis: axis.into(), descending, k: 0, of: shapes(c)[0].clone() };
-            of(op, move |x| Ok(two(x[0].sort(axis, descending)?)))
+            of(op, move |x| Ok(two(if descending { x[0].sort_descending(axis)? } else { x[0].sort(axis)? })))
         }
         "topk" => {
             let (largest, k) = (o.flag("descending"), o.int("k")? as usize);
             let op = ops::sort::Sort::<true> { axis: axis.into(), descending: largest, k, of: shapes(c)[0].clone() };
-            of(op, move |x| Ok(two(x[0].topk(k, axis, largest)?)))
+            of(op, move |x| Ok(two(if largest { x[0].topk(k, axis)? } else { x[0].bottomk(k, axis)? })))
         }
         "softmax" => one(ops::softmax::Softmax { axis: axis.into() }, move |x| x[0].softmax(axis)),
         "log_softmax" => one(ops::log_softmax::LogSoftmax { axis: axis.into() }, move |x| x[0].log_softmax(axis)),
@@ -378,7 +378,7 @@ fn moves(c: &Case) -> Option<Call> {
             let value = o.number("value")?;
             one(ops::select::MaskedFill(value), move |x| x[0].masked_fill(&x[1], value))
         }
-        "where_select" => one(ops::select::WhereSelect, |x| x[0].where_select(&x[1], &x[2])),
+        "where_cond" => one(ops::select::WhereCond, |x| x[0].where_cond(&x[1], &x[2])),
         "embedding" => {
             let padding = o.int("padding").map(|p| p as usize);
             let op = ops::embedding::Embedding { padding: padding.map_or(Padding::None, Padding::Row), rows: c.inputs[0].shape[0] };
@@ -440,9 +440,9 @@ fn products(c: &Case) -> Option<Call> {
             let kind = kind(o);
             one(ops::quant_linear::QuantLinear { kind }, move |x| x[0].quant_linear(&x[1], kind))
         }
-        "dequantise" => {
+        "dequantize" => {
             let (kind, to) = (kind(o), o.dtype("to")?);
-            one(ops::quant_linear::Dequantise { kind, to }, move |x| x[0].dequantise(kind, to))
+            one(ops::quant_linear::Dequantize { kind, to }, move |x| x[0].dequantize(kind, to))
         }
         _ => return None,
     })
@@ -498,7 +498,7 @@ fn losses(c: &Case) -> Option<Call> {
     let ignore_index = o.int("ignore");
     let (label_smoothing, z_loss) = (o.number("smoothing").unwrap_or(0.0), o.number("z").unwrap_or(0.0));
     let loss = CrossEntropyLoss { ignore_index, label_smoothing, reduction, weighted, z_loss };
-    let options = move |w: Option<&Tensor>| CrossEntropy { ignore_index, label_smoothing, reduction, weights: w.cloned(), z_loss };
+    let options = move |w: Option<&Tensor>| CrossEntropyOptions { ignore_index, label_smoothing, reduction, weights: w.cloned(), z_loss };
     Some(match c.op.as_str() {
         // The method without options where they are the default ones.
         "cross_entropy" => one(loss.clone(), move |x| match x.get(2) {
@@ -522,12 +522,12 @@ fn losses(c: &Case) -> Option<Call> {
         }
         "nll_loss" => one(ops::nll_loss::NllLoss { ignore_index, reduction, weighted }, move |x| match x.get(2) {
             None if ignore_index == Some(-100) && reduction == Reduction::Mean => x[0].nll_loss(&x[1]),
-            w => x[0].nll_loss_with(&x[1], &NegativeLogLikelihood { ignore_index, reduction, weights: w.cloned() }),
+            w => x[0].nll_loss_with(&x[1], &NllLossOptions { ignore_index, reduction, weights: w.cloned() }),
         }),
-        "bce_with_logits" => {
-            one(ops::bce_with_logits::BceWithLogits { reduction, weighted }, move |x| x[0].bce_with_logits(&x[1], x.get(2), reduction))
-        }
-        "mse_loss" => one(ops::mse_loss::MseLoss { reduction }, move |x| x[0].mse_loss(&x[1], reduction)),
+        "bce_with_logits" => one(ops::bce_with_logits::BceWithLogits { reduction, weighted }, move |x| {
+            x[0].bce_with_logits_with(&x[1], &ops::BceWithLogitsOptions { pos_weight: x.get(2).cloned(), reduction })
+        }),
+        "mse_loss" => one(ops::mse_loss::MseLoss { reduction }, move |x| x[0].mse_loss_with(&x[1], reduction)),
         _ => return None,
     })
 }
@@ -538,7 +538,7 @@ fn attention(c: &Case) -> Option<Call> {
     let (start, given) = (o.int("start").unwrap_or(0) as usize, o.flag("given"));
     let (base, rotary_dim) = (o.number("base").unwrap_or(0.0), o.int("rotary_dim").map(|d| d as usize));
     let rope = Rope { base, style, start, given, rotary_dim, inverse: false };
-    let rotary = move |p: Option<&Tensor>| Rotary {
+    let rotary = move |p: Option<&Tensor>| RopeOptions {
         base,
         style,
         positions: p.map_or(RopePositions::From(start), |p| RopePositions::Given(p.clone())),
@@ -547,7 +547,7 @@ fn attention(c: &Case) -> Option<Call> {
     Some(match c.op.as_str() {
         "scaled_dot_product_attention" => {
             let window = o.ints("window");
-            let options = Sdpa {
+            let options = SdpaOptions {
                 causal: o.flag("causal"),
                 window: (!window.is_empty()).then(|| (window[0] as usize, window[1] as usize)),
                 softcap: o.number("softcap"),
@@ -559,9 +559,9 @@ fn attention(c: &Case) -> Option<Call> {
             let op = SdpaOp { options: options.clone(), boolean: o.text("mask") == Some("bool"), packed };
             one(op, move |x| {
                 if packed {
-                    x[0].scaled_dot_product_attention_packed(&x[1], &x[2], None, &x[3], &x[4], options.clone())
+                    x[0].scaled_dot_product_attention_packed(&x[1], &x[2], None, &x[3], &x[4], &options)
                 } else {
-                    x[0].scaled_dot_product_attention(&x[1], &x[2], x.get(3), options.clone())
+                    x[0].scaled_dot_product_attention(&x[1], &x[2], x.get(3), &options)
                 }
             })
         }

@@ -35,7 +35,7 @@ module!(Denoiser { layers });
 impl Denoiser {
     fn new(hidden: usize, key: Key) -> Result<Self> {
         let mut rng = Rng::from_key(key);
-        let mut linear = |inputs, outputs| Linear::new(inputs, outputs, true, F32, rng.next_key());
+        let mut linear = |inputs, outputs| Linear::new(inputs, outputs, F32, rng.next_key());
         let layers = (linear(3 * 16, hidden)?, Activation::Gelu, linear(hidden, hidden)?, Activation::Gelu, linear(hidden, 2)?);
         Ok(Denoiser { layers })
     }
@@ -64,7 +64,7 @@ impl Diffusion {
         let noise = x.randn_like(noise)?;
         let kept = self.kept.index_select(0, &t)?.unsqueeze(-1)?;
         let noisy = kept.sqrt()? * x + (1 - kept).sqrt()? * &noise;
-        model.forward(&noisy, &t)?.mse_loss(&noise, Mean)
+        model.forward(&noisy, &t)?.mse_loss_with(&noise, Mean)
     }
 
     fn sample(&self, model: &Denoiser, count: usize, key: Key) -> Result<Tensor> {

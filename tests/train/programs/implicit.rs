@@ -1,7 +1,7 @@
 //! A deep equilibrium model (Bai, Kolter & Koltun 2019) reads digits: its layer is the fixed point of a cell.
 
 use cotangent::io::NpzFile;
-use cotangent::nn::Linear;
+use cotangent::nn::{Linear, LinearOptions};
 use cotangent::optim::Adam;
 use cotangent::train::{Order, Rows, Trainer};
 use cotangent::{F32, Result, Rng, Tensor, custom_vjp_module, module, vjp};
@@ -39,7 +39,7 @@ module!(Equilibrium { cell, head });
 
 impl Equilibrium {
     fn new(inputs: usize, width: usize, classes: usize, rng: &mut Rng) -> Result<Self> {
-        let mut linear = |inputs, outputs, bias| Linear::new(inputs, outputs, bias, F32, rng.next_key());
+        let mut linear = |inputs, outputs, bias| Linear::with(inputs, outputs, F32, rng.next_key(), &LinearOptions { bias, init: None });
         let cell = Cell { state: linear(width, width, false)?, input: linear(inputs, width, true)? };
         Ok(Equilibrium { cell, head: linear(width, classes, true)? })
     }
@@ -81,7 +81,7 @@ fn train(epochs: usize, rng: &mut Rng) -> Result<(Equilibrium, f64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cotangent::{F64, ModuleExt, grad};
+    use cotangent::{F64, Module, grad};
 
     #[test]
     fn it_reads_digits() -> Result<()> {

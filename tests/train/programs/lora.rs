@@ -4,7 +4,7 @@ use cotangent::io::ModuleFile;
 use cotangent::models::{LanguageModel, LoadOptions, Lora, add_lora, load, merge_lora};
 use cotangent::optim::AdamW;
 use cotangent::train::{Batches, Bytes, Options, Order, Snapshots, Tokenizer, Tokens, Trainer, Windows};
-use cotangent::{F32, Key, ModuleExt, Result};
+use cotangent::{F32, Key, Module, Result};
 use std::path::Path;
 
 const CONTEXT: usize = 16;

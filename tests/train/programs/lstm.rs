@@ -3,7 +3,7 @@
 use cotangent::nn::{Embedding, Linear, Lstm, RecurrentConfig};
 use cotangent::optim::Adam;
 use cotangent::train::{Characters, Sampling, Tokenizer};
-use cotangent::{F32, GradOptions, Key, Result, Rng, Tensor, module, value_aux_and_grad};
+use cotangent::{F32, GradOptions, Key, Result, Rng, Tensor, module, value_and_grad_with_aux};
 
 const STREAMS: usize = 8;
 const STEPS: usize = 32;
@@ -24,7 +24,7 @@ impl CharLm {
         Ok(CharLm {
             letters: Embedding::normal(vocabulary, width, 1.0, F32, rng.next_key())?,
             lstm: Lstm::new(&config, F32, rng.next_key())?,
-            head: Linear::new(width, vocabulary, true, F32, rng.next_key())?,
+            head: Linear::new(width, vocabulary, F32, rng.next_key())?,
         })
     }
 
@@ -64,7 +64,7 @@ fn train(text: &str, epochs: usize, rng: &mut Rng) -> Result<(CharLm, Characters
         for i in (0..seen.size(1)? - STEPS).step_by(STEPS) {
             let (x, y) = (seen.slice(1, i..i + STEPS)?, seen.slice(1, i + 1..i + STEPS + 1)?);
             // What comes back beside the loss has no history.
-            let (_, next, mut grads) = value_aux_and_grad(&model, GradOptions::default(), |m| m.loss(&x, &y, &state))?;
+            let (_, next, mut grads) = value_and_grad_with_aux(&model, GradOptions::default(), |m| m.loss(&x, &y, &state))?;
             state = next;
             grads.clip_global_norm(1.0)?;
             optimizer.step(&mut model, &grads)?;
@@ -121,7 +121,7 @@ mod tests {
         let (Some((h, c)), Some((h2, c2))) = (end, last) else { panic!("a state comes back") };
         assert_eq!((h.to_vec::<f32>()?, c.to_vec::<f32>()?), (h2.to_vec::<f32>()?, c2.to_vec::<f32>()?));
         // What a training step hands on is that state without history: the next step's gradient ends there.
-        let (_, handed, _) = value_aux_and_grad(&model, GradOptions::default(), |m| m.loss(&piece(&x, 0)?, &piece(&y, 0)?, &None))?;
+        let (_, handed, _) = value_and_grad_with_aux(&model, GradOptions::default(), |m| m.loss(&piece(&x, 0)?, &piece(&y, 0)?, &None))?;
         let Some((h, c)) = &handed else { panic!("a state comes back") };
         assert!(!h.is_tracked() && !c.is_tracked());
         let (Some((h1, _)), next) = (state, model.loss(&piece(&x, 1)?, &piece(&y, 1)?, &handed)?.0) else { panic!("a state comes back") };

@@ -3,7 +3,7 @@
 use cotangent::nn::{Activation, Layer, Linear};
 use cotangent::ops::Reduction::Mean;
 use cotangent::optim::Adam;
-use cotangent::{F32, Key, ModuleExt, Result, Rng, Tensor, grad};
+use cotangent::{F32, Key, Module, Result, Rng, Tensor, grad};
 use std::f64::consts::PI;
 
 /// One task.
@@ -27,12 +27,12 @@ impl Sine {
 type Net = (Linear, Activation, Linear, Activation, Linear);
 
 fn net(rng: &mut Rng) -> Result<Net> {
-    let mut linear = |inputs, outputs| Linear::new(inputs, outputs, true, F32, rng.next_key());
+    let mut linear = |inputs, outputs| Linear::new(inputs, outputs, F32, rng.next_key());
     Ok((linear(1, 40)?, Activation::Tanh, linear(40, 40)?, Activation::Tanh, linear(40, 1)?))
 }
 
 fn loss(net: &Net, (x, y): &(Tensor, Tensor)) -> Result<Tensor> {
-    net.call(x, None)?.mse_loss(y, Mean)
+    net.call(x, None)?.mse_loss_with(y, Mean)
 }
 
 /// One step of descent, which an outer gradient passes through.

@@ -1,7 +1,7 @@
 //! A mixture of experts reads handwritten digits: a router sends each image to two of eight experts.
 
 use cotangent::io::NpzFile;
-use cotangent::nn::{Activation, Layer, LayerNorm, Linear};
+use cotangent::nn::{Activation, Layer, LayerNorm, Linear, LinearOptions};
 use cotangent::optim::Adam;
 use cotangent::train::{Console, Options, Order, Rows, Trainer, hold_out, record};
 use cotangent::{F32, GradOptions, Result, Rng, Tensor, module};
@@ -16,7 +16,7 @@ module!(Moe { router, experts } skip { top_k });
 
 impl Moe {
     fn new(width: usize, hidden: usize, experts: usize, top_k: usize, rng: &mut Rng) -> Result<Self> {
-        let mut linear = |i, o, bias| Linear::new(i, o, bias, F32, rng.next_key());
+        let mut linear = |i, o, bias| Linear::with(i, o, F32, rng.next_key(), &LinearOptions { bias, init: None });
         let router = linear(width, experts, false)?;
         let mut expert = |_| Ok((linear(width, hidden, true)?, Activation::Gelu, linear(hidden, width, true)?));
         Ok(Moe { router, experts: (0..experts).map(&mut expert).collect::<Result<_>>()?, top_k })
@@ -25,8 +25,8 @@ impl Moe {
     /// Rows to rows, and the load balancing loss: 1 where all experts are used alike.
     fn forward(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
         let probabilities = self.router.forward(x)?.softmax(-1)?;
-        let (weights, chosen) = probabilities.topk(self.top_k, -1, true)?;
-        let weights = weights.div(&weights.sum_keep(-1)?)?;
+        let (weights, chosen) = probabilities.topk(self.top_k, -1)?;
+        let weights = weights.div(&weights.sum_keepdim(-1)?)?;
         let mut y = x.zeros_like()?;
         for (e, expert) in self.experts.iter().enumerate() {
             let [rows, places] = chosen.eq_scalar(e as f64)?.nonzero()?.unpack(1)?;
@@ -69,10 +69,10 @@ fn run(steps: usize) -> Result<(f64, f64, Classifier)> {
     let train = Rows::new(train, 64, Order::Random, rng.next_key())?;
 
     let model = Classifier {
-        embed: Linear::new(64, 32, true, F32, &mut rng)?,
+        embed: Linear::new(64, 32, F32, &mut rng)?,
         moe: Moe::new(32, 32, 8, 2, &mut rng)?,
-        norm: LayerNorm::new(32, true, F32)?,
-        head: Linear::new(32, 10, true, F32, &mut rng)?,
+        norm: LayerNorm::new(32, F32)?,
+        head: Linear::new(32, 10, F32, &mut rng)?,
     };
     let mut trainer = Trainer::new(model, Adam { lr: 5e-3, ..Adam::default() });
     // An expert without rows takes no part in a loss: it stays as it is.
@@ -92,7 +92,7 @@ fn run(steps: usize) -> Result<(f64, f64, Classifier)> {
 mod tests {
     use super::*;
     use cotangent::optim::AdamW;
-    use cotangent::{Key, ModuleExt, value_and_grad_with};
+    use cotangent::{Key, Module, value_and_grad_with};
 
     /// All that the head sees comes from experts: guessing names a tenth. The balance is 8 where one expert gets everything.
     #[test]

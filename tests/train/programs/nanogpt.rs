@@ -1,7 +1,7 @@
 //! A character GPT after nanoGPT: trains on a page of text, is evaluated on its last tenth, and writes.
 
-use cotangent::nn::{Dropout, Embedding, Init, LayerNorm, Linear};
-use cotangent::ops::Sdpa;
+use cotangent::nn::{Dropout, Embedding, Init, LayerNorm, Linear, LinearOptions};
+use cotangent::ops::SdpaOptions;
 use cotangent::optim::{AdamW, WarmupCosine};
 use cotangent::train::{Batches, Characters, Console, Options, Order, Sampling, Tokenizer, Tokens, Trainer, Windows, generate, record};
 use cotangent::{F32, Key, Result, Rng, Tensor, module};
@@ -33,7 +33,7 @@ impl Attention {
         let qkv = self.qkv.forward(x)?.reshape([b, t, 3, self.heads, c / self.heads])?;
         let [q, k, v] = qkv.permute([2, 0, 3, 1, 4])?.unpack(0)?;
         let dropout = if key.is_some() { self.dropout } else { 0.0 };
-        let y = q.scaled_dot_product_attention(&k, &v, None, Sdpa { dropout, key, ..Sdpa::causal() })?;
+        let y = q.scaled_dot_product_attention(&k, &v, None, &SdpaOptions { dropout, key, ..SdpaOptions::causal() })?;
         self.out.forward(&y.transpose(1, 2)?.reshape([b, t, c])?)
     }
 }
@@ -51,17 +51,17 @@ module!(Block { norm1, attention, norm2, up, down } skip { dropout });
 
 impl Block {
     fn new(c: &Config, rng: &mut Rng) -> Result<Self> {
-        let mut linear = |i, o, init| Linear::with(init, i, o, true, F32, rng.next_key());
+        let mut linear = |i, o, init| Linear::with(i, o, F32, rng.next_key(), &LinearOptions { bias: true, init: Some(init) });
         let (inside, residual) = (Init::Normal { std: STD }, Init::Normal { std: STD / (2.0 * c.layers as f64).sqrt() });
         Ok(Block {
-            norm1: LayerNorm::new(c.width, true, F32)?,
+            norm1: LayerNorm::new(c.width, F32)?,
             attention: Attention {
                 qkv: linear(c.width, 3 * c.width, inside)?,
                 out: linear(c.width, c.width, residual)?,
                 heads: c.heads,
                 dropout: c.dropout,
             },
-            norm2: LayerNorm::new(c.width, true, F32)?,
+            norm2: LayerNorm::new(c.width, F32)?,
             up: linear(c.width, 4 * c.width, inside)?,
             down: linear(4 * c.width, c.width, residual)?,
             dropout: Dropout { p: c.dropout },
@@ -92,7 +92,7 @@ impl Gpt {
             tokens: Embedding::normal(c.vocabulary, c.width, STD, F32, rng.next_key())?,
             positions: Embedding::normal(c.context, c.width, STD, F32, rng.next_key())?,
             blocks: (0..c.layers).map(|_| Block::new(c, rng)).collect::<Result<_>>()?,
-            norm: LayerNorm::new(c.width, true, F32)?,
+            norm: LayerNorm::new(c.width, F32)?,
         })
     }
 

@@ -16,7 +16,7 @@ module!(Temperature { layers });
 
 impl Temperature {
     fn new(width: usize, rng: &mut Rng) -> Result<Self> {
-        let mut linear = |inputs, outputs| Linear::new(inputs, outputs, true, F32, rng.next_key());
+        let mut linear = |inputs, outputs| Linear::new(inputs, outputs, F32, rng.next_key());
         Ok(Temperature { layers: (linear(2, width)?, Activation::Tanh, linear(width, width)?, Activation::Tanh, linear(width, 1)?) })
     }
 
@@ -52,7 +52,7 @@ fn train(steps: usize, rng: &mut Rng) -> Result<Temperature> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cotangent::{F64, ModuleExt};
+    use cotangent::{F64, Module};
 
     /// e^(−k π² t) sin πx solves the equation with these ends: it is compared on a grid, also where nothing was trained (x, t are drawn).
     #[test]

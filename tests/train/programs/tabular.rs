@@ -4,7 +4,7 @@ use cotangent::io::{CsvFile, CsvOptions, ModuleFile, NpzFile};
 use cotangent::nn::{Activation, Embedding, Layer, Linear};
 use cotangent::optim::AdamW;
 use cotangent::train::{KeepBest, Options, Order, Rows, Trainer};
-use cotangent::{Buffer, F32, ModuleExt, Result, Rng, Tensor, module};
+use cotangent::{Buffer, F32, Module, Result, Rng, Tensor, module};
 use std::path::Path;
 
 const FOLDER: &str = "tests/fixtures/programs";
@@ -22,7 +22,7 @@ module!(Classifier { mean, std, island, sex, layers });
 
 impl Classifier {
     fn new(mean: Tensor, std: Tensor, islands: usize, sexes: usize, species: usize, rng: &mut Rng) -> Result<Self> {
-        let [first, last] = [(NUMBERS.len() + 4, 16), (16, species)].map(|(n, m)| Linear::new(n, m, true, F32, rng.next_key()));
+        let [first, last] = [(NUMBERS.len() + 4, 16), (16, species)].map(|(n, m)| Linear::new(n, m, F32, rng.next_key()));
         Ok(Classifier {
             mean: mean.into(),
             std: std.into(),
@@ -76,7 +76,7 @@ fn train(epochs: usize, path: &Path, rng: &mut Rng) -> Result<(f64, f64)> {
     let split = NpzFile::open(format!("{FOLDER}/penguins_split.npz"))?;
     let mut part = |name, order| {
         let ids = split.tensor(name)?;
-        Rows::new(ModuleExt::map(&columns, |_, c| c.index_select(0, &ids))?, 32, order, rng.next_key())
+        Rows::new(Module::map(&columns, |_, c| c.index_select(0, &ids))?, 32, order, rng.next_key())
     };
     let seen = part("train", Order::Shuffled)?.keep_last(true);
     let (validation, test) = (part("validation", Order::Sequential)?, part("test", Order::Sequential)?);
@@ -112,7 +112,7 @@ mod tests {
         let blank = Tensor::zeros([4], F32)?;
         let mut loaded = Classifier::new(blank.clone(), blank, islands.len(), sexes.len(), kinds.len(), &mut Rng::seed(9))?;
         loaded.load(&path)?;
-        let rows = Rows::new(ModuleExt::map(&columns, |_, c| c.index_select(0, &test))?, 32, Order::Sequential, cotangent::Key::new(1))?;
+        let rows = Rows::new(Module::map(&columns, |_, c| c.index_select(0, &test))?, 32, Order::Sequential, cotangent::Key::new(1))?;
         assert_eq!(evaluate(&loaded, &rows)?, (loss, accuracy));
         std::fs::remove_file(path)?;
         Ok(())

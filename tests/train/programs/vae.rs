@@ -2,7 +2,7 @@
 
 use cotangent::io::NpzFile;
 use cotangent::nn::{Activation, Layer, Linear};
-use cotangent::ops::Reduction;
+use cotangent::ops::{BceWithLogitsOptions, Reduction};
 use cotangent::optim::Adam;
 use cotangent::train::{Order, Rows};
 use cotangent::{F32, Key, Result, Rng, Tensor, module, value_and_grad};
@@ -18,7 +18,7 @@ module!(Vae { encoder, mean, log_var, decoder });
 
 impl Vae {
     fn new(pixels: usize, hidden: usize, latent: usize, rng: &mut Rng) -> Result<Self> {
-        let mut linear = |inputs, outputs| Linear::new(inputs, outputs, true, F32, rng.next_key());
+        let mut linear = |inputs, outputs| Linear::new(inputs, outputs, F32, rng.next_key());
         Ok(Vae {
             encoder: (linear(pixels, hidden)?, Activation::Relu),
             mean: linear(hidden, latent)?,
@@ -32,7 +32,11 @@ impl Vae {
         let h = self.encoder.call(x, None)?;
         let (mean, log_var) = (self.mean.forward(&h)?, self.log_var.forward(&h)?);
         let z = &mean + (&log_var / 2).exp()? * mean.randn_like(key)?;
-        let reconstruction = -self.decoder.call(&z, None)?.bce_with_logits(x, None, Reduction::None)?.sum(-1)?;
+        let reconstruction = -self
+            .decoder
+            .call(&z, None)?
+            .bce_with_logits_with(x, &BceWithLogitsOptions { reduction: Reduction::None, ..BceWithLogitsOptions::default() })?
+            .sum(-1)?;
         let kl = (mean.square()? + log_var.exp()? - 1 - log_var).sum(-1)? / 2;
         Ok(reconstruction - kl)
     }

@@ -22,12 +22,12 @@ impl Vit {
     fn new(side: usize, patch: usize, layers: usize, config: &TransformerConfig, classes: usize, rng: &mut Rng) -> Result<Self> {
         let (width, patches) = (config.width, (side / patch).pow(2));
         Ok(Vit {
-            embed: Linear::new(patch * patch, width, true, F32, rng.next_key())?,
+            embed: Linear::new(patch * patch, width, F32, rng.next_key())?,
             class_token: Tensor::normal([1, 1, width], 0.0, 0.02, F32, rng.next_key())?.into(),
             positions: Tensor::normal([patches + 1, width], 0.0, 0.02, F32, rng.next_key())?.into(),
             layers: (0..layers).map(|_| TransformerEncoderLayer::new(config, F32, rng.next_key())).collect::<Result<_>>()?,
-            norm: LayerNorm::new(width, true, F32)?,
-            head: Linear::new(width, classes, true, F32, rng.next_key())?,
+            norm: LayerNorm::new(width, F32)?,
+            head: Linear::new(width, classes, F32, rng.next_key())?,
             patch,
         })
     }

@@ -1,6 +1,6 @@
 //! What attention and its derivative are: the textbook's loops over one query after the other.
 
-use super::{Sdpa, SdpaOp, SdpaVjp};
+use super::{SdpaOp, SdpaOptions, SdpaVjp};
 use crate::backend::attention::fits_tensor_cores;
 use crate::testing::{Nd, Scalar};
 
@@ -21,7 +21,7 @@ fn within<S: Scalar>(offsets: Option<(&Nd<S>, &Nd<S>)>, i: usize, j: usize, tq: 
 }
 
 /// Whether query `i` of `tq` sees key `j` of `tk`: the last query is aligned with the last key.
-fn sees(op: &Sdpa, [i, j, tq, tk]: [usize; 4]) -> bool {
+fn sees(op: &SdpaOptions, [i, j, tq, tk]: [usize; 4]) -> bool {
     let ahead = (j + tq) as i128 - (i + tk) as i128;
     let inside = op.window.is_none_or(|(left, right)| -(left as i128) <= ahead && ahead <= right as i128);
     inside && (!op.causal || ahead <= 0)
@@ -35,7 +35,7 @@ fn operands<'x, S>(op: &SdpaOp, x: &'x [Nd<S>]) -> (Option<&'x Nd<S>>, Option<(&
 }
 
 /// What scores are multiplied with.
-fn factor(op: &Sdpa, d: usize) -> f64 {
+fn factor(op: &SdpaOptions, d: usize) -> f64 {
     match op.scale {
         Some(s) => s,
         None if d == 0 => 1.0,

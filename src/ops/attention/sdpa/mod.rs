@@ -20,7 +20,7 @@ use smallvec::{SmallVec, smallvec};
 
 /// Options of [`Tensor::scaled_dot_product_attention`]; the default is plain attention. They combine in any way.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Sdpa {
+pub struct SdpaOptions {
     /// Query `i` sees keys up to `i + Tk − Tq`: the last query sees every key.
     pub causal: bool,
     /// `(left, right)`: query `i` sees only keys from `i + Tk − Tq − left` to `i + Tk − Tq + right`; `usize::MAX` is no limit.
@@ -36,16 +36,16 @@ pub struct Sdpa {
     pub key: Option<Key>,
 }
 
-impl Sdpa {
+impl SdpaOptions {
     /// Causal attention.
     pub fn causal() -> Self {
-        Sdpa { causal: true, ..Self::default() }
+        SdpaOptions { causal: true, ..Self::default() }
     }
 
     /// Causal attention of each query to its own key and the `keys − 1` before it, as Mistral's `sliding_window`; its own key is
     /// always seen.
     pub fn sliding(keys: usize) -> Self {
-        Sdpa { window: Some((keys.saturating_sub(1), 0)), ..Self::causal() }
+        SdpaOptions { window: Some((keys.saturating_sub(1), 0)), ..Self::causal() }
     }
 
     pub(super) fn scale_for(&self, d: usize) -> f64 {
@@ -94,7 +94,7 @@ fn scores_shape(q: &Shape, k: &Shape) -> Shape {
 #[derive(Clone, Debug)]
 pub struct SdpaOp {
     /// The options.
-    pub options: Sdpa,
+    pub options: SdpaOptions,
     /// The mask, if there is one, is of `u8` and not additive.
     pub boolean: bool,
     /// The last two inputs are offsets.
@@ -368,11 +368,11 @@ impl Tensor {
     /// Attention: `softmax(scale · q kᵀ + mask) v`, with `self` as the queries.
     ///
     /// ```
-    /// use cotangent::{Tape, Tensor, ops::Sdpa};
+    /// use cotangent::{Tape, Tensor, ops::SdpaOptions};
     /// let tape = Tape::new();
     /// let q = tape.watch(&Tensor::from_slice(&[1f64, 0., 0., 1.], [1, 2, 2])?)?;
     /// let v = Tensor::from_slice(&[1f64, 2.], [1, 2, 1])?;
-    /// let y = q.scaled_dot_product_attention(&q, &v, None, Sdpa::causal())?;
+    /// let y = q.scaled_dot_product_attention(&q, &v, None, &SdpaOptions::causal())?;
     /// assert_eq!(y.to_vec::<f64>()?[0], 1.0); // the first query sees only the first key
     /// let grads = tape.backward(&y.sum(..)?)?;
     /// assert_eq!(grads.get(&q)?.shape(), &[1, 2, 2]);
@@ -401,8 +401,8 @@ impl Tensor {
     /// cap that is not positive and finite.
     #[doc(alias("sdpa", "flash_attention"))]
     #[track_caller]
-    pub fn scaled_dot_product_attention(&self, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, options: Sdpa) -> Result<Tensor> {
-        let op = SdpaOp { options, boolean: mask.is_some_and(|m| m.dtype() == U8), packed: false };
+    pub fn scaled_dot_product_attention(&self, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, options: &SdpaOptions) -> Result<Tensor> {
+        let op = SdpaOp { options: options.clone(), boolean: mask.is_some_and(|m| m.dtype() == U8), packed: false };
         match mask {
             Some(m) => apply1(op, &[self, k, v, m]),
             None => apply1(op, &[self, k, v]),
@@ -415,10 +415,10 @@ impl Tensor {
     /// different sequences are not computed. Both lists of integers start with 0 and end with the number of rows.
     ///
     /// ```
-    /// use cotangent::{F64, Key, Tensor, ops::Sdpa, value_and_grad};
+    /// use cotangent::{F64, Key, Tensor, ops::SdpaOptions, value_and_grad};
     /// let x = Tensor::randn([1, 5, 4], F64, Key::new(1))?; // [heads, time, D]: sequences of 3 and of 2 rows
     /// let offsets = Tensor::from_slice(&[0i64, 3, 5], [3])?;
-    /// let attend = |x: &Tensor| x.scaled_dot_product_attention_packed(x, x, None, &offsets, &offsets, Sdpa::causal());
+    /// let attend = |x: &Tensor| x.scaled_dot_product_attention_packed(x, x, None, &offsets, &offsets, &SdpaOptions::causal());
     /// let (_, g) = value_and_grad(&x, |x| attend(x)?.slice(1, 3..5)?.sum(..))?;
     /// assert!(g.slice(1, 0..3)?.to_vec::<f64>()?.iter().all(|&g| g == 0.0)); // the other sequence
     /// assert!(g.slice(1, 3..5)?.to_vec::<f64>()?.iter().all(|&g| g != 0.0));
@@ -447,10 +447,10 @@ impl Tensor {
         mask: Option<&Tensor>,
         offsets_q: &Tensor,
         offsets_k: &Tensor,
-        options: Sdpa,
+        options: &SdpaOptions,
     ) -> Result<Tensor> {
         const PACKED: &str = "scaled_dot_product_attention_packed";
-        let op = SdpaOp { options, boolean: mask.is_some_and(|m| m.dtype() == U8), packed: true };
+        let op = SdpaOp { options: options.clone(), boolean: mask.is_some_and(|m| m.dtype() == U8), packed: true };
         match mask {
             Some(m) => apply1_as(PACKED, op, &[self, k, v, m, offsets_q, offsets_k]),
             None => apply1_as(PACKED, op, &[self, k, v, offsets_q, offsets_k]),

@@ -1,12 +1,12 @@
 //! Windows, soft caps, packed sequences and head sizes: alone, in pairs, and where other implementations failed.
 
-use super::{Sdpa, SdpaOp};
+use super::{SdpaOp, SdpaOptions};
 use crate::dtype::{DType, I64, U8};
 use crate::error::ErrorKind;
 use crate::rng::Key;
 use crate::testing::{Gen, Input, Sample};
 
-fn op(options: Sdpa) -> SdpaOp {
+fn op(options: SdpaOptions) -> SdpaOp {
     SdpaOp { options, boolean: false, packed: false }
 }
 
@@ -22,7 +22,7 @@ fn packed(mut x: Vec<Input>, lengths_q: &[i64], lengths_k: &[i64]) -> Vec<Input>
     x
 }
 
-fn packed_op(options: Sdpa) -> SdpaOp {
+fn packed_op(options: SdpaOptions) -> SdpaOp {
     SdpaOp { packed: true, ..op(options) }
 }
 
@@ -51,9 +51,9 @@ pub(super) fn samples(g: &mut Gen) -> Vec<Sample<SdpaOp>> {
     heads(g, &mut out);
     rejects(g, &mut out);
     for (size, options) in [
-        ([1, 4, 4, 2048, 2048, 64, 64], Sdpa::sliding(256)),
-        ([1, 8, 2, 1, 4096, 64, 64], Sdpa::causal()),
-        ([4, 12, 12, 1, 512, 64, 64], Sdpa::causal()),
+        ([1, 4, 4, 2048, 2048, 64, 64], SdpaOptions::sliding(256)),
+        ([1, 8, 2, 1, 4096, 64, 64], SdpaOptions::causal()),
+        ([4, 12, 12, 1, 512, 64, 64], SdpaOptions::causal()),
     ] {
         out.push(Sample::bench(op(options), Size(size).qkv(g, 1.0)));
     }
@@ -70,7 +70,7 @@ fn pairs(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
             if on(5) && on(6) && a != b {
                 continue;
             }
-            let options = Sdpa {
+            let options = SdpaOptions {
                 causal: on(0),
                 window: on(1).then_some((1, 1)),
                 softcap: on(2).then_some(0.8),
@@ -98,13 +98,13 @@ fn windows(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
     let sizes = [[1, 1, 1, 5, 5, 2, 2], [1, 2, 1, 3, 6, 2, 3], [1, 2, 2, 6, 3, 3, 2], [1, 2, 1, 1, 5, 2, 2]];
     let windows = [(0, 0), (2, 0), (0, 2), (1, 2), (all, 1), (1, all), (all, all), (0, 1)];
     for (window, size) in windows.into_iter().zip(sizes.into_iter().cycle()) {
-        let options = Sdpa { window: Some(window), ..Sdpa::default() };
+        let options = SdpaOptions { window: Some(window), ..SdpaOptions::default() };
         out.push(
             Sample::check(op(options), Size(size).qkv(g, 1.0)).note("a window without a mask; its ends align with the last key [A22]"),
         );
     }
     for size in sizes {
-        out.push(Sample::check(op(Sdpa::sliding(2)), Size(size).qkv(g, 1.0)).note("causal windows [A22, A26]"));
+        out.push(Sample::check(op(SdpaOptions::sliding(2)), Size(size).qkv(g, 1.0)).note("causal windows [A22, A26]"));
     }
     for (size, window) in [
         ([1, 2, 1, 70, 70, 3, 2], (5, 0)),
@@ -115,28 +115,28 @@ fn windows(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
         ([1, 1, 1, 2, 1600, 4, 4], (700, 0)),
         ([1, 1, 1, 20, 1400, 2, 2], (50, 50)),
     ] {
-        let options = Sdpa { window: Some(window), ..Sdpa::default() };
+        let options = SdpaOptions { window: Some(window), ..SdpaOptions::default() };
         out.push(
             Sample::value(op(options), Size(size).qkv(g, 3.0)).note("windows across tiles, with tiles before and behind them [A4, A27]"),
         );
     }
     let mask = g.normal([1, 90]);
     let x = [Size([1, 2, 1, 80, 90, 2, 2]).qkv(g, 1.0), vec![mask]].concat();
-    out.push(Sample::value(op(Sdpa::sliding(20)), x).note("the cotangent of a mask's row under a window [A21]"));
+    out.push(Sample::value(op(SdpaOptions::sliding(20)), x).note("the cotangent of a mask's row under a window [A21]"));
     let mask = g.normal([80, 90]);
     let x = [Size([1, 2, 1, 80, 90, 2, 2]).qkv(g, 1.0), vec![mask]].concat();
-    out.push(Sample::value(op(Sdpa::sliding(20)), x).note("tiles of a mask outside of the window are zero [A21]"));
+    out.push(Sample::value(op(SdpaOptions::sliding(20)), x).note("tiles of a mask outside of the window are zero [A21]"));
 }
 
 fn soft_caps(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
     for (softcap, magnitude, causal) in [(0.5, 1.0, false), (30.0, 1.0, true), (50.0, 6.0, false), (5.0, 3.0, true)] {
-        let options = Sdpa { softcap: Some(softcap), causal, ..Sdpa::default() };
+        let options = SdpaOptions { softcap: Some(softcap), causal, ..SdpaOptions::default() };
         out.push(
             Sample::check(op(options), Size([1, 2, 1, 3, 4, 3, 2]).qkv(g, magnitude))
                 .note("tanh has a derivative, and the cap changes the result [A25]"),
         );
     }
-    let options = Sdpa { softcap: Some(4.0), scale: Some(1.0), ..Sdpa::default() };
+    let options = SdpaOptions { softcap: Some(4.0), scale: Some(1.0), ..SdpaOptions::default() };
     for magnitude in [10.0, 300.0] {
         out.push(
             Sample::value(op(options.clone()), Size([1, 1, 1, 4, 5, 4, 3]).qkv(g, magnitude))
@@ -145,7 +145,7 @@ fn soft_caps(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
     }
     let mask = Input::values([1, 4], [0.0, -f64::INFINITY, 20.0, -3.0]);
     let x = [Size([1, 1, 1, 3, 4, 2, 2]).qkv(g, 2.0), vec![mask]].concat();
-    let options = Sdpa { softcap: Some(1.0), ..Sdpa::default() };
+    let options = SdpaOptions { softcap: Some(1.0), ..SdpaOptions::default() };
     out.push(Sample::check(op(options), x).no_grad(&[3]).note("the cap comes before the mask: what is forbidden stays so [A25]"));
 }
 
@@ -164,21 +164,23 @@ fn sequences(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
     for (number, (of_q, of_k, note)) in cases.into_iter().enumerate() {
         let [tq, tk] = [of_q, of_k].map(|n| n.iter().sum::<i64>() as usize);
         let window = (number % 3 == 2).then_some((1, 0));
-        let options = Sdpa { causal: number % 3 != 1, window, ..Sdpa::default() };
+        let options = SdpaOptions { causal: number % 3 != 1, window, ..SdpaOptions::default() };
         let x = Size([1, 2, 1, tq, tk, 2, 3]).qkv(g, 1.0);
         out.push(Sample::check(packed_op(options), packed(x, of_q, of_k)).note(note));
     }
     let x = vec![g.normal([2, 3, 2]), g.normal([1, 4, 2]), g.normal([1, 4, 2])];
-    out.push(Sample::check(packed_op(Sdpa::causal()), packed(x, &[1, 2], &[2, 2])).note("packed, shared heads, no leading axis [A23]"));
+    out.push(
+        Sample::check(packed_op(SdpaOptions::causal()), packed(x, &[1, 2], &[2, 2])).note("packed, shared heads, no leading axis [A23]"),
+    );
     let mut x = packed(Size([1, 2, 1, 3, 4, 2, 2]).qkv(g, 1.0), &[1, 2], &[2, 2]);
     x[3] = Input::ints(DType::U32, [3], &[0, 1, 3]);
     x[4] = Input::ints(U8, [3], &[0, 2, 4]);
-    out.push(Sample::check(packed_op(Sdpa::causal()), x).note("offsets of other integer types"));
+    out.push(Sample::check(packed_op(SdpaOptions::causal()), x).note("offsets of other integer types"));
     for (of_q, of_k, options, note) in [
-        (vec![76, 34, 146], vec![1, 1, 1], Sdpa::causal(), "far more queries than keys in each sequence [A2]"),
-        (vec![33, 0, 64, 5, 31], vec![40, 3, 64, 0, 90], Sdpa::causal(), "sequences across tiles [A3, A4]"),
-        (vec![70, 60], vec![70, 60], Sdpa::sliding(33), "windows in sequences"),
-        (vec![7; 10], vec![9; 10], Sdpa::default(), "many short sequences in a tile"),
+        (vec![76, 34, 146], vec![1, 1, 1], SdpaOptions::causal(), "far more queries than keys in each sequence [A2]"),
+        (vec![33, 0, 64, 5, 31], vec![40, 3, 64, 0, 90], SdpaOptions::causal(), "sequences across tiles [A3, A4]"),
+        (vec![70, 60], vec![70, 60], SdpaOptions::sliding(33), "windows in sequences"),
+        (vec![7; 10], vec![9; 10], SdpaOptions::default(), "many short sequences in a tile"),
     ] {
         let [tq, tk] = [&of_q, &of_k].map(|n| n.iter().sum::<i64>() as usize);
         let x = Size([1, 2, 1, tq, tk, 3, 2]).qkv(g, 3.0);
@@ -192,7 +194,8 @@ fn sequences(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
             Input::values([1, 4, 1], [2.0, -1.0, 0.5, bad]),
         ];
         out.push(
-            Sample::value(packed_op(Sdpa::default()), packed(x, &[2, 2], &[2, 2])).note("NaN and infinity stay in their sequence [A14]"),
+            Sample::value(packed_op(SdpaOptions::default()), packed(x, &[2, 2], &[2, 2]))
+                .note("NaN and infinity stay in their sequence [A14]"),
         );
     }
 }
@@ -201,21 +204,23 @@ fn sequences(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
 fn heads(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
     for (d, dv) in [(16, 16), (24, 40), (40, 24), (64, 64), (80, 80), (96, 33), (100, 128), (128, 128), (192, 128), (256, 256)] {
         out.push(
-            Sample::value(op(Sdpa::causal()), Size([1, 2, 1, 3, 9, d, dv]).qkv(g, 1.0))
+            Sample::value(op(SdpaOptions::causal()), Size([1, 2, 1, 3, 9, d, dv]).qkv(g, 1.0))
                 .note("head sizes, not only powers of two; Dv ≠ D [A18, A23]"),
         );
     }
-    out.push(Sample::value(op(Sdpa::causal()), Size([1, 2, 1, 37, 37, 256, 72]).qkv(g, 1.0)).note("several panels of a wide head [A18]"));
+    out.push(
+        Sample::value(op(SdpaOptions::causal()), Size([1, 2, 1, 37, 37, 256, 72]).qkv(g, 1.0)).note("several panels of a wide head [A18]"),
+    );
     for (tq, tk) in [(1, 31), (1, 32), (1, 33), (3, 64), (2, 513), (8, 130), (9, 130)] {
         out.push(
-            Sample::value(op(Sdpa::causal()), Size([1, 2, 2, tq, tk, 5, 6]).qkv(g, 3.0))
+            Sample::value(op(SdpaOptions::causal()), Size([1, 2, 2, tq, tk, 5, 6]).qkv(g, 3.0))
                 .note("few queries, many keys: the form of generation [A1, A12]"),
         );
     }
     for options in [
-        Sdpa { softcap: Some(2.0), ..Sdpa::default() },
-        Sdpa { window: Some((40, 0)), ..Sdpa::causal() },
-        Sdpa { softcap: Some(1.5), window: Some((70, 9)), scale: Some(0.7), ..Sdpa::default() },
+        SdpaOptions { softcap: Some(2.0), ..SdpaOptions::default() },
+        SdpaOptions { window: Some((40, 0)), ..SdpaOptions::causal() },
+        SdpaOptions { softcap: Some(1.5), window: Some((70, 9)), scale: Some(0.7), ..SdpaOptions::default() },
     ] {
         let bits: Vec<i64> = (0..2 * 70).map(|i| i64::from(i % 7 != 3 && i % 70 > 1)).collect();
         for mask in [g.normal([2, 70]), Input::ints(U8, [2, 70], &bits)] {
@@ -228,14 +233,14 @@ fn heads(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
     for shift in [-128.0, 128.0] {
         let mask = g.normal_with([1, 128], 1.0, shift);
         let x = [Size([1, 4, 2, 1, 128, 8, 8]).qkv(g, 1.0), vec![mask]].concat();
-        out.push(Sample::value(op(Sdpa::default()), x).note("one query, 128 keys, and a log-sum-exp far from 0 [A12]"));
+        out.push(Sample::value(op(SdpaOptions::default()), x).note("one query, 128 keys, and a log-sum-exp far from 0 [A12]"));
     }
 }
 
 fn rejects(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
     let x = |g: &mut Gen| Size([1, 2, 1, 4, 5, 2, 2]).qkv(g, 1.0);
     for softcap in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-        out.push(Sample::reject(op(Sdpa { softcap: Some(softcap), ..Sdpa::default() }), x(g), ErrorKind::Argument));
+        out.push(Sample::reject(op(SdpaOptions { softcap: Some(softcap), ..SdpaOptions::default() }), x(g), ErrorKind::Argument));
     }
     let ints = |n: &[i64]| Input::ints(I64, [n.len()], n);
     let good = || (ints(&[0, 1, 4]), ints(&[0, 3, 5]));
@@ -252,6 +257,6 @@ fn rejects(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
     ];
     for (of_q, of_k, kind, note) in offsets {
         let inputs = [x(g), vec![of_q, of_k]].concat();
-        out.push(Sample::reject(packed_op(Sdpa::causal()), inputs, kind).note(note));
+        out.push(Sample::reject(packed_op(SdpaOptions::causal()), inputs, kind).note(note));
     }
 }

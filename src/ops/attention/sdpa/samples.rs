@@ -1,7 +1,7 @@
 //! Inputs on which attention is checked: sizes, options, masks, and the bugs that other implementations had.
 
 use super::option_samples::{self, Size};
-use super::{Sdpa, SdpaOp, SdpaVjp};
+use super::{SdpaOp, SdpaOptions, SdpaVjp};
 use crate::dtype::{DType, F64, U8};
 use crate::error::ErrorKind;
 use crate::rng::Key;
@@ -10,13 +10,13 @@ use crate::testing::{Gen, Input, Purpose, Sample};
 
 const INF: f64 = f64::INFINITY;
 
-fn op(options: Sdpa, mask: Option<&Input>) -> SdpaOp {
+fn op(options: SdpaOptions, mask: Option<&Input>) -> SdpaOp {
     SdpaOp { options, boolean: mask.is_some_and(|m| m.dtype() == Some(U8)), packed: false }
 }
 
 pub(super) fn samples(g: &mut Gen) -> Vec<Sample<SdpaOp>> {
     let mut out = Vec::new();
-    let dropout = |p: f64, causal: bool| Sdpa { causal, dropout: p, key: Some(Key::new(5)), ..Sdpa::default() };
+    let dropout = |p: f64, causal: bool| SdpaOptions { causal, dropout: p, key: Some(Key::new(5)), ..SdpaOptions::default() };
     let sizes: [([usize; 7], &'static str); 17] = [
         ([2, 2, 2, 4, 4, 3, 3], ""),
         ([1, 1, 1, 1, 1, 4, 4], "one key: y = v, no gradient to q and k"),
@@ -37,16 +37,16 @@ pub(super) fn samples(g: &mut Gen) -> Vec<Sample<SdpaOp>> {
         ([1, 1, 1, 17, 3, 1, 1], "one beyond a block of 16"),
     ];
     for (size, note) in sizes {
-        for options in [Sdpa::default(), Sdpa::causal()] {
+        for options in [SdpaOptions::default(), SdpaOptions::causal()] {
             out.push(Sample::check(op(options, None), Size(size).qkv(g, 1.0)).note(note));
         }
     }
     let rank3 = vec![g.normal([2, 3, 2]), g.normal([1, 3, 2]), g.normal([1, 3, 2])];
-    out.push(Sample::check(op(Sdpa::causal(), None), rank3).note("no leading axis"));
+    out.push(Sample::check(op(SdpaOptions::causal(), None), rank3).note("no leading axis"));
     for options in [
-        Sdpa { scale: Some(1.0), ..Sdpa::causal() },
-        Sdpa { scale: Some(-0.5), ..Sdpa::default() },
-        Sdpa { scale: Some(0.0), ..Sdpa::default() },
+        SdpaOptions { scale: Some(1.0), ..SdpaOptions::causal() },
+        SdpaOptions { scale: Some(-0.5), ..SdpaOptions::default() },
+        SdpaOptions { scale: Some(0.0), ..SdpaOptions::default() },
     ] {
         out.push(Sample::check(op(options, None), Size([1, 2, 2, 3, 3, 2, 2]).qkv(g, 1.0)));
     }
@@ -58,10 +58,10 @@ pub(super) fn samples(g: &mut Gen) -> Vec<Sample<SdpaOp>> {
     rejects(g, &mut out);
     out.extend(option_samples::samples(g));
     for (size, options) in [
-        ([4, 12, 12, 512, 512, 64, 64], Sdpa::causal()),
-        ([8, 6, 6, 256, 256, 64, 64], Sdpa::causal()),
-        ([1, 14, 2, 512, 512, 64, 64], Sdpa::causal()),
-        ([1, 16, 16, 4096, 4096, 128, 128], Sdpa::causal()),
+        ([4, 12, 12, 512, 512, 64, 64], SdpaOptions::causal()),
+        ([8, 6, 6, 256, 256, 64, 64], SdpaOptions::causal()),
+        ([1, 14, 2, 512, 512, 64, 64], SdpaOptions::causal()),
+        ([1, 16, 16, 4096, 4096, 128, 128], SdpaOptions::causal()),
     ] {
         out.push(Sample::bench(op(options, None), Size(size).qkv(g, 1.0)));
     }
@@ -69,11 +69,11 @@ pub(super) fn samples(g: &mut Gen) -> Vec<Sample<SdpaOp>> {
 }
 
 /// Masks of every broadcast pattern, alone and with every other option.
-fn masks(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>, dropout: &impl Fn(f64, bool) -> Sdpa) {
+fn masks(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>, dropout: &impl Fn(f64, bool) -> SdpaOptions) {
     let size = Size([2, 2, 1, 3, 4, 2, 2]);
     let shapes: [&[usize]; 9] = [&[2, 2, 3, 4], &[1, 1, 3, 4], &[1, 2, 3, 4], &[2, 1, 1, 4], &[2, 1, 3, 1], &[3, 4], &[4], &[1], &[]];
     for shape in shapes {
-        for options in [Sdpa::default(), Sdpa::causal()] {
+        for options in [SdpaOptions::default(), SdpaOptions::causal()] {
             let with = |g: &mut Gen, m: Input| [size.qkv(g, 1.0), vec![m]].concat();
             let m = g.normal(shape);
             out.push(
@@ -86,17 +86,17 @@ fn masks(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>, dropout: &impl Fn(f64, bool
     }
     let m = g.normal([1, 2, 3, 4]);
     out.push(
-        Sample::check(op(Sdpa { scale: Some(0.7), ..dropout(0.4, true) }, Some(&m)), [size.qkv(g, 1.0), vec![m]].concat())
+        Sample::check(op(SdpaOptions { scale: Some(0.7), ..dropout(0.4, true) }, Some(&m)), [size.qkv(g, 1.0), vec![m]].concat())
             .note("all options at once [A22]"),
     );
     let m = Input::ints(U8, [3, 4], &[1, 1, 0, 1, 0, 0, 0, 0, 255, 0, 0, 1]);
     out.push(
-        Sample::check(op(Sdpa::default(), Some(&m)), [size.qkv(g, 1.0), vec![m]].concat())
+        Sample::check(op(SdpaOptions::default(), Some(&m)), [size.qkv(g, 1.0), vec![m]].concat())
             .note("a fully masked row; any byte but 0 attends [A13]"),
     );
     let m = Input::values([3, 4], [0.5, 0.0, -INF, 1.0, -INF, -INF, -INF, -INF, 0.0, -INF, -INF, 2.0]);
     out.push(
-        Sample::check(op(Sdpa::default(), Some(&m)), [size.qkv(g, 1.0), vec![m]].concat())
+        Sample::check(op(SdpaOptions::default(), Some(&m)), [size.qkv(g, 1.0), vec![m]].concat())
             .no_grad(&[3])
             .note("the same with an additive mask [A13]"),
     );
@@ -111,11 +111,11 @@ fn values(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
         ([1, 1, 1, 33, 1500, 2, 2], "long rows, shorter blocks"),
         ([1, 2, 1, 200, 200, 32, 32], "work shared by several tasks a head"),
     ] {
-        out.push(Sample::value(op(Sdpa::causal(), None), Size(size).qkv(g, 3.0)).note(note));
+        out.push(Sample::value(op(SdpaOptions::causal(), None), Size(size).qkv(g, 3.0)).note(note));
     }
     for tk in [1, 2, 3, 16, 63, 65] {
         out.push(
-            Sample::value(op(Sdpa::default(), None), Size([1, 1, 1, tk, tk, 16, 16]).qkv(g, 3.0))
+            Sample::value(op(SdpaOptions::default(), None), Size([1, 1, 1, tk, tk, 16, 16]).qkv(g, 3.0))
                 .note("confident scores at every residue [A1]"),
         );
     }
@@ -126,25 +126,27 @@ fn values(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
         ([1, 1, 1, 3, 9, 72, 80], false),
         ([1, 2, 1, 20, 9, 8, 128], true),
     ] {
-        out.push(Sample::value(op(Sdpa { causal, ..Sdpa::default() }, None), Size(size).qkv(g, 2.0)).note("rows of whole packs"));
+        out.push(
+            Sample::value(op(SdpaOptions { causal, ..SdpaOptions::default() }, None), Size(size).qkv(g, 2.0)).note("rows of whole packs"),
+        );
     }
     let lead: Vec<i64> = (0..100).map(|j| i64::from(j >= 80)).collect();
     let m = Input::ints(U8, [1, 100], &lead);
     out.push(
-        Sample::value(op(Sdpa::default(), Some(&m)), [Size([1, 1, 1, 3, 100, 4, 4]).qkv(g, 1.0), vec![m]].concat())
+        Sample::value(op(SdpaOptions::default(), Some(&m)), [Size([1, 1, 1, 3, 100, 4, 4]).qkv(g, 1.0), vec![m]].concat())
             .note("whole leading blocks masked"),
     );
     for shift in [-128.0, -1e4, 200.0] {
         let m = g.normal_with([3, 5], 1.0, shift);
         out.push(
-            Sample::value(op(Sdpa::default(), Some(&m)), [Size([1, 1, 1, 3, 5, 4, 4]).qkv(g, 1.0), vec![m]].concat())
+            Sample::value(op(SdpaOptions::default(), Some(&m)), [Size([1, 1, 1, 3, 5, 4, 4]).qkv(g, 1.0), vec![m]].concat())
                 .note("shifted scores [A11, A12]"),
         );
     }
     let min = f64::from(f32::MIN);
     let m = Input::values([2, 3], [0.0, min, min, min, min, min]);
     out.push(
-        Sample::value(op(Sdpa::default(), Some(&m)), [Size([1, 1, 1, 2, 3, 4, 4]).qkv(g, 1.0), vec![m]].concat())
+        Sample::value(op(SdpaOptions::default(), Some(&m)), [Size([1, 1, 1, 2, 3, 4, 4]).qkv(g, 1.0), vec![m]].concat())
             .note("finfo.min as a mask [A15]"),
     );
     // What is masked may hold anything [A14].
@@ -158,23 +160,27 @@ fn values(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
     for x in [f64::NAN, INF, -INF] {
         let m = Input::ints(U8, [3], &[1, 1, 0]);
         out.push(
-            Sample::value(op(Sdpa::default(), Some(&m)), [hidden(x), vec![m]].concat()).note("NaN and infinity in a masked key [A14]"),
+            Sample::value(op(SdpaOptions::default(), Some(&m)), [hidden(x), vec![m]].concat())
+                .note("NaN and infinity in a masked key [A14]"),
         );
         let m = Input::values([3], [0.0, 0.5, -INF]);
-        out.push(Sample::value(op(Sdpa::default(), Some(&m)), [hidden(x), vec![m]].concat()).note("the same with an additive mask [A14]"));
         out.push(
-            Sample::value(op(Sdpa::causal(), None), hidden(x)).note("NaN and infinity in the last key reach the last query only [A14]"),
+            Sample::value(op(SdpaOptions::default(), Some(&m)), [hidden(x), vec![m]].concat()).note("the same with an additive mask [A14]"),
+        );
+        out.push(
+            Sample::value(op(SdpaOptions::causal(), None), hidden(x))
+                .note("NaN and infinity in the last key reach the last query only [A14]"),
         );
     }
 }
 
 fn rejects(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
     use ErrorKind::{Argument, Dtype, Shape as Extents};
-    let mut reject = |options: Sdpa, x: Vec<Input>, kind| {
+    let mut reject = |options: SdpaOptions, x: Vec<Input>, kind| {
         let mask = x.get(3).cloned();
         out.push(Sample::reject(op(options, mask.as_ref()), x, kind));
     };
-    let d = Sdpa::default;
+    let d = SdpaOptions::default;
     let three = |g: &mut Gen, q: &[usize], k: &[usize], v: &[usize]| vec![g.normal(q), g.normal(k), g.normal(v)];
     reject(d(), three(g, &[2, 3], &[2, 3], &[2, 3]), Extents);
     reject(d(), three(g, &[1, 2, 3, 4], &[2, 3, 4], &[2, 3, 4]), Extents);
@@ -199,10 +205,10 @@ fn rejects(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
     let mut mixed = ok(g, None);
     mixed[2] = mixed[2].clone().of_dtype(F64);
     reject(d(), mixed, Dtype);
-    reject(Sdpa { dropout: 0.5, ..d() }, ok(g, None), Argument);
-    reject(Sdpa { dropout: 1.5, key: Some(Key::new(1)), ..d() }, ok(g, None), Argument);
-    reject(Sdpa { dropout: f64::NAN, key: Some(Key::new(1)), ..d() }, ok(g, None), Argument);
-    reject(Sdpa { scale: Some(f64::NAN), ..d() }, ok(g, None), Argument);
+    reject(SdpaOptions { dropout: 0.5, ..d() }, ok(g, None), Argument);
+    reject(SdpaOptions { dropout: 1.5, key: Some(Key::new(1)), ..d() }, ok(g, None), Argument);
+    reject(SdpaOptions { dropout: f64::NAN, key: Some(Key::new(1)), ..d() }, ok(g, None), Argument);
+    reject(SdpaOptions { scale: Some(f64::NAN), ..d() }, ok(g, None), Argument);
 }
 
 /// The op's samples with a cotangent, and every subset of what can be wanted.
@@ -223,7 +229,7 @@ pub(super) fn vjp_samples(g: &mut Gen) -> Vec<Sample<SdpaVjp>> {
     for want in 1..16u8 {
         let want = [want & 1 > 0, want & 2 > 0, want & 4 > 0, want & 8 > 0];
         let m = g.normal([2, 1, 4]);
-        let of = op(Sdpa::causal(), Some(&m));
+        let of = op(SdpaOptions::causal(), Some(&m));
         let x = [Size([1, 2, 1, 3, 4, 2, 2]).qkv(g, 1.0), vec![m, g.normal([1, 2, 3, 2])]].concat();
         out.push(Sample::check(SdpaVjp { of, want }, x).note("every subset of cotangents [A16]"));
     }
@@ -237,7 +243,7 @@ pub(super) fn vjp_samples(g: &mut Gen) -> Vec<Sample<SdpaVjp>> {
             m.clone(),
             Input::values([1, 2, 1], [x, 1.5]),
         ];
-        let of = op(Sdpa::default(), Some(&m));
+        let of = op(SdpaOptions::default(), Some(&m));
         out.push(
             Sample::value(SdpaVjp { of, want: [true, true, true, false] }, inputs)
                 .note("NaN and infinity in a query that sees no key [A14]"),

@@ -3,7 +3,7 @@
 pub mod classes;
 pub mod soft;
 
-pub use classes::{CrossEntropy, CrossEntropyLoss, CrossEntropyVjp};
+pub use classes::{CrossEntropyLoss, CrossEntropyOptions, CrossEntropyVjp};
 pub(super) use classes::{RowSlopes, refuse_weights, row_stats, sum_weights};
 
 use crate::error::Result;
@@ -44,17 +44,17 @@ impl Tensor {
     #[doc(alias = "softmax_cross_entropy")]
     #[track_caller]
     pub fn cross_entropy(&self, targets: &Tensor) -> Result<Tensor> {
-        self.cross_entropy_with(targets, &CrossEntropy::default())
+        self.cross_entropy_with(targets, &CrossEntropyOptions::default())
     }
 
     /// [`Tensor::cross_entropy`] with options.
     ///
     /// ```
-    /// use cotangent::ops::{CrossEntropy, Reduction};
+    /// use cotangent::ops::{CrossEntropyOptions, Reduction};
     /// # use cotangent::Tensor;
     /// let logits = Tensor::from_slice(&[0f32, 1.0, 2.0, 0.5], [2, 2])?;
     /// let targets = Tensor::from_slice(&[1i64, 0], [2])?;
-    /// let options = CrossEntropy { label_smoothing: 0.1, reduction: Reduction::None, ..Default::default() };
+    /// let options = CrossEntropyOptions { label_smoothing: 0.1, reduction: Reduction::None, ..Default::default() };
     /// assert_eq!(logits.cross_entropy_with(&targets, &options)?.shape(), &[2]);
     /// # Ok::<(), cotangent::Error>(())
     /// ```
@@ -66,7 +66,7 @@ impl Tensor {
     /// As [`Tensor::cross_entropy`]; argument error for `label_smoothing` outside 0 to 1, a negative `z_loss`, or a class to ignore (an
     /// `ignore_index` that is not negative) beside probabilities; shape error unless there is one weight per class.
     #[track_caller]
-    pub fn cross_entropy_with(&self, targets: &Tensor, options: &CrossEntropy) -> Result<Tensor> {
+    pub fn cross_entropy_with(&self, targets: &Tensor, options: &CrossEntropyOptions) -> Result<Tensor> {
         let (of, weights) = (options.op(), &options.weights);
         let x: SmallVec<[&Tensor; 3]> = [Some(self), Some(targets), weights.as_ref()].into_iter().flatten().collect();
         if targets.dtype().is_float() { apply1_as("cross_entropy", SoftCrossEntropy { of }, &x) } else { apply1(of, &x) }

@@ -3,7 +3,7 @@
 mod head;
 mod samples;
 
-use super::cross_entropy::{CrossEntropy, CrossEntropyLoss, CrossEntropyVjp, refuse_weights};
+use super::cross_entropy::{CrossEntropyLoss, CrossEntropyOptions, CrossEntropyVjp, refuse_weights};
 use super::reduction::Reduction;
 use crate::backend::Device;
 use crate::backend::cpu::{self, Buffer, Compute, Real, map};
@@ -409,11 +409,11 @@ impl Tensor {
     /// without ever holding all logits.
     ///
     /// ```
-    /// use cotangent::{F64, Key, Tensor, grad, ops::CrossEntropy};
+    /// use cotangent::{F64, Key, Tensor, grad, ops::CrossEntropyOptions};
     /// let hidden = Tensor::randn([5, 3], F64, Key::new(1))?;
     /// let weight = Tensor::randn([7, 3], F64, Key::new(2))?;
     /// let targets = Tensor::from_slice(&[0i64, 6, -100, 2, 3], [5])?;
-    /// let fused = |w: &Tensor| hidden.linear_cross_entropy(w, None, &targets, &CrossEntropy::default());
+    /// let fused = |w: &Tensor| hidden.linear_cross_entropy(w, None, &targets, &CrossEntropyOptions::default());
     /// let composed = |w: &Tensor| hidden.linear(w, None)?.cross_entropy(&targets);
     /// assert!((fused(&weight)?.item()? - composed(&weight)?.item()?).abs() < 1e-12);
     /// let difference = grad(&weight, fused)?.sub(&grad(&weight, composed)?.into_inner())?;
@@ -443,7 +443,13 @@ impl Tensor {
     /// # Errors
     /// Shape error when the operands do not fit, also for a weight that has not two axes; otherwise as [`Tensor::cross_entropy_with`].
     #[track_caller]
-    pub fn linear_cross_entropy(&self, weight: &Tensor, bias: Option<&Tensor>, targets: &Tensor, options: &CrossEntropy) -> Result<Tensor> {
+    pub fn linear_cross_entropy(
+        &self,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        targets: &Tensor,
+        options: &CrossEntropyOptions,
+    ) -> Result<Tensor> {
         if targets.dtype().is_float() && targets.rank() == self.rank() {
             let logits = self.linear(weight, bias).map_err(|e| e.rename_op(LinearCrossEntropy::NAME))?;
             return logits.cross_entropy_with(targets, options).map_err(|e| e.rename_op(LinearCrossEntropy::NAME));

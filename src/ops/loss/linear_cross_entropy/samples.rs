@@ -3,12 +3,12 @@
 use super::{LinearCrossEntropy, LinearCrossEntropyVjp};
 use crate::dtype::DType;
 use crate::error::ErrorKind;
-use crate::ops::loss::cross_entropy::{CrossEntropy, CrossEntropyLoss};
+use crate::ops::loss::cross_entropy::{CrossEntropyLoss, CrossEntropyOptions};
 use crate::ops::loss::reduction::Reduction;
 use crate::testing::{Gen, Input, Purpose, Sample};
 
 pub(super) fn samples(g: &mut Gen) -> Vec<Sample<LinearCrossEntropy>> {
-    let plain = CrossEntropy::default().op();
+    let plain = CrossEntropyOptions::default().op();
     let op = |of: &CrossEntropyLoss, keep| LinearCrossEntropy { of: of.clone(), rows: 2, bias: false, keep };
     let ints = |shape: &[usize], v: &[i64]| Input::ints(DType::I64, shape, v);
     let mut out = Vec::new();
@@ -111,7 +111,7 @@ pub(super) fn vjp_samples(g: &mut Gen) -> Vec<Sample<LinearCrossEntropyVjp>> {
         s.inputs.push(bar);
         out.push(s);
     }
-    let of = LinearCrossEntropy { of: CrossEntropy::default().op(), rows: 2, bias: false, keep: [false; 3] };
+    let of = LinearCrossEntropy { of: CrossEntropyOptions::default().op(), rows: 2, bias: false, keep: [false; 3] };
     let t = Input::ints(DType::I64, [3], &[2, 0, 1]);
     for want in [[true, false, true], [false, true, false], [false, false, true]] {
         let op = LinearCrossEntropyVjp { of: LinearCrossEntropy { bias: true, ..of.clone() }, stats: false, want };

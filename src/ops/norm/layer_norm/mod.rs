@@ -86,13 +86,13 @@ impl<const CENTRED: bool> Norm<CENTRED> {
         let over_n = 1.0 / self.split(x.shape()).1.max(1) as f64;
         let mut centred = x.clone();
         if CENTRED {
-            centred = x.add(&x.sum_keep(&axes[..])?.mul(&constant(-over_n)?)?)?;
+            centred = x.add(&x.sum_keepdim(&axes[..])?.mul(&constant(-over_n)?)?)?;
             // Once more, as in the kernel: the rounding of the mean, which 1/σ of a constant row would magnify. Mathematically it is 0, so
             // it has no derivative.
-            let rest = centred.detach().sum_keep(&axes[..])?.mul(&constant(-over_n)?)?;
+            let rest = centred.detach().sum_keepdim(&axes[..])?.mul(&constant(-over_n)?)?;
             centred = centred.add(&rest)?;
         }
-        let var = centred.square()?.sum_keep(&axes[..])?.mul(&constant(over_n)?)?;
+        let var = centred.square()?.sum_keepdim(&axes[..])?.mul(&constant(over_n)?)?;
         let mut y = centred.mul(&var.add(&constant(self.eps)?)?.rsqrt()?)?;
         let mut rest = rest.iter();
         if self.weight
@@ -167,7 +167,7 @@ impl<const CENTRED: bool> Op for Norm<CENTRED> {
         let (_, n) = self.split(x[0].shape());
         with_float!(x[0].dtype(), T => {
             type A = <T as Compute>::Acc;
-            let [y, stats] = y else { bail!(argument, "a norm has two outputs") };
+            let [y, stats] = y else { bail!(internal, "a norm has two outputs") };
             let (y, stats) = (y.slice::<T>(), stats.slice::<A>());
             let (w, b) = self.widened_parameters::<T>(&x[1..])?;
             let x = x[0].contiguous::<T>()?;
@@ -176,7 +176,7 @@ impl<const CENTRED: bool> Op for Norm<CENTRED> {
     }
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
-        let [y, stats] = y else { bail!(argument, "a norm has two outputs") };
+        let [y, stats] = y else { bail!(internal, "a norm has two outputs") };
         let (w, b) = (self.weight.then(|| &x[1]), self.bias.then(|| &x[x.len() - 1]));
         norm::forward(self.split(x[0].shape()), CENTRED, self.eps, &x[0], None, [w, b], y, stats)
     }

@@ -98,7 +98,7 @@ reduction_method!(
     /// # Errors
     /// Shape error when an axis does not exist or a group is empty; dtype error for integers.
     #[doc(alias("amax"))]
-    max, max_keep => Max
+    max, max_keepdim => Max
 );
 reduction_method!(
     /// Smallest element over axes.
@@ -112,7 +112,7 @@ reduction_method!(
     /// # Errors
     /// As [`Tensor::max`].
     #[doc(alias("amin"))]
-    min, min_keep => Min
+    min, min_keepdim => Min
 );
 
 #[cfg(test)]

@@ -67,7 +67,7 @@ impl Group for Norm {
         // u = x/‖x‖: ∂(g·Σ z·u)/∂x = g/‖x‖ · (z − u·Σ z·u), and 0 at the zero vector.
         let u = at.slope()?;
         // The divisor is made harmless before and the quotient after, or 0/0 would come back in the third derivative.
-        let n = at.x.norm_keep(at.axes().clone())?;
+        let n = at.x.norm_keepdim(at.axes().clone())?;
         let zero = n.eq_scalar(0.0)?;
         let inverse = at.g.div(&n.masked_fill(&zero, 1.0)?)?.masked_fill(&zero, 0.0)?;
         let across = at.z.sub(&u.mul(&at.total(&at.z.mul(&u)?)?)?)?;
@@ -114,5 +114,5 @@ reduction_method!(
     /// # Errors
     /// Shape error when an axis does not exist; dtype error for integers.
     #[doc(alias("vector_norm", "linalg_norm"))]
-    norm, norm_keep => Norm
+    norm, norm_keepdim => Norm
 );

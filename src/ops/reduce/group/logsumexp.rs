@@ -127,5 +127,5 @@ reduction_method!(
     /// # Ok::<(), cotangent::Error>(())
     /// ```
     #[doc(alias("log_sum_exp"))]
-    logsumexp, logsumexp_keep => LogSumExp
+    logsumexp, logsumexp_keepdim => LogSumExp
 );

@@ -89,7 +89,7 @@ impl<G: Group> Curve<'_, G> {
     /// # Errors
     /// Out of memory.
     pub fn total(&self, t: &Tensor) -> Result<Tensor> {
-        t.sum_keep(self.op.axes.clone())
+        t.sum_keepdim(self.op.axes.clone())
     }
 
     /// The mean over each group, axes kept.
@@ -97,7 +97,7 @@ impl<G: Group> Curve<'_, G> {
     /// # Errors
     /// Out of memory.
     pub fn mean(&self, t: &Tensor) -> Result<Tensor> {
-        t.mean_keep(self.op.axes.clone())
+        t.mean_keepdim(self.op.axes.clone())
     }
 
     /// Axes of the groups.
@@ -248,7 +248,7 @@ impl<G: Group> Op for ReduceVjp<G> {
             let axes = self.axes.resolve(x.rank())?;
             let ones = Tensor::full_on(x.shape().reduced(&axes, true), 1.0, x.dtype(), x.device())?;
             let slope = apply1(self.clone(), &[x, &ones])?;
-            Some(z.mul(&slope)?.sum_keep(self.axes.clone())?)
+            Some(z.mul(&slope)?.sum_keepdim(self.axes.clone())?)
         } else {
             None
         };

@@ -121,5 +121,5 @@ reduction_method!(
     ///
     /// # Errors
     /// Shape error when an axis does not exist; dtype error for integers.
-    prod, prod_keep => Prod
+    prod, prod_keepdim => Prod
 );

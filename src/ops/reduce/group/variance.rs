@@ -180,7 +180,7 @@ impl Group for Std {
         // s = (x − mean)/(N·y): ∂(g·Σ z·s)/∂x = g/(N·y)·(z − mean z) − g·Σ(z·s)/y · s, and 0 where y = 0.
         let n = degrees(at.x.numel() as f64 / at.g.numel().max(1) as f64, self.correction);
         let s = at.slope()?;
-        let y = at.x.std_keep(at.axes().clone(), self.correction)?;
+        let y = at.x.std_keepdim(at.axes().clone(), self.correction)?;
         let zero = y.eq_scalar(0.0)?;
         let inverse = at.g.div(&y.masked_fill(&zero, 1.0)?)?.masked_fill(&zero, 0.0)?;
         let first = at.z.sub(&at.mean(at.z)?)?.mul(&inverse.div_scalar(n)?)?;
@@ -228,7 +228,7 @@ reduction_method!(
     /// # Errors
     /// Shape error when an axis does not exist; argument error for a correction that is not finite; dtype error for integers.
     #[doc(alias("variance"))]
-    var, var_keep, correction: impl Number as f64 = correction.to_f64() => Var { correction }
+    var, var_keepdim, correction: impl Number as f64 = correction.to_f64() => Var { correction }
 );
 reduction_method!(
     /// Standard deviation over axes; `correction` as in [`Tensor::var`].
@@ -243,7 +243,7 @@ reduction_method!(
     /// # Errors
     /// As [`Tensor::var`].
     #[doc(alias("standard_deviation"))]
-    std, std_keep, correction: impl Number as f64 = correction.to_f64() => Std { correction }
+    std, std_keepdim, correction: impl Number as f64 = correction.to_f64() => Std { correction }
 );
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use smallvec::{SmallVec, smallvec};
 
 /// Options of [`Tensor::cross_entropy_with`].
 #[derive(Clone, Debug)]
-pub struct CrossEntropy {
+pub struct CrossEntropyOptions {
     /// Targets of this value do not count: loss 0, gradient 0. By default −100, as in PyTorch.
     pub ignore_index: Option<i64>,
     /// Share of the target distribution that is spread evenly over all classes, 0 to 1.
@@ -33,15 +33,15 @@ pub struct CrossEntropy {
     pub z_loss: f64,
 }
 
-impl Default for CrossEntropy {
+impl Default for CrossEntropyOptions {
     fn default() -> Self {
-        CrossEntropy { ignore_index: Some(-100), label_smoothing: 0.0, reduction: Reduction::Mean, weights: None, z_loss: 0.0 }
+        CrossEntropyOptions { ignore_index: Some(-100), label_smoothing: 0.0, reduction: Reduction::Mean, weights: None, z_loss: 0.0 }
     }
 }
 
-impl CrossEntropy {
+impl CrossEntropyOptions {
     pub(in crate::ops::loss) fn op(&self) -> CrossEntropyLoss {
-        let &CrossEntropy { ignore_index, label_smoothing, reduction, ref weights, z_loss } = self;
+        let &CrossEntropyOptions { ignore_index, label_smoothing, reduction, ref weights, z_loss } = self;
         CrossEntropyLoss { ignore_index, label_smoothing, reduction, weighted: weights.is_some(), z_loss }
     }
 }
@@ -205,7 +205,7 @@ impl Op for CrossEntropyLoss {
         let targets = Classes::read(&x[1], classes, self.ignore_index)?;
         with_float!(x[0].dtype(), T => {
             type A = <T as Compute>::Acc;
-            let [y, stats] = y else { bail!(argument, "cross_entropy has two outputs") };
+            let [y, stats] = y else { bail!(internal, "cross_entropy has two outputs") };
             let stats = stats.slice::<A>();
             let w = if self.weighted { Some(x[2].contiguous::<T>()?) } else { None };
             let w = w.as_deref();
@@ -244,7 +244,7 @@ impl Op for CrossEntropyLoss {
     }
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
-        let [y, stats] = y else { bail!(argument, "cross_entropy has two outputs") };
+        let [y, stats] = y else { bail!(internal, "cross_entropy has two outputs") };
         let o = self.options(last(x[0].shape()));
         let w = cuda::loss::weights(x.get(2))?;
         let w = w.as_ref().map(cuda::Dense::src);

@@ -228,7 +228,7 @@ impl Op for SoftCrossEntropy {
         let classes = x[0].shape()[x[0].shape().rank() - 1];
         with_float!(x[0].dtype(), T => {
             type A = <T as Compute>::Acc;
-            let [y, stats] = y else { bail!(argument, "soft_cross_entropy has two outputs") };
+            let [y, stats] = y else { bail!(internal, "soft_cross_entropy has two outputs") };
             let stats = stats.slice::<A>();
             let mut losses = Buffer::alloc(A::DTYPE, n)?;
             let losses = losses.slice_mut::<A>();
@@ -266,7 +266,7 @@ impl Op for SoftCrossEntropy {
     }
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
-        let [y, stats] = y else { bail!(argument, "soft_cross_entropy has two outputs") };
+        let [y, stats] = y else { bail!(internal, "soft_cross_entropy has two outputs") };
         let (_, rows) = Self::rows(x[0].shape())?;
         let w = cuda::loss::weights(x.get(2))?;
         let w = w.as_ref().map(cuda::Dense::src);

@@ -1,6 +1,6 @@
-//! What every module can do.
+//! The trait of trees of parameters, and what every tree can do.
 
-use super::{Leaf, Module, Role, Summary, SummaryRow, tensors_of, try_walk, walk};
+use super::{Leaf, Role, Summary, SummaryRow, Visitor, tensors_of, try_walk, walk};
 use crate::dtype::DType;
 use crate::error::{Error, Result, bail};
 use crate::tensor::Tensor;
@@ -42,25 +42,64 @@ fn paired(own: Vec<(String, Tensor)>, other: Vec<(String, Tensor)>) -> Result<Ve
     Ok(other.into_iter().map(|(_, t)| t).collect())
 }
 
-/// What every [`Module`] can do.
-pub trait ModuleExt: Module + Clone {
+/// A tree of parameters: a model, a layer, a tuple of tensors.
+///
+/// Write it with the [`module!`](crate::module) macro, which does not compile when a field is forgotten.
+///
+/// ```
+/// use cotangent::{module, value_and_grad, Module, Param, Result, Tensor, F64};
+/// #[derive(Clone)]
+/// struct Line { slope: Param, offset: Param, name: &'static str }
+/// module!(Line { slope, offset } skip { name });
+///
+/// let line = Line { slope: Tensor::scalar(2f64)?.into(), offset: Tensor::scalar(0f64)?.into(), name: "line" };
+/// assert_eq!(line.names(), ["slope", "offset"]);
+/// let x = Tensor::from_slice(&[1f64, 2., 3.], [3])?;
+/// let (_, grads) = value_and_grad(&line, |l| x.mul(&l.slope)?.add(&l.offset)?.sum(..))?;
+/// assert_eq!(grads.slope.item()?, 6.0);
+/// # Ok::<(), cotangent::Error>(())
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a tree of parameters",
+    label = "not a `Module`",
+    note = "a struct of your own becomes one by `module!(Name {{ layer, weight }} skip {{ size }})`: parameters and sub-modules first, all else under `skip`",
+    note = "a number, string or setting among the fields belongs under `skip`: `module!(Net {{ weight }} skip {{ size }})`",
+    note = "parameters are `Param`, statistics `Buffer`; `Tensor`, `Option`, `Vec`, arrays, `Box`, maps by `String` and tuples of up to twelve are trees; of more than twelve: tuples in a tuple",
+    note = "a type parameter that has bounds has all of them in `module!` too: `module!(Net<L: Module + Clone> {{ layer }})`"
+)]
+pub trait Module {
+    /// Visits every field that holds parameters, in a fixed order, under the name it has in checkpoints.
+    fn visit(&mut self, v: &mut Visitor<'_>);
+
     /// Dotted names of all tensors, in visiting order.
-    fn names(&self) -> Vec<String> {
+    fn names(&self) -> Vec<String>
+    where
+        Self: Sized + Clone,
+    {
         self.named_tensors().into_iter().map(|(n, _)| n).collect()
     }
 
     /// All tensors by name, in visiting order (cheap clones).
-    fn named_tensors(&self) -> Vec<(String, Tensor)> {
+    fn named_tensors(&self) -> Vec<(String, Tensor)>
+    where
+        Self: Sized + Clone,
+    {
         tensors_of(&mut self.clone(), false)
     }
 
     /// The trainable tensors by name.
-    fn trainable(&self) -> Vec<(String, Tensor)> {
+    fn trainable(&self) -> Vec<(String, Tensor)>
+    where
+        Self: Sized + Clone,
+    {
         tensors_of(&mut self.clone(), true)
     }
 
     /// The buffers by name.
-    fn buffers(&self) -> Vec<(String, Tensor)> {
+    fn buffers(&self) -> Vec<(String, Tensor)>
+    where
+        Self: Sized + Clone,
+    {
         let mut out = Vec::new();
         walk(&mut self.clone(), |name, leaf| {
             if leaf.role() == Role::Buffer {
@@ -71,7 +110,10 @@ pub trait ModuleExt: Module + Clone {
     }
 
     /// Number of elements of all float parameters; frozen ones included, buffers not.
-    fn num_params(&self) -> usize {
+    fn num_params(&self) -> usize
+    where
+        Self: Sized + Clone,
+    {
         let mut n = 0;
         walk(&mut self.clone(), |_, leaf| {
             if leaf.tensor.dtype().is_float() && leaf.role() != Role::Buffer {
@@ -84,15 +126,18 @@ pub trait ModuleExt: Module + Clone {
     /// Every tensor with its name, shape, dtype, size and what training does with it: prints as a table.
     ///
     /// ```
-    /// use cotangent::{F32, Key, ModuleExt, nn::Linear};
-    /// let mut layer = Linear::new(3, 2, true, F32, Key::new(1))?;
+    /// use cotangent::{F32, Key, Module, nn::Linear};
+    /// let mut layer = Linear::new(3, 2, F32, Key::new(1))?;
     /// let _ = layer.freeze(|name| name == "bias");
     /// let summary = layer.summary();
     /// assert_eq!((summary.trainable(), summary.frozen(), summary.bytes()), (6, 2, 32));
     /// println!("{summary}");
     /// # Ok::<(), cotangent::Error>(())
     /// ```
-    fn summary(&self) -> Summary {
+    fn summary(&self) -> Summary
+    where
+        Self: Sized + Clone,
+    {
         let mut rows = Vec::new();
         walk(&mut self.clone(), |name, leaf| rows.push(SummaryRow::new(name, &leaf)));
         Summary { rows }
@@ -105,12 +150,15 @@ pub trait ModuleExt: Module + Clone {
     ///
     /// ```compile_fail
     /// #![deny(unused_must_use)]
-    /// use cotangent::{nn::Linear, Key, ModuleExt, F32};
-    /// let mut layer = Linear::new(3, 2, true, F32, Key::new(1)).unwrap();
+    /// use cotangent::{nn::Linear, Key, Module, F32};
+    /// let mut layer = Linear::new(3, 2, F32, Key::new(1)).unwrap();
     /// layer.freeze(|name| name == "weigth"); // does not compile: nobody looks at the count, which is 0
     /// ```
     #[must_use = "0 means that no name matched"]
-    fn freeze(&mut self, which: impl Fn(&str) -> bool) -> usize {
+    fn freeze(&mut self, which: impl Fn(&str) -> bool) -> usize
+    where
+        Self: Sized + Clone,
+    {
         set_frozen(self, true, &which)
     }
 
@@ -118,24 +166,30 @@ pub trait ModuleExt: Module + Clone {
     /// they never thaw. Returns how many names matched.
     ///
     /// ```
-    /// use cotangent::{nn::Linear, Key, ModuleExt, F32};
-    /// let mut layer = Linear::new(3, 2, true, F32, Key::new(1))?;
+    /// use cotangent::{nn::Linear, Key, Module, F32};
+    /// let mut layer = Linear::new(3, 2, F32, Key::new(1))?;
     /// assert_eq!(layer.freeze(|_| true), 2);
     /// assert_eq!(layer.thaw(|name| name == "bias"), 1);
     /// assert_eq!(layer.trainable()[0].0, "bias");
     /// # Ok::<(), cotangent::Error>(())
     /// ```
     #[must_use = "0 means that no name matched"]
-    fn thaw(&mut self, which: impl Fn(&str) -> bool) -> usize {
+    fn thaw(&mut self, which: impl Fn(&str) -> bool) -> usize
+    where
+        Self: Sized + Clone,
+    {
         set_frozen(self, false, &which)
     }
 
     /// The same tree with every tensor replaced. Arrays and options have a `map` of their own, which comes first: for a tree that is one,
-    /// `ModuleExt::map(&tree, ..)`.
+    /// `Module::map(&tree, ..)`.
     ///
     /// # Errors
     /// The first error of `f`.
-    fn map(&self, mut f: impl FnMut(&str, &Tensor) -> Result<Tensor>) -> Result<Self> {
+    fn map(&self, mut f: impl FnMut(&str, &Tensor) -> Result<Tensor>) -> Result<Self>
+    where
+        Self: Sized + Clone,
+    {
         let mut out = self.clone();
         try_walk(&mut out, |name, leaf| {
             *leaf.tensor = f(name, leaf.tensor)?;
@@ -148,8 +202,8 @@ pub trait ModuleExt: Module + Clone {
     /// `tree_map` of two trees. Gradients are a tree too, so this is a step of descent that an outer gradient passes through:
     ///
     /// ```
-    /// use cotangent::{F64, Key, ModuleExt, Tensor, grad, nn::Linear};
-    /// let (layer, x) = (Linear::new(3, 1, true, F64, Key::new(1))?, Tensor::ones([4, 3], F64)?);
+    /// use cotangent::{F64, Key, Module, Tensor, grad, nn::Linear};
+    /// let (layer, x) = (Linear::new(3, 1, F64, Key::new(1))?, Tensor::ones([4, 3], F64)?);
     /// let meta = grad(&layer, |layer| {
     ///     let g = grad(layer, |l| l.forward(&x)?.square()?.mean(..))?;
     ///     let adapted = layer.zip_map(&g, |_, w, g| w.sub(&g.mul_scalar(0.1)?))?;
@@ -162,7 +216,10 @@ pub trait ModuleExt: Module + Clone {
     /// # Errors
     /// Argument error that lists the names when the other tree has other ones; the first error of `f`.
     #[track_caller]
-    fn zip_map(&self, other: &Self, mut f: impl FnMut(&str, &Tensor, &Tensor) -> Result<Tensor>) -> Result<Self> {
+    fn zip_map(&self, other: &Self, mut f: impl FnMut(&str, &Tensor, &Tensor) -> Result<Tensor>) -> Result<Self>
+    where
+        Self: Sized + Clone,
+    {
         let at = std::panic::Location::caller();
         let others = paired(self.named_tensors(), other.named_tensors()).map_err(|e| e.in_op("zip_map", at))?;
         let mut others = others.iter();
@@ -182,7 +239,10 @@ pub trait ModuleExt: Module + Clone {
     /// # Errors
     /// Out of memory.
     #[track_caller]
-    fn cast(&self, dtype: DType) -> Result<Self> {
+    fn cast(&self, dtype: DType) -> Result<Self>
+    where
+        Self: Sized + Clone,
+    {
         let at = std::panic::Location::caller();
         self.map(|_, t| if t.dtype().is_float() { t.cast(dtype) } else { Ok(t.clone()) }).map_err(|e| e.called_at(at))
     }
@@ -192,7 +252,10 @@ pub trait ModuleExt: Module + Clone {
     /// # Errors
     /// Device error when it is not available; out of memory.
     #[track_caller]
-    fn to_device(&self, device: crate::Device) -> Result<Self> {
+    fn to_device(&self, device: crate::Device) -> Result<Self>
+    where
+        Self: Sized + Clone,
+    {
         let at = std::panic::Location::caller();
         self.map(|_, t| t.to_device(device)).map_err(|e| e.called_at(at))
     }
@@ -202,7 +265,10 @@ pub trait ModuleExt: Module + Clone {
     /// # Errors
     /// Tape error when one is already tracked.
     #[track_caller]
-    fn watch(&self, tape: &crate::Tape) -> Result<Self> {
+    fn watch(&self, tape: &crate::Tape) -> Result<Self>
+    where
+        Self: Sized + Clone,
+    {
         let at = std::panic::Location::caller();
         let mut out = self.clone();
         try_walk(&mut out, |name, leaf| {
@@ -220,7 +286,10 @@ pub trait ModuleExt: Module + Clone {
     /// Shape error when a shape differs; argument error that lists all missing and all unexpected names. Nothing is
     /// changed on error.
     #[track_caller]
-    fn load_named(&mut self, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+    fn load_named(&mut self, tensors: &BTreeMap<String, Tensor>) -> Result<()>
+    where
+        Self: Sized + Clone,
+    {
         let at = std::panic::Location::caller();
         let loaded = loaded(self, tensors).map_err(|e| e.in_op("load_named", at).called_at(at))?;
         *self = loaded;
@@ -231,12 +300,13 @@ pub trait ModuleExt: Module + Clone {
     ///
     /// # Errors
     /// Argument error when there is none.
-    fn get(&self, name: &str) -> Result<Tensor> {
+    fn get_tensor(&self, name: &str) -> Result<Tensor>
+    where
+        Self: Sized + Clone,
+    {
         let found = self.named_tensors().into_iter().find(|(n, _)| n == name);
         found
             .map(|(_, t)| t)
             .ok_or_else(|| Error::argument(format!("no tensor is called `{name}`; there are: {}", self.names().join(", "))))
     }
 }
-
-impl<M: Module + Clone> ModuleExt for M {}
