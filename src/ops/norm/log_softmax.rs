@@ -198,12 +198,13 @@ impl Op for LogSoftmaxVjp {
     }
 }
 
-/// `ȳ·Σp − p·Σȳ` with `p = softmax(x)`: `Σp` is 1, and 0 on a fully masked line.
+/// `ȳ·Σp − p·Σȳ` with `p = softmax(x)`: `Σp` is 1, and 0 on a fully masked line. A constant, so it is detached: its derivative is 0,
+/// and a computed one would be a rounding error that cotangents multiply.
 fn composed(x: &Tensor, g: &Tensor, axis: Axis) -> Result<Tensor> {
     let p = x.softmax(axis)?;
     let total = g.sum_keepdim(axis)?;
     let minus = Tensor::full_on((), -1.0, total.dtype(), total.device())?;
-    g.mul(&p.sum_keepdim(axis)?)?.add(&p.mul(&total.mul(&minus)?)?)
+    g.mul(&p.detach().sum_keepdim(axis)?)?.add(&p.mul(&total.mul(&minus)?)?)
 }
 
 impl Tensor {
