@@ -169,7 +169,8 @@ pub fn assert_none(problems: &[String]) {
 fn unsafe_stays_in_the_backend() {
     let mut problems = Vec::new();
     for file in rust(&["src", "examples", "benches", "tests"]) {
-        if !file.starts_with("src/backend/") && words(&code_only(&read(&file))).any(|(_, w)| w == "unsafe") {
+        let allowed = file.starts_with("src/backend/") || file == "src/instruction_set.rs";
+        if !allowed && words(&code_only(&read(&file))).any(|(_, w)| w == "unsafe") {
             problems.push(format!("{file}: `unsafe` outside src/backend"));
         }
     }
