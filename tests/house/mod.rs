@@ -2,6 +2,7 @@
 
 mod floors;
 #[allow(unused_imports, reason = "that a path is there is all that is asked")]
+#[rustfmt::skip]
 mod public_paths;
 pub mod tidy;
 mod tidy_documents;
