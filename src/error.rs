@@ -263,6 +263,35 @@ impl Error {
         self
     }
 
+    /// Says the operands' shapes where a shape does not fit and the message names none of them.
+    #[must_use]
+    pub(crate) fn with_shapes(mut self, shapes: impl Iterator<Item: fmt::Display> + Clone) -> Self {
+        const SHOWN: usize = 4;
+        if self.is_shape() && self.0.op.is_none() && !shapes.clone().any(|s| self.0.message.contains(&s.to_string())) {
+            let list: Vec<String> = shapes.clone().take(SHOWN).map(|s| s.to_string()).collect();
+            let more = if shapes.count() > SHOWN { ", …" } else { "" };
+            match list.as_slice() {
+                [] => {}
+                [one] => self.0.message.push_str(&format!("; the operand is {one}")),
+                _ => self.0.message.push_str(&format!("; the operands are {}{more}", list.join(", "))),
+            }
+        }
+        self
+    }
+
+    /// It happened in the derivative of an op: the user knows that op by its name and line. The part of the derivative that refused
+    /// is named, too, unless it is a kernel of this op's derivative.
+    #[must_use]
+    pub(crate) fn in_derivative(mut self, of: &'static str, at: &'static Location<'static>) -> Self {
+        const HERE: &str = "in the derivative: ";
+        let of = of.trim_end_matches("_vjp");
+        if !self.0.message.starts_with(HERE) {
+            let part = self.0.op.filter(|part| *part != of && !part.ends_with("_vjp")).map(|part| format!("{part}: "));
+            self.0.message = format!("{HERE}{}{}", part.unwrap_or_default(), self.0.message);
+        }
+        self.rename_op(of).called_at(at)
+    }
+
     /// Replaces the op's name (a composite reports its own name, not that of the part which refused).
     #[must_use]
     pub(crate) fn rename_op(mut self, op: &'static str) -> Self {

@@ -180,10 +180,10 @@ pub(crate) fn apply1_as<O: Op>(name: &'static str, op: O, x: &[&Tensor]) -> Resu
     Ok(y.swap_remove(0))
 }
 
-/// A refusal with the op's name, the caller's line and the parameters among the operands.
+/// A refusal with the op's name, the caller's line, the operands' shapes and the parameters among them.
 #[cold]
 fn refused(e: Error, name: &'static str, x: &[&Tensor], at: &'static Location<'static>) -> Error {
-    e.with_parameters(|| tape::parameters(x)).in_op(name, at)
+    e.with_shapes(x.iter().map(|t| t.shape())).with_parameters(|| tape::parameters(x)).in_op(name, at)
 }
 
 /// [`Op`] without its type: `apply` is then compiled once, not once per op.
@@ -198,7 +198,7 @@ trait AnyOp: Pull {
 
 impl<O: Op> AnyOp for RecordedOp<O> {
     fn name(&self) -> &'static str {
-        self.2
+        self.1
     }
     fn aux(&self) -> usize {
         O::AUX
@@ -218,7 +218,7 @@ impl<O: Op> AnyOp for RecordedOp<O> {
 }
 
 fn apply_at<O: Op>(name: &'static str, op: O, x: &[&Tensor], at: &'static Location<'static>) -> Result<Outputs> {
-    apply_any(Arc::new(RecordedOp(op, at, name)), x, at).map_err(|e| refused(e, name, x, at))
+    apply_any(Arc::new(RecordedOp(op, name)), x, at).map_err(|e| refused(e, name, x, at))
 }
 
 fn apply_any(op: Arc<dyn AnyOp>, x: &[&Tensor], at: &'static Location<'static>) -> Result<Outputs> {
@@ -276,12 +276,12 @@ fn apply_any(op: Arc<dyn AnyOp>, x: &[&Tensor], at: &'static Location<'static>) 
     Ok(y)
 }
 
-/// An op, the line that called it, and by which name. Errors during the sweep report that line, not one inside the vjp.
-struct RecordedOp<O>(O, &'static Location<'static>, &'static str);
+/// An op, and by which name it was called.
+struct RecordedOp<O>(O, &'static str);
 
 impl<O: Op> Pull for RecordedOp<O> {
     fn pull(&self, ctx: &PullContext<'_>, y_bar: &Cotangents, want: &[bool]) -> Result<InputCotangents> {
-        self.0.vjp(&ctx.saved, y_bar, want).map_err(|e| e.called_at(self.1))
+        self.0.vjp(&ctx.saved, y_bar, want)
     }
 }
 
@@ -308,7 +308,7 @@ pub(crate) fn apply_view_as<V: View>(name: &'static str, view: V, x: &Tensor) ->
         {
             let spec = Spec { shape: x.shape().clone(), dtype: x.dtype() };
             let stretch = view.stretch(&spec.shape);
-            let pull = Arc::new(RecordedView(view, spec, at, stretch));
+            let pull = Arc::new(RecordedView(view, spec, stretch));
             tape::record(&tape, name, at, &[x], std::slice::from_mut(&mut y), Saved::none(), pull, tape::start(&[x]))?;
         }
         Ok(y)
@@ -316,16 +316,15 @@ pub(crate) fn apply_view_as<V: View>(name: &'static str, view: V, x: &Tensor) ->
     run().map_err(|e: Error| refused(e, name, &[x], at))
 }
 
-struct RecordedView<V>(V, Spec, &'static Location<'static>, Option<Stretch>);
+struct RecordedView<V>(V, Spec, Option<Stretch>);
 
 impl<V: View> Pull for RecordedView<V> {
     fn pull(&self, _: &PullContext<'_>, y_bar: &Cotangents, want: &[bool]) -> Result<InputCotangents> {
-        let bar = |g| self.0.vjp(&self.1, g).map_err(|e| e.called_at(self.2));
-        Ok(SmallVec::from_iter([if want[0] { Some(bar(y_bar.only()?)?) } else { None }]))
+        Ok(SmallVec::from_iter([if want[0] { Some(self.0.vjp(&self.1, y_bar.only()?)?) } else { None }]))
     }
 
     fn stretch(&self) -> Option<Stretch> {
-        self.3
+        self.2
     }
 }
 
@@ -347,16 +346,16 @@ pub(crate) fn apply_parts(
     if let Some(tape) = tape::common_tape(&[x])?
         && tape.is_recording()?
     {
-        tape::record(&tape, name, at, &[x], &mut y, Saved::none(), Arc::new(RecordedParts(vjp, at)), tape::start(&[x]))?;
+        tape::record(&tape, name, at, &[x], &mut y, Saved::none(), Arc::new(RecordedParts(vjp)), tape::start(&[x]))?;
     }
     Ok(y)
 }
 
-struct RecordedParts<F>(F, &'static Location<'static>);
+struct RecordedParts<F>(F);
 
 impl<F: Fn(&Cotangents) -> Result<Tensor> + Send + Sync> Pull for RecordedParts<F> {
     fn pull(&self, _: &PullContext<'_>, y_bar: &Cotangents, want: &[bool]) -> Result<InputCotangents> {
-        let bar = if want[0] { Some((self.0)(y_bar).map_err(|e| e.called_at(self.1))?) } else { None };
+        let bar = if want[0] { Some((self.0)(y_bar)?) } else { None };
         Ok(SmallVec::from_iter([bar]))
     }
 }

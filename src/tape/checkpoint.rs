@@ -66,6 +66,10 @@ struct Recompute {
 }
 
 impl Pull for Recompute {
+    fn is_users(&self) -> bool {
+        true
+    }
+
     fn pull(&self, ctx: &PullContext<'_>, y_bar: &Cotangents, want: &[bool]) -> Result<InputCotangents> {
         let mut inputs = Vec::with_capacity(want.len());
         for i in 0..want.len() {
@@ -130,7 +134,7 @@ impl Isolated {
         let mut seeds = Vec::new();
         for (y, bar) in y.iter().zip(y_bar) {
             if let (Some(id), Some(bar)) = (place(y)?, bar) {
-                seeds.push((id, bar.clone()));
+                memory::push(&mut seeds, (id, bar.clone()))?;
             }
         }
         let ids = self.inputs.iter().map(place).collect::<Result<Vec<_>>>()?;

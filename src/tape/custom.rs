@@ -139,6 +139,10 @@ impl Custom {
 }
 
 impl Pull for Custom {
+    fn is_users(&self) -> bool {
+        true
+    }
+
     fn pull(&self, ctx: &PullContext<'_>, y_bar: &Cotangents, _: &[bool]) -> Result<InputCotangents> {
         let kept: Vec<Tensor> = ctx.saved.0.iter().flatten().cloned().collect();
         let outputs = &kept[self.inputs.min(kept.len())..];
@@ -212,6 +216,10 @@ fn once(
 ) -> Result<InputCotangents> {
     struct Refuse(&'static str);
     impl Pull for Refuse {
+        fn is_users(&self) -> bool {
+            true
+        }
+
         fn pull(&self, _: &PullContext<'_>, _: &Cotangents, _: &[bool]) -> Result<InputCotangents> {
             bail!(
                 tape,

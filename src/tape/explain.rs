@@ -1,6 +1,6 @@
 //! What a tape can say about a gradient that was lost, and about an op that refused: names, ops, lines.
 
-use super::{Inner, Kind, NodeRef, observe};
+use super::{Inner, Kind, NodeRef, Under, observe};
 use crate::dtype::DType;
 use crate::tensor::Tensor;
 use std::collections::VecDeque;
@@ -44,6 +44,7 @@ impl Stops {
 
 /// Notes that what follows from these values has no gradient; costs nothing for untracked ones.
 pub(crate) fn stops(op: &'static str, at: &'static Location<'static>, x: &[&Tensor], to: Option<DType>) {
+    let at = Under::line(at);
     for node in x.iter().filter_map(|t| t.node.as_ref()) {
         if let Some((tape, id)) = place(node) {
             tape.stops.push(Stop { node: id, op, to, at });

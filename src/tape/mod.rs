@@ -24,6 +24,7 @@ use crate::memory;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 use smallvec::SmallVec;
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::panic::Location;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
@@ -127,6 +128,11 @@ pub(crate) trait Pull: Send + Sync {
     /// Where the only output is in the only input, when it is a stretch of one of its axes.
     fn stretch(&self) -> Option<Stretch> {
         None
+    }
+
+    /// Whether the derivative is the user's own code: what it refuses keeps the op and line that it names.
+    fn is_users(&self) -> bool {
+        false
     }
 }
 
@@ -300,6 +306,34 @@ impl Inner {
     }
 }
 
+thread_local! {
+    /// The line that called what this thread does: a composition, or an op whose derivative is being recorded.
+    static CALLER: Cell<Option<&'static Location<'static>>> = const { Cell::new(None) };
+}
+
+/// While it lives, nodes that this thread adds point to a line: parts of a composition are the caller's, not lines in here. Of several
+/// the outermost counts.
+struct Under(Option<&'static Location<'static>>);
+
+impl Under {
+    fn new(at: &'static Location<'static>) -> Self {
+        let before = CALLER.get();
+        CALLER.set(before.or(Some(at)));
+        Under(before)
+    }
+
+    /// The line that a node points to which an op called at `at` adds.
+    fn line(at: &'static Location<'static>) -> &'static Location<'static> {
+        CALLER.get().unwrap_or(at)
+    }
+}
+
+impl Drop for Under {
+    fn drop(&mut self) {
+        CALLER.set(self.0);
+    }
+}
+
 /// Counts up while alive.
 struct Guard<'a>(&'a AtomicUsize);
 impl<'a> Guard<'a> {
@@ -350,6 +384,7 @@ pub(crate) fn reserve(
     let place =
         |n: &NodeRef| if std::ptr::eq(n.tape.as_ptr(), Arc::as_ptr(tape)) { Some(n.id) } else { n.resolve().ok().map(|(_, id)| id) };
     let parents = inputs.iter().map(|t| t.node.as_ref().and_then(place)).collect();
+    let at = Under::line(at);
     let mut nodes = tape.nodes();
     let id = nodes.len();
     // Beside the node: the op, and what it saves.
@@ -528,15 +563,15 @@ impl Gradients {
             Some(n) if n.tape.as_ptr().addr() == self.tape => self.by_id.get(&n.id).ok_or_else(|| {
                 let Some(name) = self.names.get(&n.id).cloned() else {
                     let hint = "gradients are kept for watched tensors; `Tape::cotangents` gives those of values computed from them";
-                    return Error::tape(format!("the tensor was not watched, but computed: {hint}")).in_op("backward", at);
+                    return Error::tape(format!("the tensor was not watched, but computed: {hint}")).in_op("get", at);
                 };
                 let why = self.lost.get(&n.id).map(|why| format!(": {why}")).unwrap_or_default();
-                Error::disconnected(format!("the result does not depend on {name}{why}")).with_names(vec![name]).in_op("backward", at)
+                Error::disconnected(format!("the result does not depend on {name}{why}")).with_names(vec![name]).in_op("get", at)
             }),
-            Some(_) => Err(Error::tape("another tape than the swept one tracks this tensor").in_op("backward", at)),
+            Some(_) => Err(Error::tape("another tape than the swept one tracks this tensor").in_op("get", at)),
             None => {
                 let hint = "gradients belong to watched tensors: use the tensor that `watch` returned, not the one that was passed to it";
-                Err(Error::tape(format!("this tensor is not tracked; {hint}")).in_op("backward", at))
+                Err(Error::tape(format!("this tensor is not tracked; {hint}")).in_op("get", at))
             }
         }
     }

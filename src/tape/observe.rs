@@ -2,7 +2,7 @@
 //!
 //! An observer belongs to one tape, so there is nothing global; a tape without one asks a single flag per op.
 
-use super::{Cotangents, Inner, InputCotangents, Kind, Saved, Tape};
+use super::{Cotangents, Inner, InputCotangents, Kind, Saved, Tape, Under};
 use crate::backend::{Device, cuda};
 use crate::error::Result;
 use crate::tensor::Tensor;
@@ -204,25 +204,22 @@ pub(super) fn pulled(
     tape.watchers.list().iter().try_for_each(|o| o.pulled(&op)).map_err(|e| e.in_op(name, at))
 }
 
-/// Runs a composition; on an observed tape, the nodes that it adds get the line of its caller, and the observers see the whole.
+/// Runs a composition; the nodes that it adds to a tape get the line of its caller, and observers see the whole.
 pub(crate) fn composed<R: AsRef<[Tensor]>>(
     name: &'static str,
     x: &[&Tensor],
     at: &'static Location<'static>,
     f: impl FnOnce() -> Result<R>,
 ) -> Result<R> {
-    if start(x).0.is_none() {
-        return f();
-    }
-    let tape = x.iter().find_map(|t| t.node.as_ref()).and_then(|n| n.resolve().ok()).map(|(tape, _)| tape);
-    let before = tape.map(|t| (t.len(), t));
-    let result = f();
-    if let Some((from, tape)) = before {
-        tape.nodes().iter_mut().skip(from).for_each(|n| n.at = at);
-        if let Ok(outputs) = &result {
-            let op = Composed { name, at, inputs: x, outputs: outputs.as_ref() };
-            tape.watchers.list().iter().try_for_each(|o| o.composed(&op))?;
-        }
+    let observed = start(x).0.is_some();
+    let result = {
+        let _under = Under::new(at);
+        f()
+    };
+    let tape = x.iter().filter(|_| observed).find_map(|t| t.node.as_ref()).and_then(|n| n.resolve().ok());
+    if let (Some((tape, _)), Ok(outputs)) = (tape, &result) {
+        let op = Composed { name, at, inputs: x, outputs: outputs.as_ref() };
+        tape.watchers.list().iter().try_for_each(|o| o.composed(&op))?;
     }
     result
 }

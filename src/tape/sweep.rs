@@ -1,6 +1,6 @@
 //! The reverse sweep: walks the tape backwards, turns output cotangents into input cotangents, and adds them up.
 
-use super::{Cotangents, Inner, Kind, OpNode, PullContext, Stretch, observe};
+use super::{Cotangents, Inner, Kind, OpNode, PullContext, Stretch, Under, observe};
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::shape::Shape;
@@ -65,7 +65,7 @@ pub(crate) fn sweep(tape: &Arc<Inner>, s: Sweep<'_>, ops: Accumulate) -> Result<
                 Kind::Sibling(_) => continue,
                 Kind::Leaf(_) => {
                     drop(nodes);
-                    if let Some(bar) = bars.take(id).map_err(|e| e.in_op("backward", at))? {
+                    if let Some(bar) = bars.take(id).map_err(|e| e.in_derivative("backward", at))? {
                         run_hooks(tape, id, &bar);
                         if wanted.contains(&id) {
                             memory::insert(&mut found, id, bar)?;
@@ -78,7 +78,7 @@ pub(crate) fn sweep(tape: &Arc<Inner>, s: Sweep<'_>, ops: Accumulate) -> Result<
         let mut y_bar: SmallVec<[Option<Tensor>; 2]> = SmallVec::new();
         for j in id..id + op.outputs {
             // Only outputs up to the highest seed can have a cotangent.
-            let bar = if j <= top { bars.take(j).map_err(|e| e.in_op(op.name, at))? } else { None };
+            let bar = if j <= top { bars.take(j).map_err(|e| e.in_derivative(op.name, at))? } else { None };
             if let Some(bar) = &bar {
                 run_hooks(tape, j, bar);
                 if wanted.contains(&j) {
@@ -102,7 +102,7 @@ pub(crate) fn sweep(tape: &Arc<Inner>, s: Sweep<'_>, ops: Accumulate) -> Result<
             observe::pulled(tape, id, observe::started(tape), op.name, at, &y_bar, &x_bar)?;
             drop(y_bar);
             for bar in x_bar.into_iter().flatten() {
-                bars.add_part(parent, stretch, bar).map_err(|e| e.in_op(op.name, at))?;
+                bars.add_part(parent, stretch, bar).map_err(|e| e.in_derivative(op.name, at))?;
             }
             continue;
         }
@@ -111,7 +111,10 @@ pub(crate) fn sweep(tape: &Arc<Inner>, s: Sweep<'_>, ops: Accumulate) -> Result<
         let name = op.name;
         let started = observe::started(tape);
         let y_bar = Cotangents(y_bar);
-        let x_bar = pull.pull(&ctx, &y_bar, &want).map_err(|e| e.in_op(name, at))?;
+        let users = pull.is_users();
+        // Derivatives of derivatives are reported at the line of the op, too.
+        let _under = (s.record && !users).then(|| Under::new(at));
+        let x_bar = pull.pull(&ctx, &y_bar, &want).map_err(|e| if users { e.in_op(name, at) } else { e.in_derivative(name, at) })?;
         drop(ctx);
         observe::pulled(tape, id, started, name, at, &y_bar, &x_bar)?;
         drop(y_bar);
@@ -120,7 +123,7 @@ pub(crate) fn sweep(tape: &Arc<Inner>, s: Sweep<'_>, ops: Accumulate) -> Result<
         }
         for (i, (parent, bar)) in op.parents.iter().zip(x_bar).enumerate() {
             let (Some(p), Some(bar), true) = (*parent, bar, want[i]) else { continue };
-            bars.add(p, bar).map_err(|e| e.in_op(name, at))?;
+            bars.add(p, bar).map_err(|e| e.in_derivative(name, at))?;
         }
     }
     for &id in s.wanted.iter().filter(|&&id| id < s.floor) {

@@ -37,7 +37,7 @@ pub fn generate(
     if prompt.is_empty() || context == 0 {
         bail!(argument, "generate: a prompt of at least one token and a context of at least 1 are needed");
     }
-    sampling.check()?;
+    sampling.checked()?;
     let mut tokens = memory::copied(prompt)?;
     let most = prompt.len().saturating_add(count);
     let sampler = Sampler { sampling, rules: &TokenRules::default(), ends: &[], key, prompt: prompt.len(), most };
@@ -45,7 +45,8 @@ pub fn generate(
         let window: Vec<i64> = memory::try_collect(tokens[tokens.len().saturating_sub(context)..].iter().map(|&t| i64::from(t)))?;
         let x = Tensor::from_slice(&window, [1, window.len()])?;
         let last = logits(&x)?.select(1, -1)?.to_f64_vec()?;
-        tokens.push(sampler.next(&last, &tokens)?);
+        let next = sampler.next(&last, &tokens)?;
+        memory::push(&mut tokens, next)?;
     }
     Ok(tokens.split_off(prompt.len()))
 }

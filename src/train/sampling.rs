@@ -2,6 +2,7 @@
 
 use crate::error::{Result, bail};
 use crate::memory;
+use std::panic::Location;
 
 /// How a token is drawn from logits.
 ///
@@ -40,7 +41,14 @@ impl Sampling {
     ///
     /// # Errors
     /// That one.
+    #[track_caller]
     pub fn check(&self) -> Result<()> {
+        let at = Location::caller();
+        self.checked().map_err(|e| e.in_op("sampling", at))
+    }
+
+    /// [`Sampling::check`] for callers that name themselves.
+    pub(crate) fn checked(&self) -> Result<()> {
         if !(self.temperature >= 0.0) || self.top_k == Some(0) || !(0.0..=1.0).contains(&self.top_p) {
             bail!(
                 argument,
@@ -69,7 +77,7 @@ impl Sampling {
     /// # Errors
     /// As [`Sampling::draw`].
     pub fn draw_after(&self, logits: &[f64], occurred: &[u32], uniform: f64) -> Result<usize> {
-        self.check()?;
+        self.checked()?;
         if self.repetition_penalty == 1.0 {
             return self.pick(logits, uniform);
         }
@@ -98,7 +106,7 @@ impl Sampling {
     /// Argument error for options out of range, for no logits, and for logits of which one is NaN or +∞ or all are −∞; for a repetition
     /// penalty, which needs the tokens that occurred: [`Sampling::draw_after`].
     pub fn draw(&self, logits: &[f64], uniform: f64) -> Result<usize> {
-        self.check()?;
+        self.checked()?;
         if self.repetition_penalty != 1.0 {
             bail!(argument, "a repetition penalty of {} needs the tokens that occurred: `draw_after`", self.repetition_penalty);
         }

@@ -2,7 +2,7 @@
 
 use cotangent::nn::{Embedding, Gpt, GptConfig, Init, LayerNorm, Linear, LinearOptions};
 use cotangent::ops::{BceWithLogitsOptions, SdpaOptions, Span};
-use cotangent::{Error, F32, F64, Key, Result, Tape, Tensor};
+use cotangent::{Error, F32, F64, Key, Result, Tape, Tensor, custom_vjp, grad};
 
 fn refused_here<T>(what: &str, result: Result<T>) -> Error {
     let Err(e) = result else { panic!("{what} was not refused") };
@@ -72,7 +72,45 @@ fn the_sweep_names_the_ops_line() -> Result<()> {
     let x = tape.watch(&Tensor::zeros([1 << 50], F32)?)?;
     let line = line!() + 1;
     let y = x.slice(0, ..2)?.sum(..)?;
-    let e = refused_here("slice_vjp", tape.backward(&y));
+    let e = refused_here("the derivative of a slice", tape.backward(&y));
     assert!(e.is_out_of_memory() && e.location().is_some_and(|at| at.line() == line), "{e}");
+    Ok(())
+}
+
+/// By the name that was called, too, not by that of the kernel that computes the derivative, in any order of derivative.
+#[test]
+fn the_sweep_names_the_op_that_was_called() -> Result<()> {
+    type Of = fn(&Tensor) -> Result<Tensor>;
+    let x = Tensor::zeros([1 << 50], F32)?;
+    let ops: [(&str, Of); 6] = [
+        ("slice", |x| x.slice(0, ..2)),
+        ("narrow", |x| x.narrow(0, 7, 2)),
+        ("slice_step", |x| x.slice_step(0, 1..9, 2)),
+        // Of a composition, its part that was recorded.
+        ("slice", |x| x.select(0, -1)),
+        ("slice", |x| x.unsqueeze(0)?.slice(1, 3..5)),
+        ("narrow", |x| x.flatten(0, -1)?.narrow(0, 5, 1)?.exp()),
+    ];
+    for (name, f) in ops {
+        for e in [grad(&x, |x| f(x)?.sum(..)).unwrap_err(), grad(&x, |x| grad(x, |x| f(x)?.sum(..))?.sum(..)).unwrap_err()] {
+            let e = refused_here::<()>(name, Err(e));
+            assert!(e.is_out_of_memory() && e.to_string().starts_with(&format!("{name}: in the derivative: ")), "{e}");
+            assert!(!e.to_string().contains("_vjp"), "{e}");
+        }
+    }
+    Ok(())
+}
+
+/// What a derivative by hand refuses names the op that has it, and the part that refused.
+#[test]
+fn a_derivative_by_ops_names_its_part() -> Result<()> {
+    let line = line!() + 4; // that of `custom_vjp`
+    let e = grad(&Tensor::ones([2], F64)?, |x| {
+        let wrong = |_: &[Tensor], _: &[Tensor], g: &[Tensor]| Ok(vec![Some(g[0].reshape([3])?)]);
+        let f = |x: &[Tensor]| Ok(vec![x[0].square()?]);
+        custom_vjp(&[x], f, wrong)?[0].sum(..)
+    });
+    let e = refused_here("custom_vjp", e);
+    assert!(e.to_string().starts_with("reshape: cannot reshape [2]") && e.location().is_some_and(|at| at.line() == line), "{e}");
     Ok(())
 }

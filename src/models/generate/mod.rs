@@ -145,7 +145,7 @@ impl<'a> Generator<'a> {
         if !o.wrong.is_empty() {
             bail!(argument, "{}: set the option and clear `GenerateOptions::wrong`", o.wrong.join("; "));
         }
-        o.sampling.check()?;
+        o.sampling.checked()?;
         o.rules.check(self.model.vocabulary())?;
         if self.tokenizer.is_none() && !o.stop_texts.is_empty() {
             bail!(argument, "stop texts need a tokenizer: `with_tokenizer`, or clear `stop_texts`");

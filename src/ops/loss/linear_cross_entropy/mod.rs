@@ -60,10 +60,14 @@ impl LinearCrossEntropy {
         };
         if ws.rank() != 2 {
             let axes = ws.rank();
-            bail!(
-                shape,
-                "weight {ws} has {axes} axes; expected [classes, {k}], one row for each class, beside x {xs}: classes are one axis"
-            );
+            let hint = match axes {
+                3.. => {
+                    "; classes are one axis; for several losses of a row: \
+                    x.linear(&weight.flatten(0, -2)?, None)?, reshaped so that classes are the last axis, and its cross_entropy"
+                }
+                _ => "",
+            };
+            bail!(shape, "weight {ws} has {axes} axes; expected [classes, {k}], one row for each class, beside x {xs}{hint}");
         }
         if ws[1] != k {
             bail!(shape, "inner extents differ: x {xs}, weight {ws}; expected x [.., in], weight [classes, in]");
