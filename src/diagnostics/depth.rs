@@ -1,15 +1,19 @@
 //! A quantity against depth (or time): how fast gradients shrink or grow on their way back.
 
 use super::verdict::Verdict;
+use crate::error::Result;
+use crate::memory;
 use std::fmt;
+use std::panic::Location;
 
 /// Norms from the input side to the output side; prints as a chart.
 ///
 /// ```
 /// use cotangent::diagnostics::{DepthProfile, Verdict};
-/// let p = DepthProfile::new((0..10).map(|i| (format!("h.{i}"), 10f64.powi(i - 10))));
+/// let p = DepthProfile::new((0..10).map(|i| (format!("h.{i}"), 10f64.powi(i - 10))))?;
 /// assert_eq!(p.verdict(), Verdict::Vanishing);
 /// assert!((p.decades() - 9.0).abs() < 1e-9);
+/// # Ok::<(), cotangent::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct DepthProfile {
@@ -22,8 +26,13 @@ impl DepthProfile {
     pub const DECADES: f64 = 3.0;
 
     /// A profile from labels and norms, from the input to the output.
-    pub fn new(points: impl IntoIterator<Item = (String, f64)>) -> Self {
-        DepthProfile { points: points.into_iter().collect() }
+    ///
+    /// # Errors
+    /// Out of memory.
+    #[track_caller]
+    pub fn new(points: impl IntoIterator<Item = (String, f64)>) -> Result<Self> {
+        let at = Location::caller();
+        Ok(DepthProfile { points: memory::try_collect(points).map_err(|e| e.in_op("depth_profile", at))? })
     }
 
     /// By how many powers of ten the norm falls from the output to the input, on a straight line through the logarithms;

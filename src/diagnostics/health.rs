@@ -254,7 +254,7 @@ impl HealthReport {
     /// Gradient norm against depth: the numbered layers, from the input to the output.
     pub fn depth(&self) -> DepthProfile {
         let numbered = |n: &str| n.rsplit('.').next().is_some_and(|p| p.parse::<usize>().is_ok());
-        DepthProfile::new(self.layers().into_iter().filter(|l| numbered(&l.name)).map(|l| (l.name, l.norm)))
+        DepthProfile { points: self.layers().into_iter().filter(|l| numbered(&l.name)).map(|l| (l.name, l.norm)).collect() }
     }
 }
 

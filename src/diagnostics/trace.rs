@@ -84,8 +84,13 @@ impl Trace {
     }
 
     /// A trace from values by name, in the order of computation.
-    pub fn from_values(entries: impl IntoIterator<Item = (String, Tensor)>) -> Self {
-        Trace { entries: entries.into_iter().collect() }
+    ///
+    /// # Errors
+    /// Out of memory.
+    #[track_caller]
+    pub fn from_values(entries: impl IntoIterator<Item = (String, Tensor)>) -> Result<Self> {
+        let at = Location::caller();
+        Ok(Trace { entries: memory::try_collect(entries).map_err(|e| e.in_op("trace", at))? })
     }
 
     /// Names and values, in the order of computation.

@@ -101,7 +101,7 @@ impl Core {
             if let Some((own, id)) = y.node.as_ref().map(|n| n.resolve()).transpose()?
                 && Arc::ptr_eq(&own, &tape.inner)
             {
-                seeds.push((id, bar.clone()));
+                memory::push(&mut seeds, (id, bar.clone()))?;
             }
         }
         let ids: Vec<usize> = self.leaves.iter().map(|t| tape.id_of(t)).collect::<Result<_>>()?;

@@ -26,10 +26,10 @@ thread_local! {
 #[derive(Debug)]
 pub(super) struct Header {
     pub tensors: Metadata,
+    /// Names of the tensors, in the order of the file.
+    pub names: Vec<String>,
     /// The texts beside the tensors.
     pub texts: BTreeMap<String, String>,
-    /// The first names, for errors.
-    pub shown: String,
 }
 
 /// The header's text, checked; `what` is the file.
@@ -56,9 +56,9 @@ pub(super) fn parse(bytes: &[u8], what: impl fmt::Display) -> Result<Header> {
     // Where tensors have no elements, by name.
     tensors.sort_unstable_by(|a, b| (a.1.data_offsets, &a.0).cmp(&(b.1.data_offsets, &b.0)));
     memory::ensure(tensors.len().saturating_mul(PER_TENSOR))?;
-    let shown = memory::some(tensors.iter().map(|t| t.0.as_str()));
+    let names = memory::try_collect_ok(tensors.iter().map(|t| memory::text(&t.0)))?;
     let tensors = Metadata::new(None, tensors).map_err(|e| damaged(format!("the header is damaged: {e}")))?;
-    Ok(Header { tensors, texts, shown })
+    Ok(Header { tensors, names, texts })
 }
 
 fn asked<T, E: de::Error>(asked: Result<T>) -> Result<T, E> {
@@ -216,7 +216,7 @@ mod tests {
     fn headers_are_read_and_mistakes_named() {
         let one = r#""x":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8],"more":{"y":[null]}}"#;
         let header = parse(format!(r#"{{"__metadata__":{{"a":"b\n"}},{one}}}"#).as_bytes(), "f").unwrap();
-        assert_eq!((header.tensors.data_len(), header.shown.as_str()), (8, "x"));
+        assert_eq!((header.tensors.data_len(), header.names.as_slice()), (8, &["x".to_owned()][..]));
         assert_eq!(header.tensors.info("x").unwrap().shape, [1, 2]);
         assert_eq!(header.texts["a"], "b\n");
         assert!(parse(br#"{"__metadata__":null}"#, "f").unwrap().texts.is_empty());

@@ -117,8 +117,8 @@ impl TensorFile {
     }
 
     /// Names of all tensors, in the order of the file.
-    pub fn names(&self) -> Vec<String> {
-        self.header.tensors.offset_keys()
+    pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.header.names.iter().map(String::as_str)
     }
 
     /// The texts stored beside the tensors.
@@ -153,14 +153,15 @@ impl TensorFile {
 
     fn info(&self, name: &str) -> Result<&TensorInfo> {
         let found = self.header.tensors.info(name);
-        found.ok_or_else(|| Error::argument(format!("{} has no tensor `{name}`; it has: {}", self.path.display(), self.header.shown)))
+        found.ok_or_else(|| {
+            let names = memory::some(self.names());
+            Error::argument(format!("{} has no tensor `{name}`; it has: {names}", self.path.display()))
+        })
     }
 
-    /// [`TensorFile::names`], where there is memory for them.
+    /// [`TensorFile::names`], copied.
     pub(crate) fn all_names(&self) -> Result<Vec<String>> {
-        // An entry has 50 bytes at least. For a name there are some 200, of which the caller may need half for a map.
-        memory::ensure(usize::try_from(self.start).unwrap_or(usize::MAX).saturating_mul(6))?;
-        Ok(self.names())
+        memory::try_collect_ok(self.names().map(memory::text))
     }
 
     /// Reads a tensor into host memory. Integers that have no dtype here come widened: 8, 16 and 32 bits with sign as `i64`,

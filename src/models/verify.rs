@@ -173,15 +173,15 @@ impl Fixture {
         let gpt2 = matches!(model, LanguageModel::Gpt2(_));
         let mut reference = Vec::new();
         for name in self.file.names() {
-            if let Some(path) = module_of(&name, gpt2) {
-                reference.push((path, self.file.tensor(&name)?));
+            if let Some(path) = module_of(name, gpt2) {
+                memory::push(&mut reference, (path, self.file.tensor(name)?))?;
             }
         }
         if reference.is_empty() {
             out.skipped.push("values of modules".to_owned());
             return Ok(());
         }
-        let found = trace.compare(&Trace::from_values(reference), HIDDEN)?;
+        let found = trace.compare(&Trace::from_values(reference)?, HIDDEN)?;
         let worst = found.rows.iter().map(|r| r.error).fold(0.0, |m: f64, e| if e <= m { m } else { e });
         out.add(format!("values of {} modules, relative", found.rows.len()), worst, HIDDEN);
         // A module that the trace does not have would go unseen.

@@ -3,6 +3,7 @@
 use super::event::Event;
 use crate::error::{Error, Result, bail};
 use crate::io::{Lock, failed, folder_of, free_name, lock, lock_around, open_to_append, replace, set_aside, sweep_partial};
+use crate::memory;
 use serde_json::{Map, Value};
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
@@ -252,7 +253,7 @@ impl Lines {
                     if keeps {
                         match kept.last_mut() {
                             Some(last) if last.end == at => last.end += n,
-                            _ => kept.push(at..at + n),
+                            _ => memory::push(&mut kept, at..at + n)?,
                         }
                     }
                 }

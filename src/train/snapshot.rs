@@ -103,6 +103,7 @@ impl Snapshot {
         };
         out.optimizer.numbers = inexact(&entry["optimizer"]).ok_or_else(|| damaged("the optimizer's numbers"))?;
         for (k, v) in entry["settings"].as_object().ok_or_else(|| damaged("no settings"))? {
+            crate::memory::small(2 * size_of::<(String, String)>() + k.len())?;
             out.settings.insert(k.clone(), v.as_str().ok_or_else(|| damaged("a setting is not text"))?.to_owned());
         }
         for name in file.all_names()? {

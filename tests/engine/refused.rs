@@ -31,7 +31,7 @@ fn a_bare_layer_is_traced_as_the_root() -> Result<()> {
     assert_eq!(trace.entries().iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>(), ["(root):input", "(root)"]);
     let (_, other) = Trace::of(&layer.map(|_, t| t.mul_scalar(1.1))?, |l| l.forward(&x))?;
     assert_eq!(other.compare(&trace, 1e-5)?.first().map(|d| d.name.as_str()), Some("(root)"));
-    let nothing = Trace::from_values([]);
+    let nothing = Trace::from_values([]).unwrap();
     assert!(refused("empty", nothing.compare(&trace, 1e-5)).contains("this trace is empty"));
     assert!(refused("empty", trace.compare(&nothing, 1e-5)).contains("the reference is empty"));
     Ok(())
@@ -39,7 +39,7 @@ fn a_bare_layer_is_traced_as_the_root() -> Result<()> {
 
 #[test]
 fn a_trace_refuses_tolerances_and_says_not_finite() -> Result<()> {
-    let trace = |v: [f64; 3]| Trace::from_values([("a".to_owned(), Tensor::from_slice(&v, [3]).unwrap())]);
+    let trace = |v: [f64; 3]| Trace::from_values([("a".to_owned(), Tensor::from_slice(&v, [3]).unwrap())]).unwrap();
     let plain = trace([1.0, 2.0, 3.0]);
     for bad in [-1.0, f64::NAN] {
         assert!(refused("tolerance", plain.compare(&plain, bad)).contains("must not be negative or NaN"));

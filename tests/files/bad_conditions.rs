@@ -263,10 +263,10 @@ fn two_writers_leave_one_whole_file() {
     assert_eq!(names(folder.path()), ["file.safetensors"]);
 }
 
-type Write<'a> = Box<dyn Fn(&Path) -> Result<()> + 'a>;
+pub type Write<'a> = Box<dyn Fn(&Path) -> Result<()> + 'a>;
 
 /// Every function that writes a file.
-fn writers() -> Vec<(&'static str, Write<'static>)> {
+pub fn writers() -> Vec<(&'static str, Write<'static>)> {
     fn boxed(f: impl Fn(&Path) -> Result<()> + 'static) -> Write<'static> {
         Box::new(f)
     }
@@ -276,7 +276,7 @@ fn writers() -> Vec<(&'static str, Write<'static>)> {
         ("save", boxed(move |p| layer().save(p))),
         ("save_safetensors", boxed(move |p| save_safetensors(p, [("t", &t())], &[]))),
         ("tokens", boxed(|p| Tokens::from(vec![1, 2]).save(p, Width::U16))),
-        ("trace", boxed(move |p| Trace::from_values([("t".to_owned(), t())]).save(p))),
+        ("trace", boxed(move |p| Trace::from_values([("t".to_owned(), t())])?.save(p))),
         ("snapshot", boxed(|p| Snapshot::default().save(p))),
         (
             "write_html",
@@ -639,7 +639,7 @@ fn d_errors_name_the_callers_line() {
     let snapshot = Snapshot { model: [("w".to_owned(), Tensor::scalar(1f32).unwrap())].into(), ..Snapshot::default() };
     here("Snapshot::save", snapshot.save(nowhere), "snapshot");
     here("Snapshot::load", Snapshot::load(nowhere).map(drop), "snapshot");
-    here("Trace::save", Trace::from_values([("t".to_owned(), huge())]).save(nowhere), "trace");
+    here("Trace::save", Trace::from_values([("t".to_owned(), huge())]).unwrap().save(nowhere), "trace");
     here("Trace::load", Trace::load(nowhere).map(drop), "trace");
     here("Csv::open", Csv::open(nowhere, &["loss"], 0).map(drop), "csv");
     here("Jsonl::open", Jsonl::open(nowhere, 0).map(drop), "jsonl");

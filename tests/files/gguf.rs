@@ -127,7 +127,7 @@ fn every_tensor_of_a_model_has_the_values_of_the_reference() {
 #[test]
 fn blocks_of_every_quantised_type_are_exact() {
     let blocks = TensorFile::open(fixtures().join("gguf/quant_blocks.safetensors")).unwrap();
-    let names = blocks.names();
+    let names: Vec<&str> = blocks.names().collect();
     let kinds: Vec<&str> = names.iter().filter_map(|n| n.strip_suffix(".bytes")).collect();
     assert!(kinds.len() >= 15, "{kinds:?}");
     for name in kinds {

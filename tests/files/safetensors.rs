@@ -102,7 +102,7 @@ fn every_dtype_and_layout_comes_back() {
     let named = || tensors.iter().map(|(n, t)| (n.as_str(), t));
     save_safetensors(&path, named(), &[("b", "2"), ("a", "1")]).unwrap();
     let file = TensorFile::open(&path).unwrap();
-    assert_eq!(file.names(), tensors.iter().map(|(n, _)| n.clone()).collect::<Vec<_>>());
+    assert!(file.names().eq(tensors.iter().map(|(n, _)| n)));
     assert_eq!(file.metadata().iter().map(|(k, v)| format!("{k}{v}")).collect::<String>(), "a1b2");
     for (name, t) in &tensors {
         let back = file.tensor(name).unwrap();
@@ -186,7 +186,7 @@ fn reserved_and_double_names_are_refused_and_the_old_file_stays() {
         Err(Error::argument("enough"))
     });
     assert!(e.unwrap_err().is_argument());
-    assert_eq!(TensorFile::open(&path).unwrap().names(), ["good"]);
+    assert!(TensorFile::open(&path).unwrap().names().eq(["good"]));
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing half-written is left");
     assert!(save_safetensors(folder.join("no/such/folder"), [("a", &t)], &[]).unwrap_err().is_io());
 }

@@ -270,8 +270,34 @@ fn takes_unasked(line: &str, statement: &str, before: &[&str], of: &str) -> bool
     list || copies || collects || extends
 }
 
-/// Memory whose size comes from data or an argument is asked for: `vec!`, `with_capacity`, `collect`, `extend` and their like end the
-/// process when there is none. What is allowed all the same stands in `tidy_unasked.txt`.
+/// The places of some code that stand in the body of a loop.
+fn in_loops(code: &str) -> Vec<std::ops::Range<usize>> {
+    let mut out = Vec::new();
+    for (at, word) in words(code).filter(|(_, w)| ["for", "while", "loop"].contains(w)) {
+        let Some(open) = code[at..].find(['{', ';']).map(|i| at + i).filter(|&i| code[i..].starts_with('{')) else { continue };
+        // `impl X for Y {` and `for<'a>` are no loops.
+        if word == "for" && !code[at..open].contains(" in ") {
+            continue;
+        }
+        let mut depth = 0;
+        let end = code[open..].char_indices().find_map(|(i, c)| {
+            depth += i32::from(c == '{') - i32::from(c == '}');
+            (depth == 0).then_some(open + i)
+        });
+        out.push(open..end.unwrap_or(code.len()));
+    }
+    out
+}
+
+/// Whether a line, which begins at `place`, adds an item in a loop to a list or a map that may have to grow for it.
+fn grows_unasked(line: &str, place: usize, loops: &[std::ops::Range<usize>], before: &[&str]) -> bool {
+    let asked = |l: &&str| ["room(", "grow(", "grow_table(", "reserve", "small("].iter().any(|w| l.contains(w));
+    let adds = [".push(", ".push_back(", ".push_front(", ".insert("].iter().filter_map(|w| line.find(w));
+    adds.map(|i| place + i).any(|at| loops.iter().any(|l| l.contains(&at))) && !before.iter().rev().take(12).any(asked)
+}
+
+/// Memory whose size comes from data or an argument is asked for: `vec!`, `with_capacity`, `collect`, `extend`, and `push` and
+/// `insert` in loops end the process when there is none. What is allowed all the same stands in `tidy_unasked.txt`.
 #[test]
 fn sizes_from_data_cannot_abort() {
     let (mut problems, mut needed, unasked) = (Vec::new(), BTreeSet::new(), unasked());
@@ -282,15 +308,18 @@ fn sizes_from_data_cannot_abort() {
         }
         let code = without_definitions(&product_code(&read(&file)));
         let lines: Vec<&str> = code.lines().map(str::trim).collect();
+        let loops = in_loops(&code);
         // What the function returns.
-        let mut of = "";
-        for (i, line) in lines.iter().enumerate() {
+        let (mut of, mut place) = ("", 0);
+        for (i, (whole, line)) in code.lines().zip(&lines).enumerate() {
+            let looped = grows_unasked(whole, place, &loops, &lines[..i]);
+            place += whole.len() + 1;
             if words(line).any(|(_, w)| w == "fn") {
                 of = line.rsplit_once("->").map_or("", |(_, of)| of);
             }
             let begin = lines[..i].iter().rposition(|l| l.is_empty() || l.ends_with([';', '{', '}'])).map_or(0, |i| i + 1);
             let statement = lines[begin..=i].join(" ");
-            if !takes_unasked(line, &statement, &lines[..i], of) {
+            if !takes_unasked(line, &statement, &lines[..i], of) && !looped {
                 continue;
             }
             match unasked.iter().position(|(_, f, part)| {

@@ -14,7 +14,7 @@ struct Fixture(BTreeMap<String, Tensor>);
 impl Fixture {
     fn open() -> Result<Self> {
         let file = TensorFile::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/layers.safetensors"))?;
-        Ok(Fixture(file.names().into_iter().map(|n| Ok((n.clone(), file.tensor(&n)?))).collect::<Result<_>>()?))
+        Ok(Fixture(file.names().map(|n| Ok((n.to_owned(), file.tensor(n)?))).collect::<Result<_>>()?))
     }
 
     fn under(&self, prefix: &str) -> BTreeMap<String, Tensor> {

@@ -434,7 +434,7 @@ fn a_text_without_tokens_is_zero_in_every_type() {
 fn with_tensors(of: &str, name: &str, extra: &[&str]) -> PathBuf {
     let folder = copy(of, name);
     let file = TensorFile::open(fixture(of).join("model.safetensors")).unwrap();
-    let mut all: Vec<(String, Tensor)> = file.names().into_iter().map(|n| (n.clone(), file.tensor(&n).unwrap())).collect();
+    let mut all: Vec<(String, Tensor)> = file.names().map(|n| (n.to_owned(), file.tensor(n).unwrap())).collect();
     let extra = extra.iter().filter(|n| file.shape(n).is_err());
     all.extend(extra.map(|n| ((*n).to_owned(), Tensor::zeros([2, 3], F32).unwrap())));
     save_safetensors(folder.join("model.safetensors"), all.iter().map(|(n, t)| (n.as_str(), t)), &[]).unwrap();

@@ -313,9 +313,9 @@ fn a_wrong_cotangent_is_told_from_a_wrong_value() -> Result<()> {
     let found = run(true)?.2.compare(&run(false)?.2, 1e-9)?;
     let verdict = found.verdict().unwrap();
     assert!(verdict.contains("cotangent of `1` differs") && verdict.contains("0.5000 times the reference"), "{verdict}");
-    let other = Trace::from_values([("x".to_owned(), x.clone())]);
+    let other = Trace::from_values([("x".to_owned(), x.clone())])?;
     assert!(other.compare(&run(false)?.2, 1e-9).unwrap_err().is_argument());
-    let apart = Trace::from_values([("x".to_owned(), x.narrow(0, 0, 3)?)]).compare(&other, 1e-9)?;
+    let apart = Trace::from_values([("x".to_owned(), x.narrow(0, 0, 3)?)])?.compare(&other, 1e-9)?;
     assert!(apart.verdict().unwrap().contains("shapes differ"));
     Ok(())
 }
@@ -387,7 +387,7 @@ fn alignment_finds_what_goes_wrong_with_batches() -> Result<()> {
 
 #[test]
 fn depth_profiles_measure_decades() {
-    let p = |f: fn(i32) -> f64| DepthProfile::new((0..9).map(|i| (i.to_string(), f(i))));
+    let p = |f: fn(i32) -> f64| DepthProfile::new((0..9).map(|i| (i.to_string(), f(i)))).unwrap();
     assert_eq!(p(|_| 0.3).verdict(), Verdict::Healthy);
     assert_eq!(p(|i| 10f64.powi(-i)).verdict(), Verdict::Exploding);
     assert_eq!(p(|i| if i < 4 { 0.0 } else { 1.0 }).verdict(), Verdict::Vanishing);

@@ -472,7 +472,7 @@ fn gradients_vanish_over_a_thousand_steps_of_a_plain_recurrence() -> Result<()> 
     })?;
     let trace = tracer.finish();
     let norm = |t: usize| -> Result<f64> { trace.get(&format!("h.{t}:grad")).unwrap().square()?.sum(..)?.sqrt()?.item() };
-    let curve = DepthProfile::new((0..STEPS).step_by(100).chain([STEPS - 1]).map(|t| (format!("h.{t}"), norm(t).unwrap())));
+    let curve = DepthProfile::new((0..STEPS).step_by(100).chain([STEPS - 1]).map(|t| (format!("h.{t}"), norm(t).unwrap())))?;
     say(&format!("recurrence: {curve}"));
     assert_eq!(curve.verdict(), Verdict::Vanishing);
     assert!(curve.decades() > 20.0);
@@ -504,7 +504,7 @@ fn pre_norm_keeps_gradients_at_depth_64_and_post_norm_loses_them() -> Result<()>
         Ok(HealthReport::new(&net, &g)?.depth())
     };
     let (pre, post) = (profile(false, false)?, profile(true, false)?);
-    let every = |p: &DepthProfile| DepthProfile::new(p.points.iter().step_by(9).cloned());
+    let every = |p: &DepthProfile| DepthProfile::new(p.points.iter().step_by(9).cloned()).unwrap();
     say(&format!("64 layers. pre-norm: {}post-norm: {}", every(&pre), every(&post)));
     assert_eq!((pre.points.len(), pre.verdict(), post.verdict()), (64, Verdict::Healthy, Verdict::Vanishing));
     assert!(pre.decades() < 1.0 && post.decades() > 5.0, "{pre}{post}");

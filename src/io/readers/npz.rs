@@ -15,7 +15,7 @@ use std::path::Path;
 /// ```no_run
 /// use cotangent::io::NpzFile;
 /// let file = NpzFile::open("mnist.npz")?;
-/// println!("{:?}", file.names());
+/// println!("{:?}", file.names().collect::<Vec<_>>());
 /// let (x, y) = (file.tensor("x_train")?, file.tensor("y_train")?);
 /// # Ok::<(), cotangent::Error>(())
 /// ```
@@ -25,7 +25,13 @@ pub struct NpzFile {
 
 impl fmt::Debug for NpzFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NpzFile").field("path", &self.archive.path()).field("names", &self.names()).finish()
+        struct List<'a>(&'a NpzFile);
+        impl fmt::Debug for List<'_> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_list().entries(self.0.names()).finish()
+            }
+        }
+        f.debug_struct("NpzFile").field("path", &self.archive.path()).field("names", &List(self)).finish()
     }
 }
 
@@ -42,8 +48,8 @@ impl NpzFile {
     }
 
     /// Names of the arrays, sorted.
-    pub fn names(&self) -> Vec<&str> {
-        self.archive.names().filter_map(|n| n.strip_suffix(".npy")).collect()
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.archive.names().filter_map(|n| n.strip_suffix(".npy"))
     }
 
     /// Reads an array; types as in [`read_npy`](super::read_npy).
@@ -59,7 +65,7 @@ impl NpzFile {
     fn read(&self, name: &str) -> Result<Tensor> {
         let entry = format!("{name}.npy");
         if self.archive.size(&entry).is_none() {
-            let names = memory::some(self.archive.names().filter_map(|n| n.strip_suffix(".npy")));
+            let names = memory::some(self.names());
             bail!(argument, "{} has no array `{name}`; it has: {}", self.archive.path().display(), names);
         }
         self.archive.entry(&entry, true, npy::read_from)
@@ -73,6 +79,6 @@ impl NpzFile {
     pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
         let at = Location::caller();
         let read = |name: &str| Ok((name.to_owned(), self.read(name)?));
-        memory::map(self.names().into_iter().map(read), memory::TENSOR).map_err(|e| crate::io::at_callers_line(e, "tensors", at))
+        memory::map(self.names().map(read), memory::TENSOR).map_err(|e| crate::io::at_callers_line(e, "tensors", at))
     }
 }

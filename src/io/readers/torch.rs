@@ -34,7 +34,7 @@ const LEGACY: &[u8; 14] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50
 /// use cotangent::{Module, io::TorchFile, nn::Linear};
 /// # fn fit(mut net: Linear) -> cotangent::Result<()> {
 /// let file = TorchFile::open("net.pt")?;
-/// println!("{:?}, without {:?}", file.names(), file.passed_over());
+/// println!("{:?}, without {:?}", file.names().collect::<Vec<_>>(), file.passed_over());
 /// net.load_named(&file.tensors()?)?;
 /// # Ok(())
 /// # }
@@ -50,7 +50,7 @@ pub struct TorchFile {
 
 impl fmt::Debug for TorchFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TorchFile").field("path", &self.archive.path()).field("names", &self.names()).finish()
+        f.debug_struct("TorchFile").field("path", &self.archive.path()).field("names", &self.tensors.keys()).finish()
     }
 }
 
@@ -130,8 +130,8 @@ impl TorchFile {
     }
 
     /// Names of all tensors, sorted.
-    pub fn names(&self) -> Vec<&str> {
-        self.tensors.keys().map(String::as_str).collect()
+    pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
     }
 
     /// Names of what is no tensor that this crate has (objects of classes, sparse and quantised tensors), and what it is.
@@ -142,7 +142,7 @@ impl TorchFile {
     fn described(&self, name: &str) -> Result<&Described> {
         let found = self.tensors.get(name);
         found.ok_or_else(|| {
-            let names = memory::some(self.tensors.keys().map(String::as_str));
+            let names = memory::some(self.names());
             Error::argument(format!("{} has no tensor `{name}`; it has: {names}", self.archive.path().display()))
         })
     }
@@ -200,7 +200,7 @@ impl TorchFile {
     pub fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
         let at = Location::caller();
         let read = |name: &str| Ok((name.to_owned(), self.read(name)?));
-        memory::map(self.names().into_iter().map(read), memory::TENSOR).map_err(|e| crate::io::at_callers_line(e, "tensors", at))
+        memory::map(self.names().map(read), memory::TENSOR).map_err(|e| crate::io::at_callers_line(e, "tensors", at))
     }
 }
 

@@ -155,7 +155,7 @@ impl Op for Concat {
         let mut start = 0;
         let mut out = InputCotangents::new();
         for (&n, &want) in self.sizes.iter().zip(want) {
-            out.push(if want { Some(g.narrow(self.axis, start, n)?) } else { None });
+            memory::push_short(&mut out, if want { Some(g.narrow(self.axis, start, n)?) } else { None })?;
             start += n;
         }
         Ok(out)

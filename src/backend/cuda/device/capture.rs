@@ -13,6 +13,7 @@ use super::step_memory::{self, StepMemory};
 use crate::backend::cuda::driver::Recording;
 use crate::dtype::I64;
 use crate::error::{Error, Result, bail};
+use crate::memory;
 use crate::rng::{Folds, Key};
 use std::any::Any;
 use std::cell::RefCell;
@@ -179,7 +180,7 @@ impl Session {
                      that the step is given"
                 );
             };
-            keys.push(LiveKey { path, word });
+            memory::push(&mut keys, LiveKey { path, word })?;
         }
         let Recorder { kept, live, live_used, findings, findings_used, checks, .. } = recorder;
         Ok(Captured { exec, on: self.on, private, _kept: kept, keys, live, live_used, findings, findings_used, checks })
