@@ -3,12 +3,12 @@
 
 use crate::say;
 use cotangent::backend::cpu::{memory_stats, release_cached_memory};
-use cotangent::diagnostics::{Alignment, HealthHistory, Profiler, Trace};
+use cotangent::diagnostics::{Alignment, DepthProfile, HealthHistory, Profiler, Stats, Trace};
 use cotangent::io::{TensorFile, save_safetensors};
 use cotangent::nn::{Gpt, GptConfig, KvCache, Linear, Lstm, Recur, RecurrentConfig};
 use cotangent::ops::{CrossEntropyOptions, RopeOptions, SdpaOptions};
 use cotangent::optim::AdamW;
-use cotangent::train::{Batches, Order, Tokens, Trainer, Windows, document_mask};
+use cotangent::train::{Batches, Order, Snapshot, Tokens, Trainer, Windows, document_mask};
 use cotangent::{BF16, F32, F64, I64, Key, Result, Tensor, hvp, value_and_grad};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
@@ -53,6 +53,7 @@ fn calls(folder: &std::path::Path) -> Vec<Call> {
     }
     let path = folder.join("a.safetensors");
     let saved = folder.join("b.safetensors");
+    let snapshot = folder.join("c.safetensors");
     save_safetensors(&saved, [("x", &x([N]).unwrap())], &[]).unwrap();
     vec![
         ("to_vec", Box::new(|| Ok(x([N])?.to_vec::<f32>()?.iter().sum::<f32>().into()))),
@@ -158,6 +159,15 @@ fn calls(folder: &std::path::Path) -> Vec<Call> {
                 Ok(1.0)
             }),
         ),
+        (
+            "Snapshot::save",
+            Box::new(move || {
+                let model = [("w".to_owned(), x([N])?)].into();
+                Snapshot { model, ..Snapshot::default() }.save(&snapshot)?;
+                Ok(1.0)
+            }),
+        ),
+        ("Stats", Box::new(|| Ok(Stats::of(&x([N])?)?.mean))),
         ("load", Box::new(move || sum(&TensorFile::open(&saved)?.tensor("x")?))),
         ("print", Box::new(|| Ok(x([N])?.to_string().len() as f64))),
         (
@@ -182,6 +192,7 @@ fn records(folder: &std::path::Path) -> Vec<Call> {
         Tensor::rand([n], F32, Key::new(5))
     }
     let path = folder.join("many.safetensors");
+    let traced = folder.join("trace.safetensors");
     vec![
         (
             "unbind",
@@ -233,6 +244,16 @@ fn records(folder: &std::path::Path) -> Vec<Call> {
                 let (_, trace) = Trace::of(&layer, |l| (0..300).try_fold(v.clone(), |y, _| l.forward(&y)))?;
                 let same = trace.compare(&trace, 0.0)?;
                 Ok((profile.ops.len() + same.rows.len()) as f64)
+            }),
+        ),
+        (
+            "a trace and a profile of many values",
+            Box::new(move || {
+                let one = x(1)?;
+                let trace = Trace::from_values((0..4000).map(|i| (i.to_string(), one.clone())))?;
+                trace.save(&traced)?;
+                let depth = DepthProfile::new((0..4000).map(|i| (i.to_string(), 1.0)))?;
+                Ok((Trace::load(&traced)?.entries().len() + depth.points.len()) as f64)
             }),
         ),
         (

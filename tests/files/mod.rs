@@ -8,5 +8,6 @@ mod memory;
 #[cfg(feature = "readers")]
 mod readers;
 mod safetensors;
+mod side_by_side;
 
 pub use safetensors::Folder;

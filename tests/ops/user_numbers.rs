@@ -1,5 +1,6 @@
 //! Faults of numbers that users found, each with the right value beside it: PyTorch 2.15's, or the formula's.
 
+use cotangent::ops::CrossEntropyOptions;
 use cotangent::*;
 
 fn values(shape: &[usize], k: usize) -> Tensor {
@@ -51,6 +52,43 @@ fn einsum_is_pytorchs() -> Result<()> {
             assert_eq!(&got.to_vec::<f64>()?[..], *want, "{equation}: gradient of operand {k}");
         }
     }
+    Ok(())
+}
+
+/// The equations as they were reported, by PyTorch and by counting: 0 to 23 add up to 276, their squares to 4324.
+#[test]
+fn an_ellipsis_that_the_output_leaves_out_is_summed() -> Result<()> {
+    let x = Tensor::arange(0.0, 24.0, 1.0, F64)?.reshape([2, 3, 4])?;
+    let columns: Vec<f64> = (0..12).map(|i| f64::from(2 * i + 12)).collect();
+    let cases: [(&str, usize, &[usize], &[f64]); 4] = [
+        ("i...->i", 1, &[2], &[66.0, 210.0]),
+        ("...->", 1, &[], &[276.0]),
+        ("...ij->ij", 1, &[3, 4], &columns),
+        ("...k,...k->", 2, &[], &[4324.0]),
+    ];
+    for (equation, n, shape, want) in cases {
+        let operands = vec![x.clone(); n];
+        let y = Tensor::einsum(equation, &operands)?;
+        assert_eq!((y.shape().as_ref(), &y.to_vec::<f64>()?[..]), (shape, want), "{equation}");
+    }
+    let (w, s) = (Tensor::arange(0.0, 8.0, 1.0, F64)?.reshape([4, 2])?, f64s(&[3.0]));
+    let y = Tensor::einsum("ij,...->ij", &[&w, &s])?;
+    assert_eq!((y.shape().as_ref(), y.to_vec::<f64>()?), (&[4, 2][..], w.mul_scalar(3.0)?.to_vec::<f64>()?));
+    Ok(())
+}
+
+/// Several losses of a row, as `linear_cross_entropy` says when its weight has more axes: the mean of those of each.
+#[test]
+fn losses_of_several_axes_by_the_advice() -> Result<()> {
+    let (x, weight) = (values(&[4, 3], 1), values(&[5, 2, 3], 2).mul_scalar(0.25)?);
+    let targets = Tensor::from_slice(&[0i64, 4, 2, 1, 3, 3, 1, 0], [4, 2])?;
+    let at_once = |x: &Tensor| x.linear(&weight.flatten(0, -2)?, None)?.reshape([4, 5, 2])?.transpose(1, -1)?.cross_entropy(&targets);
+    let each = |x: &Tensor| {
+        let one = |d: isize| x.linear_cross_entropy(&weight.select(1, d)?, None, &targets.select(1, d)?, &CrossEntropyOptions::default());
+        one(0)?.add(&one(1)?)?.mul_scalar(0.5)
+    };
+    near(&[at_once(&x)?.item()?], &[each(&x)?.item()?], 1e-14, "value");
+    near(&slopes(&x, at_once), &slopes(&x, each), 1e-12, "gradient");
     Ok(())
 }
 
