@@ -181,6 +181,49 @@ fn known_bugs_are_cited_and_described() {
     assert_none(&problems);
 }
 
+/// docs/mended-faults.md: each row has a label of its own and tests that exist, as `tests/x.rs: name`.
+#[test]
+fn mended_faults_name_existing_tests() {
+    let page = read("docs/mended-faults.md");
+    let (mut problems, mut labels, mut named) = (Vec::new(), BTreeSet::new(), 0);
+    let label = |l: &str| {
+        let cell = l.strip_prefix("| ")?.split(' ').next()?;
+        (cell.starts_with(|c: char| c.is_ascii_uppercase()) && cell.ends_with(|c: char| c.is_ascii_digit())).then(|| cell.to_owned())
+    };
+    for row in page.lines() {
+        let Some(label) = label(row) else { continue };
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").collect();
+        if cells.len() != 4 || cells.iter().any(|c| c.trim().is_empty()) {
+            problems.push(format!("{label}: a row has a label, what went wrong, what holds now, and tests"));
+            continue;
+        }
+        let tests: Vec<(&str, &str)> = cells[3].split('`').skip(1).step_by(2).filter_map(|t| t.split_once(": ")).collect();
+        for (file, test) in &tests {
+            named += 1;
+            let text = fs::read_to_string(root().join(file)).unwrap_or_default();
+            // A test, not a helper of that name.
+            let found = text.split(&format!("fn {test}(")).next().filter(|before| before.len() < text.len());
+            let is_test = found.is_some_and(|before| before.lines().rev().take(5).any(|l| l.trim() == "#[test]"));
+            if !file.ends_with(".rs") || !is_test {
+                problems.push(format!("{label}: there is no test `{test}` in {file}"));
+            }
+        }
+        if tests.is_empty() {
+            problems.push(format!("{label} names no test"));
+        }
+        if !labels.insert(label.clone()) {
+            problems.push(format!("{label} stands there twice"));
+        }
+    }
+    // Labels of a letter are counted through.
+    for (letter, most) in [("U", 23), ("P-", 11), ("A", 4), ("B", 7), ("C", 13), ("D", 3), ("W", 20)] {
+        let missing = (1..=most).map(|n| format!("{letter}{n}")).filter(|l| !labels.contains(l));
+        problems.extend(missing.map(|l| format!("there is no row {l}")));
+    }
+    assert!(named > 100, "the page names {named} tests");
+    assert_none(&problems);
+}
+
 /// What a link to a heading is called.
 fn anchor(heading: &str) -> String {
     let text = heading.trim_start_matches('#').trim().to_lowercase();
