@@ -102,7 +102,9 @@ fn row(
     f: &dyn Fn() -> Result<()>,
     csv: &mut String,
 ) -> Result<()> {
+    let before = cuda::rows_left_out(device)?;
     let (median, least) = time(device, flush, f)?;
+    let left_out = cuda::rows_left_out(device)? - before;
     // Bytes and operations are declared of the forward run; the derivative's are not, so there is no share of a limit.
     let forward = direction == "forward";
     let (bytes, operations) = (case.bytes as f64, operations(op, &case.id));
@@ -119,6 +121,9 @@ fn row(
         rate(bytes) / 1e9,
         rate(operations) / 1e12
     );
+    if left_out > 0 {
+        println!("{:32} the tensor cores left out {left_out} times 16 rows, which were computed again", "");
+    }
     let number = |x: f64| if x.is_finite() { format!("{x:.4}") } else { String::new() };
     let numbers = [1e6 * median, 1e6 * least, bytes, operations, rate(bytes) / 1e9, rate(operations) / 1e12, percent].map(number);
     writeln!(csv, "{op},\"{shapes}\",{dtype},{direction},{},{device}", numbers.join(","))

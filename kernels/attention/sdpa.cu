@@ -231,6 +231,7 @@ KERNEL(sdpa_forward,
        f64, f32, bf16, f16) {
     typedef acc<T> A;
     typedef Block<T> B;
+    if (none_noted(notes)) return;
     SMEM(uint4, stage, [STAGE<A>]);
     SMEM(uint4, weights, [WEIGHTS<A>]);
     SMEM(int, odd, [1]);
@@ -316,6 +317,7 @@ KERNEL(sdpa_rows,
        f64, f32, bf16, f16) {
     typedef acc<T> A;
     typedef Block<T> B;
+    if (none_noted(notes)) return;
     SMEM(uint4, stage, [STAGE<A>]);
     SMEM(uint4, weights, [WEIGHTS<A>]);
     SMEM(int, odd, [1]);
@@ -396,6 +398,7 @@ KERNEL(sdpa_columns,
        f64, f32, bf16, f16) {
     typedef acc<T> A;
     typedef Block<T> B;
+    if (none_noted(notes)) return;
     SMEM(uint4, stage, [STAGE<A>]);
     SMEM(uint4, weights, [WEIGHTS<A>]);
     SMEM(int, odd, [1]);

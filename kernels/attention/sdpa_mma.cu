@@ -61,7 +61,7 @@ DEVICE void attend(T* y, u8* notes, const T* q, const T* k, const T* v, const Fl
             for (int t = 0; t < MT; t++)
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
-                    f32 factor = advance(p, f32(Shift<T>::FORWARD), t, h, s, m[t][h], l[t][h]);
+                    f32 factor = advance(p, f32(Range<T>::SHIFT), t, h, s, m[t][h], l[t][h]);
 #pragma unroll
                     for (int n = 0; n < W / 8; n++) o[t][n][2 * h] *= factor, o[t][n][2 * h + 1] *= factor;
                 }
@@ -78,7 +78,7 @@ DEVICE void attend(T* y, u8* notes, const T* q, const T* k, const T* v, const Fl
                 l[t][h] = sum == 0.0f ? 0.0f : 1.0f / sum;
             }
         put<T, W>(queries, own, o, l, y, head, i0 + own, p.tq, p.dv, finite);
-        note(notes, head, i0 + own, p.tq, finite);
+        note(notes, p.left_out, head, i0 + own, p.tq, finite);
     }
 }
 

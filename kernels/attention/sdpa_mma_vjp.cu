@@ -1,7 +1,8 @@
 // The derivative of attention on tensor cores: bf16 and f16, rows of up to 128 elements, without a mask or dropout.
 //
 // Math: as in sdpa.cu: P = softmax(scale q k^T), dP = g v^T, dS = P (dP - sum P dP), dq = scale dS k, dk = scale dS^T q,
-// dv = P^T g. Sums and P, dP, dS are float; P and dS are rounded to the operands' type before they meet g, q and k.
+// dv = P^T g. Sums and P, dP, dS are float; P and dS are rounded to the operands' type before they meet g, q and k. For f16, dS
+// of a key head is multiplied by a power of two first, by a bound that `stats` finds: |dS| <= max P |dP| + |sum P dP| max P.
 // Mapping: `stats` finds maximum, sum and sum P dP of every query; `rows` owns 128 queries and goes through the keys they see;
 // `columns` owns 128 keys and goes through the queries (of all heads of the group, in order) that see them. A warp owns 16 or
 // 32 rows of the result. `columns` computes scores transposed, keys as rows: weights then leave one product in the layout in
@@ -9,7 +10,7 @@
 // Memory: what a block owns once; the others by asynchronous copies, two tiles each, one barrier a tile. Nothing of the size of
 // the scores. 24 KiB of shared memory for every 32 columns, at most 96.5: cards of 8.6 and 8.9 have 99.
 // Aliasing: none.
-// Determinism: every sum belongs to one warp and runs in a fixed order; no atomics.
+// Determinism: every sum belongs to one warp and runs in a fixed order; atomically there is a maximum only.
 // Results that are not finite are noted, and computed again by sdpa_rows and sdpa_columns: see sdpa_mma.cu.
 // Tried (registers by NVRTC 13.0; nothing has been timed): one kernel for all with dq added up atomically does 5 products instead of
 // 9, in no fixed order. Had the forward pass saved y and the log-sum of every query, `stats` (2 of the 9) would be one pass over
@@ -19,13 +20,17 @@
 #include "common/flash.cuh"
 
 // Numbers about each query, for whole tiles of 128: shift - log2 of (2^(scale2 m) times the sum), and sum P dP.
+// After those of all queries a bound of the scores' cotangents for every key head, where these are scaled.
 struct Folded {
-    const f32 *offset, *delta;
+    const f32 *offset, *delta, *bound;
     DEVICE Folded(const f32* folded, const Flash& p, i64 head) {
         i64 padded = (p.tq + 127) / 128 * 128;
         offset = folded + head * padded;
         delta = offset + p.heads * padded;
+        bound = folded + 2 * p.heads * padded + head / p.group;
     }
+    // The power of two by which T holds all cotangents of scores.
+    template <class T> DEVICE int exponent() const { return Range<T>::NARROW ? exponent_for(*bound) : 0; }
 };
 
 // Of every query {maximum, 1 / sum, sum P dP} for sdpa.cu, and the same folded.
@@ -46,11 +51,11 @@ DEVICE void survey(f32* stats, f32* folded, const T* q, const T* k, const T* v, 
         fetch<W, M, THREADS>(cotangents, g + offset_of(p.g.lead, head), p.g.row, i0, p.tq, p.dv);
         if (walk.first < walk.end) fetch_keys(walk.end - 1, 0);
         copy_commit();
-        f32 m[MT][2], l[MT][2], delta[MT][2];
+        f32 m[MT][2], l[MT][2], delta[MT][2], largest[MT][2];
 #pragma unroll
         for (int t = 0; t < MT; t++)
 #pragma unroll
-            for (int h = 0; h < 2; h++) m[t][h] = -Limits<f32>::infinity(), l[t][h] = delta[t][h] = 0.0f;
+            for (int h = 0; h < 2; h++) m[t][h] = -Limits<f32>::infinity(), l[t][h] = delta[t][h] = largest[t][h] = 0.0f;
 #pragma unroll 1
         for (int tile = walk.end - 1; tile >= walk.first; tile--) {
             int stage = (walk.end - 1 - tile) % 2;
@@ -68,18 +73,24 @@ DEVICE void survey(f32* stats, f32* folded, const T* q, const T* k, const T* v, 
             for (int t = 0; t < MT; t++)
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
-                    f32 factor = advance(p, 0.0f, t, h, s, m[t][h], l[t][h]), sum = 0.0f;
+                    f32 factor = advance(p, 0.0f, t, h, s, m[t][h], l[t][h]), sum = 0.0f, most = 0.0f;
                     // A weight of 0 leaves out what it is multiplied with: no later pass could repair these sums.
 #pragma unroll
                     for (int n = 0; n < NT; n++)
 #pragma unroll
-                        for (int e = 2 * h; e < 2 * h + 2; e++) sum = s[t][n][e] == 0.0f ? sum : fmaf(s[t][n][e], dp[t][n][e], sum);
+                        for (int e = 2 * h; e < 2 * h + 2; e++) {
+                            sum = s[t][n][e] == 0.0f ? sum : fmaf(s[t][n][e], dp[t][n][e], sum);
+                            // fmaxf passes over a NaN.
+                            if (Range<T>::NARROW) most = fmaxf(most, fabsf(s[t][n][e] * dp[t][n][e]));
+                        }
                     delta[t][h] = factor == 0.0f ? sum : fmaf(delta[t][h], factor, sum);
+                    if (Range<T>::NARROW) largest[t][h] = fmaxf(most, largest[t][h] * factor);
                 }
         }
         copy_wait<0>();
         __syncthreads();
         i64 padded = (p.tq + 127) / 128 * 128;
+        f32 bound = 0.0f;
 #pragma unroll
         for (int t = 0; t < MT; t++)
 #pragma unroll
@@ -87,9 +98,12 @@ DEVICE void survey(f32* stats, f32* folded, const T* q, const T* k, const T* v, 
                 f32 sum = warp_reduce<SumOf, 4>(l[t][h]), inverse = m[t][h] == -Limits<f32>::infinity() ? 0.0f : 1.0f / sum;
                 f32 dot = warp_reduce<SumOf, 4>(delta[t][h]) * inverse;
                 i64 row = i0 + own + 16 * t + 8 * h + lane / 4;
+                // |P (dP - sum P dP)|, whose weights are at most 1 / sum. A row that is not finite is computed again, and bounds no other.
+                f32 own_bound = (largest[t][h] + fabsf(dot)) * inverse;
+                if (Range<T>::NARROW && row < p.tq && own_bound < Limits<f32>::infinity()) bound = fmaxf(bound, own_bound);
                 if (lane % 4 == 0) {
                     bool blind = inverse == 0.0f || row >= p.tq;
-                    folded[head * padded + row] = f32(Shift<T>::BACKWARD) - (blind ? 0.0f : fmaf(m[t][h], p.scale2, m_log(sum) * LOG2_E));
+                    folded[head * padded + row] = f32(Range<T>::SHIFT) - (blind ? 0.0f : fmaf(m[t][h], p.scale2, m_log(sum) * LOG2_E));
                     folded[(p.heads + head) * padded + row] = dot;
                     if (row < p.tq) {
                         f32* to = stats + 3 * (head * p.tq + row);
@@ -99,6 +113,12 @@ DEVICE void survey(f32* stats, f32* folded, const T* q, const T* k, const T* v, 
                     }
                 }
             }
+        if (Range<T>::NARROW) {
+            bound = warp_reduce<LargerOf>(bound);
+            // Numbers that are not negative have the order of their bits.
+            u32* all = reinterpret_cast<u32*>(folded + 2 * p.heads * padded + head / p.group);
+            if (lane == 0) atomicMax(all, bits_of(bound));
+        }
     }
 }
 
@@ -131,6 +151,7 @@ DEVICE void query_cotangents(T* dq, u8* notes, const f32* folded, const T* q, co
         if (walk.first < walk.end) fetch_keys(walk.end - 1, 0);
         copy_commit();
         const Folded about(folded, p, head);
+        const int exponent = about.exponent<T>();
         f32 o[MT][W / 8][4], offset[MT][2], delta[MT][2], factor[MT][2];
         bool finite[MT];
         clear(o);
@@ -140,9 +161,9 @@ DEVICE void query_cotangents(T* dq, u8* notes, const f32* folded, const T* q, co
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 i64 row = i0 + own + 16 * t + 8 * h + lane / 4;
-                offset[t][h] = about.offset[row];
+                offset[t][h] = about.offset[row] + f32(exponent - Range<T>::SHIFT);
                 delta[t][h] = about.delta[row];
-                factor[t][h] = p.scale / f32(1 << Shift<T>::BACKWARD);
+                factor[t][h] = p.scale * exactly_two_to(-exponent);
             }
         }
 #pragma unroll 1
@@ -164,7 +185,7 @@ DEVICE void query_cotangents(T* dq, u8* notes, const f32* folded, const T* q, co
         copy_wait<0>();
         __syncthreads();
         put<T, W>(queries, own, o, factor, dq, head, i0 + own, p.tq, p.d, finite);
-        note(notes, head, i0 + own, p.tq, finite);
+        note(notes, p.left_out, head, i0 + own, p.tq, finite);
     }
 }
 
@@ -222,6 +243,9 @@ DEVICE void key_cotangents(T* dk, T* dv, u8* notes, const f32* folded, const T* 
         i64 head = key_head * p.group, heads = first < end ? head + p.group : head;
         if (head < heads) fetch_queries(head, first, 0);
         copy_commit();
+        const int exponent = Folded(folded, p, key_head * p.group).exponent<T>();
+        // The weights have their shift already.
+        const f32 unit = exactly_two_to(exponent - Range<T>::SHIFT);
         f32 k_sum[MT][W / 8][4], v_sum[MT][W / 8][4];
         clear(k_sum);
         clear(v_sum);
@@ -254,7 +278,10 @@ DEVICE void key_cotangents(T* dk, T* dv, u8* notes, const f32* folded, const T* 
 #pragma unroll
                 for (int n = 0; n < NT; n++)
 #pragma unroll
-                    for (int e = 0; e < 4; e++) dp[t][n][e] = s[t][n][e] * (dp[t][n][e] - numbers[N + 8 * n + e % 2]);
+                    for (int e = 0; e < 4; e++) {
+                        f32 delta = numbers[N + 8 * n + e % 2];
+                        dp[t][n][e] = s[t][n][e] * (Range<T>::NARROW ? fmaf(dp[t][n][e], unit, -delta * unit) : dp[t][n][e] - delta);
+                    }
             multiply_add<T, W>(dp, queries, k_sum);
         }
         copy_wait<0>();
@@ -264,12 +291,12 @@ DEVICE void key_cotangents(T* dk, T* dv, u8* notes, const f32* folded, const T* 
 #pragma unroll
         for (int t = 0; t < MT; t++) {
             finite[t] = true;
-            v_factor[t][0] = v_factor[t][1] = 1.0f / f32(1 << Shift<T>::BACKWARD);
-            k_factor[t][0] = k_factor[t][1] = p.scale * v_factor[t][0];
+            v_factor[t][0] = v_factor[t][1] = exactly_two_to(-Range<T>::SHIFT);
+            k_factor[t][0] = k_factor[t][1] = p.scale * exactly_two_to(-exponent);
         }
         if (dk) put<T, W>(keys, own, k_sum, k_factor, dk, key_head, j0 + own, p.tk, p.d, finite);
         if (dv) put<T, W>(values, own, v_sum, v_factor, dv, key_head, j0 + own, p.tk, p.dv, finite);
-        note(notes, key_head, j0 + own, p.tk, finite);
+        note(notes, p.left_out, key_head, j0 + own, p.tk, finite);
     }
 }
 

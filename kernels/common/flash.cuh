@@ -7,24 +7,35 @@
 #include "common/async.cuh"
 #include "common/attention.cuh"
 #include "common/mma.cuh"
+#include "common/notes.cuh"
 #include "common/reduce.cuh"
 
 // Operands and options. `heads` are query heads, `group` of which share a key head; query i sees the keys from i + tk - tq - left
-// to i + tk - tq + right; `scale2` is scale / ln 2, and positive.
+// to i + tk - tq + right; `scale2` is scale / ln 2, and positive. `left_out` counts what the plain kernels compute again.
 struct Flash {
     Heads q, k, v, g;
     i64 heads, group, tq, tk, left, right;
     i32 d, dv;
     f32 scale, scale2;
+    u64* left_out;
 };
-static_assert(sizeof(Flash) == 672, "as in src/backend/cuda/abi");
+static_assert(sizeof(Flash) == 680, "as in src/backend/cuda/abi");
 
 constexpr f32 LOG2_E = 1.44269504088896340736f;
 
-// Powers of two by which weights are multiplied before they are rounded to T, so that f16 keeps small ones: its normal numbers
-// end at 2^-14. In the derivative, products with cotangents must not overflow either.
-template <class T> struct Shift { static constexpr int FORWARD = 0, BACKWARD = 0; };
-template <> struct Shift<f16> { static constexpr int FORWARD = 14, BACKWARD = 8; };
+// The range of T. Weights are at most 1; they are multiplied by 2^SHIFT before they are rounded, so that f16 keeps small ones: its
+// normal numbers end at 2^-14. The cotangents of scores have no such bound (a loss may be scaled by 2^16 or more): where NARROW,
+// those of a key head are multiplied by the power of two that brings the largest of them close to 2^15.
+template <class T> struct Range { static constexpr bool NARROW = false; static constexpr int SHIFT = 0; };
+template <> struct Range<f16> { static constexpr bool NARROW = true; static constexpr int SHIFT = 14; };
+
+// 2^e for -126 <= e <= 127.
+DEVICE f32 exactly_two_to(int e) { return of_bits(u32(e + 127) << 23); }
+// The e for which |x| 2^e is at least 2^14 and below 2^15, as far as both stay in range.
+DEVICE int exponent_for(f32 x) {
+    int e = 14 + 127 - int(bits_of(x) << 1 >> 24);
+    return e > 100 ? 100 : e < -100 ? -100 : e;
+}
 
 // 2^x by the special function unit: within 2 ulp, and 0 instead of subnormal numbers.
 DEVICE f32 power_of_two(f32 x) {
@@ -161,11 +172,16 @@ DEVICE void put(T* tile, int own, const f32 (&o)[MT][W / 8][4], const f32 (&fact
     }
 }
 
-// Notes which of the 16 MT rows from `row` on are not finite.
-template <int MT> DEVICE void note(u8* notes, i64 head, i64 row, i64 rows, const bool (&finite)[MT]) {
+// Notes which of the 16 MT rows from `row` on are not finite, and how many such groups there are.
+template <int MT> DEVICE void note(u8* notes, u64* left_out, i64 head, i64 row, i64 rows, const bool (&finite)[MT]) {
 #pragma unroll
-    for (int m = 0; m < MT; m++)
-        if (lane_index() == 0 && row + 16 * m < rows) notes[head * ((rows + 15) / 16) + row / 16 + m] = finite[m] ? 0 : 1;
+    for (int m = 0; m < MT; m++) {
+        if (lane_index() != 0 || row + 16 * m >= rows) continue;
+        notes[NOTES + head * ((rows + 15) / 16) + row / 16 + m] = finite[m] ? 0 : 1;
+        if (finite[m]) continue;
+        atomicAdd(reinterpret_cast<u32*>(notes), 1u);
+        atomicAdd(left_out, u64(1));
+    }
 }
 
 DEVICE i64 clamped(i64 x, i64 end) { return x < 0 ? 0 : least(x, end); }
@@ -221,8 +237,11 @@ template <int MT, int NT> DEVICE f32 advance(const Flash& p, f32 shift, int t, i
     for (int n = 0; n < NT; n++) top = fmaxf(top, fmaxf(s[t][n][2 * h], s[t][n][2 * h + 1]));
     top = warp_reduce<LargerOf, 4>(top);
     // A query that has seen nothing yet has weights 2^-infinity.
-    f32 base = top == -Limits<f32>::infinity() ? 0.0f : top * p.scale2, factor = power_of_two(fmaf(m, p.scale2, -base));
-    base = shift - base;
+    f32 base = top == -Limits<f32>::infinity() ? 0.0f : top;
+    // Of the difference: exactly 1 where the maximum stays. A factor that is off by the rounding of m scale2 would be so at every
+    // tile, and give the first keys another weight than the last.
+    f32 factor = power_of_two((m - base) * p.scale2);
+    base = fmaf(-base, p.scale2, shift);
 #pragma unroll
     for (int n = 0; n < NT; n++)
 #pragma unroll

@@ -1,7 +1,7 @@
 //! What only repetition shows, on a GPU where there is one, else in a small form on the emulated device: the same bits from run to
 //! run, memory that stays flat, and a device that survives running out of memory.
 
-use super::device;
+use super::{alone, device};
 use crate::ops::suite as ops;
 use cotangent::backend::cuda;
 use cotangent::nn::{Gpt, GptConfig};
@@ -11,26 +11,6 @@ use cotangent::{BF16, DType, Device, F32, F64, Key, Module, Result, Tensor, valu
 /// A GPU where there is one; with `REQUIRE_GPU=1` there must be.
 fn on_a_gpu() -> bool {
     device() != Device::CudaEmulated
-}
-
-/// Whether this process runs only the test `name`, which counts the device's memory: else it is run in one that does.
-fn alone(name: &str) -> bool {
-    const CHILD: &str = "COTANGENT_ENDURANCE";
-    if std::env::var_os(CHILD).is_some() {
-        return true;
-    }
-    let name = format!("device::endurance::{name}");
-    let child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", &name, "--nocapture"])
-        .env(CHILD, "1")
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&child.stdout);
-    assert!(child.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&child.stderr));
-    for line in said.lines().filter(|l| l.contains("on cuda")) {
-        crate::say(line);
-    }
-    false
 }
 
 fn model(width: usize, context: usize, dropout: f64) -> Result<Gpt> {
@@ -102,7 +82,7 @@ fn every_op_repeats(times: usize) -> Result<usize> {
 /// From its third step on a training loop holds the same memory and takes none from the device.
 #[test]
 fn memory_stays_flat_over_many_steps() {
-    if !alone("memory_stays_flat_over_many_steps") {
+    if !alone("endurance::memory_stays_flat_over_many_steps") {
         return;
     }
     let (steps, width, context, rows) = if on_a_gpu() { (10_000, 64, 64, 8) } else { (20, 16, 8, 2) };
@@ -131,7 +111,7 @@ fn memory_stays_flat_over_many_steps() {
 /// An allocation that fails is an error; what was computed before is intact, and the memory is there again once it is free.
 #[test]
 fn running_out_of_memory_is_survived() {
-    if !alone("running_out_of_memory_is_survived") {
+    if !alone("endurance::running_out_of_memory_is_survived") {
         return;
     }
     let one = Tensor::from_slice(&[2f32], [1]).unwrap().to_device(device()).unwrap();

@@ -1,6 +1,8 @@
 //! Attention on tensor cores, on the emulated device: around the edges of tiles, against the CPU in double precision. (The suite
 //! checks small problems against the definition; this checks that tiles fit together.)
 
+use super::alone;
+use cotangent::backend::cuda;
 use cotangent::ops::sdpa::SdpaOptions;
 use cotangent::{BF16, DType, Device, F16, F64, Key, Result, Tape, Tensor};
 
@@ -73,6 +75,52 @@ fn tiles_fit_together() {
             check(&x, dtype, &SdpaOptions { scale: Some(0.3), ..SdpaOptions::default() }, &format!("{size:?}"));
         }
     }
+}
+
+/// All scores are the same, the first half of the values is 1 and the second -1: the result is 0, unless what was summed first is
+/// rescaled by a factor that is not exactly 1 at each of 256 tiles. (A maximum that is a power of two would hide it.)
+#[test]
+fn early_and_late_keys_have_the_same_weight() {
+    let (queries, keys, d) = (33, 1 << 14, 8);
+    let device = Device::cuda_emulated().unwrap();
+    for (i, scale) in [0.3, 0.7, 1.0, 1.3].into_iter().enumerate() {
+        let dtype = [BF16, F16][i % 2];
+        let constant = |x: f64, rows: usize| Tensor::full_on([1, rows, d], x, dtype, device).unwrap().contiguous().unwrap();
+        let v = Tensor::concat(&[constant(1.0, keys / 2), constant(-1.0, keys / 2)], 1).unwrap();
+        let options = SdpaOptions { scale: Some(scale), ..SdpaOptions::default() };
+        let y = constant(1.0, queries).scaled_dot_product_attention(&constant(11.0, keys), &v, None, options).unwrap();
+        let most = y.to_f64_vec().unwrap().into_iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+        assert!(most <= 1e-6, "scale {scale} in {dtype}: {most:e}");
+    }
+}
+
+/// Cotangents as they are when a loss is scaled for f16: those of scores are beyond 256, and would overflow if they were all
+/// multiplied by one number. What is computed again by the plain kernels is right as well, and counted.
+#[test]
+fn scaled_losses_stay_on_the_tensor_cores() {
+    if !alone("tensor_cores::scaled_losses_stay_on_the_tensor_cores") {
+        return;
+    }
+    let left_out = || cuda::rows_left_out(Device::cuda_emulated().unwrap()).unwrap();
+    assert_eq!(left_out(), 0);
+    for size in [[2, 1, 65, 130, 64, 64], [1, 1, 129, 129, 32, 32], [4, 2, 33, 70, 128, 96]] {
+        let [q, k, v, g] = operands(size, F16).unwrap();
+        for factor in [2000.0, 300.0, 1e-3] {
+            let g = g.mul_scalar(factor).unwrap();
+            let [_, dq, dk, dv] = run(&[q.clone(), k.clone(), v.clone(), g.clone()], Device::Cpu, &SdpaOptions::causal()).unwrap();
+            assert!([dq, dk, dv].iter().all(|x| x.to_f64_vec().unwrap().iter().all(|x| x.is_finite())), "the test overflows itself");
+            check(&[q.clone(), k.clone(), v.clone(), g], F16, &SdpaOptions::causal(), &format!("{size:?} times {factor}"));
+        }
+    }
+    assert_eq!(left_out(), 0, "rows were computed again");
+    // One cotangent that is infinite: its row, and all keys that it meets in a tile, for 0 times infinity is not finite.
+    let [q, k, v, g] = operands([1, 1, 65, 70, 64, 64], F16).unwrap();
+    let mut data = g.to_f64_vec().unwrap();
+    data[40 * 64] = f64::INFINITY;
+    let g = Tensor::from_slice(&data, g.shape().clone()).unwrap().cast(F16).unwrap();
+    check(&[q, k, v, g], F16, &SdpaOptions::causal(), "an infinite cotangent");
+    // Of 16 rows each: the one of query 40, and the five of 70 keys.
+    assert_eq!(left_out(), 1 + 5);
 }
 
 #[test]

@@ -112,6 +112,18 @@ pub fn launches() -> usize {
     device::launches()
 }
 
+/// How many groups of 16 rows of attention the tensor cores have left to the plain kernels since the device was opened, because a
+/// result was not finite: infinities in the operands, or numbers that overflow f16. Such rows are right, but take tens of times as
+/// long. Waits for the device.
+///
+/// # Errors
+/// Device error when it is no CUDA device, cannot be opened, or a kernel failed; capture error inside a captured step.
+#[track_caller]
+pub fn rows_left_out(device: Device) -> Result<u64> {
+    let at = Location::caller();
+    Context::of(device)?.count_left_out().map_err(|e| e.in_op("rows_left_out", at))
+}
+
 /// Gives all memory that waits for reuse back to the device.
 ///
 /// # Errors

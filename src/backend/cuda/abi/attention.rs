@@ -69,7 +69,9 @@ pub(crate) struct Flash {
     pub(crate) dv: i32,
     pub(crate) scale: f32,
     pub(crate) scale2: f32,
+    /// Address of the count of what the plain kernels compute again.
+    pub(crate) left_out: u64,
 }
 
 // The structs of the same names in kernels/common have these sizes as well.
-const _: () = assert!(size_of::<Heads>() == 152 && size_of::<Scores>() == 136 && size_of::<Flash>() == 672);
+const _: () = assert!(size_of::<Heads>() == 152 && size_of::<Scores>() == 136 && size_of::<Flash>() == 680);

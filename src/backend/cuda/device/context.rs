@@ -23,6 +23,9 @@ pub(crate) fn launches() -> usize {
     LAUNCHES.get()
 }
 
+/// Bytes of a counter: what the smallest allocation is aligned to.
+const COUNTER: usize = 16;
+
 static OPEN: LazyLock<Mutex<HashMap<Device, &'static Context>>> = LazyLock::new(Mutex::default);
 
 /// One open device. It lives as long as the process: tensors may outlive every other owner.
@@ -33,6 +36,8 @@ pub(crate) struct Context {
     blocking: AtomicBool,
     /// Work holds it shared, a capture alone.
     gate: RwLock<()>,
+    /// Where kernels count what they leave to slower ones: a u64 that lives as long as the device.
+    left_out: u64,
 }
 
 impl fmt::Debug for Context {
@@ -63,12 +68,16 @@ impl Context {
             }
             Device::Cpu => return Err(Error::device("cpu is not a CUDA device")),
         };
+        let left_out = driver.alloc(COUNTER)?;
+        // SAFETY: the memory was just allocated, and nothing else refers to it.
+        unsafe { driver.fill(left_out, COUNTER, 0)? };
         let context: &'static Context = Box::leak(Box::new(Context {
             device,
             driver,
             pool: Pool::default(),
             blocking: AtomicBool::new(std::env::var_os("COTANGENT_CUDA_BLOCKING").is_some_and(|v| v == "1")),
             gate: RwLock::new(()),
+            left_out,
         }));
         open.insert(device, context);
         Ok(context)
@@ -98,6 +107,19 @@ impl Context {
     /// Blocks beyond which a grid-strided kernel gains nothing: a few per multiprocessor.
     pub(crate) fn grid_cap(&self) -> u32 {
         self.properties().multiprocessors * 16
+    }
+
+    /// Address of the count of what kernels leave to slower ones.
+    pub(crate) fn left_out(&self) -> u64 {
+        self.left_out
+    }
+
+    /// That count. Waits for the device.
+    pub(crate) fn count_left_out(&self) -> Result<u64> {
+        let mut bytes = [0; size_of::<u64>()];
+        // SAFETY: the counter has this size.
+        unsafe { self.download(&mut bytes, self.left_out)? };
+        Ok(u64::from_le_bytes(bytes))
     }
 
     pub(crate) fn memory(&self) -> DeviceMemory {

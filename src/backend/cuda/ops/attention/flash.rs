@@ -11,6 +11,8 @@ use crate::error::Result;
 /// Queries or keys that a block owns, and rows of results that share a note: those of kernels/attention/sdpa_mma.cu.
 const OWNED: usize = 128;
 const NOTED: usize = 16;
+/// Bytes before the first note, which begin with how many rows are noted: `NOTES` of kernels/common/notes.cuh.
+const BEFORE_NOTES: usize = 16;
 /// Rows of the tiles that the derivative's blocks go through.
 const STAGED: usize = 32;
 /// Elements in 16 bytes.
@@ -71,6 +73,7 @@ impl Attention<'_> {
             dv: dv as i32,
             scale: scale as f32,
             scale2,
+            left_out: self.on.left_out(),
         })
     }
 
@@ -98,7 +101,10 @@ impl Attention<'_> {
             _ => vjp::stats_128,
         };
         let padded = (p.tq as usize).next_multiple_of(OWNED);
-        let mut folded = self.on.alloc(DType::F32, 2 * p.heads as usize * padded)?;
+        let (all, key_heads) = (2 * p.heads as usize * padded, (p.heads / p.group) as usize);
+        let mut folded = self.on.alloc(DType::F32, all + key_heads)?;
+        // SAFETY: the bounds of the key heads lie behind the numbers of all queries, and nothing else refers to them.
+        unsafe { self.on.fill(Dst::new(&mut folded).offset(all).addr(), key_heads * DType::F32.size(), 0)? };
         if p.heads * p.tq > 0 {
             run(self.on, p.query_owners(), stats, &Dst::new(&mut folded), &self.q.0, &self.k.0, &self.v.0, g, *p)?;
         }
@@ -144,7 +150,10 @@ impl Attention<'_> {
     }
 
     fn notes(&self, count: i64, rows: i64) -> Result<Buffer> {
-        self.on.alloc(DType::U8, count as usize * (rows as usize).div_ceil(NOTED))
+        let mut notes = self.on.alloc(DType::U8, BEFORE_NOTES + count as usize * (rows as usize).div_ceil(NOTED))?;
+        // SAFETY: the buffer has these bytes, and nothing else refers to it.
+        unsafe { self.on.fill(Dst::new(&mut notes).addr(), BEFORE_NOTES, 0)? };
+        Ok(notes)
     }
 }
 
