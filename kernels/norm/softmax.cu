@@ -133,10 +133,13 @@ template <class T> DEVICE void log_softmax_vjp_long(T* y, const T* x, const T* g
     });
 }
 
+LAUNCH_BOUNDS(512, 1)
 KERNEL(softmax_fwd, (T* y, const T* x, i64 rows, i64 n, i32 team), f64, f32, bf16, f16) { softmax_rows<false>(y, x, rows, n, team); }
 
+LAUNCH_BOUNDS(512, 1)
 KERNEL(softmax_log_fwd, (T* y, const T* x, i64 rows, i64 n, i32 team), f64, f32, bf16, f16) { softmax_rows<true>(y, x, rows, n, team); }
 
+LAUNCH_BOUNDS(512, 1)
 KERNEL(softmax_vjp, (T* y, const T* p, const T* g, i64 rows, i64 n, i32 team), f64, f32, bf16, f16) {
     constexpr int N = PACK<T>;
     if (2 * n > i64(team) * HELD<T>) softmax_vjp_long(y, p, g, rows, n, team);
@@ -144,6 +147,7 @@ KERNEL(softmax_vjp, (T* y, const T* p, const T* g, i64 rows, i64 n, i32 team), f
     else softmax_vjp_held<T, 1>(y, p, g, rows, i32(n), team);
 }
 
+LAUNCH_BOUNDS(512, 1)
 KERNEL(softmax_log_vjp, (T* y, const T* x, const T* g, i64 rows, i64 n, i32 team), f64, f32, bf16, f16) {
     constexpr int N = PACK<T>;
     if (2 * n > i64(team) * HELD<T>) log_softmax_vjp_long(y, x, g, rows, n, team);

@@ -8,9 +8,16 @@ use crate::backend::cuda::launch::{Dense, In, Out};
 use crate::dtype::DType;
 use crate::error::Result;
 
-/// Threads of the derivative, whose teams keep partial sums of their own for the parameters: enough to keep a device busy, and
-/// fixed, so that the grouping depends on shapes alone.
-const TEAM_THREADS: usize = 264 * 256;
+/// Threads of the derivative on a multiprocessor: as many as its registers allow, which kernels/norm/norm.cu bounds for one block of
+/// so many. Blocks beyond what fits at once would be a second wave.
+const RESIDENT: usize = 512;
+
+/// Blocks of the derivative, whose teams keep partial sums of their own for the parameters. So these sums are grouped by shapes and by
+/// the number of multiprocessors: another kind of GPU gives other bits.
+fn blocks(rows: usize, team: usize, multiprocessors: u32) -> usize {
+    let block = team_block(team);
+    rows.div_ceil(block / team).min(multiprocessors as usize * RESIDENT / block).max(1)
+}
 
 /// Most partial sums of a column where rows are too long for a team.
 const CHUNKS: usize = 256;
@@ -98,7 +105,7 @@ pub(crate) fn backward(
     // Every team, or every chunk of rows, sums the parameters' derivatives by itself.
     let fits = holds(t, n, dtype, 2);
     let block = team_block(t);
-    let blocks = rows.div_ceil(block / t).min(TEAM_THREADS / block);
+    let blocks = blocks(rows, t, on.properties().multiprocessors);
     let chunk = rows.div_ceil(CHUNKS).max(16);
     let count = if fits { blocks * (block / t) } else { rows.div_ceil(chunk) };
     let part = |wanted: bool| wanted.then(|| on.alloc(accumulator(dtype), count * n)).transpose();
@@ -128,4 +135,21 @@ pub(crate) fn backward(
     };
     finish(dw, &parts_w)?;
     finish(db, &parts_b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{RESIDENT, blocks, team_block};
+
+    #[test]
+    fn the_derivative_runs_in_one_wave() {
+        // A100, H100 PCIe, H100 SXM, a small card.
+        for multiprocessors in [108, 114, 132, 4] {
+            for team in [1, 8, 32, 64, 256, 512] {
+                let at_once = multiprocessors as usize * (RESIDENT / team_block(team));
+                assert_eq!(blocks(1 << 20, team, multiprocessors), at_once, "{team} threads a row on {multiprocessors} multiprocessors");
+                assert_eq!(blocks(1, team, multiprocessors), 1);
+            }
+        }
+    }
 }
