@@ -358,7 +358,8 @@ fn launcher(k: &KernelLine, file: &str, stem: &str, module_of: &BTreeMap<String,
     let _ = writeln!(s, "    pub(crate) fn {}(on: &Context, grid: Grid{params}) -> Result<()> {{", function(stem, k));
     let _ = writeln!(s, "        static KERNELS: [Kernel; {}] = [", all.len());
     for (symbol, ..) in &all {
-        let _ = writeln!(s, "            kernel!({}, {symbol:?}, cuemu_launch_{symbol}),", module_of[symbol]);
+        let _ =
+            writeln!(s, "            kernel!({}, {symbol:?}, {:?}, cuemu_launch_{symbol}),", module_of[symbol], k.bounds.map(|(n, _)| n));
     }
     let _ = writeln!(s, "        ];");
     let pointers = |m: &Memory| -> Vec<&Arg> { k.args.iter().filter(|a| matches!(&a.kind, Kind::Pointer { of, .. } if of == m)).collect() };
@@ -416,10 +417,11 @@ fn launcher(k: &KernelLine, file: &str, stem: &str, module_of: &BTreeMap<String,
 /// Code that all launchers use.
 const HELPERS: &str = r#"
 macro_rules! kernel {
-    ($module:expr, $name:literal, $emulated:ident) => {
+    ($module:expr, $name:literal, $bounds:expr, $emulated:ident) => {
         Kernel {
             module: $module,
             name: $name,
+            bounds: $bounds,
             #[cfg(feature = "emulator")]
             emulated: $emulated,
         }
@@ -531,7 +533,11 @@ fn main() {
     let mut rust = format!("pub(crate) static MODULES: [Module; {}] = [\n", modules.len());
     for (m, fatbin) in modules.iter().zip(fatbins) {
         let fatbin = fatbin.map_or("None".to_owned(), |f| format!("Some(include_bytes!({f:?}))"));
-        let _ = writeln!(rust, "    Module {{ stem: {:?}, source: include_str!({:?}), fatbin: {fatbin} }},", m.name, m.source);
+        let _ = writeln!(
+            rust,
+            "    Module {{ stem: {:?}, source: include_str!({:?}), hopper: {}, fatbin: {fatbin} }},",
+            m.name, m.source, m.hopper
+        );
     }
     let _ = writeln!(
         rust,
@@ -601,6 +607,9 @@ fn fatbins(modules: &[Module]) -> Vec<Option<PathBuf>> {
     })
 }
 
+/// nvcc has no `--device-as-default-execution-space`, and needs none: a lambda in a device function is device code for it. (nvcc 13.0
+/// from the wheel nvidia-cuda-nvcc takes all modules.)
+///
 /// Machine code for Ampere (and Hopper's own instructions for a file that uses them), and PTX for what comes later.
 fn fatbin(nvcc: &Path, m: &Module) -> Option<PathBuf> {
     let target = m.source.with_extension("fatbin");

@@ -127,7 +127,7 @@ int run(const Launch& l) {
     pool().launch(job);
     if (!job.failed) return 0;
     last_error = job.error;
-    return 1;
+    return 2;
 }
 
 } // namespace cuemu

@@ -6,7 +6,7 @@
 
 namespace cuemu {
 
-// Runs all blocks; 0, or 1 with a text in cuemu_last_error().
+// Runs all blocks; 0, or with a text in cuemu_last_error(): 1 when it was refused, 2 when a kernel failed.
 int run(const Launch& launch);
 
 template <class... A> struct Call {

@@ -1,8 +1,10 @@
 #include "memory.h"
 #include "scheduler.h"
+#include <atomic>
 #include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <ctime>
 #include <mutex>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -70,20 +72,34 @@ void catch_faults() {
     (void)stack;
 }
 
+// How many pages further on a block begins than it would: 0 most of the time, so that neighbours can be one mapping of the system's.
+// Differs from block to block and from run to run.
+static size_t pages_to_skip() {
+    static std::atomic<uint64_t> state{static_cast<uint64_t>(getpid()) << 32 ^ static_cast<uint64_t>(time(nullptr))};
+    // Steps of a Weyl sequence, mixed.
+    uint64_t x = state.fetch_add(0x9e3779b97f4a7c15u);
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+    x ^= x >> 31;
+    return x % 4 ? 0 : x / 4 % 8;
+}
+
 static size_t page_size() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
 static size_t pages(size_t bytes) { return (bytes + page_size() - 1) / page_size() * page_size(); }
 
 } // namespace cuemu
 
 // `bytes` of device memory, aligned to 16, filled with NaN, that end where an inaccessible page begins (up to 15 bytes of
-// alignment lie between) and begin behind another. Null when there is none.
+// alignment lie between) and begin behind another. Its address differs from run to run. Null when there is none.
 extern "C" void* cuemu_alloc(size_t bytes) {
     using namespace cuemu;
     // An address of its own even for nothing: cuemu_free finds the pages from it.
     bytes = bytes ? bytes : 1;
     size_t page = page_size(), body = pages(bytes);
-    char* all = static_cast<char*>(mmap(nullptr, body + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    size_t skipped = pages_to_skip() * page;
+    char* all = static_cast<char*>(mmap(nullptr, body + 2 * page + skipped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     if (all == MAP_FAILED) return nullptr;
+    if (skipped) munmap(all + body + 2 * page, skipped);
     if (mprotect(all + page, body, PROT_READ | PROT_WRITE)) {
         munmap(all, body + 2 * page);
         return nullptr;

@@ -9,9 +9,11 @@
 #include "common/async.cuh"
 #include "common/mma.cuh"
 #include "common/reduce.cuh"
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <thread>
+#include <vector>
 
 extern "C" const char* cuemu_last_error();
 extern "C" void* cuemu_alloc(size_t bytes);
@@ -254,6 +256,29 @@ static void try_together() {
     printf("LAUNCHES_SIDE_BY_SIDE 0 %s\n", wrong ? "wrong" : "ok");
 }
 
+// Launches that no GPU takes: the sound kernel, spread in another way.
+static void try_launch(const char* name, unsigned x, unsigned y, unsigned z, unsigned threads, size_t shared) {
+    i32 n = 252;
+    Memory<f32> in(n), out(n);
+    unsigned grid[6] = {x, y, z, threads, 1, 1};
+    void* params[] = {&out.p, &in.p, &n};
+    int code = cuemu::launch("stretch", stretch<NONE>, grid, shared, 0, params);
+    // Refused (1), and not run into a fault (2).
+    if (code == 1) printf("%s 0 error: %s\n", name, cuemu_last_error());
+    else printf("%s 0 ok\n", name);
+}
+
+// Blocks of one size, freed and taken again, lie at other distances each time: what depends on addresses shows.
+static void try_addresses() {
+    std::vector<uintptr_t> steps;
+    for (int i = 0; i < 64; i++) {
+        Memory<f32> x(1000), y(1000);
+        uintptr_t a = reinterpret_cast<uintptr_t>(x.p), b = reinterpret_cast<uintptr_t>(y.p), step = a > b ? a - b : b - a;
+        if (std::find(steps.begin(), steps.end(), step) == steps.end()) steps.push_back(step);
+    }
+    printf("addresses_differ 0 %s\n", steps.size() > 2 ? "ok" : "wrong");
+}
+
 #define TRY(kernel, bug) try_##kernel<bug>(bug == NONE ? #kernel : #bug)
 
 int main() {
@@ -280,4 +305,12 @@ int main() {
     TRY(stretch, DEPENDS_ON_ANOTHER_BLOCK);
     TRY(stretch, RECURSES_WITHOUT_END);
     try_together();
+    try_launch("TOO_MANY_THREADS", 4, 1, 1, 1025, 0);
+    try_launch("NO_THREADS", 4, 1, 1, 0, 0);
+    try_launch("EMPTY_GRID", 0, 1, 1, 64, 0);
+    try_launch("TOO_MANY_BLOCKS", 0x80000000u, 1, 1, 64, 0);
+    try_launch("TOO_MANY_BLOCKS_ALONG_Y", 1, 65536, 1, 64, 0);
+    try_launch("TOO_MANY_BLOCKS_ALONG_Z", 1, 1, 65536, 64, 0);
+    try_launch("TOO_MUCH_SHARED_MEMORY", 4, 1, 1, 64, (227 << 10) + 1);
+    try_addresses();
 }

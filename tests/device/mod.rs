@@ -9,6 +9,8 @@ mod endurance;
 mod generation;
 mod kernels;
 #[cfg(feature = "emulator")]
+mod limits;
+#[cfg(feature = "emulator")]
 mod long_lines;
 mod suite;
 #[cfg(feature = "emulator")]

@@ -13,9 +13,9 @@ mod launch;
 mod ops;
 
 pub use device::{DeviceMemory, OpMemory};
-pub use driver::{CompiledModule, Properties, compile_kernels, has_compiler};
+pub use driver::{CompiledModule, Properties, compile_kernels, compile_one_for, has_compiler};
 #[cfg(feature = "emulator")]
-pub use driver::{idle_kernels, set_emulated_order};
+pub use driver::{emulated_allocations, idle_kernels, refuse_emulated_allocations, refuse_emulated_epilogues, set_emulated_order};
 pub use launch::{In, Out};
 pub use ops::elementwise::{BinaryKernels, GatedKernels, UnaryKernels};
 pub use ops::reduce::GroupKernels;

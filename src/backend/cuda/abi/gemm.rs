@@ -2,7 +2,10 @@
 
 use crate::dtype::DType;
 
-/// A stack of matrices in device memory. One of the two strides is 1.
+/// Most matrices of one product: what cuBLASLt takes.
+pub(crate) const MOST_MATRICES: usize = 65_535;
+
+/// A stack of matrices in device memory. One of the two strides is 1, and the other is no shorter than a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Matrices {
     /// Address of the first element of the first matrix.
@@ -15,12 +18,41 @@ pub(crate) struct Matrices {
     pub batch_stride: usize,
 }
 
-/// `C ← A·B (+ C) (+ bias)` for every matrix of the stack; C is row-major without gaps. Half types accumulate in f32.
+impl Matrices {
+    /// Whether a library can address matrices of this shape and these strides.
+    pub(crate) fn addressable([rows, cols]: [usize; 2], [down, right]: [usize; 2]) -> bool {
+        is_row_major([rows, cols], [down, right]) || (down == 1 || rows == 1) && (right >= rows || cols == 1)
+    }
+
+    /// Matrices of an addressable shape, described the way libraries expect: along an axis of one element any stride finds it, and
+    /// they demand one that is not shorter than a line.
+    pub(crate) fn new(addr: u64, [rows, cols]: [usize; 2], [down, right]: [usize; 2], batch_stride: usize) -> Self {
+        let (row_stride, col_stride) =
+            if is_row_major([rows, cols], [down, right]) { (down.max(cols).max(1), 1) } else { (1, right.max(rows).max(1)) };
+        Matrices { addr, row_stride, col_stride, batch_stride }
+    }
+}
+
+fn is_row_major([rows, cols]: [usize; 2], [down, right]: [usize; 2]) -> bool {
+    (right == 1 || cols == 1) && (down >= cols || rows == 1)
+}
+
+/// What a product is added to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Plus {
+    Nothing,
+    /// What C holds.
+    Itself,
+    /// A row of `n` elements, to every row; at a multiple of 16 bytes.
+    Bias(u64),
+}
+
+/// `C ← A·B + plus` for every matrix of the stack; C is row-major without gaps. Half types accumulate in f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Gemm {
     /// Of all operands.
     pub dtype: DType,
-    /// Number of products.
+    /// Number of products, at most [`MOST_MATRICES`] for a device.
     pub batch: usize,
     /// Rows of A and C.
     pub m: usize,
@@ -34,8 +66,5 @@ pub(crate) struct Gemm {
     pub b: Matrices,
     /// Address of the first result.
     pub c: u64,
-    /// Whether the product is added to what C holds.
-    pub accumulate: bool,
-    /// A row of `n` elements added to every row, at a multiple of 16 bytes. Never together with f64, for which cuBLASLt has no such epilogue.
-    pub bias: Option<u64>,
+    pub plus: Plus,
 }

@@ -34,6 +34,8 @@ pub(crate) struct Module {
     pub stem: &'static str,
     /// The text that NVRTC compiles: no includes.
     pub source: &'static str,
+    /// Whether it is written for the instructions of Hopper that no later architecture has.
+    pub hopper: bool,
     /// Machine code of the architectures that the build named.
     pub fatbin: Option<&'static [u8]>,
 }
@@ -49,6 +51,9 @@ pub(crate) struct Kernel {
     pub module: usize,
     /// Its symbol.
     pub name: &'static str,
+    /// Most threads of a block, where the source has LAUNCH_BOUNDS.
+    #[cfg_attr(not(feature = "emulator"), expect(dead_code, reason = "a GPU knows it from the machine code"))]
+    pub bounds: Option<u32>,
     /// The same kernel compiled for the host.
     #[cfg(feature = "emulator")]
     pub emulated: EmulatedKernel,

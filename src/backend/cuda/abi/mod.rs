@@ -13,7 +13,7 @@ mod view;
 
 pub(crate) use attention::{Flash, Heads, Scores};
 pub(crate) use element::bits;
-pub(crate) use gemm::{Gemm, Matrices};
+pub(crate) use gemm::{Gemm, MOST_MATRICES, Matrices, Plus};
 pub(crate) use kernel::{Grid, Kernel, Module};
 pub(crate) use modules::MODULES;
 #[cfg(feature = "emulator")]

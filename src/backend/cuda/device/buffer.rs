@@ -60,23 +60,8 @@ impl Buffer {
                     };
                     on.free(old)?;
                 }
-                let addr = match on.driver().alloc(bytes) {
-                    Ok(addr) => addr,
-                    // Blocks of other sizes may be in the way: give them back and try once more.
-                    Err(e) if e.is_out_of_memory() => {
-                        on.release()?;
-                        on.driver().alloc(bytes).map_err(|e| {
-                            let s = pool.stats();
-                            Error::out_of_memory(format!(
-                                "cannot allocate {bytes} bytes on {}: {} bytes are held by tensors, the device has {} ({e})",
-                                on.device(),
-                                s.allocated,
-                                on.driver().properties().memory
-                            ))
-                        })?
-                    }
-                    Err(e) => return Err(e),
-                };
+                // Blocks of other sizes may be in the way.
+                let addr = on.with_room(|| format!("cannot allocate {bytes} bytes"), || on.driver().alloc(bytes))?;
                 let mut state = pool.lock();
                 state.stats.reserved += bytes;
                 state.stats.fresh_blocks += 1;

@@ -21,8 +21,8 @@ use std::collections::HashSet;
 use std::panic::Location;
 use std::sync::{Arc, RwLockWriteGuard};
 
-/// Words of 8 bytes that change from replay to replay: keys and numbers of optimizers.
-const LIVE: usize = 4096;
+/// Words of 8 bytes for the random keys of a step. There are as many words more as its optimizers have numbers.
+const KEYS: usize = 4096;
 /// Words for the findings of index checks.
 const FINDINGS: usize = 16384;
 
@@ -61,8 +61,8 @@ struct Recorder {
 impl Recorder {
     fn live_words(&mut self, n: usize) -> Result<usize> {
         let at = self.live_used;
-        if at + n > LIVE {
-            bail!(capture, "the step draws with more than {} random keys", LIVE / 2);
+        if at + n > self.live.len() {
+            bail!(capture, "the step draws with more than {} random keys", KEYS / 2);
         }
         self.live_used += n;
         Ok(at)
@@ -147,7 +147,7 @@ impl Session {
         if active() {
             bail!(capture, "a step is being captured on this thread already");
         }
-        let (live, findings) = (on.alloc(I64, LIVE)?, on.alloc(I64, FINDINGS)?);
+        let (live, findings) = (on.alloc(I64, numbers.saturating_add(KEYS))?, on.alloc(I64, FINDINGS)?);
         let alone = on.alone();
         on.driver().begin_capture()?;
         Folds::start();
@@ -193,7 +193,7 @@ impl Session {
         let (recorder, memory, folds) = (RECORDER.take()?, step_memory::end()?, Folds::stop());
         // What was taken over and not asked for is freed like any other memory.
         memory.retired.into_iter().flatten().for_each(|block| drop(Buffer::again(self.on, block)));
-        Some((recorder, memory.private, folds, self.on.driver().end_capture()))
+        Some((recorder, memory.private, folds, self.on.end_capture()))
     }
 }
 
@@ -232,7 +232,7 @@ impl Captured {
 
     /// Bytes that the pool took for this step.
     pub(crate) fn reserved(&self) -> usize {
-        self.private.reserved() + 8 * (LIVE + FINDINGS)
+        self.private.reserved() + 8 * (self.live.len() + self.findings.len())
     }
 
     /// Enqueues the step with other numbers and another key; waits for it when it checks indices.

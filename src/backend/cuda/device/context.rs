@@ -147,11 +147,15 @@ impl Context {
 
     /// Gives some blocks that waited back to the device.
     pub(super) fn free(&self, blocks: Vec<(usize, u64)>) -> Result<()> {
+        // Waiting for the device would break a capture of another thread.
+        let _turn = self.turn();
+        self.free_now(blocks)
+    }
+
+    fn free_now(&self, blocks: Vec<(usize, u64)>) -> Result<()> {
         if blocks.is_empty() {
             return Ok(());
         }
-        // Waiting for the device would break a capture of another thread.
-        let _turn = self.turn();
         if let Err(e) = self.driver.synchronize() {
             let mut state = self.pool.lock();
             blocks.into_iter().for_each(|(bytes, addr)| state.free.put(bytes, addr));
@@ -163,6 +167,35 @@ impl Context {
             self.pool.lock().stats.reserved -= bytes;
         }
         Ok(())
+    }
+
+    /// Runs `f`, for which the device may take memory of its own. Where there is none, blocks that wait for reuse are given back, and it
+    /// is run once more.
+    ///
+    /// # Errors
+    /// What `f` returns; out of memory with `what` was wanted and how much is held.
+    pub(super) fn with_room<R>(&self, what: impl FnOnce() -> String, mut f: impl FnMut() -> Result<R>) -> Result<R> {
+        match f() {
+            Err(e) if e.is_out_of_memory() => {
+                self.release()?;
+                f().map_err(|e| if e.is_out_of_memory() { self.no_room(&what(), &e) } else { e })
+            }
+            done => done,
+        }
+    }
+
+    fn no_room(&self, what: &str, e: &Error) -> Error {
+        let (allocated, memory) = (self.pool.stats().allocated, self.properties().memory);
+        Error::out_of_memory(format!("{what} on {}: {allocated} bytes are held by tensors, the device has {memory} ({e})", self.device))
+    }
+
+    /// Ends the capture of this thread, which has the device alone.
+    pub(super) fn end_capture(&self) -> Result<Box<dyn Recording>> {
+        let ended = self.driver.end_capture(&mut || {
+            let blocks = self.pool.lock().free.take_all();
+            self.free_now(blocks.collect())
+        });
+        ended.map_err(|e| if e.is_out_of_memory() { self.no_room("no memory for a graph", &e) } else { e })
     }
 
     pub(crate) fn synchronize(&self) -> Result<()> {
@@ -186,19 +219,30 @@ impl Context {
     /// # Safety
     /// As [`Driver::launch`].
     pub(crate) unsafe fn launch(&self, kernel: &'static Kernel, grid: Grid, params: &mut [*mut c_void], sizes: &[usize]) -> Result<()> {
-        let _turn = self.turn();
         LAUNCHES.set(LAUNCHES.get() + 1);
-        // SAFETY: passed on.
-        unsafe { self.driver.launch(kernel, grid, params, sizes)? };
-        self.after(kernel.name)
+        let what = || format!("no memory to load kernel {}", kernel.name);
+        self.with_room(what, || {
+            let _turn = self.turn();
+            // SAFETY: passed on.
+            unsafe { self.driver.launch(kernel, grid, params, sizes)? };
+            self.after(kernel.name)
+        })
+    }
+
+    /// Whether the device adds the bias of a product itself.
+    pub(crate) fn adds_bias(&self, gemm: &Gemm) -> Result<bool> {
+        self.with_room(|| "no memory for matrix products".into(), || self.driver.adds_bias(gemm))
     }
 
     pub(crate) fn gemm(&self, gemm: &Gemm) -> Result<()> {
-        let _turn = self.turn();
         LAUNCHES.set(LAUNCHES.get() + 1);
-        // SAFETY: the callers, `linalg::matmul` and `loss::linear`, take addresses from operands and sizes from their shapes.
-        unsafe { self.driver.gemm(gemm)? };
-        self.after("gemm")
+        let what = || "no memory for matrix products".into();
+        self.with_room(what, || {
+            let _turn = self.turn();
+            // SAFETY: the caller, `linalg::product`, takes addresses from operands and sizes from their shapes.
+            unsafe { self.driver.gemm(gemm)? };
+            self.after("gemm")
+        })
     }
 
     /// Enqueues a fill with one byte.
@@ -258,17 +302,30 @@ impl Context {
     /// As [`Recording::replay`].
     pub(super) unsafe fn replay(&self, step: &dyn Recording) -> Result<()> {
         step_memory::refuse(self.device, "another step is replayed")?;
-        let _turn = self.turn();
         LAUNCHES.set(LAUNCHES.get() + 1);
-        // SAFETY: passed on.
-        unsafe { step.replay()? };
-        self.after("a captured step")
+        let what = || "no memory to launch a graph".into();
+        self.with_room(what, || {
+            let _turn = self.turn();
+            // SAFETY: passed on. A launch that found no memory has done nothing.
+            unsafe { step.replay()? };
+            self.after("a captured step")
+        })
     }
 
     /// Seconds that the device takes for what `work` enqueues.
     pub(crate) fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
         step_memory::refuse(self.device, "time is measured")?;
-        self.driver.time(work)
+        // The marks wait for their turn as other work does: in a capture of another thread they would be part of its step. In between
+        // such a capture may come and go.
+        let mark = || {
+            let _turn = self.turn();
+            self.driver.mark()
+        };
+        let start = mark()?;
+        work()?;
+        let end = mark()?;
+        let _turn = self.turn();
+        self.driver.between(&start, &end)
     }
 
     fn after(&self, what: &str) -> Result<()> {

@@ -1,6 +1,6 @@
 //! Compiling every kernel without a GPU: the run-time compiler needs no driver.
 
-use super::load::{compile, compiler};
+use super::load::{Target, compile, compile_for, compiler};
 use crate::backend::cuda::abi::{MODULES, Module};
 use crate::error::Result;
 use rayon::prelude::*;
@@ -23,10 +23,20 @@ pub struct CompiledModule {
 /// Device error without the run-time compiler; with its log when a kernel does not compile.
 pub fn compile_kernels(arch: &str) -> Result<Vec<CompiledModule>> {
     let one = |m: &'static Module| {
-        let binary = compile(m, arch)?;
+        let binary = compile(m, &Target::Machine(arch.to_owned()))?;
         Ok(CompiledModule { name: m.stem, bytes: binary.code.len(), log: binary.log })
     };
     MODULES.par_iter().map(one).collect()
+}
+
+/// Compiles one module for a GPU that may be newer than the compiler; what for (`sm_90`, `compute_90`), and the start of the code.
+///
+/// # Errors
+/// As [`compile_kernels`].
+#[doc(hidden)]
+pub fn compile_one_for(capability: (u32, u32)) -> Result<(String, Vec<u8>)> {
+    let (target, binary) = compile_for(&MODULES[0], capability)?;
+    Ok((target.to_string(), binary.code.into_iter().take(4096).collect()))
 }
 
 /// Whether the run-time compiler can be found.

@@ -1,8 +1,10 @@
 //! A GPU through the CUDA driver library. Nothing is linked: the libraries are opened when a device is.
 
 use super::blaslt::Blas;
-use super::{Driver, Properties, Recording, load};
+use super::launch_limits::{OptIns, UNASKED};
+use super::{Driver, Mark, Properties, RESTART, Recording, is_present, load};
 use crate::backend::cuda::abi::{Gemm, Grid, Kernel, MODULES};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 use std::collections::HashMap;
@@ -17,6 +19,7 @@ pub(crate) struct GpuDriver {
     /// One lock each: threads compile different modules side by side.
     modules: Vec<Mutex<Option<Loaded>>>,
     functions: Mutex<HashMap<&'static str, Function>>,
+    opt_ins: Mutex<OptIns>,
     blas: Mutex<Option<Blas>>,
 }
 
@@ -25,11 +28,7 @@ struct Loaded(sys::CUmodule);
 // SAFETY: module handles may be used from any thread; the context is bound before each use.
 unsafe impl Send for Loaded {}
 #[derive(Clone, Copy)]
-struct Function {
-    handle: sys::CUfunction,
-    /// Dynamic shared memory that the function was prepared for.
-    shared: u32,
-}
+struct Function(sys::CUfunction);
 
 // SAFETY: function handles may be used from any thread; the context is bound before each use.
 unsafe impl Send for Function {}
@@ -40,9 +39,31 @@ fn driver_error(e: DriverError) -> Error {
     let name = e.error_name().ok().map_or_else(String::new, |s| format!(" ({})", s.to_string_lossy()));
     if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
         Error::out_of_memory(format!("CUDA: {text}{name}"))
+    } else if ends_the_context(e.0) {
+        Error::device_unavailable(format!("CUDA: {text}{name}; {RESTART}"))
     } else {
         Error::device_unavailable(format!("CUDA: {text}{name}"))
     }
+}
+
+/// Faults after which every call on the context gives the same error.
+fn ends_the_context(e: sys::CUresult) -> bool {
+    use sys::CUresult as E;
+    matches!(
+        e,
+        E::CUDA_ERROR_ILLEGAL_ADDRESS
+            | E::CUDA_ERROR_LAUNCH_TIMEOUT
+            | E::CUDA_ERROR_ASSERT
+            | E::CUDA_ERROR_HARDWARE_STACK_ERROR
+            | E::CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | E::CUDA_ERROR_MISALIGNED_ADDRESS
+            | E::CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | E::CUDA_ERROR_INVALID_PC
+            | E::CUDA_ERROR_LAUNCH_FAILED
+            | E::CUDA_ERROR_ECC_UNCORRECTABLE
+            | E::CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | E::CUDA_ERROR_CONTEXT_IS_DESTROYED
+    )
 }
 
 impl GpuDriver {
@@ -52,7 +73,7 @@ impl GpuDriver {
     /// Device error that says what is missing.
     pub(crate) fn open(ordinal: u32) -> Result<Self> {
         // SAFETY: only asks the loader whether the library can be opened.
-        if !unsafe { sys::is_culib_present() } {
+        if !is_present("cuda", || unsafe { sys::is_culib_present() }) {
             return Err(Error::device_unavailable(format!(
                 "cuda:{ordinal}: the NVIDIA driver library (libcuda.so.1, nvcuda.dll) was not found: install the NVIDIA driver, or compute on cpu"
             )));
@@ -88,7 +109,15 @@ impl GpuDriver {
             driver: driver as u32,
         };
         let modules = MODULES.iter().map(|_| Mutex::default()).collect();
-        Ok(GpuDriver { context, stream, properties, modules, functions: Mutex::default(), blas: Mutex::default() })
+        Ok(GpuDriver {
+            context,
+            stream,
+            properties,
+            modules,
+            functions: Mutex::default(),
+            opt_ins: Mutex::default(),
+            blas: Mutex::default(),
+        })
     }
 
     /// Makes the context current on this thread; a no-op when it is.
@@ -104,42 +133,52 @@ impl GpuDriver {
         }
         let module = &MODULES[index];
         let load = |code: &[u8]| {
-            // SAFETY: the image is a complete cubin or fatbin: built with the crate, or checked by its checksum.
-            unsafe { result::module::load_data(code.as_ptr().cast()) }
+            // SAFETY: the image is a complete cubin or fatbin, or PTX that ends with NUL: built with the crate, or checked by its checksum.
+            unsafe { result::module::load_data(code.as_ptr().cast()) }.map_err(driver_error)
         };
         // A fatbin may lack this architecture, or be newer than the driver: compiling here is the way out of both.
         let handle = match module.fatbin.map(load) {
             Some(Ok(handle)) => handle,
-            _ => {
-                let (major, minor) = self.properties.capability;
-                let code = load::cubin(module, &format!("{major}{minor}"))?;
-                load(&code).map_err(|e| Error::device_unavailable(format!("kernel module {}: {}", module.stem, driver_error(e))))?
-            }
+            Some(Err(e)) if e.is_out_of_memory() => return Err(e.about(format!("kernel module {}", module.stem))),
+            _ => load::find(module, self.properties.capability, self.properties.driver, load)?,
         };
         *loaded = Some(Loaded(handle));
         Ok(handle)
     }
 
+    /// Runs `f` with the library of products, opened on first use.
+    fn with_blas<R>(&self, f: impl FnOnce(&mut Blas) -> Result<R>) -> Result<R> {
+        self.bind()?;
+        let mut blas = self.blas.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *blas {
+            Some(blas) => f(blas),
+            none => f(none.insert(Blas::open(self)?)),
+        }
+    }
+
     fn function(&self, kernel: &'static Kernel, shared: u32) -> Result<sys::CUfunction> {
         let functions = || self.functions.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(f) = functions().get(kernel.name)
-            && f.shared >= shared
-        {
-            return Ok(f.handle);
+        let known = functions().get(kernel.name).map(|f| f.0);
+        let handle = match known {
+            Some(handle) => handle,
+            None => {
+                // Compiling may take seconds: callers that need another kernel do not wait for that.
+                let module = self.module(kernel.module)?;
+                let name = CString::new(kernel.name).map_err(|e| Error::device_unavailable(format!("kernel name: {e}")))?;
+                // SAFETY: modules are never unloaded.
+                let handle = unsafe { result::module::get_function(module, name) }.map_err(driver_error)?;
+                functions().insert(kernel.name, Function(handle));
+                handle
+            }
+        };
+        if shared > UNASKED {
+            let mut opt_ins = self.opt_ins.lock().unwrap_or_else(PoisonError::into_inner);
+            opt_ins.ask(kernel.name, shared, |bytes| {
+                let opt_in = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                // SAFETY: the handle is valid.
+                unsafe { result::function::set_function_attribute(handle, opt_in, bytes as i32) }.map_err(driver_error)
+            })?;
         }
-        // Compiling may take seconds: callers that need another kernel do not wait for that.
-        let module = self.module(kernel.module)?;
-        let mut functions = functions();
-        let shared = shared.max(functions.get(kernel.name).map_or(0, |f| f.shared));
-        let name = CString::new(kernel.name).map_err(|e| Error::device_unavailable(format!("kernel name: {e}")))?;
-        // SAFETY: modules are never unloaded.
-        let handle = unsafe { result::module::get_function(module, name) }.map_err(driver_error)?;
-        if shared > 48 << 10 {
-            let opt_in = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the handle is valid.
-            unsafe { result::function::set_function_attribute(handle, opt_in, shared as i32) }.map_err(driver_error)?;
-        }
-        functions.insert(kernel.name, Function { handle, shared: shared.max(48 << 10) });
         Ok(handle)
     }
 }
@@ -208,20 +247,20 @@ unsafe impl Driver for GpuDriver {
         let [x, y, z] = grid.blocks;
         // SAFETY: passed on.
         unsafe { result::launch_kernel(f, (x, y, z), (grid.threads, 1, 1), grid.shared, self.stream.cu_stream(), params) }
-            .map_err(|e| Error::device_unavailable(format!("kernel {}: {}", kernel.name, driver_error(e))))
+            .map_err(|e| driver_error(e).about(format!("kernel {}", kernel.name)))
+    }
+
+    fn adds_bias(&self, gemm: &Gemm) -> Result<bool> {
+        // The library has no such epilogue for f64. For others it may find no algorithm with it, for shapes that nobody lists.
+        if gemm.dtype == DType::F64 {
+            return Ok(false);
+        }
+        self.with_blas(|blas| blas.takes(gemm))
     }
 
     unsafe fn gemm(&self, gemm: &Gemm) -> Result<()> {
-        self.bind()?;
-        let mut blas = self.blas.lock().unwrap_or_else(PoisonError::into_inner);
-        if blas.is_none() {
-            *blas = Some(Blas::open(self)?);
-        }
-        match &mut *blas {
-            // SAFETY: passed on.
-            Some(blas) => unsafe { blas.run(gemm, self.stream.cu_stream()) },
-            None => Err(Error::device_unavailable("cuBLASLt could not be opened")),
-        }
+        // SAFETY: passed on.
+        self.with_blas(|blas| unsafe { blas.run(gemm, self.stream.cu_stream()) })
     }
 
     fn synchronize(&self) -> Result<()> {
@@ -229,13 +268,19 @@ unsafe impl Driver for GpuDriver {
         self.stream.synchronize().map_err(driver_error)
     }
 
-    fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+    fn mark(&self) -> Result<Mark> {
         self.bind()?;
-        let (start, end) = (Event::new()?, Event::new()?);
-        start.record(&self.stream)?;
-        work()?;
-        end.record(&self.stream)?;
-        end.since(&start)
+        let event = Event::new()?;
+        event.record(&self.stream)?;
+        Ok(Box::new(event))
+    }
+
+    fn between(&self, start: &Mark, end: &Mark) -> Result<f64> {
+        self.bind()?;
+        match (start.downcast_ref::<Event>(), end.downcast_ref::<Event>()) {
+            (Some(start), Some(end)) => end.since(start),
+            _ => Err(Error::device_unavailable("marks of another device")),
+        }
     }
 
     fn begin_capture(&self) -> Result<()> {
@@ -247,19 +292,21 @@ unsafe impl Driver for GpuDriver {
         unsafe { sys::cuStreamBeginCapture_v2(self.stream.cu_stream(), mode) }.result().map_err(driver_error)
     }
 
-    fn end_capture(&self) -> Result<Box<dyn Recording>> {
+    fn end_capture(&self, room: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Recording>> {
         self.bind()?;
         let mut graph = std::ptr::null_mut();
         // SAFETY: the stream is alive, and the pointer is to a local.
         unsafe { sys::cuStreamEndCapture(self.stream.cu_stream(), &raw mut graph) }.result().map_err(driver_error)?;
         let mut exec = std::ptr::null_mut();
-        // SAFETY: the graph was just made and is destroyed once, after it was instantiated.
-        let instantiated = unsafe {
-            let made = sys::cuGraphInstantiateWithFlags(&raw mut exec, graph, 0).result();
-            let _ = sys::cuGraphDestroy(graph).result();
-            made
+        // SAFETY: the graph was just made, and is destroyed below.
+        let mut instantiate = || unsafe { sys::cuGraphInstantiateWithFlags(&raw mut exec, graph, 0) }.result().map_err(driver_error);
+        let made = match instantiate() {
+            Err(e) if e.is_out_of_memory() => room().and_then(|()| instantiate()),
+            made => made,
         };
-        instantiated.map_err(driver_error)?;
+        // SAFETY: destroyed once, and not used again.
+        let _ = unsafe { sys::cuGraphDestroy(graph) }.result();
+        made?;
         Ok(Box::new(Exec { exec, context: Arc::clone(&self.context), stream: Arc::clone(&self.stream) }))
     }
 }

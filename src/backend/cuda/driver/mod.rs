@@ -6,18 +6,44 @@ mod check;
 #[cfg(feature = "emulator")]
 mod emulated;
 mod gpu_driver;
+mod launch_limits;
 mod load;
+mod plan;
+#[cfg(feature = "emulator")]
+mod rules;
 
-pub use check::{CompiledModule, compile_kernels, has_compiler};
+pub use check::{CompiledModule, compile_kernels, compile_one_for, has_compiler};
 #[cfg(feature = "emulator")]
 pub(crate) use emulated::Emulated;
 #[cfg(feature = "emulator")]
-pub use emulated::{idle_kernels, set_emulated_order};
+pub use emulated::{emulated_allocations, idle_kernels, refuse_emulated_allocations, refuse_emulated_epilogues, set_emulated_order};
 pub(crate) use gpu_driver::GpuDriver;
 
 use crate::backend::cuda::abi::{Gemm, Grid, Kernel};
 use crate::error::Result;
+use std::any::Any;
 use std::ffi::c_void;
+
+/// What follows the message of an error after which a device answers every call with an error: CUDA keeps it for the context, and
+/// only the end of the process ends the context.
+const RESTART: &str = "this process cannot use the device any more: restart it";
+
+/// Whether a library of CUDA's can be opened. It stays open: the bindings' own check opens and closes it, and the first use would load
+/// it again.
+fn is_present(stem: &str, check: impl FnOnce() -> bool) -> bool {
+    #[cfg(unix)]
+    for ending in ["so", "so.13", "so.12", "so.1"] {
+        let Ok(name) = std::ffi::CString::new(format!("lib{stem}.{ending}")) else { continue };
+        // SAFETY: the initialisers of CUDA's libraries ask for nothing, and the name ends with NUL.
+        if !unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_LOCAL) }.is_null() {
+            break;
+        }
+    }
+    check()
+}
+
+/// A point in the work of a device.
+pub(crate) type Mark = Box<dyn Any>;
 
 /// What a device says about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +100,8 @@ pub(crate) unsafe trait Driver: Send + Sync + std::panic::RefUnwindSafe {
     /// `params` point to values of the kernel's parameter types, and the pointers among them to memory of the extent
     /// the kernel touches.
     unsafe fn launch(&self, kernel: &'static Kernel, grid: Grid, params: &mut [*mut c_void], sizes: &[usize]) -> Result<()>;
+    /// Whether the device adds the bias of this product itself. Else the caller does, before the product.
+    fn adds_bias(&self, gemm: &Gemm) -> Result<bool>;
     /// Enqueues a matrix product.
     ///
     /// # Safety
@@ -81,13 +109,16 @@ pub(crate) unsafe trait Driver: Send + Sync + std::panic::RefUnwindSafe {
     unsafe fn gemm(&self, gemm: &Gemm) -> Result<()>;
     /// Waits for the stream; an error of any kernel since the last wait surfaces here.
     fn synchronize(&self) -> Result<()>;
-    /// Seconds that the device takes for what `work` enqueues, by its own clock.
-    fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
+    /// Marks this point of the work. Not inside of a capture, where it would never be passed.
+    fn mark(&self) -> Result<Mark>;
+    /// Waits until the device has passed the second mark; seconds from the first to it, by the device's own clock.
+    fn between(&self, start: &Mark, end: &Mark) -> Result<f64>;
     /// From now on work is captured instead of done, until [`Driver::end_capture`]. Copies from and to the host are not
     /// allowed meanwhile; one caller at a time.
     fn begin_capture(&self) -> Result<()>;
-    /// Ends the capture: what was captured, ready to run. An `Err` leaves the device usable, and what was captured is lost.
-    fn end_capture(&self) -> Result<Box<dyn Recording>>;
+    /// Ends the capture: what was captured, ready to run. Where memory is missing for that, `room` is called and it is tried once
+    /// more. An `Err` leaves the device usable, and what was captured is lost.
+    fn end_capture(&self, room: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Recording>>;
 }
 
 /// A sequence of work that a device has captured.

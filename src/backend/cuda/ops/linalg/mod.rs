@@ -2,37 +2,49 @@
 
 pub(crate) mod quant;
 
-use crate::backend::cuda::abi::{Gemm, Matrices};
+use crate::backend::cuda::abi::{Gemm, MOST_MATRICES, Matrices, Plus};
 use crate::backend::cuda::device::{Buffer, Context, Dst, Src};
 use crate::backend::cuda::launch::{In, Out, copy};
-use crate::dtype::DType;
 use crate::error::Result;
 use crate::layout::{Layout, collapse};
 use crate::memory;
 use crate::shape::Shape;
 
-/// A matrix operand that a device can address, and the copy that made it so if one was needed.
+/// Matrices that a device can address, in the operand's memory or in a copy.
 struct Ready<'a> {
     src: Src<'a>,
-    rows: usize,
-    cols: usize,
+    shape: [usize; 2],
+    stride: [usize; 2],
     batch: Vec<usize>,
 }
 
-/// Whether a library can address a matrix of these strides: one of them 1, the other no shorter than a line.
-fn addressable(shape: [usize; 2], stride: [usize; 2]) -> bool {
-    let row_major = (stride[1] == 1 || shape[1] == 1) && (stride[0] >= shape[1] || shape[0] == 1);
-    let column_major = (stride[0] == 1 || shape[0] == 1) && (stride[1] >= shape[0] || shape[1] == 1);
-    row_major || column_major
+impl Ready<'_> {
+    /// From an element on, at a distance from one to the next.
+    fn matrices(&self, first: usize, batch_stride: usize) -> Matrices {
+        Matrices::new(self.src.offset(first).addr(), self.shape, self.stride, batch_stride)
+    }
 }
 
-/// Strides that describe an addressable matrix the way libraries expect: the unit stride 1 even when its extent is 1.
-fn leading(shape: [usize; 2], stride: [usize; 2]) -> (usize, usize) {
-    if (stride[1] == 1 || shape[1] == 1) && (stride[0] >= shape[1] || shape[0] == 1) {
-        (stride[0].max(shape[1]).max(1), 1)
-    } else {
-        (1, stride[1].max(shape[0]).max(1))
+/// Enqueues a product of any number of matrices: all products of the crate go through here, with matrices made by [`Matrices::new`].
+///
+/// # Errors
+/// What the device reports.
+pub(crate) fn product(on: &Context, g: &Gemm) -> Result<()> {
+    let mut g = *g;
+    if let Plus::Bias(bias) = g.plus
+        && !on.adds_bias(&g)?
+    {
+        let everywhere = Layout::contiguous([g.n]).expand(&Shape::from([g.batch * g.m, g.n]))?;
+        copy::gather(on, Src::at(bias, g.dtype), &everywhere, Dst::at(g.c, g.dtype))?;
+        g.plus = Plus::Itself;
     }
+    for first in (0..g.batch).step_by(MOST_MATRICES) {
+        let from = |addr: u64, stride: usize| addr + (first * stride * g.dtype.size()) as u64;
+        let part = |m: Matrices| Matrices { addr: from(m.addr, m.batch_stride), ..m };
+        let batch = (g.batch - first).min(MOST_MATRICES);
+        on.gemm(&Gemm { batch, a: part(g.a), b: part(g.b), c: from(g.c, g.m * g.n), ..g })?;
+    }
+    Ok(())
 }
 
 /// `y ← a·b + bias` for `a` laid out as `[batch.., m, k]` and `b` as `[batch.., k, n]`, whose batch axes broadcast.
@@ -54,18 +66,9 @@ pub(crate) fn matmul(
     }
     // The library takes the alignment of matrices into account, but not that of the bias: its kernels may read 16 bytes at once.
     let row = bias.map(|b| b.aligned(16)).transpose()?;
-    // A bias that the library cannot add itself is what C holds before the product.
-    let fill_bias = row.is_some() && (dtype == DType::F64 || k == 0);
-    if fill_bias {
-        if let Some(row) = &row {
-            let everywhere = Layout::contiguous(n).expand(y.shape())?;
-            copy::gather(on, row.src(), &everywhere, y.dst())?;
-        }
-    } else if k == 0 {
-        return y.zero(on);
-    }
     if k == 0 {
-        return Ok(());
+        let Some(row) = &row else { return y.zero(on) };
+        return copy::gather(on, row.src(), &Layout::contiguous(n).expand(y.shape())?, y.dst());
     }
     let lead = |l: &Layout, r: usize| Shape::from(&l.shape()[..r]);
     let batch = lead(a.1, ra).broadcast(&lead(b.1, rb))?;
@@ -75,20 +78,18 @@ pub(crate) fn matmul(
     let (mut ca, mut cb) = (None, None);
     let pa = ready(on, a.0, &la, &mut ca)?;
     let pb = ready(on, b.0, &lb, &mut cb)?;
-    let bias = if fill_bias { None } else { row.as_ref().map(|r| r.src().addr()) };
+    let plus = row.as_ref().map_or(Plus::Nothing, |r| Plus::Bias(r.src().addr()));
     let c = y.dst().addr();
     let size = dtype.size() as u64;
     // One matrix on the right of evenly spaced rows is one product.
-    if pb.batch.iter().zip(batch.iter()).all(|(&s, &d)| d == 1 || s == 0) && pa.cols == 1 {
-        let strides: Vec<usize> = pa.batch.iter().copied().chain([pa.rows]).collect();
+    if pb.batch.iter().zip(batch.iter()).all(|(&s, &d)| d == 1 || s == 0) && pa.stride[1] == 1 {
+        let strides: Vec<usize> = pa.batch.iter().copied().chain([pa.stride[0]]).collect();
         let (rows, steps) = collapse(&la.shape()[..=r], &[&strides]);
         if rows.len() <= 1 {
             let (m, step) = (rows.first().copied().unwrap_or(1), steps[0].first().copied().unwrap_or(k));
-            if addressable([m, k], [step, 1]) {
-                let (rs, cs) = leading([m, k], [step, 1]);
-                let a = Matrices { addr: pa.src.addr(), row_stride: rs, col_stride: cs, batch_stride: 0 };
-                let b = Matrices { addr: pb.src.addr(), row_stride: pb.rows, col_stride: pb.cols, batch_stride: 0 };
-                return on.gemm(&Gemm { dtype, batch: 1, m, n, k, a, b, c, accumulate: fill_bias, bias });
+            if Matrices::addressable([m, k], [step, 1]) {
+                let (a, b) = (Matrices::new(pa.src.addr(), [m, k], [step, 1], 0), pb.matrices(0, 0));
+                return product(on, &Gemm { dtype, batch: 1, m, n, k, a, b, c, plus });
             }
         }
     }
@@ -102,10 +103,8 @@ pub(crate) fn matmul(
         memory::try_collect(Layout::from_parts(Shape::from(&dims[..outer]), s[..outer].iter().copied().collect(), 0)?.indices())
     };
     for (i, (oa, ob)) in offsets(&steps[0])?.into_iter().zip(offsets(&steps[1])?).enumerate() {
-        let a = Matrices { addr: pa.src.addr() + oa as u64 * size, row_stride: pa.rows, col_stride: pa.cols, batch_stride: sa };
-        let b = Matrices { addr: pb.src.addr() + ob as u64 * size, row_stride: pb.rows, col_stride: pb.cols, batch_stride: sb };
         let c = c + (i * inner * m * n) as u64 * size;
-        on.gemm(&Gemm { dtype, batch: inner, m, n, k, a, b, c, accumulate: fill_bias, bias })?;
+        product(on, &Gemm { dtype, batch: inner, m, n, k, a: pa.matrices(oa, sa), b: pb.matrices(ob, sb), c, plus })?;
     }
     Ok(())
 }
@@ -115,9 +114,9 @@ fn ready<'a>(on: &'static Context, x: &In<'a>, layout: &Layout, copy: &'a mut Op
     let r = layout.rank() - 2;
     let shape = [layout.shape()[r], layout.shape()[r + 1]];
     let stride = [layout.strides()[r], layout.strides()[r + 1]];
-    if addressable(shape, stride) {
-        let (rows, cols) = leading(shape, stride);
-        return Ok(Ready { src: x.at(layout), rows, cols, batch: layout.strides()[..r].to_vec() });
+    if Matrices::addressable(shape, stride) {
+        let Matrices { row_stride, col_stride, .. } = Matrices::new(0, shape, stride, 0);
+        return Ok(Ready { src: x.at(layout), shape, stride: [row_stride, col_stride], batch: layout.strides()[..r].to_vec() });
     }
     // Copy each distinct matrix once: axes of stride 0 stay broadcast.
     let kept: Shape = layout.shape().iter().enumerate().map(|(i, &d)| if i < r && layout.strides()[i] == 0 { 1 } else { d }).collect();
@@ -126,5 +125,5 @@ fn ready<'a>(on: &'static Context, x: &In<'a>, layout: &Layout, copy: &'a mut Op
     copy::gather(on, x.start(), &distinct, Dst::new(&mut buffer))?;
     let dense = Layout::contiguous(kept).expand(layout.shape())?;
     let buffer = copy.insert(buffer);
-    Ok(Ready { src: Src::new(buffer, 0), rows: shape[1].max(1), cols: 1, batch: dense.strides()[..r].to_vec() })
+    Ok(Ready { src: Src::new(buffer, 0), shape, stride: [shape[1].max(1), 1], batch: dense.strides()[..r].to_vec() })
 }

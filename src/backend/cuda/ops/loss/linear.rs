@@ -1,11 +1,12 @@
 //! Cross-entropy of a linear layer's logits, some rows at a time.
 
 use super::{Options, Targets, some_rows, some_rows_vjp};
-use crate::backend::cuda::abi::{Gemm, Matrices};
+use crate::backend::cuda::abi::{Gemm, Matrices, Plus};
 use crate::backend::cuda::device::{Buffer, Context, Dst, Src};
 use crate::backend::cuda::launch::kernels::{binary, cross_entropy as kernels};
 use crate::backend::cuda::launch::{Dense, In, Out, copy, grid};
 use crate::backend::cuda::ops::elementwise::BinaryKernels;
+use crate::backend::cuda::ops::linalg;
 use crate::dtype::{DType, Element, with_float};
 use crate::error::Result;
 use crate::layout::Layout;
@@ -35,19 +36,18 @@ impl Mat {
     }
 
     fn matrices(self) -> Matrices {
-        let step = self.cols.max(1);
-        let (row_stride, col_stride) = if self.transposed { (1, step) } else { (step, 1) };
-        Matrices { addr: self.addr, row_stride, col_stride, batch_stride: 0 }
+        let stride = if self.transposed { [1, self.cols] } else { [self.cols, 1] };
+        Matrices::new(self.addr, self.shape(), stride, 0)
     }
 }
 
-/// `c ← a·b (+ c) (+ bias)`; nothing when there is nothing to add up or to write.
-fn product(on: &Context, dtype: DType, a: Mat, b: Mat, c: u64, accumulate: bool, bias: Option<u64>) -> Result<()> {
+/// `c ← a·b + plus`; nothing when there is nothing to add up or to write.
+fn product(on: &Context, dtype: DType, a: Mat, b: Mat, c: u64, plus: Plus) -> Result<()> {
     let ([m, k], [_, n]) = (a.shape(), b.shape());
     if m == 0 || n == 0 || k == 0 {
         return Ok(());
     }
-    on.gemm(&Gemm { dtype, batch: 1, m, n, k, a: a.matrices(), b: b.matrices(), c, accumulate, bias })
+    linalg::product(on, &Gemm { dtype, batch: 1, m, n, k, a: a.matrices(), b: b.matrices(), c, plus })
 }
 
 /// The operands: `x [rows, width]`, `w [classes, width]`, `b [classes]`, targets, class weights, and how many rows of logits there are
@@ -85,8 +85,8 @@ impl<'a, 'b> Sum<'a, 'b> {
 
     fn add(&mut self, on: &'static Context, a: Mat, b: Mat) -> Result<()> {
         let (dtype, n) = (self.y.dtype(), self.y.numel());
-        let Some((sum, part)) = &mut self.wide else { return product(on, dtype, a, b, self.y.dst().addr(), true, None) };
-        product(on, dtype, a, b, Dst::new(part).addr(), false, None)?;
+        let Some((sum, part)) = &mut self.wide else { return product(on, dtype, a, b, self.y.dst().addr(), Plus::Itself) };
+        product(on, dtype, a, b, Dst::new(part).addr(), Plus::Nothing)?;
         kernels::gather(on, grid(on, n, 4), &Dst::new(sum), &Src::new(part, 0), n as i64)
     }
 
@@ -119,12 +119,12 @@ impl Head<'_> {
         let longest = self.chunk.min(self.rows);
         let mut logits = on.alloc(dtype, longest * classes)?;
         let bias = self.bias.map(|b| b.aligned(16)).transpose()?;
-        // A bias that the product cannot add itself is what the logits hold before it.
-        let before = bias.as_ref().filter(|_| dtype == DType::F64 || width == 0);
-        let beside = if before.is_some() { None } else { bias.as_ref().map(|b| b.src().addr()) };
+        let plus = bias.as_ref().map_or(Plus::Nothing, |b| Plus::Bias(b.src().addr()));
+        // Without a product the bias is all that there is.
+        let alone = bias.as_ref().filter(|_| width == 0);
         for of in self.chunks() {
             let rows = Mat::new(x.src().offset(of.start * width).addr(), of.len(), width);
-            if let Some(b) = before {
+            if let Some(b) = alone {
                 let everywhere = Layout::contiguous([classes]).expand(&Shape::from([of.len(), classes]))?;
                 copy::gather(on, b.src(), &everywhere, Dst::new(&mut logits))?;
             } else if width == 0 {
@@ -132,7 +132,7 @@ impl Head<'_> {
                 unsafe { on.fill(Dst::new(&mut logits).addr(), longest * classes * dtype.size(), 0)? };
             }
             let at = Dst::new(&mut logits).addr();
-            product(on, dtype, rows, w.t(), at, before.is_some(), beside)?;
+            product(on, dtype, rows, w.t(), at, plus)?;
             f(on, of, at, rows, w)?;
         }
         Ok(())
@@ -225,7 +225,7 @@ impl<'a, 'b> Bars<'a, 'b> {
         let bars = Mat::new(at, of.len(), w.rows);
         if let Some(dx) = &mut self.dx {
             let to = dx.dst().offset(of.start * self.width).addr();
-            product(on, dx.dtype(), bars, w, to, false, None)?;
+            product(on, dx.dtype(), bars, w, to, Plus::Nothing)?;
         }
         if let Some(dw) = &mut self.dw {
             dw.add(on, bars.t(), rows)?;
