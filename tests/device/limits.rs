@@ -5,9 +5,9 @@
 use super::{alone, device};
 use cotangent::backend::cuda;
 use cotangent::nn::{Gpt, GptConfig};
-use cotangent::ops::cross_entropy::CrossEntropy;
+use cotangent::ops::cross_entropy::CrossEntropyOptions;
 use cotangent::optim::AdamW;
-use cotangent::{BF16, Device, F16, F32, F64, Key, ModuleExt, Param, Result, Tape, Tensor, value_and_grad};
+use cotangent::{BF16, Device, F16, F32, F64, Key, Module, Param, Result, Tape, Tensor, value_and_grad};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// Both in order, with differences up to `tolerance` times the largest number.
@@ -49,8 +49,12 @@ fn heads_of_one_class() {
                 };
                 let (x, w, b) = (of(&[rows, width], 1)?, of(&[classes, width], 2)?, of(&[classes], 3)?);
                 let targets: Vec<i64> = (0..rows).map(|i| (i % classes) as i64).collect();
-                let loss =
-                    x.linear_cross_entropy(&w, Some(&b), &Tensor::from_slice(&targets, [rows])?.to_device(on)?, &CrossEntropy::default())?;
+                let loss = x.linear_cross_entropy(
+                    &w,
+                    Some(&b),
+                    &Tensor::from_slice(&targets, [rows])?.to_device(on)?,
+                    &CrossEntropyOptions::default(),
+                )?;
                 let grads = tape.backward(&loss)?;
                 Ok([loss.detach(), grads.get(&x)?.clone(), grads.get(&w)?.clone(), grads.get(&b)?.clone()])
             };

@@ -88,7 +88,7 @@ fn early_and_late_keys_have_the_same_weight() {
         let constant = |x: f64, rows: usize| Tensor::full_on([1, rows, d], x, dtype, device).unwrap().contiguous().unwrap();
         let v = Tensor::concat(&[constant(1.0, keys / 2), constant(-1.0, keys / 2)], 1).unwrap();
         let options = SdpaOptions { scale: Some(scale), ..SdpaOptions::default() };
-        let y = constant(1.0, queries).scaled_dot_product_attention(&constant(11.0, keys), &v, None, options).unwrap();
+        let y = constant(1.0, queries).scaled_dot_product_attention(&constant(11.0, keys), &v, None, &options).unwrap();
         let most = y.to_f64_vec().unwrap().into_iter().fold(0.0, |m: f64, x| m.max(x.abs()));
         assert!(most <= 1e-6, "scale {scale} in {dtype}: {most:e}");
     }

@@ -66,6 +66,7 @@ use cotangent::backend::cuda::properties as _;
 use cotangent::backend::cuda::record_memory_by_op as _;
 use cotangent::backend::cuda::release_cached_memory as _;
 use cotangent::backend::cuda::reset_peak_memory_stats as _;
+use cotangent::backend::cuda::rows_left_out as _;
 use cotangent::backend::cuda::set_blocking as _;
 use cotangent::backend::cuda::synchronize as _;
 use cotangent::backend::cuda::time as _;
