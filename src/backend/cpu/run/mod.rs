@@ -8,10 +8,9 @@ pub(crate) mod remap;
 pub(crate) mod simd;
 pub(crate) mod view;
 
+#[cfg(target_arch = "x86_64")]
 #[cfg(test)]
 mod tests {
-    #![cfg(target_arch = "x86_64")]
-
     use crate::{F32, Key, Result, Tensor, grad};
     use std::arch::asm;
 
