@@ -44,9 +44,8 @@ fn heads_of_one_class() {
         for dtype in [F32, F64] {
             let run = |on: Device| -> Result<[Tensor; 4]> {
                 let tape = Tape::new();
-                let of = |shape: &[usize], seed| -> Result<Tensor> {
-                    Ok(tape.watch(&Tensor::randn(shape, dtype, Key::new(seed))?.to_device(on)?)?)
-                };
+                let of =
+                    |shape: &[usize], seed| -> Result<Tensor> { tape.watch(&Tensor::randn(shape, dtype, Key::new(seed))?.to_device(on)?) };
                 let (x, w, b) = (of(&[rows, width], 1)?, of(&[classes, width], 2)?, of(&[classes], 3)?);
                 let targets: Vec<i64> = (0..rows).map(|i| (i % classes) as i64).collect();
                 let loss = x.linear_cross_entropy(

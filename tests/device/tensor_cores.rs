@@ -14,7 +14,7 @@ fn run(x: &[Tensor; 4], device: Device, options: &SdpaOptions) -> Result<[Tensor
     let tape = Tape::new();
     let [q, k, v, g] = x.each_ref().map(|t| t.to_device(device));
     let (q, k, v) = (tape.watch(&q?)?, tape.watch(&k?)?, tape.watch(&v?)?);
-    let y = q.scaled_dot_product_attention(&k, &v, None, &options)?;
+    let y = q.scaled_dot_product_attention(&k, &v, None, options)?;
     let grads = tape.backward_from(&[(&y, g?)])?;
     Ok([y.detach(), grads.get(&q)?.clone(), grads.get(&k)?.clone(), grads.get(&v)?.clone()])
 }
