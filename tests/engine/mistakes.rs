@@ -3,7 +3,7 @@
 
 use cotangent::diagnostics::{Slip, lint};
 use cotangent::nn::{Embedding, GruCell, Layer, LayerNorm, Linear, Lstm, LstmCell, RecurrentConfig, Sequential};
-use cotangent::ops::{BceWithLogitsOptions, CrossEntropyOptions, Reduction};
+use cotangent::ops::{CrossEntropyOptions, Reduction};
 use cotangent::optim::AdamW;
 use cotangent::testing::gradcheck;
 use cotangent::{BF16, F32, F64, I64, Key, Module, Result, Tape, Tensor, U8, grad, value_and_grad};
@@ -315,10 +315,7 @@ fn silent_slips_are_seen_by_the_lint() {
     for value in [-1.0, 50.0, f64::NAN] {
         let wrong = Tensor::full([6, 3], value, F32).unwrap();
         assert_eq!(
-            slips(3, 3, |y| y
-                .bce_with_logits_with(&wrong, &BceWithLogitsOptions { reduction: Reduction::Sum, ..BceWithLogitsOptions::default() })?
-                .mul_scalar(0.0)?
-                .add(&y.sum(..)?))[0],
+            slips(3, 3, |y| y.bce_with_logits_with(&wrong, &Reduction::Sum.into())?.mul_scalar(0.0)?.add(&y.sum(..)?))[0],
             Slip::NoProbabilities
         );
     }

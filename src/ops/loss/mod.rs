@@ -10,3 +10,15 @@ mod reduction;
 
 pub use cross_entropy::soft as soft_cross_entropy;
 pub use reduction::Reduction;
+
+/// Options that say the reduction and leave all else as it is.
+macro_rules! options_by_reduction {
+    ($($options:ty),*) => {$(
+        impl From<Reduction> for $options {
+            fn from(reduction: Reduction) -> Self {
+                Self { reduction, ..Self::default() }
+            }
+        }
+    )*};
+}
+options_by_reduction!(bce_with_logits::BceWithLogitsOptions, cross_entropy::CrossEntropyOptions, nll_loss::NllLossOptions);

@@ -241,7 +241,7 @@ const CONTEXTS: [&str; 11] = ["plain", "plain", "plain", "grad", "grad", "grad o
 
 /// A refusal begins with the name of the method that was called; `_keep` and `_with` are options of the one without.
 fn says_its_name(method: &str, e: &Error) {
-    let plain = method.trim_end_matches("_keep").trim_end_matches("_with");
+    let plain = method.trim_end_matches("_keepdim").trim_end_matches("_with");
     let known = table::NAMED.iter().find(|(m, _)| *m == method).map_or(&[][..], |(_, names)| *names);
     let op = e.op().unwrap_or_default();
     assert!(op == method || op == plain || known.contains(&op), "its refusal is called `{op}`: {e}");

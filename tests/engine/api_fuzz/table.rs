@@ -429,8 +429,10 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
         let (a, n) = (g.axis(x.rank()), g.size());
         (vec![x], call(move |x| x[0].chunk(n, a)))
     }),
-    ("sort", |g| pair(g, |x, a, n, _| if n % 2 == 0 { x.sort_descending(a) } else { x.sort(a) })),
-    ("topk", |g| pair(g, |x, a, n, down| if down { x.bottomk(n, a) } else { x.topk(n, a) })),
+    ("sort", |g| pair(g, |x, a, _| x.sort(a))),
+    ("sort_descending", |g| pair(g, |x, a, _| x.sort_descending(a))),
+    ("topk", |g| pair(g, |x, a, n| x.topk(n, a))),
+    ("bottomk", |g| pair(g, |x, a, n| x.bottomk(n, a))),
     ("unbind", |g| {
         let (s, d) = (g.extents(), g.dtype());
         let x = g.tensor(&s, d);
@@ -692,11 +694,19 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
         (x, call(move |x| Ok(vec![x[0].linear_cross_entropy(&x[2], biased.then_some(&x[3]), &x[1], &o)?])))
     }),
     ("mse_loss", |g| {
+        let (x, _) = two(g, Tensor::add);
+        (x, call(move |x| Ok(vec![x[0].mse_loss(&x[1])?])))
+    }),
+    ("mse_loss_with", |g| {
         let r = reduction(g);
         let (x, _) = two(g, Tensor::add);
         (x, call(move |x| Ok(vec![x[0].mse_loss_with(&x[1], r)?])))
     }),
     ("bce_with_logits", |g| {
+        let (s, d) = (g.extents(), g.float());
+        (vec![g.tensor(&s, d), g.tensor(&s, d)], call(move |x| Ok(vec![x[0].bce_with_logits(&x[1])?])))
+    }),
+    ("bce_with_logits_with", |g| {
         let (r, s, d) = (reduction(g), g.extents(), g.float());
         let t = g.near(&s);
         (
@@ -889,15 +899,15 @@ fn joined(g: &mut Pick, f: fn(&[&Tensor], isize) -> Result<Tensor>, vary: bool) 
     (x, call(move |x| Ok(vec![f(&x.iter().collect::<Vec<_>>(), a)?])))
 }
 
-fn pair(g: &mut Pick, f: fn(&Tensor, isize, usize, bool) -> Result<(Tensor, Tensor)>) -> Made {
+fn pair(g: &mut Pick, f: fn(&Tensor, isize, usize) -> Result<(Tensor, Tensor)>) -> Made {
     let (s, d) = (g.extents(), g.dtype());
     let x = g.tensor(&s, d);
     let a = g.axis(x.rank());
-    let (n, down) = (if g.rarely(4) { g.size() } else { g.below(extent(&x, a) + 1) }, g.rarely(2));
+    let n = if g.rarely(4) { g.size() } else { g.below(extent(&x, a) + 1) };
     (
         vec![x],
         call(move |x| {
-            let (v, i) = f(&x[0], a, n, down)?;
+            let (v, i) = f(&x[0], a, n)?;
             Ok(vec![v, i])
         }),
     )

@@ -524,10 +524,14 @@ fn losses(c: &Case) -> Option<Call> {
             None if ignore_index == Some(-100) && reduction == Reduction::Mean => x[0].nll_loss(&x[1]),
             w => x[0].nll_loss_with(&x[1], &NllLossOptions { ignore_index, reduction, weights: w.cloned() }),
         }),
-        "bce_with_logits" => one(ops::bce_with_logits::BceWithLogits { reduction, weighted }, move |x| {
-            x[0].bce_with_logits_with(&x[1], &ops::BceWithLogitsOptions { pos_weight: x.get(2).cloned(), reduction })
+        "bce_with_logits" => one(ops::bce_with_logits::BceWithLogits { reduction, weighted }, move |x| match x.get(2) {
+            None if reduction == Reduction::Mean => x[0].bce_with_logits(&x[1]),
+            w => x[0].bce_with_logits_with(&x[1], &ops::BceWithLogitsOptions { pos_weight: w.cloned(), reduction }),
         }),
-        "mse_loss" => one(ops::mse_loss::MseLoss { reduction }, move |x| x[0].mse_loss_with(&x[1], reduction)),
+        "mse_loss" => one(ops::mse_loss::MseLoss { reduction }, move |x| match reduction {
+            Reduction::Mean => x[0].mse_loss(&x[1]),
+            _ => x[0].mse_loss_with(&x[1], reduction),
+        }),
         _ => return None,
     })
 }

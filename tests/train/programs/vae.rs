@@ -2,7 +2,7 @@
 
 use cotangent::io::NpzFile;
 use cotangent::nn::{Activation, Layer, Linear};
-use cotangent::ops::{BceWithLogitsOptions, Reduction};
+use cotangent::ops::Reduction;
 use cotangent::optim::Adam;
 use cotangent::train::{Order, Rows};
 use cotangent::{F32, Key, Result, Rng, Tensor, module, value_and_grad};
@@ -32,11 +32,7 @@ impl Vae {
         let h = self.encoder.call(x, None)?;
         let (mean, log_var) = (self.mean.forward(&h)?, self.log_var.forward(&h)?);
         let z = &mean + (&log_var / 2).exp()? * mean.randn_like(key)?;
-        let reconstruction = -self
-            .decoder
-            .call(&z, None)?
-            .bce_with_logits_with(x, &BceWithLogitsOptions { reduction: Reduction::None, ..BceWithLogitsOptions::default() })?
-            .sum(-1)?;
+        let reconstruction = -self.decoder.call(&z, None)?.bce_with_logits_with(x, &Reduction::None.into())?.sum(-1)?;
         let kl = (mean.square()? + log_var.exp()? - 1 - log_var).sum(-1)? / 2;
         Ok(reconstruction - kl)
     }
