@@ -278,7 +278,7 @@ fn infer(extents: &[Option<usize>], numel: usize) -> Result<Shape> {
     if open == 0 {
         return Ok(known);
     }
-    let shown = || extents.iter().map(|e| e.map_or_else(|| "()".to_owned(), |n| n.to_string())).collect::<Vec<_>>().join(", ");
+    let shown = || extents.iter().map(|e| e.map_or_else(|| "?".to_owned(), |n| n.to_string())).collect::<Vec<_>>().join(", ");
     if open > 1 {
         bail!(shape, "{open} extents of ({}) are open: one can follow from the number of elements", shown());
     }
@@ -288,7 +288,7 @@ fn infer(extents: &[Option<usize>], numel: usize) -> Result<Shape> {
         _ => None,
     };
     let Some(found) = found else {
-        bail!(shape, "cannot infer () in ({}): {numel} elements are not a unique multiple of {}", shown(), known.numel());
+        bail!(shape, "cannot infer the open extent of ({}): {numel} elements are not a unique multiple of {}", shown(), known.numel());
     };
     Ok(extents.iter().map(|e| e.unwrap_or(found)).collect())
 }
@@ -473,7 +473,7 @@ mod tests {
         assert_eq!((2, (), 5, 1).resolve(0).unwrap(), [2, 0, 5, 1]);
         assert_eq!([2, 3].resolve(7).unwrap(), [2, 3]);
         let e = (4, (), 1).resolve(6).unwrap_err();
-        assert!(e.is_shape() && e.to_string().starts_with("cannot infer () in (4, (), 1): 6 elements"), "{e}");
+        assert!(e.is_shape() && e.to_string().starts_with("cannot infer the open extent of (4, ?, 1): 6 elements"), "{e}");
         assert!(((), 0).resolve(0).unwrap_err().is_shape());
         assert!((usize::MAX, 2, ()).resolve(6).unwrap_err().is_out_of_memory());
         // PyTorch's spelling, alone, in lists and in tuples beside `usize`.
@@ -481,7 +481,7 @@ mod tests {
         assert_eq!([-1, 2].resolve(6).unwrap(), [3, 2]);
         assert_eq!([2i64, -1, 1].resolve(6).unwrap(), [2, 3, 1]);
         assert_eq!((2usize, -1, 1).resolve(6).unwrap(), [2, 3, 1]);
-        assert!([-1, -1].resolve(4).unwrap_err().to_string().contains("2 extents of ((), ()) are open"));
+        assert!([-1, -1].resolve(4).unwrap_err().to_string().contains("2 extents of (?, ?) are open"));
         assert!([-2, 3].resolve(6).unwrap_err().to_string().contains("an extent is -2"));
         assert!([4, -1].resolve(6).unwrap_err().is_shape() && [0, -1].resolve(0).is_err());
     }

@@ -1,4 +1,4 @@
-// RopeOptions position embedding.
+// Rotary position embedding.
 //
 // Math: pair i of a row at position t turns by t * frequency_i: (a cos - b sin, b cos + a sin); elements beyond the rotated
 // ones pass through. The derivative is the same map with negative frequencies.

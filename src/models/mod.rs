@@ -134,7 +134,7 @@ impl LanguageModel {
         }
     }
 
-    /// Longest sequence that can be computed, where there is one: positions of GPT-2 are learned, one by one. RopeOptions positions go on, and
+    /// Longest sequence that can be computed, where there is one: positions of GPT-2 are learned, one by one. Rotary positions go on, and
     /// with `dynamic` scaling they only change beyond the context; what a model makes of more than it was trained for is another matter.
     pub fn limit(&self) -> Option<usize> {
         match self {

@@ -3,7 +3,8 @@
 /// Writes [`Module`](crate::Module) for a struct or an enum: `module!(Linear { weight, bias } skip { dropout })`.
 ///
 /// Every field is in one of the two lists (parameters and sub-modules first, everything else under `skip`), so a
-/// forgotten field does not compile. A field's checkpoint name is its own unless given: `{ wte as "embed_tokens" }`.
+/// forgotten field does not compile. What is under `skip` is no part of the tree: a layer there is neither trained nor saved, without a
+/// word, and a tensor is a constant. A field's checkpoint name is its own unless given: `{ wte as "embed_tokens" }`.
 ///
 /// ```compile_fail,E0063
 /// use cotangent::{module, Param};

@@ -136,9 +136,9 @@ pub struct AttentionConfig {
     pub kv_width: Option<usize>,
     /// Query heads.
     pub heads: usize,
-    /// Key and value heads, each shared by `heads / kv_heads` query heads; divides `heads`.
+    /// Key and value heads, each shared by `heads / kv_heads` query heads; divides `heads`. 0, the default: as many as there are heads.
     pub kv_heads: usize,
-    /// Width of a head; usually `width / heads`.
+    /// Width of a head. 0, the default: `width / heads`.
     pub head: usize,
     /// Whether the projections of queries, keys and values have a bias (Qwen2).
     pub qkv_bias: bool,
@@ -146,7 +146,7 @@ pub struct AttentionConfig {
     pub output_bias: bool,
     /// Added to the mean square in RMS norms on the heads of queries and keys (Qwen3); without it there are none.
     pub qk_norm: Option<f64>,
-    /// RopeOptions positions; the field `positions` is set in each call.
+    /// Rotary positions; the field `positions` is set in each call.
     pub rope: Option<RopeOptions>,
     /// Whether a query sees only keys up to its own position.
     pub causal: bool,
@@ -227,10 +227,17 @@ impl MultiHeadAttention {
     #[track_caller]
     fn build(config: &AttentionConfig, dtype: DType, key: Key) -> Result<Self> {
         let at = Location::caller();
-        let c = config;
         let build = || {
-            if [c.width, c.heads, c.head].contains(&0) {
-                bail!(argument, "width, heads and head must be at least 1, found {}, {}, {}", c.width, c.heads, c.head);
+            let mut c = config.clone();
+            if c.width == 0 || c.heads == 0 {
+                bail!(argument, "width and heads must be at least 1, found {} and {}", c.width, c.heads);
+            }
+            if c.kv_heads == 0 {
+                c.kv_heads = c.heads;
+            }
+            if c.head == 0 {
+                must_divide("width", c.width, "heads", c.heads)?;
+                c.head = c.width / c.heads;
             }
             must_divide("heads", c.heads, "kv_heads", c.kv_heads)?;
             let Some(inner) = c.heads.checked_mul(c.head) else {
@@ -245,7 +252,7 @@ impl MultiHeadAttention {
                 o_proj: linear(inner, c.width, c.output_bias, 3)?,
                 q_norm: c.qk_norm.map(|eps| RmsNorm::new(c.head, eps, dtype)).transpose()?,
                 k_norm: c.qk_norm.map(|eps| RmsNorm::new(c.head, eps, dtype)).transpose()?,
-                config: c.clone(),
+                config: c,
             })
         };
         build().map_err(|e| e.in_op("attention", at).called_at(at))

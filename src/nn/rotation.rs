@@ -1,4 +1,4 @@
-//! RopeOptions positions by tables of cosines and sines: for frequencies that are no powers of a base.
+//! Rotary positions by tables of cosines and sines: for frequencies that are no powers of a base.
 
 use crate::backend::Device;
 use crate::dtype::{DType, F32, F64};

@@ -195,6 +195,8 @@ struct Gathered<M, S> {
     carry: S,
     /// Position after them.
     position: u64,
+    /// No batch had any: the loss is NaN.
+    no_targets: bool,
 }
 
 impl<M: Module + Clone, O: Optimizer<M>> Trainer<'_, M, O> {
@@ -348,7 +350,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
         if !out.stopped && self.done.step > 0 && self.done.skipped == self.done.step {
             bail!(
                 argument,
-                "nothing was trained: in all {} steps the loss or a gradient was not finite; `diagnostics::detect_anomaly` around one loss \
+                "nothing was trained: in all {} steps the loss or a gradient was not finite, or the batch had no targets; `diagnostics::detect_anomaly` around one loss \
                  names the op and the line where it begins",
                 self.done.step
             );
@@ -395,7 +397,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
         if let Some(s) = &self.schedule {
             self.optimizer.set_learning_rate(s.at(step))?;
         }
-        let Gathered { loss, mut grads, metrics, carry, position } = self.gradients(data, loss)?;
+        let Gathered { loss, mut grads, metrics, carry, position, no_targets } = self.gradients(data, loss)?;
         if self.options.absent_as_zero {
             grads.absent_as_zero();
         }
@@ -420,7 +422,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
         }
         if skipped {
             // Finding the scale by overflows is the scaler's way.
-            self.skip(loss, norm, fits || !loss.is_finite())?;
+            self.skip(loss, norm, fits || !loss.is_finite(), no_targets)?;
         } else {
             self.carry = carry;
             if let Some(ema) = &mut self.ema {
@@ -455,24 +457,28 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
     }
 
     /// Counts a step that is not finite, or gives up.
-    fn skip(&mut self, loss: f64, norm: f64, unexpected: bool) -> Result<()> {
+    fn skip(&mut self, loss: f64, norm: f64, unexpected: bool, no_targets: bool) -> Result<()> {
+        let (what, where_from) = match no_targets {
+            true => ("no targets (`Loss::targets` is 0)".to_owned(), "leave out batches in which every target is ignored"),
+            false => (
+                format!("loss {loss}, gradient norm {norm}: not finite"),
+                "`diagnostics::detect_anomaly` names the op and the line where it begins",
+            ),
+        };
         let row = self.done.skipped_in_a_row.saturating_add(1);
         if row > self.options.patience {
             let step = self.done.step;
-            bail!(
-                argument,
-                "step {step}: loss {loss}, gradient norm {norm}: not finite for {row} steps in a row; `diagnostics::detect_anomaly` names the op and the line where it begins"
-            );
+            bail!(argument, "step {step}: {what} for {row} steps in a row; {where_from}");
         }
         self.done.skipped_in_a_row = row;
         self.done.skipped = self.done.skipped.saturating_add(1);
         let step = self.done.step;
-        tracing::warn!(step, loss, norm, "not finite: the step is left out");
+        tracing::warn!(step, loss, norm, no_targets, "the step is left out");
         if unexpected && !self.options.quiet && !std::mem::replace(&mut self.warned, true) {
             // Nobody may be listening to `tracing`; and a closed stderr is no reason to end a run.
             let _ = writeln!(
                 std::io::stderr(),
-                "cotangent: step {step} is left out: loss {loss}, gradient norm {norm}; further ones are counted in Outcome::skipped \
+                "cotangent: step {step} is left out: {what}; further ones are counted in Outcome::skipped \
                  (diagnostics::detect_anomaly finds the op)"
             );
         }
@@ -485,6 +491,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
         let scale = self.scaler.as_ref().map_or(1.0, |s| s.scale);
         let (mut position, mut carry) = (self.done.position, self.carry.clone());
         let (mut sum, mut means, mut last, mut counted) = (Accumulator::new(), Means::default(), None, None);
+        let mut no_targets = true;
         for _ in 0..n {
             let batch = data.batch(position)?;
             let key = self.key.fold(position);
@@ -503,6 +510,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
             let weight = said.targets.unwrap_or(1.0);
             means.add(said.numbers(&tensors)?, weight);
             // One batch alone is its own mean; one without targets has none.
+            no_targets &= weight == 0.0;
             last = Some((if weight == 0.0 { f64::NAN } else { l }, g));
             if n > 1
                 && let Some((_, g)) = last.take_if(|_| weight != 0.0)
@@ -517,7 +525,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
             Some(alone) => alone,
             None => bail!(argument, "accumulate must be at least 1"),
         };
-        Ok(Gathered { loss, grads, metrics: means.finish(), carry, position })
+        Ok(Gathered { loss, grads, metrics: means.finish(), carry, position, no_targets })
     }
 
     fn evaluate(&mut self, out: &mut Outcome<M>, regular: bool) -> Result<()> {

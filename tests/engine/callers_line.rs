@@ -114,3 +114,18 @@ fn a_derivative_by_ops_names_its_part() -> Result<()> {
     assert!(e.to_string().starts_with("reshape: cannot reshape [2]") && e.location().is_some_and(|at| at.line() == line), "{e}");
     Ok(())
 }
+
+/// The line is taken before a closure is entered: there it would be the crate's own.
+#[test]
+fn parts_and_files_name_the_callers_line() -> Result<()> {
+    let x = Tensor::zeros([2, 3], F32)?;
+    for (op, e) in [
+        ("unpack", refused_here("unpack", x.unpack::<4>(1))),
+        ("parts", refused_here("parts", x.parts::<2>(1))),
+        ("save_npy", refused_here("save_npy", cotangent::io::save_npy("/no/such/folder/x.npy", &x))),
+        ("split_at", refused_here("split_at", cotangent::train::Tokens::from(vec![1, 2, 3]).split_at(10))),
+    ] {
+        assert_eq!(e.op(), Some(op), "{e}");
+    }
+    Ok(())
+}

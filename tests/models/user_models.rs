@@ -133,7 +133,7 @@ fn rows_end_at_the_last_position_alone() {
     assert!(model.forward(&Tensor::zeros([1, 65], I64).unwrap()).unwrap_err().to_string().contains("65 tokens exceed the context of 64"));
 }
 
-/// RopeOptions positions go on beyond the context. Tokens are transformers', greedy, in f32.
+/// Rotary positions go on beyond the context. Tokens are transformers', greedy, in f32.
 #[test]
 fn rotary_models_go_on_beyond_their_context() {
     let text = |n: u32| (0..n).map(|i| (7 * i + 3) % 32).collect::<Vec<u32>>();

@@ -543,3 +543,30 @@ fn second_derivatives_of_powers() -> Result<()> {
     assert!(second(0.0, 0.5, [0, 0], 1.0, F32)?.is_infinite());
     Ok(())
 }
+
+/// A constant that an integer dtype does not hold is refused, not cut off or wrapped.
+#[test]
+fn integers_hold_no_fractions_and_do_not_wrap() -> Result<()> {
+    let (n, half) = (300, 0.5);
+    let (ids, mask) = (Tensor::zeros([2], I64)?, tensor![0, 1; U8]?);
+    let refused = [
+        ("full", Tensor::full([2], 1.5, I64)),
+        ("masked_fill", ids.masked_fill(&mask, half)),
+        ("pad", ids.pad(&[(1, 1)], half)),
+        ("arange", Tensor::arange(0.0, 2.0, half, I64)),
+        ("arange", Tensor::arange(0.0, 2.4, half, I64)),
+        ("linspace", Tensor::linspace(0.0, 1.0, 3, I64)),
+        ("tensor", tensor![n; U8]),
+        ("tensor", tensor![[-1, 2], [3, 4]; U32]),
+    ];
+    for (op, result) in refused {
+        let e = result.expect_err(op);
+        assert!(e.is_argument() && e.op() == Some(op) && e.to_string().contains("does not hold"), "{op}: {e}");
+        assert!(e.location().is_some_and(|at| at.file().ends_with("user_numbers.rs")), "{op}: {e}");
+    }
+    assert_eq!(Tensor::linspace(0.0, 4.0, 3, I64)?.to_vec::<i64>()?, [0, 2, 4]);
+    assert_eq!(tensor![[0, 255], [7, 8]; U8]?.to_vec::<u8>()?, [0, 255, 7, 8]);
+    assert_eq!(tensor![4_294_967_295u32; U32]?.to_vec::<u32>()?, [u32::MAX]);
+    assert_eq!(tensor![true, false; U8]?.to_vec::<u8>()?, [1, 0]);
+    Ok(())
+}

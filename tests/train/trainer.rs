@@ -4,8 +4,8 @@ use crate::files::Folder;
 use cotangent::diagnostics::{ClipTracker, HealthHistory};
 use cotangent::optim::{AdamW, Sgd};
 use cotangent::train::{
-    Batches, Bytes, Characters, Csv, Event, Jsonl, MetricSink, Options, Order, Prefetch, Rows, Sampling, TensorBoard, Tokenizer, Tokens,
-    Trainer, Width, Windows, document_mask, record,
+    Batches, Bytes, Characters, Csv, Event, Jsonl, Loss, MetricSink, Options, Order, Prefetch, Rows, Sampling, TensorBoard, Tokenizer,
+    Tokens, Trainer, Width, Windows, document_mask, record,
 };
 use cotangent::{Error, F32, F64, I64, Key, Result, Tensor, ops::SdpaOptions, value_and_grad};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -113,6 +113,11 @@ fn a_run_that_trained_nothing_is_an_error_and_skipped_steps_are_events() {
     let e = outcome.unwrap_err();
     assert!(e.is_argument() && e.to_string().contains("nothing was trained: in all 3 steps"), "{e}");
     assert_eq!(seen, [(0, 1), (1, 2), (2, 3)]);
+    // Finite losses of batches in which no target counts: said as what they are.
+    let mut empty = Trainer::new(weights(), AdamW::default());
+    (empty.options.steps, empty.options.patience) = (9, 2);
+    let Err(e) = empty.run(&numbers, |m: &Tensor, x: &Tensor, k| Ok(Loss::new(loss(m, x, k)?).targets(0.0))) else { panic!("trained") };
+    assert!(e.to_string().contains("step 2: no targets (`Loss::targets` is 0) for 3 steps in a row"), "{e}");
     let (outcome, seen) = run(3, 2);
     assert_eq!((outcome.unwrap(), seen), (2, vec![(0, 1), (1, 2)]));
     assert_eq!(run(0, 0).0.unwrap(), 0, "no steps are no failure");

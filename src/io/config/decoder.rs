@@ -44,7 +44,7 @@ pub struct DecoderConfig {
     pub activation: ConfigActivation,
     /// Added to the mean square in RMS norms.
     pub norm_eps: f64,
-    /// RopeOptions embedding.
+    /// Rotary embedding.
     pub rope: RopeConfig,
     /// Whether the token table is the output matrix.
     pub tied: bool,

@@ -1,9 +1,9 @@
-//! RopeOptions position embedding: base and stretching to longer contexts.
+//! Rotary position embedding: base and stretching to longer contexts.
 
 use super::fields::{Fields, positive};
 use crate::memory;
 
-/// RopeOptions position embedding of a model.
+/// Rotary position embedding of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeConfig {
     /// The base of the frequencies, `θ^(−2i/head_dim)`.

@@ -37,7 +37,8 @@ impl Archive {
         // Names and other texts are kept twice.
         let most = entries.saturating_mul(PER_ENTRY).saturating_add(bytes.saturating_mul(3)).saturating_add(1 << 17);
         memory::ensure(usize::try_from(most).unwrap_or(usize::MAX))?;
-        let mut zip = ZipArchive::new(BufReader::new(file)).map_err(|e| damaged(path, "it is not a whole zip archive", e))?;
+        let mut zip = ZipArchive::new(BufReader::new(file))
+            .map_err(|e| damaged(path, "it is not a whole zip archive, as .npz files and PyTorch's .pt files are", e))?;
         let mut entries = BTreeMap::new();
         for index in 0..zip.len() {
             let entry = zip.by_index_raw(index).map_err(|e| damaged(path, "an entry cannot be found", e))?;

@@ -4,10 +4,10 @@ use super::open_regular;
 use super::raw::Raw;
 use crate::dtype::{DType, with_dtype};
 use crate::error::{Error, Result, bail};
-use crate::io::{failed, write_atomically};
+use crate::io::{failed, replace};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Read, Write};
 use std::panic::Location;
 use std::path::Path;
 
@@ -232,7 +232,8 @@ impl<'a> Literal<'a> {
     }
 }
 
-/// Writes a tensor as `np.save` does, in row-major order; `np.load` reads it. An old file is replaced as [`write_atomically`] does it.
+/// Writes a tensor as `np.save` does, in row-major order; `np.load` reads it. An old file is replaced as
+/// [`write_atomically`](crate::io::write_atomically) does it.
 ///
 /// # Errors
 /// Dtype error for `bf16`, which NumPy does not have: cast it first; I/O error; out of memory.
@@ -260,7 +261,7 @@ fn write(path: &Path, x: &Tensor) -> Result<()> {
     header.extend(std::iter::repeat_n(' ', padded - header.len() - 1));
     header.push('\n');
     let length = u16::try_from(header.len()).map_err(|e| Error::argument("the tensor has too many axes for the format").with_source(e))?;
-    write_atomically(path, |out| {
+    replace(path, |out| {
         let mut put = |bytes: &[u8]| out.write_all(bytes).map_err(|e| failed("write", path, e));
         put(MAGIC)?;
         put(&[1, 0])?;

@@ -1,4 +1,4 @@
-//! RopeOptions position embedding.
+//! Rotary position embedding.
 
 use crate::backend::cpu::par::*;
 use crate::backend::cpu::{self, Buffer, Compute, Real, rows, simd};
@@ -50,7 +50,7 @@ impl Default for RopeOptions {
     }
 }
 
-/// RopeOptions embedding; see [`Tensor::rope`]. Inputs: x, then the positions if they are given.
+/// Rotary embedding; see [`Tensor::rope`]. Inputs: x, then the positions if they are given.
 #[derive(Clone, Debug)]
 pub struct Rope {
     /// Base of the frequencies.
@@ -416,7 +416,7 @@ fn rotate<T: Compute>(style: RopeStyle, x: &[T], cos: &[T::Acc], sin: &[T::Acc],
 }
 
 impl Tensor {
-    /// RopeOptions position embedding of `[.., T, D]`: each pair of a row turns by an angle that grows with the row's position.
+    /// Rotary position embedding of `[.., T, D]`: each pair of a row turns by an angle that grows with the row's position.
     ///
     /// ```
     /// use cotangent::{Tensor, ops::{RopePositions, RopeOptions}};

@@ -113,6 +113,7 @@ impl Tensor {
             if n > 0 {
                 held(start, dtype)?;
                 held(start + (n - 1) as f64 * step, dtype)?;
+                whole(step, dtype)?;
             }
             build(n, dtype, |i| start + i as f64 * step)
         };
@@ -134,6 +135,7 @@ impl Tensor {
             held(end, dtype)?;
             let width = end - start;
             let last = n.saturating_sub(1).max(1) as f64;
+            whole(width / last, dtype)?;
             // From the nearer end, so that both ends are exact and the values symmetric.
             build(n, dtype, |i| {
                 let (a, b) = (i as f64 / last, (n as f64 - 1.0 - i as f64) / last);
@@ -209,16 +211,24 @@ fn whole_range(start: i128, end: f64, step: i128) -> Result<Tensor> {
     Ok(Tensor::from_array(array))
 }
 
-/// The value, if the dtype can hold its whole part: where a cast saturates, a constant of another value would be a mistake.
+/// The value, if the dtype can hold it: where a cast cuts off and saturates, a constant of another value would be a mistake.
 pub(crate) fn held(value: f64, dtype: DType) -> Result<f64> {
     let (least, most) = match dtype {
         DType::I64 => (i64::MIN as f64, i64::MAX as f64), // 2⁶³: the first that does not fit
         _ => (0.0, dtype.max_value() + 1.0),
     };
-    if dtype.is_float() || (least..most).contains(&value.trunc()) {
+    if dtype.is_float() || (value.fract() == 0.0 && (least..most).contains(&value)) {
         return Ok(value);
     }
     bail!(argument, "{dtype} does not hold {value}")
+}
+
+/// Between whole numbers at a fraction's distance are some that integers do not hold.
+fn whole(step: f64, dtype: DType) -> Result<()> {
+    if dtype.is_float() || step.fract() == 0.0 {
+        return Ok(());
+    }
+    bail!(argument, "{dtype} does not hold values at a distance of {step}: make them in F64, and cast")
 }
 
 /// A vector of `f(0), f(1), …`.

@@ -1,8 +1,10 @@
 //! Tensors as literals: the macro `tensor!`.
 
-use crate::dtype::Element;
+use super::fill::held;
+use crate::dtype::{DType, Element};
 use crate::error::Result;
 use crate::tensor::Tensor;
+use std::panic::Location;
 
 /// Numbers in nested arrays, as [`tensor!`](crate::tensor) writes them.
 #[doc(hidden)]
@@ -46,12 +48,28 @@ impl Tensor {
         array.numbers(&mut data);
         Tensor::copied("tensor", &data, shape.into())
     }
+
+    /// [`Tensor::from_nested`] of whole numbers in an integer dtype that not every number fits into.
+    ///
+    /// # Errors
+    /// Argument error for a number that does not fit; out of memory.
+    #[doc(hidden)]
+    #[track_caller]
+    pub fn from_whole<A: Nested<Item = f64>>(array: &A, dtype: DType) -> Result<Tensor> {
+        let at = Location::caller();
+        let (mut shape, mut data) = (Vec::new(), Vec::new());
+        A::extents(&mut shape);
+        array.numbers(&mut data);
+        data.iter().try_for_each(|&v| held(v, dtype).map(drop)).map_err(|e| e.in_op("tensor", at))?;
+        Tensor::copied("tensor", &data, shape.into())?.cast(dtype)
+    }
 }
 
 /// A tensor from numbers in brackets, `f32` unless a dtype follows after a semicolon: `tensor![[1, 2], [3, 4]]?`,
 /// `tensor![0, 2, 1; I64]?`.
 ///
-/// Brackets nest to any rank, and rows of different lengths do not compile. The numbers are any expressions; each is cast with `as`.
+/// Brackets nest to any rank, and rows of different lengths do not compile. The numbers are any expressions; each is cast with `as`, and refused where
+/// `U32` or `U8` does not hold it.
 /// The dtypes are `F64`, `F32`, `BF16`, `F16`, `I64`, `U32` and `U8`, by these names, which need not be imported.
 ///
 /// ```
@@ -73,11 +91,15 @@ macro_rules! tensor {
     (@number BF16 $e:expr) => { $crate::bf16::from_f64($e as f64) };
     (@number F16 $e:expr) => { $crate::f16::from_f64($e as f64) };
     (@number I64 $e:expr) => { $e as i64 };
-    (@number U32 $e:expr) => { $e as u32 };
-    (@number U8 $e:expr) => { $e as u8 };
+    // `as` would wrap: checked by `from_whole`.
+    (@number U32 $e:expr) => { $e as i128 as f64 };
+    (@number U8 $e:expr) => { $e as i128 as f64 };
+    (@make U32 $x:expr) => { $crate::Tensor::from_whole($x, $crate::U32) };
+    (@make U8 $x:expr) => { $crate::Tensor::from_whole($x, $crate::U8) };
+    (@make $d:ident $x:expr) => { $crate::Tensor::from_nested($x) };
     () => { $crate::Tensor::from_slice::<f32>(&[], [0]) };
-    ($([$($inner:tt)*]),+ $(,)? ; $d:ident) => { $crate::Tensor::from_nested(&[$($crate::tensor!(@array $d [$($inner)*])),+]) };
+    ($([$($inner:tt)*]),+ $(,)? ; $d:ident) => { $crate::tensor!(@make $d &[$($crate::tensor!(@array $d [$($inner)*])),+]) };
     ($([$($inner:tt)*]),+ $(,)?) => { $crate::tensor!($([$($inner)*]),+ ; F32) };
-    ($($e:expr),+ $(,)? ; $d:ident) => { $crate::Tensor::from_nested(&[$($crate::tensor!(@number $d $e)),+]) };
+    ($($e:expr),+ $(,)? ; $d:ident) => { $crate::tensor!(@make $d &[$($crate::tensor!(@number $d $e)),+]) };
     ($($e:expr),+ $(,)?) => { $crate::tensor!($($e),+ ; F32) };
 }

@@ -240,7 +240,8 @@ impl Tensor {
     #[doc(alias = "chunk")]
     #[track_caller]
     pub fn parts<const N: usize>(&self, axis: impl Into<Axis>) -> Result<[Tensor; N]> {
-        array(equal(self, axis.into(), N).map_err(|e| e.in_op("parts", std::panic::Location::caller()))?)
+        let at = std::panic::Location::caller();
+        array(equal(self, axis.into(), N).map_err(|e| e.in_op("parts", at))?)
     }
 }
 

@@ -121,7 +121,8 @@ impl Tensor {
     /// ```
     #[track_caller]
     pub fn unpack<const N: usize>(&self, axis: impl Into<Axis>) -> Result<[Tensor; N]> {
-        array(positions(self, axis.into(), N).map_err(|e| e.in_op("unpack", std::panic::Location::caller()))?)
+        let at = std::panic::Location::caller();
+        array(positions(self, axis.into(), N).map_err(|e| e.in_op("unpack", at))?)
     }
 }
 

@@ -75,8 +75,10 @@ pub struct Characters(Vec<char>);
 impl Characters {
     /// The characters that occur in a text.
     pub fn of(text: &str) -> Self {
-        // A set: as large as the alphabet, not as the text.
-        Characters(text.chars().collect::<std::collections::BTreeSet<_>>().into_iter().collect())
+        // As large as the alphabet, not as the text, which collecting into a set would copy and sort.
+        let mut known = std::collections::BTreeSet::new();
+        known.extend(text.chars());
+        Characters(known.into_iter().collect())
     }
 
     /// The id of a character.

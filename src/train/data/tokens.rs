@@ -1,6 +1,6 @@
 //! Long lists of token ids, in memory or in a file.
 
-use crate::error::{Result, bail};
+use crate::error::{Error, Result, bail};
 use crate::io::{failed, is_of_kernel, open, replace};
 use crate::memory;
 use std::fmt;
@@ -137,7 +137,8 @@ impl Tokens {
     #[track_caller]
     pub fn split_at(&self, n: usize) -> Result<(Tokens, Tokens)> {
         if n > self.len() {
-            bail!(index, "cannot split {} tokens at {n}", self.len());
+            let e = Error::index(format!("cannot split {} tokens at {n}", self.len()));
+            return Err(e.in_op("split_at", std::panic::Location::caller()));
         }
         let middle = self.range.start + n;
         let part = |range| Tokens { source: self.source.clone(), range };

@@ -1,4 +1,4 @@
-//! RopeOptions embedding: a table of cosines and sines, then the rotation.
+//! Rotary embedding: a table of cosines and sines, then the rotation.
 
 use crate::backend::cuda::abi::{CHUNK, Frequencies, Grid, View};
 use crate::backend::cuda::device::{Buffer, Dst, Src};
