@@ -44,7 +44,7 @@ pub use crate::backend::cpu::quant::Blocks;
 pub(crate) use accumulate::ACCUMULATE;
 pub use bce_with_logits::BceWithLogitsOptions;
 #[doc(hidden)]
-pub use create::Nested;
+pub use create::{Nested, from_whole};
 pub use cross_entropy::CrossEntropyOptions;
 pub use elementwise::Number;
 pub use loss::Reduction;

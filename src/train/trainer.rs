@@ -473,7 +473,11 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
         self.done.skipped_in_a_row = row;
         self.done.skipped = self.done.skipped.saturating_add(1);
         let step = self.done.step;
-        tracing::warn!(step, loss, norm, no_targets, "the step is left out");
+        if no_targets {
+            tracing::warn!(step, "no targets: the step is left out");
+        } else {
+            tracing::warn!(step, loss, norm, "not finite: the step is left out");
+        }
         if unexpected && !self.options.quiet && !std::mem::replace(&mut self.warned, true) {
             // Nobody may be listening to `tracing`; and a closed stderr is no reason to end a run.
             let _ = writeln!(

@@ -48,21 +48,21 @@ impl Tensor {
         array.numbers(&mut data);
         Tensor::copied("tensor", &data, shape.into())
     }
+}
 
-    /// [`Tensor::from_nested`] of whole numbers in an integer dtype that not every number fits into.
-    ///
-    /// # Errors
-    /// Argument error for a number that does not fit; out of memory.
-    #[doc(hidden)]
-    #[track_caller]
-    pub fn from_whole<A: Nested<Item = f64>>(array: &A, dtype: DType) -> Result<Tensor> {
-        let at = Location::caller();
-        let (mut shape, mut data) = (Vec::new(), Vec::new());
-        A::extents(&mut shape);
-        array.numbers(&mut data);
-        data.iter().try_for_each(|&v| held(v, dtype).map(drop)).map_err(|e| e.in_op("tensor", at))?;
-        Tensor::copied("tensor", &data, shape.into())?.cast(dtype)
-    }
+/// [`Tensor::from_nested`] of whole numbers in an integer dtype that not every number fits into.
+///
+/// # Errors
+/// Argument error for a number that does not fit; out of memory.
+#[doc(hidden)]
+#[track_caller]
+pub fn from_whole<A: Nested<Item = f64>>(array: &A, dtype: DType) -> Result<Tensor> {
+    let at = Location::caller();
+    let (mut shape, mut data) = (Vec::new(), Vec::new());
+    A::extents(&mut shape);
+    array.numbers(&mut data);
+    data.iter().try_for_each(|&v| held(v, dtype).map(drop)).map_err(|e| e.in_op("tensor", at))?;
+    Tensor::copied("tensor", &data, shape.into())?.cast(dtype)
 }
 
 /// A tensor from numbers in brackets, `f32` unless a dtype follows after a semicolon: `tensor![[1, 2], [3, 4]]?`,
@@ -94,8 +94,8 @@ macro_rules! tensor {
     // `as` would wrap: checked by `from_whole`.
     (@number U32 $e:expr) => { $e as i128 as f64 };
     (@number U8 $e:expr) => { $e as i128 as f64 };
-    (@make U32 $x:expr) => { $crate::Tensor::from_whole($x, $crate::U32) };
-    (@make U8 $x:expr) => { $crate::Tensor::from_whole($x, $crate::U8) };
+    (@make U32 $x:expr) => { $crate::ops::from_whole($x, $crate::U32) };
+    (@make U8 $x:expr) => { $crate::ops::from_whole($x, $crate::U8) };
     (@make $d:ident $x:expr) => { $crate::Tensor::from_nested($x) };
     () => { $crate::Tensor::from_slice::<f32>(&[], [0]) };
     ($([$($inner:tt)*]),+ $(,)? ; $d:ident) => { $crate::tensor!(@make $d &[$($crate::tensor!(@array $d [$($inner)*])),+]) };

@@ -7,4 +7,4 @@ mod random;
 
 pub(crate) use fill::held;
 #[doc(hidden)]
-pub use literal::Nested;
+pub use literal::{Nested, from_whole};

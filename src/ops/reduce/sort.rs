@@ -132,13 +132,15 @@ impl<const TOP: bool> Op for Sort<TOP> {
 #[track_caller]
 #[inline(never)]
 fn sort(x: &Tensor, axis: Axis, descending: bool) -> Result<(Tensor, Tensor)> {
-    two(apply(Sort::<false> { axis, descending, k: 0, of: x.shape().clone() }, &[x])?)
+    let sorted = apply(Sort::<false> { axis, descending, k: 0, of: x.shape().clone() }, &[x]);
+    two(if descending { sorted.map_err(|e| e.rename_op("sort_descending")) } else { sorted }?)
 }
 
 #[track_caller]
 #[inline(never)]
 fn topk(x: &Tensor, k: usize, axis: Axis, descending: bool) -> Result<(Tensor, Tensor)> {
-    two(apply(Sort::<true> { axis, descending, k, of: x.shape().clone() }, &[x])?)
+    let found = apply(Sort::<true> { axis, descending, k, of: x.shape().clone() }, &[x]);
+    two(if descending { found } else { found.map_err(|e| e.rename_op("bottomk")) }?)
 }
 
 impl Tensor {
