@@ -63,6 +63,8 @@ fn an_error_of_a_kernel_names_op_line_kernel_and_thread() {
     for part in ["overrun: ", "copy_gather", "thread", &format!("op_tests.rs:{line}")] {
         assert!(text.contains(part), "`{part}` is missing: {text}");
     }
-    assert_eq!(x.to_vec::<f32>().unwrap(), [1.0; 8]);
-    assert_eq!(x.square().unwrap().to_vec::<f32>().unwrap(), [1.0; 8]);
+    // As on a GPU, nothing goes on after such a fault. No other unit test takes the process's own emulated device.
+    for e in [x.to_vec::<f32>().unwrap_err(), x.square().and_then(|y| y.to_vec::<f32>()).unwrap_err()] {
+        assert!(e.is_device_unavailable() && e.to_string().contains("restart it"), "{e}");
+    }
 }

@@ -51,6 +51,14 @@ pub(crate) fn at_callers_line(e: Error, op: &'static str, at: &'static Location<
     if inside { e.called_at(at) } else { e }
 }
 
+/// Makes a folder and those around it, where there is none. What is there and is no folder is named.
+pub(crate) fn create_folder(folder: &Path) -> crate::Result<()> {
+    if let Some(file) = folder.ancestors().find(|f| f.exists() && !f.is_dir()) {
+        return Err(Error::io(format!("cannot create the folder {}: {} is a file", folder.display(), file.display())));
+    }
+    std::fs::create_dir_all(folder).map_err(|e| failed("create", folder, e))
+}
+
 /// `cannot read FILE: why`.
 pub(crate) fn failed(what: &str, path: &Path, e: std::io::Error) -> Error {
     let message = format!("cannot {what} {}", path.display());

@@ -307,7 +307,8 @@ fn looks_like(first: [u8; 8]) -> &'static str {
         [b'G', b'G', b'U', b'F', ..] => ": it looks like a GGUF file",
         [b'P', b'K', 3, 4, ..] => ": it looks like a zip archive, as PyTorch writes",
         [b'<', ..] => ": it looks like a web page",
-        _ => "",
+        text if text.iter().all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace()) => ": it looks like text, not like a safetensors file",
+        _ => ": it is not a safetensors file, or a damaged one",
     }
 }
 

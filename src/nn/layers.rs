@@ -63,6 +63,10 @@ impl Linear {
             let weight = init.tensor([outputs, inputs], dtype, key)?.into();
             return Ok(Linear { weight, bias: if *bias { Some(zeros(outputs, dtype)?) } else { None } });
         }
+        if !dtype.is_float() {
+            let e = Error::dtype(format!("weights are floats, found {dtype}"));
+            return Err(e.in_op("linear", std::panic::Location::caller()));
+        }
         let bound = if inputs == 0 { 1.0 } else { 1.0 / (inputs as f64).sqrt() };
         Ok(Linear {
             weight: Tensor::uniform([outputs, inputs], -bound..bound, dtype, key.fold(0))?.into(),

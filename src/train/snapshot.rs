@@ -1,7 +1,9 @@
 //! Snapshots: all that a run needs to continue bit for bit, in one safetensors file.
 
 use crate::error::{Error, Result, bail};
-use crate::io::{Busy, Lock, Seal, TensorFile, failed, folder_of, lock_run, set_aside, sweep_partial, sync_folder, write_sealed};
+use crate::io::{
+    Busy, Lock, Seal, TensorFile, create_folder, failed, folder_of, lock_run, set_aside, sweep_partial, sync_folder, write_sealed,
+};
 use crate::optim::State;
 use crate::rng::Key;
 use crate::tensor::Tensor;
@@ -230,7 +232,7 @@ impl Snapshots {
 
     fn open_at(folder: &Path, every: usize) -> Result<Self> {
         if !folder.is_dir() {
-            fs::create_dir_all(folder).map_err(|e| failed("create", folder, e))?;
+            create_folder(folder)?;
             sync_folder(folder_of(folder))?;
         }
         let lock = lock_run(folder)?;

@@ -2,7 +2,7 @@
 
 use super::metrics::MetricSink;
 use crate::error::{Result, bail};
-use crate::io::{Lock, create_new, failed, lock_around};
+use crate::io::{Lock, create_folder, create_new, failed, lock_around};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::panic::Location;
@@ -45,7 +45,7 @@ impl TensorBoard {
             bail!(argument, "the folder's path is empty; the current folder is `.`");
         }
         let runs = [lock_around(&folder.join("events"))?, lock_around(folder)?];
-        std::fs::create_dir_all(folder).map_err(|e| failed("create", folder, e))?;
+        create_folder(folder)?;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         // TensorBoard reads files of one folder in the order of their names.
         let name = format!("events.out.tfevents.{:010}.{:09}.{}", now.as_secs(), now.subsec_nanos(), std::process::id());

@@ -124,6 +124,7 @@ fn parts_and_files_name_the_callers_line() -> Result<()> {
         ("parts", refused_here("parts", x.parts::<2>(1))),
         ("save_npy", refused_here("save_npy", cotangent::io::save_npy("/no/such/folder/x.npy", &x))),
         ("split_at", refused_here("split_at", cotangent::train::Tokens::from(vec![1, 2, 3]).split_at(10))),
+        ("linear", refused_here("linear", Linear::new(2, 3, cotangent::I64, Key::new(1)))),
     ] {
         assert_eq!(e.op(), Some(op), "{e}");
     }
