@@ -140,7 +140,11 @@ impl Snapshot {
             .map(|n| format!("{n} was {}, is {}", of(&self.settings, n), of(now, n)))
             .collect();
         if !differ.is_empty() {
-            bail!(argument, "the snapshot is of another run: {}", differ.join("; "));
+            bail!(
+                argument,
+                "the snapshot is of another run: {}; continue with the settings it had, or begin in another folder",
+                differ.join("; ")
+            );
         }
         Ok(())
     }

@@ -88,7 +88,8 @@ impl Plan {
         };
         let terms: Vec<Term> = left.split(',').map(|t| Term::parse(t, equation)).collect::<Result<_>>()?;
         if terms.len() != shapes.len() {
-            bail!(argument, "equation \"{equation}\" names {} operands, but {} are given", terms.len(), shapes.len());
+            let comma = if terms.len() < shapes.len() { ": a comma is missing between two of them?" } else { "" };
+            bail!(argument, "equation \"{equation}\" names {} operands, but {} are given{comma}", terms.len(), shapes.len());
         }
         let mut plan = Plan { operands: Vec::new(), output: Vec::new(), extents: BTreeMap::new() };
         let mut widest = 0;
