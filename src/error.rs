@@ -218,7 +218,7 @@ impl Error {
     /// The error of another library that this one reports (`std::io::Error`, for instance): to `downcast_ref` by.
     ///
     /// ```
-    /// let e = cotangent::io::read_file("/no/such/file", |r| Ok(r.len())).unwrap_err();
+    /// let e = cotangent::io::read_file("/no/such/file", 100).unwrap_err();
     /// let cause = e.underlying().and_then(|e| e.downcast_ref::<std::io::Error>());
     /// assert_eq!(cause.map(std::io::Error::kind), Some(std::io::ErrorKind::NotFound));
     /// ```
