@@ -211,11 +211,16 @@ fn shared_heads_positions_and_masks() {
     assert!(gpt_attention().forward_with(&x, Attend { positions: Some(&positions), ..Attend::default() }).unwrap_err().is_argument());
     for bad in [
         AttentionConfig { kv_heads: 3, ..config(true, true) },
-        AttentionConfig { kv_heads: 0, ..config(true, true) },
+        AttentionConfig { heads: 0, ..config(true, true) },
+        // 6 is no multiple of 4.
         AttentionConfig { head: 0, ..config(true, true) },
     ] {
         assert!(MultiHeadAttention::new(&bad, F64, Key::new(1)).unwrap_err().is_argument());
     }
+    // What is left out follows: a key head for each head, which share the width.
+    let usual = AttentionConfig { width: 8, heads: 4, ..AttentionConfig::default() };
+    let usual = MultiHeadAttention::new(&usual, F64, Key::new(1)).unwrap();
+    assert_eq!((usual.config.kv_heads, usual.config.head, usual.k_proj.weight.shape().dims()), (4, 2, &[8, 8][..]));
     let e = shared.forward(&x.select(0, 0).unwrap(), None).unwrap_err();
     assert!(e.is_shape() && e.location().unwrap().file().ends_with("layers.rs"), "{e}");
 }
