@@ -71,7 +71,12 @@ fn own_sources() -> Result<String> {
     files.sort();
     let mut text = String::new();
     for f in files {
-        text.push_str(&read(&f)?);
+        let part = read(&f)?;
+        let fits = text.try_reserve(part.len() + 1);
+        fits.map_err(|e| {
+            Error::out_of_memory("the crate's own text does not fit into memory: --data FILE takes a shorter one").with_source(e)
+        })?;
+        text.push_str(&part);
         text.push('\n');
     }
     Ok(text)
