@@ -50,7 +50,7 @@ pub struct Args {
     /// Second Adam moment's decay.
     #[arg(long, allow_negative_numbers = true, default_value_t = 0.99)]
     pub beta2: f64,
-    /// Largest global gradient norm; those of the default batch are at 1.4, most of it noise.
+    /// Largest global gradient norm; the default batch has norms of 1.4 to 1.6.
     #[arg(long, allow_negative_numbers = true, default_value_t = 3.0)]
     pub clip: f64,
     /// Steps between validations.
