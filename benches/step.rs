@@ -18,7 +18,7 @@ use std::time::Duration;
 fn block() -> Result<((Block, Tensor), Tensor)> {
     let (batch, time, width, heads) = (4, 128, 256, 8);
     let key = Key::new(1);
-    let linear = |i, o, k| Linear::with(i, o, F32, key.fold(k), &LinearOptions { bias: true, init: Some(Init::Normal { std: 0.02 }) });
+    let linear = |i, o, k| Linear::with(i, o, F32, key.fold(k), &LinearOptions { bias: true, init: Init::Normal { std: 0.02 } });
     let model = Block {
         ln_1: LayerNorm::new(width, F32)?,
         attn: CausalSelfAttention { c_attn: linear(width, 3 * width, 0)?, c_proj: linear(width, width, 1)?, heads, dropout: 0.0 },

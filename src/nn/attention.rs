@@ -244,7 +244,7 @@ impl MultiHeadAttention {
                 bail!(out_of_memory, "{} heads of {} exceed the address space", c.heads, c.head);
             };
             let kv_width = c.kv_width.unwrap_or(c.width);
-            let linear = |i, o, bias, k| Linear::with(i, o, dtype, key.fold(k), &LinearOptions { bias, init: Some(Init::xavier()) });
+            let linear = |i, o, bias, k| Linear::with(i, o, dtype, key.fold(k), &LinearOptions { bias, init: Init::xavier() });
             Ok(MultiHeadAttention {
                 q_proj: linear(c.width, inner, c.qkv_bias, 0)?,
                 k_proj: linear(kv_width, c.kv_heads * c.head, c.qkv_bias, 1)?,

@@ -110,7 +110,7 @@ impl Gpt {
         let std = 0.02;
         let residual = std / (2.0 * c.layers as f64).sqrt();
         let norm = |width| if c.bias { LayerNorm::new(width, dtype) } else { LayerNorm::no_bias(width, dtype) };
-        let linear = |i, o, std, k| Linear::with(i, o, dtype, k, &LinearOptions { bias: c.bias, init: Some(Init::Normal { std }) });
+        let linear = |i, o, std, k| Linear::with(i, o, dtype, k, &LinearOptions { bias: c.bias, init: Init::Normal { std } });
         let mut h = memory::room(c.layers)?;
         for l in 0..c.layers {
             let k = key.fold(2).fold(l as u64);

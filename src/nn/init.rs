@@ -47,7 +47,7 @@ impl Fans {
 ///
 /// ```
 /// use cotangent::{F32, Key, nn::{Init, Linear, LinearOptions}};
-/// let he = LinearOptions { init: Some(Init::he()), ..LinearOptions::default() };
+/// let he = LinearOptions { init: Init::he(), ..LinearOptions::default() };
 /// let layer = Linear::with(300, 200, F32, Key::new(1), &he)?;
 /// let spread = layer.weight.square()?.mean(..)?.item()?.sqrt();
 /// assert!((spread / (2.0f64 / 300.0).sqrt() - 1.0).abs() < 0.02);

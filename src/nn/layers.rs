@@ -23,13 +23,13 @@ crate::module!(Linear { weight, bias });
 pub struct LinearOptions {
     /// Whether there is a bias.
     pub bias: bool,
-    /// How the weights are drawn; the bias is then zero. `None`: weights and bias uniform in ±1/√in.
-    pub init: Option<Init>,
+    /// How the weights are drawn. The bias is zero, but for [`Init::Torch`], the default, which draws it as the weights.
+    pub init: Init,
 }
 
 impl Default for LinearOptions {
     fn default() -> Self {
-        LinearOptions { bias: true, init: None }
+        LinearOptions { bias: true, init: Init::Torch }
     }
 }
 
@@ -59,7 +59,7 @@ impl Linear {
     #[track_caller]
     pub fn with(inputs: usize, outputs: usize, dtype: DType, key: impl Into<Key>, options: &LinearOptions) -> Result<Self> {
         let (key, LinearOptions { bias, init }) = (key.into(), options);
-        if let Some(init) = init {
+        if *init != Init::Torch {
             let weight = init.tensor([outputs, inputs], dtype, key)?.into();
             return Ok(Linear { weight, bias: if *bias { Some(zeros(outputs, dtype)?) } else { None } });
         }

@@ -43,7 +43,7 @@ impl Mlp {
 
     #[track_caller]
     fn build(width: usize, hidden: usize, bias: bool, activation: Activation, dtype: DType, key: Key) -> Result<Self> {
-        let options = LinearOptions { bias, init: Some(Init::xavier()) };
+        let options = LinearOptions { bias, init: Init::xavier() };
         let linear = |i, o, k| Linear::with(i, o, dtype, key.fold(k), &options);
         Ok(Mlp { c_fc: linear(width, hidden, 0)?, c_proj: linear(hidden, width, 1)?, activation, dropout: 0.0 })
     }
@@ -105,7 +105,7 @@ impl GatedMlp {
     #[track_caller]
     pub fn new(width: usize, hidden: usize, activation: Activation, dtype: DType, key: impl Into<Key>) -> Result<Self> {
         let key = key.into();
-        let linear = |i, o, k| Linear::with(i, o, dtype, key.fold(k), &LinearOptions { bias: false, init: Some(Init::xavier()) });
+        let linear = |i, o, k| Linear::with(i, o, dtype, key.fold(k), &LinearOptions { bias: false, init: Init::xavier() });
         Ok(GatedMlp {
             gate_proj: linear(width, hidden, 0)?,
             up_proj: linear(width, hidden, 1)?,

@@ -333,7 +333,7 @@ fn modules_and_trees_have_derivatives_of_their_own() -> Result<()> {
         let z = (0..100).try_fold(x.zeros_like()?, |z, _| step(l, &z, x))?;
         z.add(&z.square()?)?.sin()?.sum(..)
     };
-    let mut layer = Linear::with(3, 3, F64, Key::new(1), &LinearOptions { bias: true, init: Some(Init::Normal { std: 0.2 }) })?;
+    let mut layer = Linear::with(3, 3, F64, Key::new(1), &LinearOptions { bias: true, init: Init::Normal { std: 0.2 } })?;
     let (x, ids) = (Tensor::randn([2, 3], F64, Key::new(2))?, tensor![1, 2; I64]?);
     for frozen in [false, true] {
         assert_eq!(layer.freeze(|name| frozen && name == "bias"), usize::from(frozen));
@@ -353,10 +353,8 @@ fn modules_and_trees_have_derivatives_of_their_own() -> Result<()> {
 
 #[test]
 fn a_tree_of_cotangents_that_does_not_fit_is_named() -> Result<()> {
-    let (layer, x) = (
-        Linear::with(3, 2, F64, Key::new(1), &LinearOptions { bias: true, init: Some(Init::Normal { std: 0.2 }) })?,
-        Tensor::ones([2, 3], F64)?,
-    );
+    let (layer, x) =
+        (Linear::with(3, 2, F64, Key::new(1), &LinearOptions { bias: true, init: Init::Normal { std: 0.2 } })?, Tensor::ones([2, 3], F64)?);
     let refused = |bars: fn(&Linear, &Tensor) -> Result<(Linear, Tensor)>| {
         let f = |l: &Linear| custom_vjp_module(l, &x, |l, x| l.forward(x), move |l, x, _, _| bars(l, x))?.sum(..);
         grad(&layer, f).unwrap_err()

@@ -240,7 +240,7 @@ fn a_wrong_loss_gradient_for_large_vocabularies_is_found() -> Result<()> {
     let (v, width, n) = (3000, 8, 48);
     let x = normal(&[n, width], 1.0, 13);
     let train = |wrong: bool| -> Result<(ClipTracker, f64, f64)> {
-        let mut head = Linear::with(width, v, F64, Key::new(14), &LinearOptions { bias: true, init: Some(Init::Normal { std: 0.02 }) })?;
+        let mut head = Linear::with(width, v, F64, Key::new(14), &LinearOptions { bias: true, init: Init::Normal { std: 0.02 } })?;
         let (mut sgd, mut clips, mut losses) = (Sgd { lr: 2.0, ..Sgd::default() }, ClipTracker::new(30), Vec::new());
         let ids = Tensor::from_slice(&targets(n, v), [n])?;
         for _ in 0..60 {
@@ -348,7 +348,7 @@ impl RmsNorm {
 
 impl Decoder {
     fn new(mistake: Mistake) -> Result<Self> {
-        let linear = |i, o, bias, k: u64| Linear::with(i, o, F64, Key::new(100 + k), &LinearOptions { bias, init: None });
+        let linear = |i, o, bias, k: u64| Linear::with(i, o, F64, Key::new(100 + k), &LinearOptions { bias, ..LinearOptions::default() });
         let norm = |k| -> Result<RmsNorm> { Ok(RmsNorm { weight: normal(&[WIDTH], 0.2, k).add_scalar(1.0)?.into() }) };
         let mut layers = Vec::new();
         for l in 0..2 {

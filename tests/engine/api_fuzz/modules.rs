@@ -70,7 +70,7 @@ macro_rules! step {
 pub(super) const MODULES: &[(&str, fn(&mut Pick) -> Result<()>)] = &[
     ("Linear", |g| {
         let (i, o, d) = (width(g), width(g), g.float());
-        let l = Linear::with(i, o, d, g.key(), &LinearOptions { bias: g.rarely(2), init: None })?;
+        let l = Linear::with(i, o, d, g.key(), &LinearOptions { bias: g.rarely(2), ..LinearOptions::default() })?;
         let x = input(g, i, d);
         trained(&l, |l| l.forward(&x))
     }),

@@ -39,7 +39,8 @@ module!(Equilibrium { cell, head });
 
 impl Equilibrium {
     fn new(inputs: usize, width: usize, classes: usize, rng: &mut Rng) -> Result<Self> {
-        let mut linear = |inputs, outputs, bias| Linear::with(inputs, outputs, F32, rng.next_key(), &LinearOptions { bias, init: None });
+        let mut linear =
+            |inputs, outputs, bias| Linear::with(inputs, outputs, F32, rng.next_key(), &LinearOptions { bias, ..LinearOptions::default() });
         let cell = Cell { state: linear(width, width, false)?, input: linear(inputs, width, true)? };
         Ok(Equilibrium { cell, head: linear(width, classes, true)? })
     }

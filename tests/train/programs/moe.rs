@@ -16,7 +16,7 @@ module!(Moe { router, experts } skip { top_k });
 
 impl Moe {
     fn new(width: usize, hidden: usize, experts: usize, top_k: usize, rng: &mut Rng) -> Result<Self> {
-        let mut linear = |i, o, bias| Linear::with(i, o, F32, rng.next_key(), &LinearOptions { bias, init: None });
+        let mut linear = |i, o, bias| Linear::with(i, o, F32, rng.next_key(), &LinearOptions { bias, ..LinearOptions::default() });
         let router = linear(width, experts, false)?;
         let mut expert = |_| Ok((linear(width, hidden, true)?, Activation::Gelu, linear(hidden, width, true)?));
         Ok(Moe { router, experts: (0..experts).map(&mut expert).collect::<Result<_>>()?, top_k })
