@@ -317,6 +317,9 @@ impl Error {
             write!(f, "{op}: ")?;
         }
         f.write_str(&self.0.message)?;
+        if self.is_internal() {
+            f.write_str(" (a fault of cotangent itself: please report it)")?;
+        }
         let involved = &self.0.involved;
         match involved.parameters.as_slice() {
             [] if involved.path.is_empty() => {}

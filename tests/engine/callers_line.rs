@@ -36,7 +36,7 @@ fn composites_and_layers_name_the_callers_line() -> Result<()> {
     refused_here("slice", x.slice(0, Span { start: Some(5), end: None }));
     refused_here("reshape", x.reshape((4, ())));
     refused_here("linear", Linear::no_bias(huge, huge, F32, key));
-    let normal = LinearOptions { bias: false, init: Some(Init::Normal { std: 0.1 }) };
+    let normal = LinearOptions { bias: false, init: Init::Normal { std: 0.1 } };
     refused_here("linear, normal", Linear::with(huge, huge, F32, key, &normal));
     refused_here("embedding", Embedding::normal(huge, huge, 0.1, F32, key));
     refused_here("layer_norm", LayerNorm::new(huge * 2 + 2, F32));
@@ -129,4 +129,17 @@ fn parts_and_files_name_the_callers_line() -> Result<()> {
         assert_eq!(e.op(), Some(op), "{e}");
     }
     Ok(())
+}
+
+/// A printed chain of causes says each of them once, and a fault of the crate asks for a report.
+#[test]
+fn causes_are_said_once_and_faults_of_the_crate_are_called_so() {
+    let e = cotangent::io::read_file("/no/such/file", 100).unwrap_err();
+    let cause = e.underlying().unwrap().to_string();
+    assert_eq!(e.to_string().matches(&cause).count(), 1, "{e}");
+    assert!(std::error::Error::source(&e).is_none());
+    let outer = Error::argument("settings").with_source(e);
+    assert_eq!((outer.underlying().unwrap().to_string(), outer.to_string().matches(&cause).count()), (cause, 1));
+    let e = Error::internal("two outputs expected");
+    assert!(e.is_internal() && e.to_string() == "two outputs expected (a fault of cotangent itself: please report it)", "{e}");
 }

@@ -115,6 +115,9 @@ impl Tensor {
 
     /// [`Tensor::bce_with_logits`] with a weight of the positive part or another reduction.
     ///
+    /// # Gradient
+    /// As there, times the cotangent of each loss where they are not reduced; of the weight too, where it is tracked.
+    ///
     /// # Errors
     /// As there; shape error when the weight does not broadcast to the logits.
     #[track_caller]

@@ -82,6 +82,9 @@ impl Tensor {
 
     /// [`Tensor::mse_loss`] reduced by the sum, or not at all.
     ///
+    /// # Gradient
+    /// As there, times the cotangent of each loss where they are not reduced.
+    ///
     /// # Errors
     /// As there.
     #[track_caller]

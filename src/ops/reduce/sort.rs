@@ -162,6 +162,9 @@ impl Tensor {
 
     /// [`Tensor::sort`] from the largest to the smallest. Equal elements keep their order here too.
     ///
+    /// # Gradient
+    /// As there.
+    ///
     /// # Errors
     /// As there.
     #[track_caller]
@@ -185,7 +188,10 @@ impl Tensor {
         topk(self, k, axis.into(), true)
     }
 
-    /// [`Tensor::topk`] of the `k` smallest elements, the smallest first.
+    /// [`Tensor::topk`] of the `k` smallest elements, the smallest first. Of equal elements the first ones are taken.
+    ///
+    /// # Gradient
+    /// As there.
     ///
     /// # Errors
     /// As there.
