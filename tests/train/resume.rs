@@ -4,7 +4,7 @@ use crate::files::Folder;
 use cotangent::io::save_safetensors;
 use cotangent::nn::{Gpt, GptConfig};
 use cotangent::optim::{AdamW, Ema, LossScaler, Sgd, WarmupCosine};
-use cotangent::train::{Event, Options, Order, Prefetch, Rows, Snapshot, Snapshots, Tokens, Trainer, Windows};
+use cotangent::train::{Event, Options, Order, Prefetch, Rows, Snapshot, Snapshots, TensorBoard, Tokens, Trainer, Windows};
 use cotangent::{F16, F32, F64, Key, Module, Result, Tensor};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -212,6 +212,20 @@ fn a_folder_of_snapshots_keeps_the_files_of_others() {
     }
     assert!(others.iter().all(|name| std::fs::read(folder.join(name)).unwrap() == b"precious"));
     assert_eq!(snapshots.files().unwrap().len(), 4);
+}
+
+/// A file in the place of a folder is named, whichever of the folders on the way it is.
+#[test]
+fn a_file_is_no_folder_of_a_run() {
+    let folder = Folder::new("file-for-folder");
+    let file = folder.join("notes.txt");
+    std::fs::write(&file, "notes").unwrap();
+    for path in [file.clone(), file.join("run")] {
+        for e in [Snapshots::open(&path, 0).unwrap_err(), TensorBoard::create(&path, 0).err().unwrap()] {
+            assert!(e.is_io() && e.to_string().contains(&format!("{} is a file", file.display())), "{e}");
+        }
+    }
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "notes");
 }
 
 /// Nobody can write there, root included.
