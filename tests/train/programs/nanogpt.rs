@@ -51,7 +51,7 @@ module!(Block { norm1, attention, norm2, up, down } skip { dropout });
 
 impl Block {
     fn new(c: &Config, rng: &mut Rng) -> Result<Self> {
-        let mut linear = |i, o, init| Linear::with(i, o, F32, rng.next_key(), &LinearOptions { bias: true, init: init });
+        let mut linear = |i, o, init| Linear::with(i, o, F32, rng.next_key(), &LinearOptions { bias: true, init });
         let (inside, residual) = (Init::Normal { std: STD }, Init::Normal { std: STD / (2.0 * c.layers as f64).sqrt() });
         Ok(Block {
             norm1: LayerNorm::new(c.width, F32)?,
