@@ -26,10 +26,20 @@ struct Key(std::path::PathBuf);
 
 struct Held {
     key: Key,
-    // Closing it gives the lock back.
-    _file: File,
+    file: File,
+    /// The process that took it: a copy of this list in a forked process gives nothing back.
+    owner: u32,
     holders: usize,
     busy: Arc<AtomicBool>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Closing is not enough: a program that another thread starts at this moment has the opened file until it is executed.
+        if self.owner == std::process::id() {
+            let _ = self.file.unlock();
+        }
+    }
 }
 
 static HELD: Mutex<Vec<Held>> = Mutex::new(Vec::new());
@@ -98,7 +108,7 @@ pub(crate) fn lock(file: File, path: &Path) -> Result<Option<Lock>> {
         Err(TryLockError::Error(e)) => return Err(failed("lock", path, e)),
     }
     let busy = Arc::<AtomicBool>::default();
-    held.push(Held { key: key.clone(), _file: file, holders: 1, busy: Arc::clone(&busy) });
+    held.push(Held { key: key.clone(), file, owner: std::process::id(), holders: 1, busy: Arc::clone(&busy) });
     Ok(Some(Lock { key, busy, shared: false }))
 }
 

@@ -97,6 +97,33 @@ fn looking_on_always_finds_a_whole_snapshot() {
     });
 }
 
+/// A program that another thread starts holds every open file until it is executed: that keeps nobody out.
+#[test]
+fn a_folder_is_free_while_programs_are_started() {
+    let folder = Folder::new("a1-started");
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    std::process::Command::new("true").stdin(std::process::Stdio::null()).status().unwrap();
+                }
+            });
+        }
+        let end = std::time::Instant::now() + std::time::Duration::from_millis(1500);
+        let mut taken = 0;
+        let refused = loop {
+            let result = Snapshots::open(folder.path(), 1);
+            taken += 1;
+            if result.is_err() || std::time::Instant::now() > end {
+                break result.err();
+            }
+        };
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(refused.is_none(), "taken for the {taken}th time: {}", refused.unwrap());
+    });
+}
+
 /// Metrics without a run's folder have their own lock.
 #[test]
 fn a_metrics_file_has_one_process() {
