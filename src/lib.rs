@@ -15,6 +15,7 @@ mod memory;
 pub mod models;
 mod module;
 pub mod nn;
+mod notice;
 pub mod op;
 pub mod ops;
 pub mod optim;

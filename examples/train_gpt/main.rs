@@ -119,7 +119,7 @@ fn open_folder(args: &Args, folder: &Path, trainer: &mut Trainer<'_, Gpt, AdamW>
     }
     trainer.snapshots = Some(snapshots);
     if args.resume
-        && let Some(resumed) = trainer.resume()?
+        && let Some(resumed) = trainer.resume().map_err(as_begun)?
     {
         for (path, e) in &resumed.damaged {
             let _ = writeln!(io::stderr(), "{NAME}: passed over {}, which is kept as .damaged: {e}", path.display());
@@ -131,6 +131,16 @@ fn open_folder(args: &Args, folder: &Path, trainer: &mut Trainer<'_, Gpt, AdamW>
     trainer.on(record(Jsonl::open(folder.join("metrics.jsonl"), step)?));
     trainer.on(record(TensorBoard::create(folder.join("tensorboard"), step)?));
     Ok(())
+}
+
+/// What is to be typed, where the library names its own settings.
+fn as_begun(e: Error) -> Error {
+    match e.is_argument() {
+        true => Error::argument(format!(
+            "{e}; --resume goes on with the options that the run began with, --steps, --lr and --warmup among them"
+        )),
+        false => e,
+    }
 }
 
 /// The model in the type to compute in: a recorded cast, so gradients arrive in the parameters' own type.

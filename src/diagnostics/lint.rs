@@ -30,6 +30,16 @@ pub enum Slip {
     MaskAsIndex,
     /// A mean over no elements: NaN.
     MeanOfNothing,
+    /// Every target of a loss is to be left out: it does not depend on the model.
+    NoTargets,
+    /// A softmax over axis 0, which is the batch in most programs.
+    BatchAxis,
+    /// An attention mask of zeros and ones in a float type, which is added to the scores.
+    MaskAsScores,
+    /// Attention of more heads than tokens: axes may be `[batch, tokens, heads, width]`.
+    HeadsAxis,
+    /// Two dropouts that keep the same elements: by one key.
+    SameDropout,
     /// The loss is NaN or infinite.
     LossNotFinite,
 }
@@ -99,6 +109,8 @@ struct Watch {
 struct State {
     /// Results of softmax, sigmoid and log-softmax. Kept, so that no other value takes their memory.
     probabilities: Vec<(&'static str, &'static Location<'static>, Tensor)>,
+    /// What dropouts did to their first elements: line, and whether each was dropped, where that can be seen.
+    dropouts: Vec<(&'static Location<'static>, Vec<Option<bool>>)>,
     found: Vec<Suspicion>,
 }
 
@@ -179,8 +191,11 @@ impl Observer for Watch {
             }
             ("softplus", [x, ..]) => twice(state, op, x, &["sigmoid"], "bce_with_logits takes logits"),
             ("softmax" | "log_softmax", [x, ..]) => {
-                if op.outputs.first().is_some_and(|y| y.shape().dims().last() == Some(&1)) {
-                    one_class(state, op, x);
+                if let Some(y) = op.outputs.first() {
+                    if y.shape().dims().last() == Some(&1) {
+                        one_class(state, op, x);
+                    }
+                    batch_axis(state, op, y)?;
                 }
                 twice(state, op, x, &["softmax", "log_softmax"], "it is a softmax of a softmax");
             }
@@ -192,6 +207,7 @@ impl Observer for Watch {
             }
             ("cross_entropy" | "nll_loss", [x, targets, ..]) => {
                 classes(state, op, x, targets);
+                no_targets(state, op, targets)?;
                 // By more than rounding leaves above 0, in half types too.
                 if op.name == "nll_loss" && x.to_f64_vec()?.iter().any(|&v| v > 1e-3) {
                     let text = format!(
@@ -204,6 +220,8 @@ impl Observer for Watch {
                     twice(state, op, x, &["softmax", "log_softmax", "sigmoid"], "cross_entropy takes logits");
                 }
             }
+            ("scaled_dot_product_attention", [q, _, _, rest @ ..]) => attention(state, op, q, rest)?,
+            ("dropout" | "dropout_add", [x, residual @ ..]) => dropped(state, op, x, residual.first().copied())?,
             ("mean", [x, ..]) if x.numel() == 0 => {
                 state.add(Slip::MeanOfNothing, op, format!("the mean of {}, no elements, is NaN", x.shape()));
             }
@@ -264,4 +282,94 @@ fn classes(state: &mut State, op: &Ran<'_>, x: &Tensor, targets: &Tensor) {
         }
         _ => {}
     }
+}
+
+/// Classes are not negative, so a target that is stands for one to be left out.
+fn no_targets(state: &mut State, op: &Ran<'_>, targets: &Tensor) -> Result<()> {
+    if targets.numel() > 0 && targets.untracked().to_f64_vec()?.iter().all(|&t| t < 0.0) {
+        let text =
+            format!("every one of the targets {} is negative, which leaves it out: nothing is learnt from this batch", targets.shape());
+        state.add(Slip::NoTargets, op, text);
+    }
+    Ok(())
+}
+
+/// Probabilities that sum to 1 along axis 0, and not along the last.
+fn batch_axis(state: &mut State, op: &Ran<'_>, y: &Tensor) -> Result<()> {
+    let (&[n, ..], true) = (y.shape().dims(), y.rank() > 1 && (1..=JUDGED).contains(&y.numel())) else { return Ok(()) };
+    let y = y.untracked().cast(DType::F64)?;
+    let p = if op.name == "log_softmax" { y.exp()? } else { y };
+    let sums_to_one = |axis: i32| -> Result<bool> { Ok(p.sum(axis)?.to_f64_vec()?.iter().all(|s| (s - 1.0).abs() < 0.05)) };
+    if n > 1 && sums_to_one(0)? && !sums_to_one(-1)? {
+        let text =
+            format!("{} is normalised along axis 0, which is the batch in most programs; of classes in the last axis: -1", p.shape());
+        state.add(Slip::BatchAxis, op, text);
+    }
+    Ok(())
+}
+
+/// A value with more elements is not looked at.
+const JUDGED: usize = 1 << 20;
+
+fn attention(state: &mut State, op: &Ran<'_>, q: &Tensor, rest: &[&Tensor]) -> Result<()> {
+    if let [.., heads, tokens, _] = *q.shape().dims()
+        && tokens > 1
+        && heads > 2 * tokens
+    {
+        let text = format!(
+            "q {} are {heads} heads of {tokens} tokens: axes are [batch, heads, tokens, width]; of [batch, tokens, heads, width]: transpose(1, 2)",
+            q.shape()
+        );
+        state.add(Slip::HeadsAxis, op, text);
+    }
+    if let Some(mask) = rest.first().filter(|m| m.dtype().is_float() && (1..=JUDGED).contains(&m.numel())) {
+        let values = mask.untracked().to_f64_vec()?;
+        if values.iter().all(|v| *v == 0.0 || *v == 1.0) && values.contains(&1.0) {
+            let text = format!(
+                "the mask {} has zeros and ones alone and is of {}, so it is added to the scores, and hides nothing; if 1 says attend: \
+                 mask.cast(U8)?",
+                mask.shape(),
+                mask.dtype()
+            );
+            state.add(Slip::MaskAsScores, op, text);
+        }
+    }
+    Ok(())
+}
+
+/// Elements of a dropout that are compared.
+const COMPARED: usize = 4096;
+/// How improbable it must be that the elements agree by chance.
+const BY_CHANCE: f64 = 1e-9;
+
+fn dropped(state: &mut State, op: &Ran<'_>, x: &Tensor, residual: Option<&Tensor>) -> Result<()> {
+    let Some(y) = op.outputs.first() else { return Ok(()) };
+    let first = |t: &Tensor| {
+        let t = t.untracked();
+        t.reshape(t.numel())?.narrow(0, 0, t.numel().min(COMPARED))?.to_f64_vec()
+    };
+    let (x, y) = (first(x)?, first(y)?);
+    let base = residual.map(first).transpose()?;
+    let mut seen = crate::memory::room(x.len())?;
+    seen.extend(x.iter().zip(&y).enumerate().map(|(i, (x, y))| {
+        let base = base.as_ref().map_or(0.0, |b| b[i]);
+        (*x != 0.0 && y.is_finite()).then_some(*y == base)
+    }));
+    let same = |other: &[Option<bool>]| {
+        // Of two rates, what the lower one drops is dropped by the higher one, too.
+        let both = || seen.iter().zip(other).filter_map(|(a, b)| a.zip(*b));
+        let (n, here, there) = (both().count(), both().filter(|(a, _)| *a).count(), both().filter(|(_, b)| *b).count());
+        let (fewer, more) = (here.min(there), here.max(there));
+        let nested = both().all(|(a, b)| if here <= there { !a || b } else { a || !b });
+        nested && n > 0 && (more as f64 / n as f64).powf(fewer as f64) < BY_CHANCE
+    };
+    if let Some((before, _)) = state.dropouts.iter().find(|(_, other)| same(other)) {
+        let text = format!(
+            "it drops the same elements as the dropout at {}:{}: both have one key; give each its own (Key::split, Key::fold)",
+            before.file(),
+            before.line()
+        );
+        state.add(Slip::SameDropout, op, text);
+    }
+    crate::memory::push(&mut state.dropouts, (op.at, seen))
 }

@@ -1,5 +1,6 @@
-//! A look at a fresh model's weights: values that were drawn twice.
+//! A look at a model's weights: values that were drawn twice, and that are not finite.
 
+use crate::dtype::DType;
 use crate::error::Result;
 use crate::module::{Module, Role, walk};
 use crate::tensor::Tensor;
@@ -23,22 +24,28 @@ pub struct Twin {
 pub struct Review {
     /// Parameters whose values were drawn from one key, or are copies.
     pub twins: Vec<Twin>,
+    /// Parameters and buffers with values that are NaN or infinite, and how many: as of a file that was saved after a run had gone wrong.
+    pub not_finite: Vec<(String, usize)>,
 }
 
 impl Review {
     /// Whether nothing was found.
     pub fn is_clean(&self) -> bool {
-        self.twins.is_empty()
+        self.twins.is_empty() && self.not_finite.is_empty()
     }
 }
 
 impl fmt::Display for Review {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_clean() {
-            return write!(f, "no two parameters have the same values");
+            return write!(f, "no two parameters have the same values, and all are finite");
+        }
+        let lines = self.not_finite.len() + self.twins.len();
+        for (i, (name, n)) in self.not_finite.iter().enumerate() {
+            write!(f, "`{name}` has {n} values that are NaN or infinite{}", if i + 1 == lines { "" } else { "\n" })?;
         }
         for (i, t) in self.twins.iter().enumerate() {
-            let end = if i + 1 == self.twins.len() { "" } else { "\n" };
+            let end = if self.not_finite.len() + i + 1 == lines { "" } else { "\n" };
             let Twin { first, second, .. } = t;
             match t.shared {
                 true => write!(
@@ -53,9 +60,10 @@ impl fmt::Display for Review {
     }
 }
 
-/// Looks for parameters that begin with the same random values: a key that was used twice, or a layer that was cloned.
+/// Looks for parameters that begin with the same random values, by a key that was used twice or a layer that was cloned; and for values
+/// that are not finite, in buffers too.
 ///
-/// Reads the first values of each parameter. Constant ones (zeros of a bias, ones of a norm), and those of fewer than eight elements are not
+/// For the first, reads the first values of each parameter. Constant ones (zeros of a bias, ones of a norm), and those of fewer than eight elements are not
 /// judged; nor are buffers. Copies that are meant, as of a target network, are listed too.
 ///
 /// ```
@@ -83,11 +91,23 @@ const NEEDED: usize = 8;
 
 fn run<M: Module + Clone>(model: &M) -> Result<Review> {
     let mut all: Vec<(String, Tensor)> = Vec::new();
+    let mut floats: Vec<(String, Tensor)> = Vec::new();
     walk(&mut model.clone(), |name, leaf| {
+        if leaf.tensor.dtype().is_float() {
+            floats.push((name.to_owned(), leaf.tensor.untracked()));
+        }
         if matches!(leaf.role(), Role::Trainable | Role::Frozen) && leaf.tensor.numel() >= NEEDED {
             all.push((name.to_owned(), leaf.tensor.untracked()));
         }
     });
+    let mut not_finite = Vec::new();
+    for (name, t) in floats {
+        // A value that is not finite is not itself minus itself.
+        let n = t.sub(&t)?.ne_scalar(0.0)?.cast(DType::F64)?.sum(..)?.item()?;
+        if n > 0.0 {
+            not_finite.push((name, n as usize));
+        }
+    }
     let mut values: Vec<(usize, Vec<f64>)> = Vec::new();
     for (i, (_, t)) in all.iter().enumerate() {
         let n = t.numel().min(LOOKED_AT);
@@ -109,7 +129,7 @@ fn run<M: Module + Clone>(model: &M) -> Result<Review> {
             twins.push(Twin { first: first.clone(), second: second.clone(), shared: a.shares_storage(b), factor });
         }
     }
-    Ok(Review { twins })
+    Ok(Review { twins, not_finite })
 }
 
 /// What `b` is of `a` in the values that both have, if it is one number.

@@ -3,7 +3,7 @@
 use super::at_callers_line;
 use super::safetensors::{TensorFile, write_tensors};
 use crate::dtype::DType;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, bail};
 use crate::module::{Module, unique_names};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -57,10 +57,10 @@ impl fmt::Display for LoadReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} loaded", self.loaded.len())?;
         if !self.missing.is_empty() {
-            write!(f, "; missing in the file: {}", self.missing.join(", "))?;
+            write!(f, "; missing in the file: {}", names(&self.missing))?;
         }
         if !self.unexpected.is_empty() {
-            write!(f, "; unexpected in the file: {}", self.unexpected.join(", "))?;
+            write!(f, "; unexpected in the file: {}", names(&self.unexpected))?;
         }
         for (i, m) in self.misshaped.iter().enumerate() {
             let lead = if i == 0 { "; shapes differ:" } else { "," };
@@ -81,6 +81,16 @@ impl fmt::Display for LoadReport {
         }
         self.notes.iter().try_for_each(|note| write!(f, "; {note}"))
     }
+}
+
+/// One after the other; a model that is one tensor has a name that is empty.
+fn names(all: &[String]) -> String {
+    let mut text = String::new();
+    for (i, name) in all.iter().enumerate() {
+        text.push_str(if i > 0 { ", " } else { "" });
+        text.push_str(if name.is_empty() { "a tensor without a name" } else { name });
+    }
+    text
 }
 
 /// Saving and loading, for every [`Module`].
@@ -162,7 +172,7 @@ pub trait ModuleFile: Module + Clone {
     /// Replaces what fits and leaves the rest: look at the report, which is all that tells.
     ///
     /// # Errors
-    /// I/O and corrupt-file errors as of [`TensorFile::open`].
+    /// Argument error where nothing fits: names, shapes and dtypes are others. I/O and corrupt-file errors as of [`TensorFile::open`].
     #[track_caller]
     fn load_partial(&mut self, path: impl AsRef<Path>) -> Result<LoadReport> {
         let at = Location::caller();
@@ -212,6 +222,10 @@ fn load<M: Module + Clone>(model: &mut M, path: &Path, strict: bool) -> Result<L
             (true, false) => Error::dtype(message),
             (true, true) => Error::argument(message),
         });
+    }
+    if fitting.is_empty() && !own.is_empty() {
+        crate::memory::ensure(report.unexpected.iter().map(|n| 4 * (n.len() + 2)).sum())?;
+        bail!(argument, "nothing in {} fits the model: {report}", path.display());
     }
     let loaded = model.map(|name, old| {
         let Some(&dtype) = fitting.get(name) else { return Ok(old.clone()) };

@@ -9,6 +9,7 @@ use crate::dtype::DType;
 use crate::error::{Error, ErrorKind, Result, bail};
 use crate::functional::{Grads, Losses};
 use crate::module::{Module, Visitor, tensors_of, try_walk};
+use crate::notice::notice;
 use crate::tensor::{Short, Tensor};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -117,6 +118,9 @@ impl Named {
         })
     }
 }
+
+/// So many steps without one that was taken are said on stderr: a program that looks at nothing else would train nothing, for hours.
+const IN_VAIN: u64 = 10;
 
 /// What is remembered about one parameter.
 #[derive(Clone, Default)]
@@ -277,6 +281,13 @@ impl Memory {
                 skipped = self.skipped,
                 "{what}: the step is skipped; `detect_anomaly` finds where it began"
             );
+            if self.steps == 0 && self.skipped == IN_VAIN {
+                notice(format_args!(
+                    "{}: all of the first {IN_VAIN} steps were skipped, the last because {what}: nothing is being trained \
+                     (diagnostics::detect_anomaly finds the op)",
+                    rule.name
+                ));
+            }
             return Ok(());
         }
         self.steps += 1;

@@ -7,7 +7,8 @@ use std::collections::VecDeque;
 use std::panic::Location;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Places where values left the tape: by ops whose results have no gradient, by `detach`, by reading back. Only the last are kept.
+/// Places where values left the tape: by ops whose results have no gradient, by `detach`, by reading back; and where a sweep ended, by
+/// derivatives that gave a value nothing. Only the last are kept.
 #[derive(Default)]
 pub(super) struct Stops(Mutex<VecDeque<Stop>>);
 
@@ -18,6 +19,17 @@ struct Stop {
     /// What the op's result holds, where its name does not say it.
     to: Option<DType>,
     at: &'static Location<'static>,
+    way: Way,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// It left the tape.
+    Forward,
+    /// Its op's derivative has no cotangent for it.
+    Flat,
+    /// As [`Way::Flat`], and a user wrote the derivative.
+    Users,
 }
 
 const KEPT: usize = 1024;
@@ -47,9 +59,14 @@ pub(crate) fn stops(op: &'static str, at: &'static Location<'static>, x: &[&Tens
     let at = Under::line(at);
     for node in x.iter().filter_map(|t| t.node.as_ref()) {
         if let Some((tape, id)) = place(node) {
-            tape.stops.push(Stop { node: id, op, to, at });
+            tape.stops.push(Stop { node: id, op, to, at, way: Way::Forward });
         }
     }
+}
+
+/// Notes that an op's derivative gave a value on the tape no cotangent, though one was wanted.
+pub(super) fn gave_none(tape: &Inner, node: usize, op: &'static str, at: &'static Location<'static>, users: bool) {
+    tape.stops.push(Stop { node, op, to: None, at, way: if users { Way::Users } else { Way::Flat } });
 }
 
 fn place(node: &NodeRef) -> Option<(Arc<Inner>, usize)> {
@@ -68,8 +85,10 @@ pub(crate) enum Loss {
         /// The op that took it first, and its line.
         first: String,
     },
-    /// The result is computed from it, and every derivative on the way is zero.
-    Flat,
+    /// The result is computed from it, and every derivative on the way is zero: the op where the sweep ended, and its line.
+    Flat(Option<String>),
+    /// The result is computed from it, and a derivative that the user wrote gave it nothing.
+    Denied(String),
 }
 
 impl Loss {
@@ -83,6 +102,10 @@ impl Loss {
                 match self {
                     Loss::Stopped(places) => format!("what is computed from {subject} ends in {places}"),
                     Loss::Aside { first } => format!("{first} took {subject}, but the result is not computed from that"),
+                    Loss::Denied(place) => format!("the derivative of {place} returned `None` on the way to {subject}, which says zero"),
+                    Loss::Flat(Some(place)) => {
+                        format!("the result follows from {subject} only by ops whose derivative is zero everywhere, as that of {place}")
+                    }
                     _ => format!("the result follows from {subject} only by ops whose derivative is zero everywhere"),
                 }
             }
@@ -129,7 +152,7 @@ fn list(names: &[&str]) -> String {
 
 /// Why the values at `ends` do not depend on the leaf. Also of a tape that was swept: its nodes keep where they came from.
 pub(crate) fn explain(tape: &Inner, leaf: usize, ends: &[usize]) -> Loss {
-    let stops = tape.stops.list();
+    let (stops, ended): (Vec<Stop>, Vec<Stop>) = tape.stops.list().into_iter().partition(|s| s.way == Way::Forward);
     let nodes = tape.nodes();
     let (mut below, mut used) = (vec![false; nodes.len()], vec![false; nodes.len()]);
     let mut first = None;
@@ -148,7 +171,13 @@ pub(crate) fn explain(tape: &Inner, leaf: usize, ends: &[usize]) -> Loss {
         }
     }
     if ends.iter().any(|&e| below[e]) {
-        return Loss::Flat;
+        // A sweep that ended twice on the way ended first at the one nearer to the leaf, or by the user's own derivative.
+        let mut on_the_way = ended.iter().rev().filter(|s| below.get(s.node) == Some(&true));
+        let last = on_the_way.clone().find(|s| s.way == Way::Users).or_else(|| on_the_way.next());
+        return match last.map(|s| (s.way, at(s.op, s.to, s.at))) {
+            Some((Way::Users, place)) => Loss::Denied(place),
+            last => Loss::Flat(last.map(|(_, place)| place)),
+        };
     }
     // The last places, each once.
     let mut places: Vec<String> = Vec::new();

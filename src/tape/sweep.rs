@@ -1,5 +1,6 @@
 //! The reverse sweep: walks the tape backwards, turns output cotangents into input cotangents, and adds them up.
 
+use super::explain::gave_none;
 use super::{Cotangents, Inner, Kind, OpNode, PullContext, Stretch, Under, observe};
 use crate::error::{Error, Result};
 use crate::memory;
@@ -122,8 +123,11 @@ pub(crate) fn sweep(tape: &Arc<Inner>, s: Sweep<'_>, ops: Accumulate) -> Result<
             return Err(Error::tape(format!("vjp returned {} cotangents for {} inputs", x_bar.len(), op.parents.len())).in_op(name, at));
         }
         for (i, (parent, bar)) in op.parents.iter().zip(x_bar).enumerate() {
-            let (Some(p), Some(bar), true) = (*parent, bar, want[i]) else { continue };
-            bars.add(p, bar).map_err(|e| e.in_derivative(name, at))?;
+            match (*parent, bar) {
+                (Some(p), Some(bar)) if want[i] => bars.add(p, bar).map_err(|e| e.in_derivative(name, at))?,
+                (Some(p), None) if want[i] => gave_none(tape, p, name, at, users),
+                _ => {}
+            }
         }
     }
     for &id in s.wanted.iter().filter(|&&id| id < s.floor) {

@@ -38,10 +38,15 @@ impl KeepBest {
         KeepBest { metric: Some(metric.into()), higher_is_better: false }
     }
 
+    /// What it judges by.
+    pub(super) fn what(&self) -> String {
+        self.metric.as_ref().map_or_else(|| "loss".to_owned(), |name| format!("`{name}`"))
+    }
+
     /// As snapshots say it.
     pub(super) fn rule(&self) -> String {
         let end = if self.higher_is_better { "highest" } else { "lowest" };
-        self.metric.as_ref().map_or_else(|| format!("{end} loss"), |name| format!("{end} `{name}`"))
+        format!("{end} {}", self.what())
     }
 }
 

@@ -2,10 +2,12 @@
 
 use super::rules::{Sampler, TokenRules};
 use super::sampling::Sampling;
-use crate::error::{Result, bail};
+use crate::error::{Error, Result, bail};
+use crate::io::at_callers_line;
 use crate::memory;
 use crate::rng::Key;
 use crate::tensor::Tensor;
+use std::panic::Location;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// Continues a prompt by `count` tokens, and returns these. `logits` maps tokens `[1, time]`, the last `context` so far, to logits
@@ -34,19 +36,23 @@ pub fn generate(
     stop: &AtomicBool,
     logits: impl Fn(&Tensor) -> Result<Tensor>,
 ) -> Result<Vec<u32>> {
-    if prompt.is_empty() || context == 0 {
-        bail!(argument, "generate: a prompt of at least one token and a context of at least 1 are needed");
-    }
-    sampling.checked()?;
-    let mut tokens = memory::copied(prompt)?;
-    let most = prompt.len().saturating_add(count);
-    let sampler = Sampler { sampling, rules: &TokenRules::default(), ends: &[], key, prompt: prompt.len(), most };
-    while tokens.len() < most && !stop.load(Relaxed) {
-        let window: Vec<i64> = memory::try_collect(tokens[tokens.len().saturating_sub(context)..].iter().map(|&t| i64::from(t)))?;
-        let x = Tensor::from_slice(&window, [1, window.len()])?;
-        let last = logits(&x)?.select(1, -1)?.to_f64_vec()?;
-        let next = sampler.next(&last, &tokens)?;
-        memory::push(&mut tokens, next)?;
-    }
-    Ok(tokens.split_off(prompt.len()))
+    let at = Location::caller();
+    let run = || {
+        if prompt.is_empty() || context == 0 {
+            bail!(argument, "a prompt of at least one token and a context of at least 1 are needed");
+        }
+        sampling.checked()?;
+        let mut tokens = memory::copied(prompt)?;
+        let most = prompt.len().saturating_add(count);
+        let sampler = Sampler { sampling, rules: &TokenRules::default(), ends: &[], key, prompt: prompt.len(), most };
+        while tokens.len() < most && !stop.load(Relaxed) {
+            let window: Vec<i64> = memory::try_collect(tokens[tokens.len().saturating_sub(context)..].iter().map(|&t| i64::from(t)))?;
+            let x = Tensor::from_slice(&window, [1, window.len()])?;
+            let last = logits(&x)?.select(1, -1)?.to_f64_vec()?;
+            let next = sampler.next(&last, &tokens)?;
+            memory::push(&mut tokens, next)?;
+        }
+        Ok(tokens.split_off(prompt.len()))
+    };
+    run().map_err(|e: Error| at_callers_line(e, "generate", at))
 }

@@ -118,10 +118,10 @@ impl Sampler<'_> {
     pub fn next(&self, logits: &[f64], tokens: &[u32]) -> Result<u32> {
         let uniform = self.key.uniform_f64((tokens.len() - self.prompt) as u64);
         if self.rules.idle() {
-            return Ok(self.sampling.draw_after(logits, tokens, uniform)? as u32);
+            return Ok(self.sampling.after(logits, tokens, uniform)? as u32);
         }
         let mut allowed = crate::memory::copied(logits)?;
         self.rules.apply(&mut allowed, tokens, self.prompt, self.ends, self.most);
-        Ok(self.sampling.draw_after(&allowed, tokens, uniform)? as u32)
+        Ok(self.sampling.after(&allowed, tokens, uniform)? as u32)
     }
 }

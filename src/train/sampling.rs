@@ -76,7 +76,13 @@ impl Sampling {
     ///
     /// # Errors
     /// As [`Sampling::draw`].
+    #[track_caller]
     pub fn draw_after(&self, logits: &[f64], occurred: &[u32], uniform: f64) -> Result<usize> {
+        let at = Location::caller();
+        self.after(logits, occurred, uniform).map_err(|e| e.in_op("draw_after", at))
+    }
+
+    pub(super) fn after(&self, logits: &[f64], occurred: &[u32], uniform: f64) -> Result<usize> {
         self.checked()?;
         if self.repetition_penalty == 1.0 {
             return self.pick(logits, uniform);
@@ -105,19 +111,33 @@ impl Sampling {
     /// # Errors
     /// Argument error for options out of range, for no logits, and for logits of which one is NaN or +∞ or all are −∞; for a repetition
     /// penalty, which needs the tokens that occurred: [`Sampling::draw_after`].
+    #[track_caller]
     pub fn draw(&self, logits: &[f64], uniform: f64) -> Result<usize> {
-        self.checked()?;
-        if self.repetition_penalty != 1.0 {
-            bail!(argument, "a repetition penalty of {} needs the tokens that occurred: `draw_after`", self.repetition_penalty);
-        }
-        self.pick(logits, uniform)
+        let at = Location::caller();
+        let run = || {
+            self.checked()?;
+            if self.repetition_penalty != 1.0 {
+                bail!(argument, "a repetition penalty of {} needs the tokens that occurred: `draw_after`", self.repetition_penalty);
+            }
+            self.pick(logits, uniform)
+        };
+        run().map_err(|e| e.in_op("draw", at))
     }
 
     fn pick(&self, logits: &[f64], uniform: f64) -> Result<usize> {
         // The first of equals, as in PyTorch.
         let best = (0..logits.len()).reduce(|best, i| if logits[i] > logits[best] { i } else { best });
         let Some(best) = best else { bail!(argument, "there are no logits") };
-        if !logits[best].is_finite() || logits.iter().any(|l| l.is_nan()) {
+        let nan = logits.iter().filter(|l| l.is_nan()).count();
+        if nan > 0 {
+            bail!(
+                argument,
+                "{nan} of the {} logits are NaN: the model's weights, or what it computes from these tokens, is not finite; \
+                 `diagnostics::review` lists such weights, `diagnostics::detect_anomaly` names the op where it begins",
+                logits.len()
+            );
+        }
+        if !logits[best].is_finite() {
             bail!(argument, "the logits have no finite largest one (it is {}, of {})", logits[best], logits.len());
         }
         if self.temperature == 0.0 {

@@ -9,10 +9,10 @@ use crate::error::{Result, bail};
 use crate::functional::{GradOptions, Grads, gradient_and};
 use crate::io::{at_callers_line, open};
 use crate::module::Module;
+use crate::notice::notice;
 use crate::optim::{Accumulator, Clipped, Ema, LossScaler, Optimizer, Schedule};
 use crate::rng::Key;
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::panic::Location;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -52,7 +52,8 @@ pub struct Options {
     /// Continue a run though its learning rate, schedule, optimizer, accumulation, clipping, frozen parameters or data are others than
     /// before. What the program says now counts then.
     pub allow_changes: bool,
-    /// Do not say on stderr that a step was left out. Without it the first one is a line there, whether anybody subscribes to `tracing` or not.
+    /// Say nothing on stderr. Without it there is a line, whether anybody subscribes to `tracing` or not, about the first step that was
+    /// left out, about a learning rate of 0, and about a best model that was to be kept and never was.
     pub quiet: bool,
 }
 
@@ -319,6 +320,9 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
         self.refuse_another_runs_folder()?;
         let mut out =
             Outcome { steps: 0, clipped: 0, skipped: 0, made: 0, seconds: 0.0, loss: None, evaluation: None, grads: None, stopped: false };
+        if self.schedule.is_none() && self.optimizer.learning_rate() == 0.0 && self.done.step < steps && !self.options.quiet {
+            notice(format_args!("the learning rate is 0, and no schedule changes it: nothing will be trained"));
+        }
         let mut saved = None;
         while self.done.step < steps {
             if evaluate_every > 0 && self.done.step.is_multiple_of(evaluate_every) {
@@ -364,6 +368,14 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
         } else {
             let regular = evaluate_every > 0 && self.done.step.is_multiple_of(evaluate_every);
             self.evaluate(&mut out, regular)?;
+        }
+        if let Some(rule) = &self.keep_best
+            && self.best.is_none()
+            && self.best_known.is_none()
+            && out.evaluation.is_some()
+            && !self.options.quiet
+        {
+            notice(format_args!("no best model was kept: in every evaluation the {} was NaN", rule.what()));
         }
         (out.steps, out.clipped, out.skipped) = (self.done.step, self.done.clipped, self.done.skipped);
         Ok(out)
@@ -462,7 +474,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
             true => ("no targets (`Loss::targets` is 0)".to_owned(), "leave out batches in which every target is ignored"),
             false => (
                 format!("loss {loss}, gradient norm {norm}: not finite"),
-                "`diagnostics::detect_anomaly` names the op and the line where it begins",
+                "`diagnostics::detect_anomaly` names the op and the line where it begins (a mean over an empty batch is NaN, too)",
             ),
         };
         let row = self.done.skipped_in_a_row.saturating_add(1);
@@ -479,12 +491,9 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
             tracing::warn!(step, loss, norm, "not finite: the step is left out");
         }
         if unexpected && !self.options.quiet && !std::mem::replace(&mut self.warned, true) {
-            // Nobody may be listening to `tracing`; and a closed stderr is no reason to end a run.
-            let _ = writeln!(
-                std::io::stderr(),
-                "cotangent: step {step} is left out: {what}; further ones are counted in Outcome::skipped \
-                 (diagnostics::detect_anomaly finds the op)"
-            );
+            notice(format_args!(
+                "step {step} is left out: {what}; further ones are counted in Outcome::skipped (diagnostics::detect_anomaly finds the op)"
+            ));
         }
         Ok(())
     }

@@ -5,7 +5,9 @@ use cotangent::io::{CsvFile, CsvOptions, ModuleFile, TensorFile, read_npy};
 use cotangent::nn::{AttentionConfig, Linear, LstmCell, MultiHeadAttention};
 use cotangent::ops::{RopeOptions, SdpaOptions};
 use cotangent::optim::{AdamW, Group, Sgd};
-use cotangent::train::{Batches, Characters, Options, Order, Rows, Sampling, Snapshots, Tokenizer, Tokens, Trainer, Windows};
+use cotangent::train::{
+    Batches, Characters, Options, Order, Rows, Sampling, Snapshots, Tokenizer, Tokens, Trainer, Width, Windows, generate,
+};
 use cotangent::{DType, F32, F64, I64, Key, Module, Result, Tape, Tensor, checkpoint, custom_vjp, grad, jvp, value_and_grad, vjp};
 
 /// A folder of this file's own.
@@ -108,6 +110,9 @@ fn functions() -> Vec<Row> {
         row("a derivative too few", &["custom_vjp", "1", "0"], {
             grad(&a, |a| custom_vjp(&[a], |x| Ok(vec![x[0].square()?]), |_, _, _| Ok(vec![]))?[0].sum(..)).map(drop)
         }),
+        row("a derivative of nothing", &["custom_vjp", "mistakes_training.rs", "returned `None`"], {
+            grad(&a, |a| custom_vjp(&[a], |x| Ok(vec![x[0].square()?]), |_, _, _| Ok(vec![None]))?[0].sum(..)).map(drop)
+        }),
         row("a parameter caught by a checkpoint", &["checkpointed", "captured", "pass it as an input"], {
             grad(&a, |a| {
                 let caught = a.clone();
@@ -205,6 +210,11 @@ fn training() -> Vec<Row> {
         row("a text shorter than a window", &["3", "8"], {
             Windows::new(Tokens::from(vec![0u32, 1, 2]), 2, 8, Order::Sequential, Key::new(1)).and_then(|w| w.batch(0)).map(drop)
         }),
+        row("logits that are NaN", &["generate", "6 of the 6 logits are NaN", "review", "detect_anomaly"], {
+            let nan = |_: &Tensor| Tensor::full([1, 1, 6], f64::NAN, F32);
+            generate(&[1], 2, 4, Sampling::default(), Key::new(1), &Default::default(), nan).map(drop)
+        }),
+        row("logits of a text that are NaN", &["draw", "1 of the 2 logits"], Sampling::GREEDY.draw(&[0.0, f64::NAN], 0.0).map(drop)),
         row("an unknown character", &["'d'", "byte 2", "3 known"], Characters::of("abc").encode("abd").map(drop)),
     ]
 }
@@ -230,7 +240,20 @@ fn files() -> Vec<Row> {
     let bare = CsvOptions { header: false, ..CsvOptions::default() };
     let cell = |column: &str, dtype: DType| CsvFile::open(&table)?.numbers(&[column], dtype).map(drop);
     let missing = inside.join("nowhere.safetensors");
+    let prose = put("train.bin", "Wäre es ein Text, so sähe man es ihm an: er hat Zeichen, und Ids haben Nullen.".as_bytes());
+    let other = inside.join("other.safetensors");
+    x(&[2]).save(&other).unwrap();
     let rows = vec![
+        row(
+            "a text instead of ids",
+            &["FOLDER/train.bin", "text", "Tokens::save", "Characters"],
+            without(&inside, Tokens::open(&prose, Width::U16).map(drop)),
+        ),
+        row(
+            "a file of which nothing fits",
+            &["load_partial", "FOLDER/other.safetensors", "nothing", "weight, bias"],
+            without(&inside, linear(2, 3).load_partial(&other).map(drop)),
+        ),
         row(
             "a model that is not there",
             &["FOLDER/nowhere.safetensors", "No such file"],

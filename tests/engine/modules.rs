@@ -385,6 +385,18 @@ fn a_review_names_parameters_that_were_drawn_twice() -> Result<()> {
     let eye: Param = Tensor::from_slice(&diagonal, [8, 8])?.into();
     let quiet = (b.clone(), b, LayerNorm::new(16, F32)?, LayerNorm::new(16, F32)?, eye.clone(), Param::new(eye.mul_scalar(1.0)?));
     assert!(review(&quiet)?.is_clean(), "{}", review(&quiet)?);
+    // Values that are not finite, in buffers and half types, too.
+    let spoilt = (
+        lin(2, 2, 1, F32)?,
+        Buffer::new(Tensor::from_slice(&[1f32, f32::NAN, f32::INFINITY], [3])?),
+        Param::new(Tensor::full([4], f64::NEG_INFINITY, BF16)?),
+    );
+    let found = review(&spoilt)?;
+    assert_eq!(found.not_finite, [("1".to_owned(), 2), ("2".to_owned(), 4)]);
+    assert!(
+        !found.is_clean() && found.to_string() == "`1` has 2 values that are NaN or infinite\n`2` has 4 values that are NaN or infinite",
+        "{found}"
+    );
     Ok(())
 }
 

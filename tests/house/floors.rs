@@ -20,6 +20,7 @@ const LAYERS: &[&[&str]] = &[
     &["layout"],
     &["instruction_set"],
     &["rng"],
+    &["notice"],
     &["backend", "memory"],
     &["array"],
     &["tensor", "tape"],

@@ -338,6 +338,40 @@ fn the_first_step_left_out_is_said() {
     assert!(e.contains("detect_anomaly"), "{e}");
 }
 
+/// What runs and trains nothing is said on stderr, in one line each; and not where none is asked for.
+#[test]
+fn what_trains_nothing_is_said() {
+    const CHILD: &str = "COTANGENT_NOTHING_CHILD";
+    if let Some(quiet) = std::env::var_os(CHILD) {
+        let options = Options { steps: 3, evaluate_every: 1, quiet: quiet == "yes", ..Options::default() };
+        let mut t = Trainer::new(weights(), Sgd::new(0.0));
+        t.options = options;
+        t.keep_best = Some(KeepBest::lowest_loss());
+        t.evaluate_with(|_| Ok(f64::NAN));
+        t.run(&numbers, loss).unwrap();
+        // By hand: nobody looks at `skipped`.
+        let (mut w, mut adam) = (weights(), AdamW { lr: 0.1, ..AdamW::default() });
+        for _ in 0..25 {
+            let (_, grads) = value_and_grad(&w, |w| w.mul_scalar(f64::NAN)?.sum(..)).unwrap();
+            adam.step(&mut w, &grads).unwrap();
+        }
+        assert_eq!(adam.skipped(), 25);
+        return;
+    }
+    for (quiet, lines) in [("no", 1), ("yes", 0)] {
+        let out = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "train::user_training::what_trains_nothing_is_said", "--nocapture"])
+            .env(CHILD, quiet)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success(), "{said}");
+        assert_eq!(said.matches("cotangent: the learning rate is 0").count(), lines, "{said}");
+        assert_eq!(said.matches("cotangent: no best model was kept: in every evaluation the loss was NaN").count(), lines, "{said}");
+        assert_eq!(said.matches("cotangent: adamw: all of the first 10 steps were skipped").count(), 1, "{said}");
+    }
+}
+
 #[test]
 fn a_plateau_follows_the_evaluations_and_continues() -> Result<()> {
     let folder = Folder::new("plateau");

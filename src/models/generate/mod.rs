@@ -175,7 +175,7 @@ impl<'a> Generator<'a> {
     pub fn stream(&self, prompt: &[u32]) -> Result<Stream<'a>> {
         let at = Location::caller();
         self.check_options().and_then(|()| self.check(prompt)).map_err(|e| e.in_op("generate", at))?;
-        Ok(Stream { rows: Rows::new(self, std::slice::from_ref(&prompt.to_vec()))?, generator: self.clone() })
+        Ok(Stream { rows: Rows::new(self, std::slice::from_ref(&prompt.to_vec()))?, generator: self.clone(), at })
     }
 
     /// [`Generator::stream`] with what an earlier stream of the same model computed: tokens that the prompt begins with as that text
@@ -314,6 +314,7 @@ impl Past {
 pub struct Stream<'a> {
     rows: Rows,
     generator: Generator<'a>,
+    at: &'static Location<'static>,
 }
 
 impl Stream<'_> {
@@ -366,7 +367,7 @@ impl Iterator for Stream<'_> {
                 row.given += 1;
                 Some(Ok(step))
             }
-            None => row.error.take().map(Err),
+            None => row.error.take().map(|e| Err(io::at_callers_line(e, "generate", self.at))),
         }
     }
 }

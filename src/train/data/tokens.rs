@@ -68,12 +68,43 @@ impl From<Vec<u32>> for Tokens {
     }
 }
 
+/// Refuses a text, whose bytes would be taken for ids. Bytes of ids hold zeros, or are no UTF-8 by the first few dozen of them.
+fn refuse_text(path: &Path, file: &File) -> Result<()> {
+    let mut head = [0; 512];
+    let mut n = 0;
+    let mut reader = file;
+    while n < head.len() {
+        match reader.read(&mut head[n..]) {
+            Ok(0) => break,
+            Ok(more) => n += more,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(failed("read", path, e)),
+        }
+    }
+    let head = &head[..n];
+    let whole = match std::str::from_utf8(head) {
+        Ok(text) => text,
+        // A character may be cut.
+        Err(e) if e.error_len().is_none() => std::str::from_utf8(&head[..e.valid_up_to()]).unwrap_or(""),
+        Err(_) => return Ok(()),
+    };
+    let several = head.iter().any(|&b| b != head[0]) && head.chunks(2).any(|pair| pair != &head[..2]);
+    if n >= 64 && several && !whole.is_empty() && !whole.chars().any(|c| c.is_control() && !c.is_whitespace()) {
+        bail!(
+            corrupt_file,
+            "{} is a text, not a list of token ids: encode it first (`Characters`, `Bytes`, `TokenizerFile`), and keep the ids by `Tokens::save`",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
 impl Tokens {
     /// Opens a file of ids without a header, as [`Tokens::save`] and nanoGPT's `prepare.py` write it.
     ///
     /// # Errors
     /// I/O error, also for files of the kernel (`/proc`, `/sys`), which have no length; corrupt-file error when its length is no multiple
-    /// of an id's.
+    /// of an id's, and for a text: whatever has 64 bytes and begins as UTF-8 without control characters, which ids do not.
     #[track_caller]
     pub fn open(path: impl AsRef<Path>, width: Width) -> Result<Self> {
         let (path, at) = (path.as_ref(), std::panic::Location::caller());
@@ -90,6 +121,7 @@ impl Tokens {
         if bytes % width.bytes() as u64 != 0 {
             bail!(corrupt_file, "{} has {bytes} bytes, which is not a multiple of {}", path.display(), width.bytes());
         }
+        refuse_text(path, &file)?;
         let range = 0..(bytes / width.bytes() as u64) as usize;
         Ok(Tokens { source: Source::File(Arc::new(TokenFile { path: path.to_owned(), file: Mutex::new(file), width })), range })
     }
