@@ -905,8 +905,87 @@ def attention():
         case(fam, "rope_with_key", f"{style}_given", lambda x, y, p: (rotate(x, p, 1e4, style, None), rotate(y, p, 1e4, style, None)), lambda: [q(2, 3, 4), q(1, 3, 4), ints([5, 0, 9])], o)
 
 
+# --- convolutions -------------------------------------------------------------------------------------------------------
+
+CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+def convolutions():
+    fam = "convolutions"
+
+    def slide(x, w, b, o):
+        """PyTorch's convolution, with padding that differs at both ends."""
+        p, d = o["padding"], x.dim() - 2
+        if not isinstance(p, str) and len(p) == 2 * d:
+            x, p = F.pad(x, [n for a in reversed(range(d)) for n in p[2 * a:2 * a + 2]]), [0] * d
+        return CONV[d](x, w, b, o["stride"], p, o["dilation"], o["groups"])
+
+    def options(d, stride=None, padding=None, dilation=None, groups=1):
+        return {"stride": stride or [1] * d, "padding": padding if padding is not None else [0] * d, "dilation": dilation or [1] * d, "groups": groups}
+
+    shapes = [
+        ("plain1", (2, 3, 6), (4, 3, 3), {}),
+        ("plain2", (2, 2, 4, 5), (3, 2, 3, 2), {}),
+        ("plain3", (1, 2, 3, 3, 4), (2, 2, 2, 1, 3), {}),
+        ("distinct1", (1, 2, 9), (3, 2, 3), {"stride": [3], "padding": [2], "dilation": [2]}),
+        ("distinct2", (1, 2, 5, 7), (3, 2, 2, 3), {"stride": [2, 1], "padding": [1, 2], "dilation": [1, 2]}),
+        ("distinct3", (1, 1, 4, 3, 5), (2, 1, 2, 3, 2), {"stride": [1, 2, 3], "padding": [0, 1, 1], "dilation": [2, 1, 1]}),
+        ("remainder1", (1, 2, 8), (2, 2, 2), {"stride": [3]}),
+        ("remainder2", (1, 2, 9), (2, 2, 2), {"stride": [3]}),
+        ("remainder3", (1, 1, 11), (1, 1, 4), {"stride": [4]}),
+        ("sides", (1, 2, 3, 4), (2, 2, 2, 3), {"padding": [0, 2, 3, 1]}),
+        ("same1", (1, 2, 5), (2, 2, 4), {"padding": "same"}),
+        ("same2", (1, 2, 4, 3), (2, 2, 2, 3), {"padding": "same", "dilation": [1, 2]}),
+        ("valid", (1, 2, 4, 3), (2, 2, 2, 3), {"padding": "valid", "stride": [2, 1]}),
+        ("groups", (1, 4, 4, 3), (6, 2, 2, 2), {"groups": 2, "stride": [1, 2], "padding": [1, 0]}),
+        ("depthwise", (1, 3, 3, 4), (6, 1, 2, 3), {"groups": 3, "padding": [1, 1]}),
+        ("channels", (2, 6, 3, 3), (7, 6, 2, 2), {"padding": [1, 1]}),
+        ("pointwise", (1, 5, 5, 7), (6, 5, 1, 1), {}),
+        ("whole", (2, 2, 3, 2), (3, 2, 3, 2), {}),
+        ("cubic", (3, 3, 3, 3), (3, 3, 3, 3), {"padding": [1, 1]}),
+        ("no_images", (0, 2, 4), (3, 2, 2), {}),
+    ]
+    for name, x, w, o in shapes:
+        o = options(len(x) - 2, **o)
+        for b in [False, True]:
+            f = lambda x_, w_, b_=None: slide(x_, w_, b_, o)
+            # PyTorch refuses second derivatives without images.
+            case(fam, "conv", name + "_b" * b, f, lambda: [q(*x), q(*w)] + [q(w[0])] * b, o, order=1 if 0 in x else 2)
+        y = slide(torch.zeros(x), torch.zeros(w), None, o).shape
+        def weight(x_, y_):
+            w_ = torch.zeros(w, requires_grad=True)
+            return torch.autograd.grad(slide(x_, w_, None, o), w_, y_, create_graph=True)[0]
+        if 0 not in x:
+            case(fam, "conv_weight", name, weight, lambda: [q(*x), q(*y)], {**o, "kernel": list(w[2:])})
+    border = torch.tensor([[[inf, 1.0, 2.0, nan]]])
+    case(fam, "conv", "special", lambda x, w: F.conv1d(x, w, padding=1), lambda: [border, q(1, 1, 3)], options(1, padding=[1]), order=1)
+
+    for name, x, w, o in [
+        ("plain1", (2, 3, 4), (3, 2, 3), {}),
+        ("plain2", (1, 2, 3, 4), (2, 3, 2, 3), {}),
+        ("plain3", (1, 2, 2, 1, 3), (2, 2, 2, 3, 1), {}),
+        ("stride1", (1, 2, 3), (2, 2, 2), {"stride": [3]}),
+        ("output_padding1", (1, 2, 3), (2, 2, 2), {"stride": [3], "output_padding": [1]}),
+        ("output_padding2", (1, 2, 3), (2, 2, 2), {"stride": [3], "output_padding": [2], "padding": [1]}),
+        ("by_dilation", (1, 1, 3), (1, 2, 2), {"dilation": [3], "output_padding": [2], "padding": [1]}),
+        ("distinct2", (1, 2, 3, 2), (2, 3, 2, 3), {"stride": [2, 3], "padding": [1, 2], "dilation": [1, 2], "output_padding": [0, 1]}),
+        ("distinct3", (1, 1, 2, 3, 2), (1, 2, 2, 1, 3), {"stride": [1, 2, 3], "padding": [0, 1, 1], "dilation": [2, 1, 1], "output_padding": [1, 0, 2]}),
+        ("groups", (1, 6, 2, 3), (6, 2, 2, 2), {"groups": 2, "stride": [1, 2], "output_padding": [0, 1]}),
+        ("depthwise", (1, 3, 2, 3), (3, 2, 2, 3), {"groups": 3}),
+        ("channels", (2, 7, 3, 2), (7, 6, 2, 2), {"stride": [2, 2]}),
+        ("pointwise", (1, 6, 5, 7), (6, 5, 1, 1), {}),
+        ("no_images", (0, 2, 4), (2, 3, 2), {}),
+    ]:
+        d = len(x) - 2
+        o = {"output_padding": [0] * d, **options(d, **{k: v for k, v in o.items() if k != "output_padding"}), **{k: v for k, v in o.items() if k == "output_padding"}}
+        for b in [False, True]:
+            f = lambda x_, w_, b_=None: CONV_TRANSPOSE[d](x_, w_, b_, o["stride"], o["padding"], o["output_padding"], o["groups"], o["dilation"])
+            case(fam, "conv_input", name + "_b" * b, f, lambda: [q(*x), q(*w)] + [q(w[1] * o["groups"])] * b, o, order=1 if 0 in x else 2)
+
+
 def main():
-    elementwise(), binary(), reductions(), shapes(), indices(), products(), einsum(), norms(), losses(), attention()
+    elementwise(), binary(), reductions(), shapes(), indices(), products(), einsum(), norms(), losses(), attention(), convolutions()
     OUT.mkdir(parents=True, exist_ok=True)
     total = 0
     for family, cases in FAMILIES.items():

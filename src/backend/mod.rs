@@ -4,6 +4,7 @@
 //! holds them.
 
 pub(crate) mod attention;
+pub(crate) mod conv;
 pub mod cpu;
 pub mod cuda;
 mod device;

@@ -253,7 +253,7 @@ impl RmsNorm {
 
 /// A refusal with the layer's own parameters, unless the tape knows their names in the model.
 #[cold]
-fn own(e: Error, weight: &Param, bias: Option<&Param>) -> Error {
+pub(super) fn own(e: Error, weight: &Param, bias: Option<&Param>) -> Error {
     e.with_own_parameters(|| {
         let both = [("weight", Some(weight)), ("bias", bias)];
         both.iter().filter_map(|&(name, p)| p.map(|p| (name.to_owned(), format!("{}{}", p.dtype(), p.shape())))).collect()

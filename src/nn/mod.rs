@@ -5,6 +5,7 @@
 mod attention;
 mod block;
 mod cache;
+mod conv;
 mod gpt;
 mod init;
 mod layers;
@@ -21,6 +22,7 @@ pub use attention::{Attend, AttentionConfig, CausalSelfAttention, MultiHeadAtten
 pub use block::{Block, DecoderLayer, NormOrder};
 pub use cache::KvCache;
 pub(crate) use cache::write;
+pub use conv::{Conv, Conv1d, Conv2d, Conv3d, ConvTranspose, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d};
 pub use gpt::{Gpt, GptConfig, Transformer};
 pub use init::{Fans, Init};
 pub use layers::{Activation, Embedding, LayerNorm, Linear, LinearOptions, RmsNorm};

@@ -1,5 +1,6 @@
 //! Layers in a row: tuples and lists where the types are known, `Sequential` where they are chosen at run time.
 
+use super::conv::{Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d};
 use super::layers::{Activation, Embedding, LayerNorm, Linear, RmsNorm};
 use crate::error::{Result, bail};
 use crate::module::{Module, Visitor};
@@ -52,6 +53,7 @@ macro_rules! without_key {
     )*};
 }
 without_key!(Linear, Embedding, LayerNorm, RmsNorm);
+without_key!(Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d);
 
 impl Module for Activation {
     fn visit(&mut self, _: &mut Visitor<'_>) {}

@@ -6,6 +6,8 @@
 mod accumulate;
 #[doc(hidden)]
 pub mod attention;
+#[doc(hidden)]
+pub mod conv;
 mod create;
 #[doc(hidden)]
 pub mod elementwise;
@@ -26,6 +28,8 @@ pub mod shape;
 #[doc(hidden)]
 pub use attention::{rope, sdpa};
 #[doc(hidden)]
+pub use conv::{conv_input, conv_weight};
+#[doc(hidden)]
 pub use elementwise::{binary, cast, compare, dropout, gated, logical, select};
 #[doc(hidden)]
 pub use index::{embedding, gather, index_select, scatter_reduce};
@@ -43,6 +47,10 @@ pub use shape::{concat, diagonal, flip, pad, permute, repeat, slice, split, sque
 pub use crate::backend::cpu::quant::Blocks;
 pub(crate) use accumulate::ACCUMULATE;
 pub use bce_with_logits::BceWithLogitsOptions;
+pub use conv::{
+    Conv1dOptions, Conv2dOptions, Conv3dOptions, ConvOptions, ConvTranspose1dOptions, ConvTranspose2dOptions, ConvTranspose3dOptions,
+    ConvTransposeOptions, Padding,
+};
 #[doc(hidden)]
 pub use create::{Nested, from_whole};
 pub use cross_entropy::CrossEntropyOptions;
@@ -152,6 +160,9 @@ registry! {
         compare::Compare,
         compare::CompareScalar,
         concat::Concat,
+        conv::conv::Conv,
+        conv_input::ConvInput,
+        conv_weight::ConvWeight,
         cross_entropy::CrossEntropyLoss,
         cross_entropy::CrossEntropyVjp,
         cumsum::Cumsum,

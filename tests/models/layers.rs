@@ -1,10 +1,11 @@
 //! Layers: their formulas, gradients, names, caches and initial values.
 
 use cotangent::nn::{
-    Activation, Attend, AttentionConfig, Block, CausalSelfAttention, DecoderLayer, Dropout, Embedding, Fans, GatedMlp, GruCell, Init,
-    KvCache, Layer, LayerNorm, Linear, LstmCell, Mlp, MultiHeadAttention, NormOrder, Residual, RmsNorm, RnnCell, Sequential,
+    Activation, Attend, AttentionConfig, Block, CausalSelfAttention, Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d,
+    ConvTranspose3d, DecoderLayer, Dropout, Embedding, Fans, GatedMlp, GruCell, Init, KvCache, Layer, LayerNorm, Linear, LstmCell, Mlp,
+    MultiHeadAttention, NormOrder, Residual, RmsNorm, RnnCell, Sequential,
 };
-use cotangent::ops::RopeOptions;
+use cotangent::ops::{Conv2dOptions, ConvTranspose2dOptions, RopeOptions};
 use cotangent::{F32, F64, Key, Module, Result, Tensor, U8, gradcheck_module};
 
 fn randn(shape: &[usize], k: u64) -> Tensor {
@@ -101,6 +102,38 @@ fn every_layer_passes_a_gradient_check() {
         .push(Activation::Silu)
         .push(RmsNorm::new(4, 1e-5, F64).unwrap());
     check("sequential", &net, |m| m.call(&x, None));
+}
+
+#[test]
+fn convolutions_pass_a_gradient_check_and_start_as_pytorchs() -> Result<()> {
+    let image = randn(&[2, 4, 5, 4], 3);
+    let options = Conv2dOptions { stride: [2, 1], padding: 1.into(), groups: 2, ..Conv2dOptions::default() };
+    check("conv", &Conv2d::with(4, 6, [3, 2], F64, Key::new(1), &options)?, |m| m.forward(&image));
+    check("conv without a bias", &Conv2d::no_bias(4, 6, [3, 2], F64, Key::new(1), &options)?, |m| m.forward(&image));
+    let back = ConvTranspose2dOptions { stride: [2, 3], output_padding: [1, 2], groups: 2, ..ConvTranspose2dOptions::default() };
+    check("transposed", &ConvTranspose2d::with(4, 6, [3, 2], F64, Key::new(1), &back)?, |m| m.forward(&image));
+    check("transposed without a bias", &ConvTranspose2d::no_bias(4, 6, [3, 2], F64, Key::new(1), &back)?, |m| m.forward(&image));
+    let (line, volume) = (randn(&[1, 2, 6], 4), randn(&[1, 2, 3, 2, 4], 5));
+    let key = Key::new(2);
+    check("conv1d", &(Conv1d::new(2, 3, [3], F64, key)?, ConvTranspose1d::new(3, 2, [2], F64, key)?), |m| m.call(&line, None));
+    let pair = (Conv3d::new(2, 3, [2, 1, 3], F64, key)?, Activation::Silu, ConvTranspose3d::new(3, 2, [2, 1, 1], F64, key)?);
+    assert_eq!(pair.names(), ["0.weight", "0.bias", "2.weight", "2.bias"]);
+    check("conv3d", &pair, |m| m.call(&volume, None));
+
+    // Uniform in ±1/√(channels of a group · kernel), for the transposed one by its second extent.
+    let conv = Conv2d::with(32, 64, [3, 5], F64, key, &Conv2dOptions { groups: 2, ..Conv2dOptions::default() })?;
+    let back = ConvTranspose2d::new(64, 16, [3, 5], F64, key)?;
+    for (weight, bias, shape) in [(&conv.weight, &conv.bias, [64, 16, 3, 5]), (&back.weight, &back.bias, [64, 16, 3, 5])] {
+        assert_eq!(weight.shape(), &shape);
+        let bound = 1.0 / 240f64.sqrt();
+        let most = |t: &Tensor| t.abs().unwrap().max(..).unwrap().item().unwrap();
+        assert!((0.99 * bound..=bound).contains(&most(weight)) && most(bias.as_ref().unwrap()) <= bound);
+    }
+    let refused = Conv2d::with(3, 4, [3, 3], F64, key, &Conv2dOptions { groups: 2, ..Conv2dOptions::default() }).unwrap_err();
+    assert!(refused.to_string().starts_with("conv: inputs (3) must be a multiple of groups (2)"), "{refused}");
+    let wrong = conv.forward(&image).unwrap_err().to_string();
+    assert!(wrong.starts_with("conv2d: ") && wrong.contains("`weight` f64[64, 16, 3, 5]"), "{wrong}");
+    Ok(())
 }
 
 fn sigmoid(x: f64) -> f64 {

@@ -2,6 +2,7 @@
 
 mod attention;
 mod checker;
+mod conv;
 mod definitions;
 mod fused;
 mod gradcheck;

@@ -4,9 +4,10 @@
 //! bitwise the same on any pool.
 //!
 //! From the bottom up, each seeing only those before it: `memory` (buffers), `math` (functions of one number), `run` (how loops
-//! run), `reduce` (statistics, order and whole rows), `matmul` (matrix products), `attention`, and `optim` (optimizer steps).
+//! run), `reduce` (statistics, order and whole rows), `matmul` (matrix products), `attention`, `conv` (convolutions), and `optim` (optimizer steps).
 
 pub(crate) mod attention;
+pub(crate) mod conv;
 pub(crate) mod math;
 pub(crate) mod matmul;
 mod memory;

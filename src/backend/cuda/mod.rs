@@ -23,7 +23,7 @@ pub use ops::reduce::GroupKernels;
 pub(crate) use abi::bits;
 pub(crate) use device::{Buffer, Context, Dst, Running, Src, capture};
 pub(crate) use launch::{Dense, copy, grid, kernels};
-pub(crate) use ops::{attention, index, linalg, loss, norm, optim, reduce, shape};
+pub(crate) use ops::{attention, conv, index, linalg, loss, norm, optim, reduce, shape};
 
 use super::Device;
 use crate::error::Result;

@@ -3,9 +3,10 @@
 use super::Pick;
 use cotangent::io::{RopeConfig, RopeScaling};
 use cotangent::nn::{
-    Activation, AttentionConfig, Dropout, Embedding, Fans, GatedMlp, Gpt, GptConfig, GruCell, Init, KvCache, Layer, LayerNorm, Linear,
-    LinearOptions, LstmCell, Mlp, MultiHeadAttention, Residual, RmsNorm, RnnCell, Rotation, Sequential,
+    Activation, AttentionConfig, Conv2d, ConvTranspose1d, Dropout, Embedding, Fans, GatedMlp, Gpt, GptConfig, GruCell, Init, KvCache,
+    Layer, LayerNorm, Linear, LinearOptions, LstmCell, Mlp, MultiHeadAttention, Residual, RmsNorm, RnnCell, Rotation, Sequential,
 };
+use cotangent::ops::{Conv2dOptions, ConvTranspose1dOptions};
 use cotangent::optim::{Adam, AdamW, Decay, Ema, LossScaler, Muon, Schedule, Sgd, Warmup, WarmupCosine};
 use cotangent::train::{Batches, Order, Prefetch, Rows, Sampling, Tokens, Windows, document_mask};
 use cotangent::{Axes, DType, F32, I64, Layout, Module, Result, Shape, Tensor, value_and_grad};
@@ -72,6 +73,20 @@ pub(super) const MODULES: &[(&str, fn(&mut Pick) -> Result<()>)] = &[
         let (i, o, d) = (width(g), width(g), g.float());
         let l = Linear::with(i, o, d, g.key(), &LinearOptions { bias: g.rarely(2), ..LinearOptions::default() })?;
         let x = input(g, i, d);
+        trained(&l, |l| l.forward(&x))
+    }),
+    ("Conv2d", |g| {
+        let (i, o, k, d) = (width(g), width(g), g.one(&[1, 2, 3, 0]), g.float());
+        let options = Conv2dOptions { padding: g.below(3).into(), groups: g.one(&[1, 1, 2]), ..Conv2dOptions::default() };
+        let l = Conv2d::with(i, o, [k, g.one(&[1, 2])], d, g.key(), &options)?;
+        let x = g.tensor(&[2, i.min(64), 4, 3], d);
+        trained(&l, |l| l.forward(&x))
+    }),
+    ("ConvTranspose1d", |g| {
+        let (i, o, k, d) = (width(g), width(g), g.one(&[1, 2, 3, 0]), g.float());
+        let options = ConvTranspose1dOptions { stride: [g.one(&[1, 2])], groups: g.one(&[1, 1, 2]), ..ConvTranspose1dOptions::default() };
+        let l = ConvTranspose1d::with(i, o, [k], d, g.key(), &options)?;
+        let x = g.tensor(&[2, i.min(64), 4], d);
         trained(&l, |l| l.forward(&x))
     }),
     ("Embedding", |g| {

@@ -2,8 +2,8 @@
 
 use super::{Call, Pick};
 use cotangent::ops::{
-    BceWithLogitsOptions, Blocks, CrossEntropyOptions, MatrixNorm, NllLossOptions, Reduction, RopeOptions, RopePositions, RopeStyle,
-    ScatterReduce, SdpaOptions, Span,
+    BceWithLogitsOptions, Blocks, ConvOptions, ConvTransposeOptions, CrossEntropyOptions, MatrixNorm, NllLossOptions, Padding, Reduction,
+    RopeOptions, RopePositions, RopeStyle, ScatterReduce, SdpaOptions, Span,
 };
 use cotangent::{Device, F32, I64, Result, Tensor, U8};
 use std::sync::Arc;
@@ -98,6 +98,54 @@ fn product(g: &mut Pick, f: fn(&Tensor, &Tensor) -> Result<Tensor>, kind: usize)
         (a, b) = (g.extents(), g.extents());
     }
     (vec![g.tensor(&a, d), g.tensor(&b, d)], call(move |x| Ok(vec![f(&x[0], &x[1])?])))
+}
+
+/// A convolution, or its transpose: an input and a weight that mostly fit, now and then a bias, and what both kinds of options have.
+fn convolution<const D: usize>(g: &mut Pick, transposed: bool) -> (Vec<Tensor>, ConvOptions<D>, [usize; D]) {
+    let d = g.float();
+    let (groups, each, outputs) = (g.one(&[1, 1, 1, 2, 3]), g.one(&[1, 2, 5, 0]), g.one(&[1, 2, 3, 0]));
+    let channels = if transposed { [outputs * groups, each * groups] } else { [each * groups, outputs * groups] };
+    let lead = g.one(&[1, 2, 0]);
+    let (mut x, mut w) = (vec![lead, channels[0]], if transposed { vec![channels[0], each] } else { vec![channels[1], each] });
+    for _ in 0..D {
+        x.push(g.one(&[5, 4, 8, 1, 0]));
+        w.push(g.one(&[1, 2, 3, 3, 0]));
+    }
+    if g.rarely(15) {
+        x = g.extents();
+    }
+    if g.rarely(15) {
+        w = g.near(&w);
+    }
+    let mut all = vec![g.tensor(&x, d), g.tensor(&w, d)];
+    if g.rarely(2) {
+        all.push(g.tensor(&[channels[1]], d));
+    }
+    let few = |g: &mut Pick| if g.rarely(30) { g.size() } else { g.one(&[1, 1, 2, 3]) };
+    let mut list = |least: usize| std::array::from_fn(|_| few(g).wrapping_sub(1 - least));
+    let (stride, dilation, more) = (list(1), list(1), list(0));
+    let padding = match g.below(4) {
+        0 => Padding::Both(std::array::from_fn(|_| g.below(3))),
+        1 => Padding::Sides(std::array::from_fn(|_| (g.below(3), if g.rarely(30) { g.size() } else { g.below(3) }))),
+        2 => Padding::Same,
+        _ => Padding::Valid,
+    };
+    (all, ConvOptions { stride, padding, dilation, groups: if g.rarely(20) { g.size() } else { groups } }, more)
+}
+
+fn conv<const D: usize>(g: &mut Pick, f: fn(&Tensor, &Tensor, Option<&Tensor>, &ConvOptions<D>) -> Result<Tensor>) -> Made {
+    let (x, o, _) = convolution(g, false);
+    (x, call(move |x| Ok(vec![f(&x[0], &x[1], x.get(2), &o)?])))
+}
+
+fn conv_transpose<const D: usize>(
+    g: &mut Pick,
+    f: fn(&Tensor, &Tensor, Option<&Tensor>, &ConvTransposeOptions<D>) -> Result<Tensor>,
+) -> Made {
+    let (x, o, output_padding) = convolution(g, true);
+    let padding = if let Padding::Both(p) = o.padding { p } else { [0; D] };
+    let o = ConvTransposeOptions { stride: o.stride, padding, output_padding, dilation: o.dilation, groups: o.groups };
+    (x, call(move |x| Ok(vec![f(&x[0], &x[1], x.get(2), &o)?])))
 }
 
 fn reduction(g: &mut Pick) -> Reduction {
@@ -396,6 +444,12 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
         }
         (x, call(move |x| Ok(vec![x[0].linear(&x[1], x.get(2))?])))
     }),
+    ("conv1d", |g| conv(g, Tensor::conv1d)),
+    ("conv2d", |g| conv(g, Tensor::conv2d)),
+    ("conv3d", |g| conv(g, Tensor::conv3d)),
+    ("conv_transpose1d", |g| conv_transpose(g, Tensor::conv_transpose1d)),
+    ("conv_transpose2d", |g| conv_transpose(g, Tensor::conv_transpose2d)),
+    ("conv_transpose3d", |g| conv_transpose(g, Tensor::conv_transpose3d)),
     ("einsum", |g| {
         let equation =
             g.one(&["ij,jk->ik", "bij,bjk->bik", "ii->i", "...i,i->...", "ij->ji", "i,i->", "ij,ij->i", "i,j->ij", "a,,->a", "i->ij"]);

@@ -598,7 +598,7 @@ fn constructors(c: &Case) -> Option<Call> {
 
 /// The call of a case.
 pub fn call(c: &Case) -> Call {
-    [elementwise, two_operands, reductions, moves, products, norms, losses, attention, constructors]
+    [elementwise, two_operands, reductions, moves, products, norms, losses, attention, super::convolutions::convolutions, constructors]
         .iter()
         .find_map(|f| f(c))
         .unwrap_or_else(|| panic!("{}: no such op: add it to tests/ops/torch_ops/calls.rs", c.id()))

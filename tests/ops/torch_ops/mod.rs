@@ -6,6 +6,7 @@
 
 mod calls;
 mod cases;
+mod convolutions;
 mod reference;
 
 use cases::{Case, Numbers};
@@ -422,7 +423,8 @@ const NO_DOORS: &[(&str, &str)] = &[
 #[test]
 fn every_method_has_fixtures() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    let calls = std::fs::read_to_string(root.join("tests/ops/torch_ops/calls.rs")).unwrap();
+    let calls =
+        ["calls", "convolutions"].map(|f| std::fs::read_to_string(root.join(format!("tests/ops/torch_ops/{f}.rs"))).unwrap()).concat();
     let mut folders = vec![root.join("src/ops")];
     let (mut methods, mut missing) = (BTreeSet::new(), Vec::new());
     while let Some(folder) = folders.pop() {

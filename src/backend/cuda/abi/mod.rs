@@ -8,6 +8,7 @@ mod kernel;
 mod modules;
 mod remap;
 mod rope;
+mod sliding;
 mod tensors;
 mod view;
 
@@ -20,5 +21,6 @@ pub(crate) use modules::MODULES;
 pub(crate) use modules::SYMBOLS;
 pub(crate) use remap::{AxisMap, Remap};
 pub(crate) use rope::{CHUNK, Frequencies};
+pub(crate) use sliding::Sliding;
 pub(crate) use tensors::{ARRAYS, SETS, TENSORS, Tensors};
 pub(crate) use view::{MAX_RANK, Params, View};

@@ -1,0 +1,93 @@
+//! What convolutions can be told.
+
+/// Zeros around the spatial axes of an input; a number or a list of them converts: `padding: 1.into()`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Padding<const D: usize> {
+    /// As many before as after, for each axis.
+    Both([usize; D]),
+    /// Before and after, for each axis.
+    Sides([(usize, usize); D]),
+    /// As many as keep the extents: `dilation · (kernel − 1)` in all, where that is odd one more after than before. For stride 1.
+    Same,
+    /// None.
+    Valid,
+}
+
+impl<const D: usize> Default for Padding<D> {
+    fn default() -> Self {
+        Padding::Both([0; D])
+    }
+}
+
+impl<const D: usize> From<usize> for Padding<D> {
+    fn from(n: usize) -> Self {
+        Padding::Both([n; D])
+    }
+}
+
+impl<const D: usize> From<[usize; D]> for Padding<D> {
+    fn from(n: [usize; D]) -> Self {
+        Padding::Both(n)
+    }
+}
+
+/// Options of a convolution over `D` spatial axes; the default is PyTorch's.
+///
+/// ```
+/// use cotangent::ops::Conv2dOptions;
+/// let halves = Conv2dOptions { stride: [2, 2], padding: 1.into(), ..Conv2dOptions::default() };
+/// assert_eq!((halves.dilation, halves.groups), ([1, 1], 1));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvOptions<const D: usize> {
+    /// Positions of the input between neighbours of the output, for each axis.
+    pub stride: [usize; D],
+    /// Zeros around the input.
+    pub padding: Padding<D>,
+    /// Positions of the input between neighbours of the kernel, for each axis.
+    pub dilation: [usize; D],
+    /// Into how many groups the channels are divided; each group of outputs sees its group of inputs alone.
+    pub groups: usize,
+}
+
+impl<const D: usize> Default for ConvOptions<D> {
+    fn default() -> Self {
+        ConvOptions { stride: [1; D], padding: Padding::default(), dilation: [1; D], groups: 1 }
+    }
+}
+
+/// Options of [`Tensor::conv1d`](crate::Tensor::conv1d).
+pub type Conv1dOptions = ConvOptions<1>;
+/// Options of [`Tensor::conv2d`](crate::Tensor::conv2d).
+pub type Conv2dOptions = ConvOptions<2>;
+/// Options of [`Tensor::conv3d`](crate::Tensor::conv3d).
+pub type Conv3dOptions = ConvOptions<3>;
+
+/// Options of a transposed convolution over `D` spatial axes; the default is PyTorch's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvTransposeOptions<const D: usize> {
+    /// Positions of the output between neighbours of the input, for each axis.
+    pub stride: [usize; D],
+    /// What is left out at both ends of the output: the padding of the convolution whose transpose this is.
+    pub padding: [usize; D],
+    /// Positions that the output has more at its end, less than stride or dilation: a convolution with a stride forgets how many positions
+    /// its kernel did not reach.
+    pub output_padding: [usize; D],
+    /// Positions of the output between neighbours of the kernel, for each axis.
+    pub dilation: [usize; D],
+    /// Into how many groups the channels are divided.
+    pub groups: usize,
+}
+
+impl<const D: usize> Default for ConvTransposeOptions<D> {
+    fn default() -> Self {
+        ConvTransposeOptions { stride: [1; D], padding: [0; D], output_padding: [0; D], dilation: [1; D], groups: 1 }
+    }
+}
+
+/// Options of [`Tensor::conv_transpose1d`](crate::Tensor::conv_transpose1d).
+pub type ConvTranspose1dOptions = ConvTransposeOptions<1>;
+/// Options of [`Tensor::conv_transpose2d`](crate::Tensor::conv_transpose2d).
+pub type ConvTranspose2dOptions = ConvTransposeOptions<2>;
+/// Options of [`Tensor::conv_transpose3d`](crate::Tensor::conv_transpose3d).
+pub type ConvTranspose3dOptions = ConvTransposeOptions<3>;

@@ -1,0 +1,165 @@
+//! Convolutions beyond single samples: random geometries, layers after each other, and what refusals say.
+
+use cotangent::ops::conv::{Sliding, Window, conv::Conv};
+use cotangent::ops::conv_input::ConvInput;
+use cotangent::ops::conv_weight::ConvWeight;
+use cotangent::ops::{Conv1dOptions, Conv2dOptions, ConvTranspose1dOptions, ConvTranspose2dOptions, Padding};
+use cotangent::testing::gradcheck;
+use cotangent::{F32, F64, Key, Result, Shape, Tensor, op};
+
+fn randn(shape: &[usize], k: u64) -> Tensor {
+    Tensor::randn(shape, F64, Key::new(k)).unwrap()
+}
+
+fn dot(a: &Tensor, b: &Tensor) -> f64 {
+    a.mul(b).unwrap().sum(..).unwrap().item().unwrap()
+}
+
+/// `Σ ȳ · w · x` over everything that meets, by the plainest loop.
+fn form(s: &Sliding, x: &Tensor, w: &Tensor, y: &Tensor) -> f64 {
+    let (xs, ws, ys) = (x.shape(), w.shape(), y.shape());
+    let (xv, wv, yv) = (x.to_f64_vec().unwrap(), w.to_f64_vec().unwrap(), y.to_f64_vec().unwrap());
+    let (d, outputs) = (s.axes.len(), ws[0] / s.groups);
+    let count = |e: &[usize]| e.iter().product::<usize>();
+    let coordinate = |mut i: usize, e: &[usize], a: usize| {
+        for &n in e[a + 1..].iter().rev() {
+            i /= n;
+        }
+        i % e[a]
+    };
+    let mut sum = 0.0;
+    for p in 0..count(&ys[2..]) {
+        for k in 0..count(&ws[2..]) {
+            let mut at = Some(0);
+            for a in 0..d {
+                let window = s.axes[a];
+                let q = coordinate(p, &ys[2..], a) * window.stride + coordinate(k, &ws[2..], a) * window.dilation;
+                let q = q as isize - window.padding.0;
+                at = at.filter(|_| (0..xs[2 + a] as isize).contains(&q)).map(|at| at * xs[2 + a] + q as usize);
+            }
+            let Some(at) = at else { continue };
+            for n in 0..xs[0] {
+                for o in 0..ws[0] {
+                    for c in 0..ws[1] {
+                        let channel = o / outputs * ws[1] + c;
+                        sum += yv[(n * ys[1] + o) * count(&ys[2..]) + p]
+                            * wv[(o * ws[1] + c) * count(&ws[2..]) + k]
+                            * xv[(n * xs[1] + channel) * count(&xs[2..]) + at];
+                    }
+                }
+            }
+        }
+    }
+    sum
+}
+
+/// Random sizes, among them such that tiles have rests, several images, or a part of one: each op's inner product with the operand
+/// that it is the derivative by is the same number.
+#[test]
+fn the_three_ops_are_derivatives_of_one_form() -> Result<()> {
+    let (mut checked, mut tried) = (0, 0);
+    while checked < 120 {
+        tried += 1;
+        let key = Key::new(tried);
+        let pick = |i: u64, of: &[usize]| of[key.below(i, of.len() as u64) as usize];
+        let d = pick(0, &[1, 1, 2, 2, 3]);
+        let groups = pick(1, &[1, 1, 2, 3]);
+        let (inputs, outputs) = (pick(2, &[1, 2, 4, 5, 9]), pick(3, &[1, 2, 4, 6, 17]));
+        let extents: &[usize] = [&[3, 64, 65, 300, 77][..], &[1, 5, 8, 17], &[2, 3, 5]][d - 1];
+        let axes = (0..d as u64)
+            .map(|a| Window {
+                stride: pick(10 + a, &[1, 1, 2, 3]),
+                dilation: pick(20 + a, &[1, 1, 2]),
+                padding: (pick(30 + a, &[0, 1, 2, 3]) as isize, pick(40 + a, &[0, 1, 2]) as isize),
+            })
+            .collect();
+        let input: Shape = (0..d as u64).map(|a| pick(50 + a, extents)).collect();
+        let kernel: Shape = (0..d as u64).map(|a| pick(60 + a, &[1, 2, 3, 4])).collect();
+        let s = Sliding { axes, groups, input, kernel };
+        let Ok(output) = s.output() else { continue };
+        let images = pick(4, &[1, 2, 3, 11]);
+        let of = |lead: [usize; 2], rest: &Shape| lead.into_iter().chain(rest.iter().copied()).collect::<Vec<usize>>();
+        let x = randn(&of([images, groups * inputs], &s.input), 1);
+        let w = randn(&of([groups * outputs, inputs], &s.kernel), 2);
+        let y = randn(&of([images, groups * outputs], &output), 3);
+        if x.numel() * y.numel() > 4_000_000 {
+            continue;
+        }
+        checked += 1;
+        let want = form(&s, &x, &w, &y);
+        let near = |what: &str, got: f64| assert!((got - want).abs() < 1e-9 * (1.0 + want.abs()), "{what} of {s:?}: {got}, not {want}");
+        near("conv", dot(&op::apply1(Conv(s.clone()), &[&x, &w])?, &y));
+        near("conv_input", dot(&op::apply1(ConvInput(s.clone()), &[&y, &w])?, &x));
+        near("conv_weight", dot(&op::apply1(ConvWeight(s.clone()), &[&x, &y])?, &w));
+    }
+    Ok(())
+}
+
+/// The first layer's input seldom needs a gradient, and hides one that is wrong: the second's does.
+#[test]
+fn layers_after_each_other_have_gradients_for_every_remainder() -> Result<()> {
+    let thirds = Conv1dOptions { stride: [3], padding: Padding::Sides([(1, 0)]), ..Conv1dOptions::default() };
+    let back = ConvTranspose1dOptions { stride: [2], output_padding: [1], ..ConvTranspose1dOptions::default() };
+    for length in 17..=22 {
+        let layers = |t: &[Tensor]| {
+            let y = t[0].conv1d(&t[1], None, &thirds)?.tanh()?.conv1d(&t[2], None, &thirds)?.tanh()?;
+            y.conv_transpose1d(&t[3], None, &back)
+        };
+        let inputs = [&[1, 2, length][..], &[3, 2, 2], &[2, 3, 2], &[2, 1, 3]];
+        let inputs: Vec<Tensor> = inputs.iter().enumerate().map(|(i, s)| randn(s, i as u64)).collect();
+        gradcheck(layers, &inputs).unwrap_or_else(|e| panic!("length {length}: {e}"));
+    }
+    Ok(())
+}
+
+/// A transposed convolution with the convolution's options gives its input's shape back, whatever the stride left out.
+#[test]
+fn a_transpose_undoes_the_shape() -> Result<()> {
+    for length in 5..15 {
+        for (stride, padding, dilation) in [(1, 0, 1), (2, 1, 1), (3, 2, 2), (4, 0, 1)] {
+            let (x, w) = (randn(&[1, 2, length], 1), randn(&[3, 2, 3], 2));
+            let options = Conv1dOptions { stride: [stride], padding: padding.into(), dilation: [dilation], groups: 1 };
+            let Ok(y) = x.conv1d(&w, None, &options) else { continue };
+            let rest = (length + 2 * padding - dilation * 2 - 1) % stride;
+            let back =
+                ConvTranspose1dOptions { stride: [stride], padding: [padding], output_padding: [rest], dilation: [dilation], groups: 1 };
+            assert_eq!(y.conv_transpose1d(&w, None, &back)?.shape(), x.shape());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn same_padding_keeps_extents() -> Result<()> {
+    for (kernel, dilation) in [([1, 2], [1, 1]), ([3, 4], [2, 3]), ([5, 2], [1, 4])] {
+        let (x, w) = (randn(&[1, 2, 6, 7], 1), randn(&[2, 2, kernel[0], kernel[1]], 2));
+        let options = Conv2dOptions { padding: Padding::Same, dilation, ..Conv2dOptions::default() };
+        assert_eq!(x.conv2d(&w, None, &options)?.shape(), x.shape());
+    }
+    Ok(())
+}
+
+/// Refusals name the method, the shapes and what to do.
+#[test]
+fn refusals_say_what_to_do() {
+    let (x, w) = (Tensor::zeros([2, 8, 9, 3], F32).unwrap(), Tensor::zeros([4, 3, 3, 3], F32).unwrap());
+    let plain = Conv2dOptions::default();
+    let says = |e: Result<Tensor>, parts: &[&str]| {
+        let text = e.unwrap_err().to_string();
+        assert!(parts.iter().all(|p| text.contains(p)), "{text}");
+    };
+    says(x.conv2d(&w, None, &plain), &["conv2d: ", "[2, 8, 9, 3]", "[4, 3, 3, 3]", "permute it to the second place"]);
+    let right = x.permute([0, 3, 1, 2]).unwrap();
+    assert_eq!(right.conv2d(&w, None, &plain).unwrap().shape(), &[2, 4, 6, 7]);
+    says(right.select(0, 0).unwrap().conv2d(&w, None, &plain), &["conv2d: ", "[batch, channels, height, width]", "unsqueeze(0)"]);
+    says(right.conv1d(&w, None, &Conv1dOptions::default()), &["conv1d: ", "[batch, channels, length]"]);
+    says(right.conv2d(&w, None, &Conv2dOptions { groups: 2, ..plain }), &["2 groups"]);
+    says(right.narrow(2, 0, 2).unwrap().conv2d(&w, None, &plain), &["kernel [3, 3]", "[2, 9]", "add padding"]);
+    let same = Conv2dOptions { padding: Padding::Same, stride: [2, 2], ..plain };
+    says(right.conv2d(&w, None, &same), &["conv2d: ", "Same", "[2, 2]", "in numbers"]);
+    let more = ConvTranspose2dOptions { output_padding: [1, 0], ..ConvTranspose2dOptions::default() };
+    let y = Tensor::zeros([2, 4, 6, 7], F32).unwrap();
+    says(y.conv_transpose2d(&w, None, &more), &["conv_transpose2d: ", "output_padding [1, 0]", "stride [1, 1]"]);
+    let none = ConvTranspose2dOptions { padding: [5, 0], ..ConvTranspose2dOptions::default() };
+    says(y.conv_transpose2d(&w, None, &none), &["nothing of axis 2 is left", "[2, 4, 6, 7]"]);
+}
