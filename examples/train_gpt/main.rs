@@ -11,6 +11,7 @@ mod run;
 
 use args::Args;
 use clap::Parser;
+use cotangent::diagnostics::colored;
 use cotangent::nn::{Activation, Gpt, GptConfig};
 use cotangent::optim::{AdamW, WarmupCosine};
 use cotangent::train::{
@@ -155,7 +156,7 @@ fn report(args: &Args, outcome: &Outcome<Gpt>, health: &HealthWatch) -> Result<(
     say(format_args!("clipped {clipped:.1} % of the steps, skipped {} with non-finite gradients", outcome.skipped));
     let history = health.history();
     let Some(first) = history.steps.first() else { return Ok(()) };
-    say(format_args!("\nGradients over the run:\n{history}"));
+    say(format_args!("\nGradients over the run:\n{}", colored(&history)));
     if let Some(folder) = &args.out {
         // A continued run has a page of its own.
         let name = if first.step == 0 { "health.html".to_owned() } else { format!("health-from-{}.html", first.step) };

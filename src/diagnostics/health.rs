@@ -294,34 +294,20 @@ pub(super) fn layer_of(name: &str) -> &str {
     name.rsplit_once('.').map_or(name, |(path, _)| path)
 }
 
+/// One line a parameter, for 80 columns where names have 25 characters; mean and standard deviation are fields of [`LayerHealth`].
 impl fmt::Display for HealthReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = self.rows.iter().map(|r| r.name.len()).max().unwrap_or(0).max("parameter".len());
         let updates = self.rows.iter().any(|r| r.update.is_some());
-        write!(
-            f,
-            "{:<width$} {:>9} {:>10} {:>10} {:>10} {:>10} {:>7} {:>10}",
-            "parameter", "elements", "norm", "mean", "std", "max", "zeros", "grad/param"
-        )?;
+        write!(f, "{:<width$} {:>8} {:>7} {:>7} {:>6} {:>10}", "parameter", "elements", "norm", "max", "zeros", "grad/param")?;
         if updates {
             write!(f, " {:>10}", "step/param")?;
         }
         writeln!(f, "  verdict")?;
         for r in &self.rows {
-            write!(
-                f,
-                "{:<width$} {:>9} {:>10.3e} {:>10.2e} {:>10.3e} {:>10.3e} {:>6.1}% {:>10.2e}",
-                r.name,
-                r.count,
-                r.norm,
-                r.mean,
-                r.std,
-                r.max,
-                100.0 * r.zeros,
-                r.ratio
-            )?;
+            write!(f, "{:<width$} {:>8} {:>7.1e} {:>7.1e} {:>5.1}% {:>10.1e}", r.name, r.count, r.norm, r.max, 100.0 * r.zeros, r.ratio)?;
             if updates {
-                write!(f, " {:>10.2e}", r.update.unwrap_or(f64::NAN))?;
+                write!(f, " {:>10.1e}", r.update.unwrap_or(f64::NAN))?;
             }
             writeln!(f, "  {}", r.verdict)?;
         }

@@ -185,7 +185,7 @@ impl fmt::Display for HealthHistory {
         let width = self.layers.iter().map(String::len).max().unwrap_or(0).max("layer".len());
         writeln!(
             f,
-            "{:<width$} {:>10} {:>10} {:>10} {:>10} {:>10}  verdict over {} steps",
+            "{:<width$} {:>7} {:>7} {:>8} {:>7} {:>10}  verdict over {} steps",
             "layer",
             "last",
             "median",
@@ -197,9 +197,9 @@ impl fmt::Display for HealthHistory {
         for (i, name) in self.layers.iter().enumerate() {
             let norm = |q| quantile(self.steps.iter().map(|s| s.norms[i]), q);
             let last = self.steps.last().map_or(0.0, |s| s.norms[i]);
-            write!(f, "{name:<width$} {last:>10.3e} {:>10.3e} {:>10.3e} {:>10.3e}", norm(0.5), norm(0.0), norm(1.0))?;
+            write!(f, "{name:<width$} {last:>7.1e} {:>7.1e} {:>8.1e} {:>7.1e}", norm(0.5), norm(0.0), norm(1.0))?;
             match self.steps.iter().rev().find_map(|s| s.updates.get(i)) {
-                Some(_) => write!(f, " {:>10.2e}", quantile(self.steps.iter().filter_map(|s| s.updates.get(i).copied()), 0.5))?,
+                Some(_) => write!(f, " {:>10.1e}", quantile(self.steps.iter().filter_map(|s| s.updates.get(i).copied()), 0.5))?,
                 None => write!(f, " {:>10}", "")?,
             }
             writeln!(f, "  {}", self.verdict(i))?;

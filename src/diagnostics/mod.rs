@@ -26,6 +26,7 @@ mod profile;
 mod report;
 mod review;
 mod stats;
+mod terminal;
 mod trace;
 mod verdict;
 
@@ -41,6 +42,7 @@ pub use lint::{Slip, Suspicion, lint};
 pub use profile::{OpTime, Profile, Profiler, Total};
 pub use review::{Review, Twin, review};
 pub use stats::Stats;
+pub use terminal::colored;
 pub use trace::{Trace, Tracer};
 pub use verdict::Verdict;
 
