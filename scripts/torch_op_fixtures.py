@@ -984,8 +984,63 @@ def convolutions():
             case(fam, "conv_input", name + "_b" * b, f, lambda: [q(*x), q(*w)] + [q(w[1] * o["groups"])] * b, o, order=1 if 0 in x else 2)
 
 
+# --- pooling and norms of channels --------------------------------------------------------------------------------------
+
+def pooling():
+    fam = "pooling"
+    nth = lambda name, d: getattr(F, f"{name}{d}d")
+    for name, x, kernel, o in [
+        ("plain1", (2, 2, 6), [2], {}),
+        ("plain2", (1, 2, 4, 6), [2, 3], {}),
+        ("plain3", (1, 1, 4, 3, 4), [2, 3, 2], {}),
+        ("overlap", (1, 2, 7), [3], {"stride": [1], "padding": [1]}),
+        ("gaps", (1, 2, 9), [2], {"stride": [3]}),
+        ("rest", (1, 1, 5, 6), [3, 2], {"stride": [2, 3], "padding": [1, 0]}),
+        ("ceil1", (1, 2, 6), [3], {"stride": [2], "ceil": True}),
+        ("ceil_left_out", (1, 1, 5), [2], {"stride": [3], "padding": [1], "ceil": True}),
+        ("ceil2", (1, 1, 5, 4), [2, 3], {"stride": [2, 2], "padding": [1, 1], "ceil": True}),
+        ("ceil3", (1, 1, 3, 2, 5), [2, 1, 2], {"stride": [2, 1, 3], "padding": [0, 0, 1], "ceil": True}),
+        ("dilation", (1, 1, 6, 7), [2, 3], {"stride": [1, 2], "padding": [1, 0], "dilation": [2, 3]}),
+    ]:
+        d = len(kernel)
+        o = {"kernel": kernel, "stride": None, "padding": [0] * d, "dilation": [1] * d, "ceil": False, **o}
+        mp = lambda x_: nth("max_pool", d)(x_, kernel, o["stride"], o["padding"], o["dilation"], o["ceil"], return_indices=True)
+        case(fam, "max_pool", name, lambda x_: tuple(mp(x_)), lambda: [distinct(*x)], o)
+        if o["dilation"] == [1] * d:
+            for include in [True, False]:
+                ap = lambda x_: nth("avg_pool", d)(x_, kernel, o["stride"], o["padding"], o["ceil"], include)
+                case(fam, "avg_pool", f"{name}_{'with' if include else 'without'}", ap, lambda: [q(*x)], {**o, "include": include})
+    ties = torch.tensor([[[1.0, 3.0, 3.0, 0.0], [nan, 9.0, nan, 1.0], [-inf, -inf, -inf, inf]]])
+    o = {"kernel": [2], "stride": [1], "padding": [1], "dilation": [1], "ceil": False}
+    case(fam, "max_pool", "special", lambda x: tuple(F.max_pool1d(x, 2, 1, 1, return_indices=True)), [ties], o, order=1)
+    case(fam, "avg_pool", "special", lambda x: F.avg_pool1d(x, 2, 1, 1), [ties], {**o, "include": True}, order=1)
+    for name, x, out in [("even1", (2, 2, 6), [3]), ("odd1", (1, 2, 7), [3]), ("more1", (1, 2, 3), [5]), ("plane", (1, 2, 5, 4), [2, 3]), ("one", (2, 2, 3, 4), [1, 1]), ("volume", (1, 1, 3, 2, 4), [2, 1, 3])]:
+        d = len(out)
+        case(fam, "adaptive_avg_pool", name, lambda x_: nth("adaptive_avg_pool", d)(x_, out), lambda: [q(*x)], {"output": out})
+        case(fam, "adaptive_max_pool", name, lambda x_: nth("adaptive_max_pool", d)(x_, out), lambda: [distinct(*x)], {"output": out})
+
+    fam = "channels"
+    for name, x in [("plain", (3, 2)), ("line", (2, 3, 4)), ("plane", (2, 2, 3, 2)), ("volume", (1, 2, 2, 1, 3)), ("cubic", (3, 3, 3, 3))]:
+        c = x[1]
+        for w in [False, True]:
+            for b in [False, True]:
+                o = {"eps": 1e-5 if w else 1e-3, "weight": w, "bias": b}
+                tag = f"{name}{'_w' if w else ''}{'_b' if b else ''}"
+                # PyTorch's own second derivative refuses a bias without a weight.
+                by = lambda p: (p[0] if w else None, p[-1] if b else None)
+                order = 2 if w == b else 1
+                make = lambda: [distinct(*x)] + [q(c)] * w + [q(c)] * b
+                case(fam, "batch_norm", tag, lambda x_, *p: F.batch_norm(x_, None, None, *by(p), True, 0.1, o["eps"]), make, o, order=order)
+                run = lambda x_, m, v, *p: (x_ - m.reshape(c, *[1] * (x_.dim() - 2))) / (v.reshape(c, *[1] * (x_.dim() - 2)) + o["eps"]).sqrt() * (p[0].reshape(c, *[1] * (x_.dim() - 2)) if w else 1.0) + (p[-1].reshape(c, *[1] * (x_.dim() - 2)) if b else 0.0)
+                case(fam, "batch_norm_with", tag, run, lambda: [q(*x), q(c), pos(c)] + [q(c)] * w + [q(c)] * b, o)
+                if len(x) > 2:
+                    case(fam, "group_norm", "each_" + tag, lambda x_, *p: F.instance_norm(x_, None, None, *by(p), True, 0.1, o["eps"]), make, {**o, "groups": c}, order=order)
+                    case(fam, "group_norm", "all_" + tag, lambda x_, *p: F.group_norm(x_, 1, *by(p), o["eps"]), make, {**o, "groups": 1}, order=order)
+    case(fam, "group_norm", "pairs", lambda x, w, b: F.group_norm(x, 2, w, b, 1e-5), lambda: [distinct(2, 4, 3), q(4), q(4)], {"eps": 1e-5, "weight": True, "bias": True, "groups": 2})
+
+
 def main():
-    elementwise(), binary(), reductions(), shapes(), indices(), products(), einsum(), norms(), losses(), attention(), convolutions()
+    elementwise(), binary(), reductions(), shapes(), indices(), products(), einsum(), norms(), losses(), attention(), convolutions(), pooling()
     OUT.mkdir(parents=True, exist_ok=True)
     total = 0
     for family, cases in FAMILIES.items():

@@ -12,15 +12,8 @@
 // Determinism  every sum belongs to one thread and has one order; no atomics
 // Tried        nothing has been timed. To do: tensor cores for half types by the tiles of common/mma.cuh; positions of one remainder of the
 //              stride together in `input`, which multiplies by zeros where they differ
-#include "common/view.cuh"
+#include "common/sliding.cuh"
 #include "common/math.cuh"
-
-// As in src/backend/cuda/abi/sliding.rs: channels are counted per group; three spatial axes, of which the first may be trivial.
-struct Sliding {
-    i64 images, groups, inputs, outputs;
-    i64 input[3], kernel[3], output[3], stride[3], dilation[3], low[3];
-};
-static_assert(sizeof(Sliding) == 176, "as in src/backend/cuda/abi");
 
 constexpr int SIDE = 64, DEEP = 16;
 // Four more than the tile's side: rows stay aligned to 16 bytes, and lie in other banks.

@@ -10,6 +10,7 @@ mod gpt;
 mod init;
 mod layers;
 mod mlp;
+mod norms;
 mod recurrent;
 mod rotation;
 mod sequence;
@@ -27,6 +28,10 @@ pub use gpt::{Gpt, GptConfig, Transformer};
 pub use init::{Fans, Init};
 pub use layers::{Activation, Embedding, LayerNorm, Linear, LinearOptions, RmsNorm};
 pub use mlp::{GatedMlp, Mlp};
+pub use norms::{
+    BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, BatchStatistics, GroupNorm, InstanceNorm, InstanceNorm1d, InstanceNorm2d,
+    InstanceNorm3d,
+};
 pub use recurrent::{GruCell, LstmCell, RnnCell};
 pub use rotation::Rotation;
 pub use sequence::{Gru, Lstm, Recur, RecurrentConfig, Rnn};

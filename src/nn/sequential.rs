@@ -2,6 +2,7 @@
 
 use super::conv::{Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d};
 use super::layers::{Activation, Embedding, LayerNorm, Linear, RmsNorm};
+use super::norms::{BatchNorm, GroupNorm, InstanceNorm};
 use crate::error::{Result, bail};
 use crate::module::{Module, Visitor};
 use crate::rng::Key;
@@ -53,7 +54,21 @@ macro_rules! without_key {
     )*};
 }
 without_key!(Linear, Embedding, LayerNorm, RmsNorm);
+without_key!(GroupNorm, InstanceNorm);
 without_key!(Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d);
+
+impl Layer for BatchNorm {
+    /// By the running statistics. With a key, which means training, an error: statistics of the batch have no way out of a call.
+    fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
+        if key.is_some() {
+            bail!(
+                argument,
+                "batch_norm: in training its statistics must be kept: call forward_train, and update afterwards; or use GroupNorm"
+            );
+        }
+        self.forward(x)
+    }
+}
 
 impl Module for Activation {
     fn visit(&mut self, _: &mut Visitor<'_>) {}

@@ -28,7 +28,7 @@ pub mod shape;
 #[doc(hidden)]
 pub use attention::{rope, sdpa};
 #[doc(hidden)]
-pub use conv::{conv_input, conv_weight};
+pub use conv::{adaptive_pool, avg_pool, conv_input, conv_weight, max_pool};
 #[doc(hidden)]
 pub use elementwise::{binary, cast, compare, dropout, gated, logical, select};
 #[doc(hidden)]
@@ -38,7 +38,7 @@ pub use linalg::{einsum, linear, matmul, matrix_norm, quant_linear};
 #[doc(hidden)]
 pub use loss::{bce_with_logits, cross_entropy, linear_cross_entropy, mse_loss, nll_loss, soft_cross_entropy};
 #[doc(hidden)]
-pub use norm::{add_norm, log_softmax, softmax};
+pub use norm::{add_norm, batch_norm, group_norm, log_softmax, softmax};
 #[doc(hidden)]
 pub use reduce::{any_all, argmax, cumsum, group, mean, sort, sum};
 #[doc(hidden)]
@@ -48,8 +48,9 @@ pub use crate::backend::cpu::quant::Blocks;
 pub(crate) use accumulate::ACCUMULATE;
 pub use bce_with_logits::BceWithLogitsOptions;
 pub use conv::{
-    Conv1dOptions, Conv2dOptions, Conv3dOptions, ConvOptions, ConvTranspose1dOptions, ConvTranspose2dOptions, ConvTranspose3dOptions,
-    ConvTransposeOptions, Padding,
+    AvgPool1dOptions, AvgPool2dOptions, AvgPool3dOptions, AvgPoolOptions, Conv1dOptions, Conv2dOptions, Conv3dOptions, ConvOptions,
+    ConvTranspose1dOptions, ConvTranspose2dOptions, ConvTranspose3dOptions, ConvTransposeOptions, MaxPool1dOptions, MaxPool2dOptions,
+    MaxPool3dOptions, MaxPoolOptions, Padding,
 };
 #[doc(hidden)]
 pub use create::{Nested, from_whole};
@@ -187,6 +188,7 @@ registry! {
         log_softmax::LogSoftmax,
         log_softmax::LogSoftmaxVjp,
         matmul::MatMul,
+        max_pool::MaxPool,
         group::Reduce<group::LogSumExp>,
         group::Reduce<group::Max>,
         group::Reduce<group::Min>,
@@ -250,9 +252,15 @@ registry! {
         views::Reshape,
     ]
     composites: [
+        adaptive_pool::AdaptivePool<false>,
+        adaptive_pool::AdaptivePool<true>,
+        avg_pool::AvgPool,
+        batch_norm::BatchNorm,
+        batch_norm::BatchNormWith,
         bce_with_logits::BceWithLogits,
         concat::Stack,
         einsum::Einsum,
+        group_norm::GroupNorm,
         index_select::IndexAdd,
         matmul::Dot,
         matmul::Outer,

@@ -1,12 +1,13 @@
 //! Layers: their formulas, gradients, names, caches and initial values.
 
+use cotangent::io::ModuleFile;
 use cotangent::nn::{
-    Activation, Attend, AttentionConfig, Block, CausalSelfAttention, Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d,
-    ConvTranspose3d, DecoderLayer, Dropout, Embedding, Fans, GatedMlp, GruCell, Init, KvCache, Layer, LayerNorm, Linear, LstmCell, Mlp,
-    MultiHeadAttention, NormOrder, Residual, RmsNorm, RnnCell, Sequential,
+    Activation, Attend, AttentionConfig, BatchNorm2d, Block, CausalSelfAttention, Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d,
+    ConvTranspose3d, DecoderLayer, Dropout, Embedding, Fans, GatedMlp, GroupNorm, GruCell, Init, InstanceNorm, KvCache, Layer, LayerNorm,
+    Linear, LstmCell, Mlp, MultiHeadAttention, NormOrder, Residual, RmsNorm, RnnCell, Sequential,
 };
 use cotangent::ops::{Conv2dOptions, ConvTranspose2dOptions, RopeOptions};
-use cotangent::{F32, F64, Key, Module, Result, Tensor, U8, gradcheck_module};
+use cotangent::{F32, F64, GradOptions, Key, Module, Result, Tensor, U8, gradcheck_module, value_and_grad_with_aux};
 
 fn randn(shape: &[usize], k: u64) -> Tensor {
     Tensor::randn(shape, F64, Key::new(k)).unwrap()
@@ -133,6 +134,61 @@ fn convolutions_pass_a_gradient_check_and_start_as_pytorchs() -> Result<()> {
     assert!(refused.to_string().starts_with("conv: inputs (3) must be a multiple of groups (2)"), "{refused}");
     let wrong = conv.forward(&image).unwrap_err().to_string();
     assert!(wrong.starts_with("conv2d: ") && wrong.contains("`weight` f64[64, 16, 3, 5]"), "{wrong}");
+    Ok(())
+}
+
+#[test]
+fn norms_of_channels_train_evaluate_and_are_saved() -> Result<()> {
+    let x = randn(&[4, 4, 3, 2], 3);
+    check("group norm", &GroupNorm::new(2, 4, F64)?, |m| m.forward(&x));
+    check("instance norm", &InstanceNorm::new(4, F64)?, |m| m.forward(&x));
+    assert_close(&InstanceNorm::plain().forward(&x)?, &GroupNorm::new(4, 4, F64)?.forward(&x)?, 1e-12);
+
+    let mut norm = BatchNorm2d::new(4, F64)?;
+    assert_eq!(norm.names(), ["weight", "bias", "running_mean", "running_var"]);
+    assert_eq!(norm.trainable().len(), 2);
+    let (mut mean, mut var) = (vec![0.0; 4], vec![1.0; 4]);
+    for step in 0..3 {
+        let x = randn(&[4, 4, 3, 2], 10 + step);
+        let (_, seen, grads) = value_and_grad_with_aux(&norm, GradOptions::default(), |m| {
+            let (y, seen) = m.forward_train(&x)?;
+            assert!(y.is_tracked() && !seen.mean.is_tracked() && !seen.var.is_tracked());
+            Ok((y.powi(3)?.sum(..)?, seen))
+        })?;
+        assert_eq!(grads.named().len(), 2);
+        norm.update(&seen)?;
+        // The running variance is unbiased, as PyTorch's: n / (n − 1) of 24 values.
+        let v = values(&x);
+        for c in 0..4 {
+            let own: Vec<f64> = (0..v.len()).filter(|i| i / 6 % 4 == c).map(|i| v[i]).collect();
+            let m = own.iter().sum::<f64>() / 24.0;
+            let s = own.iter().map(|v| (v - m) * (v - m)).sum::<f64>() / 23.0;
+            (mean[c], var[c]) = (0.9 * mean[c] + 0.1 * m, 0.9 * var[c] + 0.1 * s);
+        }
+    }
+    let near = |t: &Tensor, want: &[f64]| assert!(values(t).iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-12), "{t} {want:?}");
+    near(&norm.running_mean, &mean);
+    near(&norm.running_var, &var);
+    let y = values(&norm.forward(&x)?);
+    let v = values(&x);
+    assert!((0..y.len()).all(|i| (y[i] - (v[i] - mean[i / 6 % 4]) / (var[i / 6 % 4] + 1e-5).sqrt()).abs() < 1e-12));
+
+    // What evaluates is saved and comes back [E10].
+    let folder = std::env::temp_dir().join(format!("cotangent-batch-norm-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("norm.safetensors");
+    norm.save(&path)?;
+    let mut back = BatchNorm2d::new(4, F64)?;
+    back.load(&path)?;
+    std::fs::remove_dir_all(&folder).unwrap();
+    assert_eq!(values(&back.forward(&x)?), y);
+
+    let refused = (norm.clone(), Activation::Relu).call(&x, Some(Key::new(1))).unwrap_err().to_string();
+    assert!(refused.contains("forward_train"), "{refused}");
+    assert_eq!(values(&norm.call(&x, None)?), y);
+    let other = BatchNorm2d::new(3, F64)?.forward_train(&randn(&[2, 3, 1, 1], 1))?.1;
+    assert!(norm.update(&other).unwrap_err().is_shape());
+    assert!(norm.forward_train(&randn(&[1, 4], 1)).unwrap_err().to_string().contains("batch_norm_with"));
     Ok(())
 }
 

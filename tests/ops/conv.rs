@@ -154,7 +154,7 @@ fn refusals_say_what_to_do() {
     says(right.select(0, 0).unwrap().conv2d(&w, None, &plain), &["conv2d: ", "[batch, channels, height, width]", "unsqueeze(0)"]);
     says(right.conv1d(&w, None, &Conv1dOptions::default()), &["conv1d: ", "[batch, channels, length]"]);
     says(right.conv2d(&w, None, &Conv2dOptions { groups: 2, ..plain }), &["2 groups"]);
-    says(right.narrow(2, 0, 2).unwrap().conv2d(&w, None, &plain), &["kernel [3, 3]", "[2, 9]", "add padding"]);
+    says(right.narrow(2, 0, 2).unwrap().conv2d(&w, None, &plain), &["kernel [3, 3]", "[2, 9] along spatial axis 0", "add padding"]);
     let same = Conv2dOptions { padding: Padding::Same, stride: [2, 2], ..plain };
     says(right.conv2d(&w, None, &same), &["conv2d: ", "Same", "[2, 2]", "in numbers"]);
     let more = ConvTranspose2dOptions { output_padding: [1, 0], ..ConvTranspose2dOptions::default() };

@@ -91,3 +91,55 @@ pub type ConvTranspose1dOptions = ConvTransposeOptions<1>;
 pub type ConvTranspose2dOptions = ConvTransposeOptions<2>;
 /// Options of [`Tensor::conv_transpose3d`](crate::Tensor::conv_transpose3d).
 pub type ConvTranspose3dOptions = ConvTransposeOptions<3>;
+
+/// Options of the largest element of windows over `D` spatial axes; the default is PyTorch's: windows side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MaxPoolOptions<const D: usize> {
+    /// Positions of the input between neighbours of the output, for each axis; `None` is the window's extents.
+    pub stride: Option<[usize; D]>,
+    /// Positions beside the input, at both ends, where windows may lie; they take no part. At most half of a window.
+    pub padding: [usize; D],
+    /// Positions of the input between neighbours of a window, for each axis.
+    pub dilation: [usize; D],
+    /// Whether a last window may reach beyond the padded input.
+    pub ceil: bool,
+}
+
+impl<const D: usize> Default for MaxPoolOptions<D> {
+    fn default() -> Self {
+        MaxPoolOptions { stride: None, padding: [0; D], dilation: [1; D], ceil: false }
+    }
+}
+
+/// Options of [`Tensor::max_pool1d`](crate::Tensor::max_pool1d).
+pub type MaxPool1dOptions = MaxPoolOptions<1>;
+/// Options of [`Tensor::max_pool2d`](crate::Tensor::max_pool2d).
+pub type MaxPool2dOptions = MaxPoolOptions<2>;
+/// Options of [`Tensor::max_pool3d`](crate::Tensor::max_pool3d).
+pub type MaxPool3dOptions = MaxPoolOptions<3>;
+
+/// Options of the mean of windows over `D` spatial axes; the default is PyTorch's: windows side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AvgPoolOptions<const D: usize> {
+    /// Positions of the input between neighbours of the output, for each axis; `None` is the window's extents.
+    pub stride: Option<[usize; D]>,
+    /// Zeros at both ends of each axis. At most half of a window.
+    pub padding: [usize; D],
+    /// Whether a last window may reach beyond the padded input.
+    pub ceil: bool,
+    /// Whether the padding counts where a sum is divided by the number of its elements; the default is that it does.
+    pub count_include_pad: bool,
+}
+
+impl<const D: usize> Default for AvgPoolOptions<D> {
+    fn default() -> Self {
+        AvgPoolOptions { stride: None, padding: [0; D], ceil: false, count_include_pad: true }
+    }
+}
+
+/// Options of [`Tensor::avg_pool1d`](crate::Tensor::avg_pool1d).
+pub type AvgPool1dOptions = AvgPoolOptions<1>;
+/// Options of [`Tensor::avg_pool2d`](crate::Tensor::avg_pool2d).
+pub type AvgPool2dOptions = AvgPoolOptions<2>;
+/// Options of [`Tensor::avg_pool3d`](crate::Tensor::avg_pool3d).
+pub type AvgPool3dOptions = AvgPoolOptions<3>;

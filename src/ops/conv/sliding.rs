@@ -130,6 +130,74 @@ impl Sliding {
         Ok(Sliding { axes, groups: options.groups, input, kernel: kernel.into() })
     }
 
+    /// Of windows that are reduced.
+    ///
+    /// # Errors
+    /// Argument error for padding of more than half of a window.
+    pub fn pool<const D: usize>(
+        x: &Shape,
+        kernel: &[usize; D],
+        stride: Option<[usize; D]>,
+        padding: [usize; D],
+        dilation: [usize; D],
+        ceil: bool,
+    ) -> Result<Self> {
+        let stride = stride.unwrap_or(*kernel);
+        let mut axes = SmallVec::new();
+        for a in 0..D {
+            let reach = kernel[a].saturating_sub(1).saturating_mul(dilation[a]).saturating_add(1);
+            if padding[a] > reach / 2 {
+                bail!(argument, "padding {padding:?} must be at most half of the window {kernel:?}");
+            }
+            // At most a quarter of what an address counts, by the check above, unless the window is beyond any input.
+            let Ok(low) = isize::try_from(padding[a]) else { bail!(shape, "window {kernel:?} is larger than memory can address (x {x})") };
+            let mut high = low;
+            let n = x.get(2 + a).copied().unwrap_or(0).saturating_add(padding[a]);
+            let padded = n.saturating_add(padding[a]);
+            if ceil && stride[a] > 0 && padded >= reach {
+                let mut last = (padded - reach).div_ceil(stride[a]);
+                // A window that begins behind the input and the padding before it is left out.
+                if last.saturating_mul(stride[a]) >= n {
+                    last -= 1;
+                }
+                let end = last.saturating_mul(stride[a]).saturating_add(reach);
+                high = isize::try_from(end).unwrap_or(isize::MAX).saturating_sub_unsigned(n);
+            }
+            axes.push(Window { stride: stride[a], dilation: dilation[a], padding: (low, high) });
+        }
+        Ok(Sliding { axes, groups: 1, input: x.get(2..).unwrap_or(&[]).into(), kernel: kernel[..].into() })
+    }
+
+    /// Shape error unless an operand has images, channels and the spatial axes.
+    pub(super) fn planes(&self, x: &Shape) -> Result<()> {
+        let d = self.axes.len();
+        if x.rank() != d + 2 {
+            let hint = if x.rank() == d + 1 { "; unsqueeze(0) adds the batch axis" } else { "" };
+            bail!(shape, "x {x}: expected {}{hint}", axes_of("batch, channels", d));
+        }
+        Ok(())
+    }
+
+    /// Argument error for windows that see nothing of the input.
+    pub(super) fn every_window_sees(&self, output: &Shape) -> Result<()> {
+        for (a, w) in self.axes.iter().enumerate() {
+            let sees = |p: usize| {
+                (0..self.kernel[a])
+                    .any(|k| (p * w.stride + k * w.dilation).checked_add_signed(-w.padding.0).is_some_and(|at| at < self.input[a]))
+            };
+            if !(0..output[a]).all(sees) {
+                bail!(
+                    argument,
+                    "with padding {:?} a window of {} sees nothing of the input {}: use less padding",
+                    w.padding,
+                    self.kernel,
+                    self.input
+                );
+            }
+        }
+        Ok(())
+    }
+
     /// Shape error unless an operand has the axes that are expected of it.
     pub(super) fn ranks(&self, operands: [(&str, &Shape, &str); 2]) -> Result<()> {
         let [(p, a, lead_a), (q, b, lead_b)] = operands;
@@ -180,11 +248,16 @@ impl Sliding {
         };
         let reach = |(a, &k): (&Window, &usize)| k.checked_sub(1).map(|k| k.saturating_mul(a.dilation).saturating_add(1));
         let Some(reach) = self.axes.iter().zip(self.kernel.iter()).map(reach).collect::<Option<Shape>>() else {
-            bail!(shape, "kernel {} has no elements", self.kernel)
+            bail!(shape, "kernel {} has no elements along an axis", self.kernel)
         };
-        if padded.iter().zip(reach.iter()).any(|(p, r)| r > p) {
+        if let Some(axis) = (0..padded.rank()).find(|&a| reach[a] > padded[a]) {
             let wide = if reach == self.kernel { String::new() } else { format!(", with its dilation {reach},") };
-            bail!(shape, "kernel {}{wide} is larger than the padded input {padded} (input {}): add padding", self.kernel, self.input);
+            bail!(
+                shape,
+                "kernel {}{wide} is larger than the padded input {padded} along spatial axis {axis} (input {}): add padding",
+                self.kernel,
+                self.input
+            );
         }
         Ok(self.axes.iter().zip(padded.iter().zip(reach.iter())).map(|(a, (p, r))| (p - r) / a.stride + 1).collect())
     }

@@ -2,8 +2,8 @@
 
 use super::{Call, Pick};
 use cotangent::ops::{
-    BceWithLogitsOptions, Blocks, ConvOptions, ConvTransposeOptions, CrossEntropyOptions, MatrixNorm, NllLossOptions, Padding, Reduction,
-    RopeOptions, RopePositions, RopeStyle, ScatterReduce, SdpaOptions, Span,
+    AvgPoolOptions, BceWithLogitsOptions, Blocks, ConvOptions, ConvTransposeOptions, CrossEntropyOptions, MatrixNorm, MaxPoolOptions,
+    NllLossOptions, Padding, Reduction, RopeOptions, RopePositions, RopeStyle, ScatterReduce, SdpaOptions, Span,
 };
 use cotangent::{Device, F32, I64, Result, Tensor, U8};
 use std::sync::Arc;
@@ -146,6 +146,59 @@ fn conv_transpose<const D: usize>(
     let padding = if let Padding::Both(p) = o.padding { p } else { [0; D] };
     let o = ConvTransposeOptions { stride: o.stride, padding, output_padding, dilation: o.dilation, groups: o.groups };
     (x, call(move |x| Ok(vec![f(&x[0], &x[1], x.get(2), &o)?])))
+}
+
+/// What is reduced in windows, the window, and what both kinds of options have: stride, padding, whether the last may reach beyond.
+type Windows<const D: usize> = (Tensor, [usize; D], (Option<[usize; D]>, [usize; D], bool));
+
+fn windows<const D: usize>(g: &mut Pick) -> Windows<D> {
+    let mut x = vec![g.one(&[1, 2, 0]), g.one(&[1, 3, 0])];
+    x.extend((0..D).map(|_| g.one(&[5, 4, 8, 1, 0])));
+    let x = if g.rarely(15) { g.extents() } else { x };
+    let d = if g.rarely(20) { g.dtype() } else { g.float() };
+    let size = |g: &mut Pick| if g.rarely(25) { g.size() } else { g.one(&[1, 2, 2, 3]) };
+    let kernel = std::array::from_fn(|_| size(g));
+    let stride = if g.rarely(2) { None } else { Some(std::array::from_fn(|_| size(g))) };
+    let padding = std::array::from_fn(|_| if g.rarely(25) { g.size() } else { g.one(&[0, 0, 1]) });
+    (g.tensor(&x, d), kernel, (stride, padding, g.rarely(2)))
+}
+
+fn max_pool<const D: usize>(g: &mut Pick, f: fn(&Tensor, [usize; D], &MaxPoolOptions<D>) -> Result<Tensor>) -> Made {
+    let (x, kernel, (stride, padding, ceil)) = windows::<D>(g);
+    let o = MaxPoolOptions { stride, padding, dilation: std::array::from_fn(|_| g.one(&[1, 1, 2, 3])), ceil };
+    (vec![x], call(move |x| Ok(vec![f(&x[0], kernel, &o)?])))
+}
+
+fn max_pool_with_index<const D: usize>(g: &mut Pick, f: fn(&Tensor, [usize; D], &MaxPoolOptions<D>) -> Result<(Tensor, Tensor)>) -> Made {
+    let (x, kernel, (stride, padding, ceil)) = windows::<D>(g);
+    let o = MaxPoolOptions { stride, padding, dilation: [1; D], ceil };
+    (vec![x], call(move |x| f(&x[0], kernel, &o).map(|(y, i)| vec![y, i])))
+}
+
+fn avg_pool<const D: usize>(g: &mut Pick, f: fn(&Tensor, [usize; D], &AvgPoolOptions<D>) -> Result<Tensor>) -> Made {
+    let (x, kernel, (stride, padding, ceil)) = windows::<D>(g);
+    let o = AvgPoolOptions { stride, padding, ceil, count_include_pad: g.rarely(2) };
+    (vec![x], call(move |x| Ok(vec![f(&x[0], kernel, &o)?])))
+}
+
+fn adaptive<const D: usize>(g: &mut Pick, f: fn(&Tensor, [usize; D]) -> Result<Tensor>) -> Made {
+    let (x, _, _) = windows::<D>(g);
+    let output = std::array::from_fn(|_| g.one(&[1, 2, 3, 5, 0]));
+    (vec![x], call(move |x| Ok(vec![f(&x[0], output)?])))
+}
+
+/// Images, and parameters of channels that mostly fit: two statistics, a weight, a bias.
+fn channels(g: &mut Pick, f: fn(&[Tensor], f64) -> Result<Tensor>) -> Made {
+    let (d, c) = (g.float(), g.one(&[1, 2, 4, 0]));
+    let rest = g.one(&[vec![], vec![3], vec![2, 3], vec![0]]);
+    let x = if g.rarely(15) { g.extents() } else { [&[g.one(&[2, 3, 1, 0]), c], &rest[..]].concat() };
+    let mut all = vec![g.tensor(&x, d)];
+    for _ in 0..4 {
+        let n = if g.rarely(15) { c + 1 } else { c };
+        all.push(g.tensor(&[n], d));
+    }
+    let eps = if g.rarely(10) { g.number() } else { 1e-3 };
+    (all, call(move |x| Ok(vec![f(x, eps)?])))
 }
 
 fn reduction(g: &mut Pick) -> Reduction {
@@ -444,6 +497,25 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
         }
         (x, call(move |x| Ok(vec![x[0].linear(&x[1], x.get(2))?])))
     }),
+    ("max_pool1d", |g| max_pool(g, Tensor::max_pool1d)),
+    ("max_pool2d", |g| max_pool(g, Tensor::max_pool2d)),
+    ("max_pool3d", |g| max_pool(g, Tensor::max_pool3d)),
+    ("max_pool1d_with_index", |g| max_pool_with_index(g, Tensor::max_pool1d_with_index)),
+    ("max_pool2d_with_index", |g| max_pool_with_index(g, Tensor::max_pool2d_with_index)),
+    ("max_pool3d_with_index", |g| max_pool_with_index(g, Tensor::max_pool3d_with_index)),
+    ("avg_pool1d", |g| avg_pool(g, Tensor::avg_pool1d)),
+    ("avg_pool2d", |g| avg_pool(g, Tensor::avg_pool2d)),
+    ("avg_pool3d", |g| avg_pool(g, Tensor::avg_pool3d)),
+    ("adaptive_avg_pool1d", |g| adaptive(g, Tensor::adaptive_avg_pool1d)),
+    ("adaptive_avg_pool2d", |g| adaptive(g, Tensor::adaptive_avg_pool2d)),
+    ("adaptive_avg_pool3d", |g| adaptive(g, Tensor::adaptive_avg_pool3d)),
+    ("adaptive_max_pool1d", |g| adaptive(g, Tensor::adaptive_max_pool1d)),
+    ("adaptive_max_pool2d", |g| adaptive(g, Tensor::adaptive_max_pool2d)),
+    ("adaptive_max_pool3d", |g| adaptive(g, Tensor::adaptive_max_pool3d)),
+    ("batch_norm", |g| channels(g, |x, eps| x[0].batch_norm(Some(&x[1]), Some(&x[2]), eps))),
+    ("batch_norm_with", |g| channels(g, |x, eps| x[0].batch_norm_with(&x[1], &x[2].square()?, Some(&x[3]), Some(&x[4]), eps))),
+    ("group_norm", |g| channels(g, |x, eps| x[0].group_norm(2, Some(&x[1]), Some(&x[2]), eps))),
+    ("instance_norm", |g| channels(g, |x, eps| x[0].instance_norm(Some(&x[1]), Some(&x[2]), eps))),
     ("conv1d", |g| conv(g, Tensor::conv1d)),
     ("conv2d", |g| conv(g, Tensor::conv2d)),
     ("conv3d", |g| conv(g, Tensor::conv3d)),

@@ -1,4 +1,4 @@
-//! The calls of convolutions.
+//! The calls of convolutions, pooling and norms of channels.
 
 use super::cases::{Case, Options};
 use super::reference::{Call, of, one};
@@ -6,7 +6,14 @@ use cotangent::op;
 use cotangent::ops::conv::{Sliding, conv::Conv};
 use cotangent::ops::conv_input::ConvInput;
 use cotangent::ops::conv_weight::ConvWeight;
-use cotangent::ops::{ConvOptions, ConvTransposeOptions, Padding};
+use cotangent::ops::{
+    AvgPoolOptions, ConvOptions, ConvTransposeOptions, MaxPoolOptions, Padding,
+    adaptive_pool::AdaptivePool,
+    avg_pool::AvgPool,
+    batch_norm::{BatchNorm, BatchNormWith},
+    group_norm::GroupNorm,
+    max_pool::MaxPool,
+};
 use cotangent::{Result, Shape, Tensor};
 
 type Method<O> = fn(&Tensor, &Tensor, Option<&Tensor>, &O) -> Result<Tensor>;
@@ -56,6 +63,76 @@ fn weight<const D: usize>(c: &Case) -> Call {
     of(op.clone(), move |x| Ok(op::apply(op.clone(), &x.iter().collect::<Vec<_>>())?.into_vec()))
 }
 
+type Pool<const D: usize, O, Y> = fn(&Tensor, [usize; D], &O) -> Result<Y>;
+
+fn max_pool<const D: usize>(c: &Case, one: Pool<D, MaxPoolOptions<D>, Tensor>, both: Pool<D, MaxPoolOptions<D>, (Tensor, Tensor)>) -> Call {
+    let o = &c.options;
+    let kernel = list::<D>(o, "kernel");
+    let stride = (!o.ints("stride").is_empty()).then(|| list(o, "stride"));
+    let options = MaxPoolOptions { stride, padding: list(o, "padding"), dilation: list(o, "dilation"), ceil: o.flag("ceil") };
+    let windows = Sliding::pool(&shape(c, 0), &kernel, stride, options.padding, options.dilation, options.ceil).unwrap();
+    of(MaxPool { windows, of: shape(c, 0) }, move |x| {
+        let (y, at) = both(&x[0], kernel, &options)?;
+        assert_eq!(one(&x[0], kernel, &options)?.to_f64_vec()?.len(), y.numel());
+        Ok(vec![y, at])
+    })
+}
+
+fn avg_pool<const D: usize>(c: &Case, method: Pool<D, AvgPoolOptions<D>, Tensor>) -> Call {
+    let o = &c.options;
+    let (kernel, padding, include) = (list::<D>(o, "kernel"), list::<D>(o, "padding"), o.flag("include"));
+    let stride = (!o.ints("stride").is_empty()).then(|| list(o, "stride"));
+    let options = AvgPoolOptions { stride, padding, ceil: o.flag("ceil"), count_include_pad: include };
+    let windows = Sliding::pool(&shape(c, 0), &kernel, stride, padding, [1; D], options.ceil).unwrap();
+    let counted = if include { padding } else { [0; D] };
+    one(AvgPool { windows, counted: counted.into() }, move |x| method(&x[0], kernel, &options))
+}
+
+fn adaptive<const D: usize, const MAX: bool>(c: &Case, method: fn(&Tensor, [usize; D]) -> Result<Tensor>) -> Call {
+    let output = list::<D>(&c.options, "output");
+    one(AdaptivePool::<MAX> { output: output.into() }, move |x| method(&x[0], output))
+}
+
+fn pooling(c: &Case) -> Option<Call> {
+    Some(match (c.op.as_str(), c.inputs.first().map_or(0, |x| x.shape.len())) {
+        ("max_pool", 3) => max_pool(c, |x, k, o| x.max_pool1d(k, o), Tensor::max_pool1d_with_index),
+        ("max_pool", 4) => max_pool(c, |x, k, o| x.max_pool2d(k, o), Tensor::max_pool2d_with_index),
+        ("max_pool", _) => max_pool(c, |x, k, o| x.max_pool3d(k, o), Tensor::max_pool3d_with_index),
+        ("avg_pool", 3) => avg_pool(c, Tensor::avg_pool1d),
+        ("avg_pool", 4) => avg_pool(c, Tensor::avg_pool2d),
+        ("avg_pool", _) => avg_pool(c, Tensor::avg_pool3d),
+        ("adaptive_avg_pool", 3) => adaptive::<1, false>(c, Tensor::adaptive_avg_pool1d),
+        ("adaptive_avg_pool", 4) => adaptive::<2, false>(c, Tensor::adaptive_avg_pool2d),
+        ("adaptive_avg_pool", _) => adaptive::<3, false>(c, Tensor::adaptive_avg_pool3d),
+        ("adaptive_max_pool", 3) => adaptive::<1, true>(c, Tensor::adaptive_max_pool1d),
+        ("adaptive_max_pool", 4) => adaptive::<2, true>(c, Tensor::adaptive_max_pool2d),
+        ("adaptive_max_pool", _) => adaptive::<3, true>(c, Tensor::adaptive_max_pool3d),
+        _ => return None,
+    })
+}
+
+fn channels(c: &Case) -> Option<Call> {
+    let o = &c.options;
+    let (eps, weight, bias) = (o.number("eps").unwrap_or(0.0), o.flag("weight"), o.flag("bias"));
+    Some(match c.op.as_str() {
+        "batch_norm" => {
+            one(BatchNorm { eps, weight, bias }, move |x| x[0].batch_norm(weight.then(|| &x[1]), bias.then(|| &x[x.len() - 1]), eps))
+        }
+        "batch_norm_with" => one(BatchNormWith { eps, weight, bias }, move |x| {
+            x[0].batch_norm_with(&x[1], &x[2], weight.then(|| &x[3]), bias.then(|| &x[x.len() - 1]), eps)
+        }),
+        "group_norm" => {
+            let groups = o.int("groups")? as usize;
+            let each = groups == c.inputs[0].shape[1];
+            one(GroupNorm { groups, eps, weight, bias }, move |x| {
+                let (w, b) = (weight.then(|| &x[1]), bias.then(|| &x[x.len() - 1]));
+                if each { x[0].instance_norm(w, b, eps) } else { x[0].group_norm(groups, w, b, eps) }
+            })
+        }
+        _ => return None,
+    })
+}
+
 pub fn convolutions(c: &Case) -> Option<Call> {
     Some(match (c.op.as_str(), c.inputs.first().map_or(0, |x| x.shape.len())) {
         ("conv", 3) => conv(c, Tensor::conv1d),
@@ -67,6 +144,6 @@ pub fn convolutions(c: &Case) -> Option<Call> {
         ("conv_weight", 3) => weight::<1>(c),
         ("conv_weight", 4) => weight::<2>(c),
         ("conv_weight", _) => weight::<3>(c),
-        _ => return None,
+        _ => return pooling(c).or_else(|| channels(c)),
     })
 }

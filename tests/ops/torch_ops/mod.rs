@@ -315,6 +315,8 @@ const NO_OPTIONS: &[(&str, &str, &str)] = &[
     ("dropout", "key.stream", "a key is one option: its seed differs"),
     ("dropout_add", "0.key.stream", "a key is one option: its seed differs"),
     ("linear_cross_entropy", "keep", "set by what is tracked; the result is the same"),
+    ("max_pool", "windows.groups", "there are none"),
+    ("avg_pool", "windows.groups", "there are none"),
     ("linear_cross_entropy", "rows", "how the work is cut; the result is the same"),
 ];
 

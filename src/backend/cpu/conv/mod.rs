@@ -10,10 +10,12 @@
 mod columns;
 mod forward;
 mod input;
+mod pool;
 mod weight;
 
 pub(crate) use forward::forward;
 pub(crate) use input::input;
+pub(crate) use pool::max;
 pub(crate) use weight::weight;
 
 use super::gemm::{GemmFloat, Mat, gemm, gemm_here};

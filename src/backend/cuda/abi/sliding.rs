@@ -1,8 +1,8 @@
-//! What the kernels of convolutions take.
+//! What the kernels of convolutions and pooling take.
 
 use crate::backend::conv::Conv;
 
-/// A convolution in numbers: `struct Sliding` of kernels/conv/conv.cu.
+/// A convolution in numbers: `struct Sliding` of kernels/common/sliding.cuh.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sliding {
@@ -18,7 +18,7 @@ pub(crate) struct Sliding {
     low: [i64; 3],
 }
 
-// The struct of the same name in kernels/conv/conv.cu has this size as well.
+// The struct of the same name in kernels/common/sliding.cuh has this size as well.
 const _: () = assert!(size_of::<Sliding>() == 176);
 
 impl From<&Conv> for Sliding {

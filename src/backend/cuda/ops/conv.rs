@@ -1,9 +1,9 @@
-//! Convolutions: the launches of kernels/conv/conv.cu.
+//! Convolutions and pooling: the launches of kernels/conv.
 
 use crate::backend::conv::Conv;
 use crate::backend::cuda::abi::{Grid, Sliding};
 use crate::backend::cuda::device::{Dst, Src};
-use crate::backend::cuda::launch::kernels::conv as kernels;
+use crate::backend::cuda::launch::kernels::{conv as kernels, pool};
 use crate::backend::cuda::launch::{Dense, In, Out, THREADS};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -61,4 +61,14 @@ pub(crate) fn weight(c: &Conv, x: &In<'_>, y: &In<'_>, w: &mut Out<'_>) -> Resul
     let grid = Grid::rows(parts * tiles, THREADS, on.grid_cap());
     kernels::weight(on, grid, &Dst::new(&mut sums), &x.src(), &y.src(), Sliding::from(c), parts as i64, each as i64)?;
     kernels::join(on, Grid::over(n, THREADS, on.grid_cap()), &w.dst(), &Src::new(&sums, 0), parts as i64, n as i64)
+}
+
+/// The largest element of each window, and where in its plane; planes are images.
+pub(crate) fn max(c: &Conv, x: &In<'_>, y: &mut Out<'_>, at: &mut Out<'_>) -> Result<()> {
+    let (on, n) = (y.context(), y.numel());
+    if n == 0 {
+        return Ok(());
+    }
+    let x = x.contiguous()?;
+    pool::max(on, Grid::over(n, THREADS, on.grid_cap()), &y.dst(), &at.dst(), &x.src(), c.into(), n as i64)
 }
