@@ -389,6 +389,13 @@ def shapes():
         flat = [n for pair in reversed(by) for n in pair]
         case(fam, "pad", name, lambda x: F.pad(x, flat, value=value), x3, {"by": [n for pair in by for n in pair], "value": value})
     case(fam, "pad", "empty", lambda x: F.pad(x, (1, 1), value=2.0), [torch.zeros(2, 0)], {"by": [0, 0, 1, 1], "value": 2.0}, order=1)
+    for mode in ["reflect", "replicate", "circular"]:
+        # PyTorch continues the last axes of images alone.
+        case(fam, "pad_with", f"{mode}_line", lambda x: F.pad(x, (2, 1), mode=mode), x3, {"by": [0, 0, 0, 0, 2, 1], "mode": mode})
+        case(fam, "pad_with", f"{mode}_plane", lambda x: F.pad(x, (1, 0, 0, 2), mode=mode), lambda: [q(1, 2, 3, 4)], {"by": [0, 0, 0, 0, 0, 2, 1, 0], "mode": mode})
+    for r in [1, 2]:
+        case(fam, "pixel_shuffle", f"by{r}", lambda x: F.pixel_shuffle(x, r), lambda: [q(2, 4, 2, 3)], {"factor": r})
+        case(fam, "pixel_unshuffle", f"by{r}", lambda x: F.pixel_unshuffle(x, r), lambda: [q(2, 1, 2, 4)], {"factor": r})
     for name, order in [("cycle", [2, 0, 1]), ("negative", [-1, -3, -2]), ("same", [0, 1, 2]), ("swap", [1, 0, 2])]:
         case(fam, "permute", name, lambda x: x.permute(order), x3, {"order": order})
     case(fam, "permute", "scalar", lambda x: x.permute([]), lambda: [q()], {"order": []})

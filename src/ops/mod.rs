@@ -42,7 +42,7 @@ pub use norm::{add_norm, batch_norm, group_norm, log_softmax, softmax};
 #[doc(hidden)]
 pub use reduce::{any_all, argmax, cumsum, group, mean, sort, sum};
 #[doc(hidden)]
-pub use shape::{concat, diagonal, flip, pad, permute, repeat, slice, split, squeeze, triangle, unbind, views};
+pub use shape::{concat, diagonal, flip, pad, pad_with, permute, pixel_shuffle, repeat, slice, split, squeeze, triangle, unbind, views};
 
 pub use crate::backend::cpu::quant::Blocks;
 pub(crate) use accumulate::ACCUMULATE;
@@ -59,6 +59,7 @@ pub use elementwise::Number;
 pub use loss::Reduction;
 pub use matrix_norm::MatrixNorm;
 pub use nll_loss::NllLossOptions;
+pub use pad_with::PadMode;
 pub use repeat::Repeats;
 pub use rope::{RopeOptions, RopePositions, RopeStyle};
 pub use scatter_reduce::ScatterReduce;
@@ -266,6 +267,9 @@ registry! {
         matmul::Outer,
         matrix_norm::MatrixNormOp,
         mse_loss::MseLoss,
+        pad_with::PadWith,
+        pixel_shuffle::PixelShuffle<false>,
+        pixel_shuffle::PixelShuffle<true>,
         repeat::Repeat,
         repeat::RepeatInterleave,
         repeat::RepeatInterleaveBy,

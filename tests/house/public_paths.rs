@@ -289,6 +289,7 @@ use cotangent::ops::MaxPool3dOptions as _;
 use cotangent::ops::MaxPoolOptions as _;
 use cotangent::ops::NllLossOptions as _;
 use cotangent::ops::Number as _;
+use cotangent::ops::PadMode as _;
 use cotangent::ops::Padding as _;
 use cotangent::ops::Reduction as _;
 use cotangent::ops::Repeats as _;

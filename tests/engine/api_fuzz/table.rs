@@ -3,7 +3,7 @@
 use super::{Call, Pick};
 use cotangent::ops::{
     AvgPoolOptions, BceWithLogitsOptions, Blocks, ConvOptions, ConvTransposeOptions, CrossEntropyOptions, MatrixNorm, MaxPoolOptions,
-    NllLossOptions, Padding, Reduction, RopeOptions, RopePositions, RopeStyle, ScatterReduce, SdpaOptions, Span,
+    NllLossOptions, PadMode, Padding, Reduction, RopeOptions, RopePositions, RopeStyle, ScatterReduce, SdpaOptions, Span,
 };
 use cotangent::{Device, F32, I64, Result, Tensor, U8};
 use std::sync::Arc;
@@ -496,6 +496,26 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
             x.push(g.tensor(&[x[1].shape()[0]], x[0].dtype()));
         }
         (x, call(move |x| Ok(vec![x[0].linear(&x[1], x.get(2))?])))
+    }),
+    ("pad_with", |g| {
+        on(g, |g, x| {
+            let by: Vec<(usize, usize)> =
+                (0..x.rank()).map(|_| (g.one(&[0, 0, 1, 2]), if g.rarely(25) { g.size() } else { g.below(3) })).collect();
+            let mode = g.one(&[PadMode::Reflect, PadMode::Replicate, PadMode::Circular]);
+            move |x| x.pad_with(&by, mode)
+        })
+    }),
+    ("pixel_shuffle", |g| {
+        on(g, |g, _| {
+            let r = if g.rarely(4) { g.size() } else { g.one(&[1, 2]) };
+            move |x| x.pixel_shuffle(r)
+        })
+    }),
+    ("pixel_unshuffle", |g| {
+        on(g, |g, _| {
+            let r = if g.rarely(4) { g.size() } else { g.one(&[1, 2]) };
+            move |x| x.pixel_unshuffle(r)
+        })
     }),
     ("max_pool1d", |g| max_pool(g, Tensor::max_pool1d)),
     ("max_pool2d", |g| max_pool(g, Tensor::max_pool2d)),

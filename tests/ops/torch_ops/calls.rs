@@ -11,8 +11,8 @@ use cotangent::ops::rope::{Rope, RopePair};
 use cotangent::ops::sdpa::SdpaOp;
 use cotangent::ops::slice::{self, Span};
 use cotangent::ops::{
-    self, Blocks, CrossEntropyOptions, MatrixNorm, NllLossOptions, Reduction, RopeOptions, RopePositions, RopeStyle, ScatterReduce,
-    SdpaOptions, binary, compare::Relation, embedding::Padding,
+    self, Blocks, CrossEntropyOptions, MatrixNorm, NllLossOptions, PadMode, Reduction, RopeOptions, RopePositions, RopeStyle,
+    ScatterReduce, SdpaOptions, binary, compare::Relation, embedding::Padding,
 };
 use cotangent::{DType, Key, Result, Shape, Tensor};
 use smallvec::SmallVec;
@@ -280,6 +280,23 @@ fn moves(c: &Case) -> Option<Call> {
                 [a] => x[0].pad_axis(a, by[a].0, by[a].1, value),
                 _ => x[0].pad(&by, value),
             })
+        }
+        "pad_with" => {
+            let by: Vec<(usize, usize)> = o.ints("by").chunks(2).map(|p| (p[0] as usize, p[1] as usize)).collect();
+            let mode = match o.text("mode")? {
+                "reflect" => PadMode::Reflect,
+                "replicate" => PadMode::Replicate,
+                _ => PadMode::Circular,
+            };
+            one(ops::pad_with::PadWith { by: SmallVec::from_slice(&by), mode }, move |x| x[0].pad_with(&by, mode))
+        }
+        "pixel_shuffle" => {
+            let factor = o.int("factor")? as usize;
+            one(ops::pixel_shuffle::PixelShuffle::<false> { factor }, move |x| x[0].pixel_shuffle(factor))
+        }
+        "pixel_unshuffle" => {
+            let factor = o.int("factor")? as usize;
+            one(ops::pixel_shuffle::PixelShuffle::<true> { factor }, move |x| x[0].pixel_unshuffle(factor))
         }
         "permute" => {
             let order = o.axes("order");

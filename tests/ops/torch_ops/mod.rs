@@ -388,6 +388,7 @@ fn every_option_has_fixtures() {
     every("scatter_reduce", "by", &["Sum", "Mean", "Prod", "Max", "Min"]);
     every("matrix_norm", "kind", &["Frobenius", "One", "Infinity", "MinusOne", "MinusInfinity"]);
     every("cast", "to", &["F64", "F32", "BF16", "F16", "I64", "U32", "U8"]);
+    every("pad_with", "mode", &["Reflect", "Replicate", "Circular"]);
     every("embedding", "padding", &["None", "Row(0)"]);
     for op in ["sum", "mean", "logsumexp", "max", "min", "norm", "prod", "var", "std", "any_all"] {
         every(op, "axes", &["All"]);
