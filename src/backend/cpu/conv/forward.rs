@@ -1,7 +1,7 @@
 //! The convolution.
 
 use super::columns::{Span, gather};
-use super::{POINTS, Strided, Tiles, Wide, is_few, multiply, store};
+use super::{POINTS, Strided, Tiles, Wide, depthwise, is_few, multiply, store};
 use crate::backend::conv::Conv;
 use crate::backend::cpu::gemm::Batch;
 use crate::backend::cpu::math::Real;
@@ -26,10 +26,13 @@ pub(crate) fn forward<T: Multiply>(c: &Conv, x: &In<'_>, w: &In<'_>, bias: Optio
     }
     let (w, bias) = (Wide::<T>::new(w)?, bias.map(Wide::<T>::new).transpose()?);
     let (w, bias) = (w.get(), bias.as_ref().map(Wide::get));
+    let plus = |channel: usize| bias.map(|b| b[channel]);
+    if depthwise::suits(c, w) {
+        return depthwise::forward(c, &own, w, plus, y);
+    }
     let tiles = Tiles::new(c, c.depth(), few);
     let together = Tiles::together(channels * c.depth() * tiles.images * tiles.len);
     let job = |alone| Forward { c, x: &own, w, few, alone };
-    let plus = |channel: usize| bias.map(|b| b[channel]);
     if tiles.len == positions {
         let parts = y.par_chunks_mut(tiles.images * channels * positions);
         let job = job(parts.len() > 1);

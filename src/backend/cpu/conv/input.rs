@@ -1,7 +1,7 @@
 //! The transposed convolution, which is the derivative of the convolution by its input.
 
 use super::columns::{Span, scatter};
-use super::{POINTS, Strided, Tiles, Wide, bars, is_few, multiply, store};
+use super::{POINTS, Strided, Tiles, Wide, bars, depthwise, is_few, multiply, store};
 use crate::backend::conv::Conv;
 use crate::backend::cpu::gemm::Batch;
 use crate::backend::cpu::math::Real;
@@ -29,6 +29,9 @@ pub(crate) fn input<T: Multiply>(c: &Conv, y: &In<'_>, w: &In<'_>, bias: Option<
         return points(c, &y, &w.contiguous::<T>()?, x);
     }
     let (w, bias) = (Wide::<T>::new(w)?, bias.map(Wide::<T>::new).transpose()?);
+    if c.inputs == 1 {
+        return depthwise::input(c, &y, w.get(), |channel| bias.as_ref().map(|b| b.get()[channel]), x);
+    }
     let block = (ROWS / c.taps()).clamp(1, c.inputs);
     let tiles = Tiles::new(c, block * c.taps(), few);
     let channels = c.groups * c.inputs;

@@ -2,12 +2,13 @@
 //!
 //! A tile of positions is gathered into the second-level cache (`columns`), multiplied there, and its part of the result written: nothing of
 //! the size of all columns, which is the input's times the kernel's, exists at any time. Where a group has few channels a product of
-//! matrices would spend its time on packing them, and plain loops over a tile in the first-level cache multiply instead. A kernel of one
+//! matrices would spend its time on packing them, and plain loops over a tile in the first-level cache multiply instead; a group of one input goes line by line. A kernel of one
 //! element that visits every position is a product of matrices as it stands.
 //!
 //! How work is cut follows from sizes alone, so the number of threads changes no bit.
 
 mod columns;
+mod depthwise;
 mod forward;
 mod input;
 mod pool;
