@@ -245,7 +245,7 @@ where
 
 /// The Jacobian of a tensor-valued function: for each tensor of the tree, a tensor of shape `value.shape ++ its.shape`.
 ///
-/// One sweep per element of the value.
+/// One sweep per element of the value. Tensors that it does not depend on have zeros, and are named by [`Grads::disconnected`].
 ///
 /// # Errors
 /// What `f` returns.
@@ -267,7 +267,7 @@ where
     let run = || {
         let scope = Scope::new(at)?;
         let y = f(&scope.tree)?;
-        scope.grads((scope.core.jacobian(&y)?, Vec::new()))
+        scope.grads(scope.core.jacobian(&y)?)
     };
     run().map_err(|e: Error| e.in_op("jacobian", location))
 }

@@ -121,6 +121,11 @@ impl State {
 
     /// What is seen of an op and of a composition alike.
     fn arguments(&mut self, op: &'static str, at: &'static Location<'static>, x: &[&Tensor], y: &[Tensor]) -> Result<()> {
+        if let ("mse_loss" | "cross_entropy" | "nll_loss" | "bce_with_logits", Some(x)) = (op, x.first())
+            && x.numel() == 0
+        {
+            self.add_at(Slip::MeanOfNothing, op, at, format!("the loss of {}, no elements, says nothing", x.shape()));
+        }
         match (op, x) {
             ("bce_with_logits" | "cross_entropy", [_, targets, ..]) if targets.dtype().is_float() => {
                 // Further out than rounding leaves them.

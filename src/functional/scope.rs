@@ -169,14 +169,16 @@ impl Core {
     }
 
     /// One sweep per element of the value, stacked.
-    pub(super) fn jacobian(&self, y: &Tensor) -> Result<Vec<Option<Tensor>>> {
+    pub(super) fn jacobian(&self, y: &Tensor) -> Result<Found> {
         let n = y.numel();
+        let mut reached = memory::vec_of(n == 0, self.leaves.len())?;
         let mut rows: Vec<Vec<Tensor>> = vec![Vec::new(); self.leaves.len()];
         for i in 0..n {
             let mut seed = y.untracked().zeros_like()?;
             with_float!(seed.dtype(), T => seed.update(|v: &mut [T]| v[i] = <T as crate::Element>::from_f64(1.0))?);
             let found = self.cotangents(std::slice::from_ref(y), &[seed], self.records())?;
-            for ((row, g), leaf) in rows.iter_mut().zip(found).zip(&self.leaves) {
+            for (((row, g), leaf), reached) in rows.iter_mut().zip(found).zip(&self.leaves).zip(&mut reached) {
+                *reached |= g.is_some();
                 memory::push(row, g.map_or_else(|| leaf.untracked().zeros_like(), Ok)?)?;
             }
         }
@@ -189,7 +191,8 @@ impl Core {
                 Tensor::stack(row, 0)?.reshape(shape)?
             }));
         }
-        Ok(stacked)
+        let lost = self.names.iter().zip(reached).filter(|(_, reached)| !reached).map(|(name, _)| name.clone());
+        Ok((stacked, memory::try_collect(lost)?))
     }
 
     /// The names without a cotangent; an error unless that is allowed.

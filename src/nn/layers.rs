@@ -96,10 +96,13 @@ impl Embedding {
     /// Normal vectors of standard deviation `std`.
     ///
     /// # Errors
-    /// Out of memory.
+    /// Argument error unless `std` is finite and not negative; out of memory.
     #[track_caller]
     pub fn normal(vocabulary: usize, width: usize, std: f64, dtype: DType, key: impl Into<Key>) -> Result<Self> {
-        let key = key.into();
+        let (key, at) = (key.into(), std::panic::Location::caller());
+        if !(std >= 0.0 && std.is_finite()) {
+            return Err(Error::argument(format!("std must be finite and not negative, found {std}")).in_op("embedding", at));
+        }
         Ok(Embedding { weight: Tensor::randn([vocabulary, width], dtype, key)?.mul_scalar(std)?.into() })
     }
 

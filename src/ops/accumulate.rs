@@ -14,7 +14,7 @@ use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 
 /// How the sweep adds cotangents.
-pub(crate) const ACCUMULATE: Accumulate = Accumulate { add: add_cotangents, reduce_to, assemble };
+pub(crate) const ACCUMULATE: Accumulate = Accumulate { add: add_cotangents, cast: Tensor::cast, reduce_to, assemble };
 
 fn add_cotangents(mut acc: Tensor, bar: &Tensor) -> Result<Tensor> {
     // In place when nothing else can see the first one and the sum is not being recorded.
@@ -40,19 +40,20 @@ pub(crate) fn reduce_to(x: &Tensor, shape: &Shape) -> Result<Tensor> {
 
 /// The sum of tensors, each in its place within zeros of the shape `of`.
 ///
-/// Equal stretches are added first, in the order given. Others are laid out along their axis in as few layers as they overlap,
+/// Equal stretches are added first, in the order given; in half types from the third on in f32, and rounded once. Others are laid out along their axis in as few layers as they overlap,
 /// and the layers are added: all of it in ops, so it is recorded when the parts are tracked.
 fn assemble(parts: Vec<(Stretch, Tensor)>, of: &Shape) -> Result<Tensor> {
     let like = parts.first().map(|(_, t)| (t.dtype(), t.device()));
     // By axis, step, start, length.
-    let mut sums: BTreeMap<(usize, usize, usize, usize), Tensor> = BTreeMap::new();
+    let mut sums: BTreeMap<(usize, usize, usize, usize), (Tensor, usize)> = BTreeMap::new();
     for (s, bar) in parts {
         let key = (s.axis, s.step, s.start, s.len);
         let sum = match sums.remove(&key) {
-            None => bar,
-            Some(sum) => add_cotangents(sum, &bar)?,
+            None => (bar, 1),
+            Some((sum, n)) if n > 1 && bar.dtype().is_half() => (add_cotangents(sum.cast(crate::F32)?, &bar.cast(crate::F32)?)?, n + 1),
+            Some((sum, n)) => (add_cotangents(sum, &bar)?, n + 1),
         };
-        memory::small(2 * size_of::<((usize, usize, usize, usize), Tensor)>())?;
+        memory::small(2 * size_of::<((usize, usize, usize, usize), (Tensor, usize))>())?;
         sums.insert(key, sum);
     }
     let mut total: Option<Tensor> = None;
@@ -64,7 +65,11 @@ fn assemble(parts: Vec<(Stretch, Tensor)>, of: &Shape) -> Result<Tensor> {
         Ok(())
     };
     let mut lines: BTreeMap<usize, Vec<Piece>> = BTreeMap::new();
-    for ((axis, step, start, len), bar) in sums {
+    for ((axis, step, start, len), (bar, _)) in sums {
+        let bar = match like {
+            Some((dtype, _)) => bar.cast(dtype)?,
+            None => bar,
+        };
         if step == 1 || len <= 1 {
             if len > 0 {
                 memory::push(lines.entry(axis).or_default(), Piece { start, end: start + len, bar })?;

@@ -30,6 +30,8 @@ pub(super) struct Rule {
 pub struct Memory {
     steps: u64,
     skipped: u64,
+    /// Skipped since the last step that was taken.
+    in_vain: u64,
     params: BTreeMap<String, Slots>,
     /// Loaded, and not yet compared with a model.
     unverified: bool,
@@ -119,7 +121,7 @@ impl Named {
     }
 }
 
-/// So many steps without one that was taken are said on stderr: a program that looks at nothing else would train nothing, for hours.
+/// So many steps in a row that are skipped are said on stderr: a program that looks at nothing else would train nothing, for hours.
 const IN_VAIN: u64 = 10;
 
 /// What is remembered about one parameter.
@@ -281,15 +283,17 @@ impl Memory {
                 skipped = self.skipped,
                 "{what}: the step is skipped; `detect_anomaly` finds where it began"
             );
-            if self.steps == 0 && self.skipped == IN_VAIN {
+            self.in_vain += 1;
+            if self.in_vain == IN_VAIN {
                 notice(format_args!(
-                    "{}: all of the first {IN_VAIN} steps were skipped, the last because {what}: nothing is being trained \
+                    "{}: {IN_VAIN} steps in a row were skipped, the last because {what}: nothing is being trained \
                      (diagnostics::detect_anomaly finds the op)",
                     rule.name
                 ));
             }
             return Ok(());
         }
+        self.in_vain = 0;
         self.steps += 1;
         let absent = grads.absent();
         let mut pending = Pending::default();
@@ -540,8 +544,15 @@ fn for_each_param(model: &mut dyn Module, grads: &Named, mut f: impl FnMut(&str,
             return Ok(());
         }
         let p = leaf.tensor;
-        let Some((_, g)) = it.next().filter(|(n, _)| n == name) else {
-            bail!(argument, "the gradients have no {}: they belong to another model, or its frozen parameters changed", called(name));
+        let g = match it.next() {
+            Some((n, g)) if n == name => g,
+            // Both are in visiting order: it is the other one that the model does not train any more.
+            Some((other, _)) if grads.grads.iter().any(|(n, _)| n == name) => bail!(
+                argument,
+                "there is a gradient of {}, which the model does not train: it was frozen since, or the gradients are of another model",
+                called(other)
+            ),
+            _ => bail!(argument, "the gradients have no {}: they belong to another model, or were taken while it was frozen", called(name)),
         };
         // Gradients of half parameters may have been accumulated in f32.
         let wide = p.dtype().is_half() && g.dtype() == DType::F32;

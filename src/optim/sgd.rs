@@ -82,6 +82,9 @@ impl Sgd {
         if !momentum.is_finite() || momentum < 0.0 || !dampening.is_finite() {
             bail!(argument, "momentum must be finite and not negative, dampening finite; found {momentum}, {dampening}");
         }
+        if momentum >= 1.0 {
+            bail!(argument, "momentum must be less than 1, or what it sums grows without bound; found {momentum}");
+        }
         if nesterov && (momentum == 0.0 || dampening != 0.0) {
             bail!(argument, "nesterov needs momentum and no dampening; found momentum {momentum}, dampening {dampening}");
         }

@@ -2,6 +2,7 @@
 
 use super::explain::gave_none;
 use super::{Cotangents, Inner, Kind, OpNode, PullContext, Stretch, Under, observe};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::shape::Shape;
@@ -10,11 +11,13 @@ use smallvec::SmallVec;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-/// The two ops a sweep needs, handed in so that the tape names none.
+/// The ops a sweep needs, handed in so that the tape names none.
 #[derive(Clone, Copy)]
 pub(crate) struct Accumulate {
     /// Sum of two cotangents of one value; may reuse the first one's memory.
     pub(crate) add: fn(Tensor, &Tensor) -> Result<Tensor>,
+    /// A cotangent in another float type.
+    pub(crate) cast: fn(&Tensor, DType) -> Result<Tensor>,
     /// Sums a cotangent over the axes that broadcasting repeated.
     pub(crate) reduce_to: fn(&Tensor, &Shape) -> Result<Tensor>,
     /// The sum of cotangents of parts of a value of this shape, each in its place within zeros.
@@ -47,7 +50,7 @@ pub(crate) fn sweep(tape: &Arc<Inner>, s: Sweep<'_>, ops: Accumulate) -> Result<
     let many = many_stretches(tape, s.floor, top)?;
     let mut found: HashMap<usize, Tensor> = HashMap::new();
     let dense = memory::vec_of(None, (top + 1).saturating_sub(s.floor))?;
-    let mut bars = Bars { tape, floor: s.floor, dense, below: HashMap::new(), parts: HashMap::new(), ops };
+    let mut bars = Bars { tape, floor: s.floor, dense, below: HashMap::new(), parts: HashMap::new(), summed: HashMap::new(), ops };
     for (id, seed) in s.seeds {
         bars.add(id, if s.record { seed } else { seed.untracked() })?;
     }
@@ -179,6 +182,9 @@ struct Bars<'a> {
     dense: Vec<Option<Tensor>>,
     below: HashMap<usize, Tensor>,
     parts: HashMap<usize, Parts>,
+    /// Values of half types that have received two cotangents. From the third on the sum is one of f32, which is rounded once, when it is
+    /// taken: a sum of thousands in a half type stops growing.
+    summed: HashMap<usize, ()>,
     ops: Accumulate,
 }
 
@@ -190,7 +196,7 @@ struct Parts {
 }
 
 impl Bars<'_> {
-    fn spec(&self, id: usize) -> (Shape, crate::DType) {
+    fn spec(&self, id: usize) -> (Shape, DType) {
         let nodes = self.tape.nodes();
         (nodes[id].shape.clone(), nodes[id].dtype)
     }
@@ -203,6 +209,7 @@ impl Bars<'_> {
         let old = if id < self.floor { self.below.remove(&id) } else { self.dense[id - self.floor].take() };
         let sum = match old {
             None => bar,
+            Some(acc) if dtype.is_half() => self.add_half(id, acc, &bar)?,
             Some(acc) => (self.ops.add)(acc, &bar)?,
         };
         if id < self.floor {
@@ -211,6 +218,14 @@ impl Bars<'_> {
             self.dense[id - self.floor] = Some(sum);
         }
         Ok(())
+    }
+
+    fn add_half(&mut self, id: usize, acc: Tensor, bar: &Tensor) -> Result<Tensor> {
+        if memory::insert(&mut self.summed, id, ())?.is_none() {
+            return (self.ops.add)(acc, bar);
+        }
+        let wide = |t: &Tensor| (self.ops.cast)(t, DType::F32);
+        (self.ops.add)(if acc.dtype().is_half() { wide(&acc)? } else { acc }, &wide(bar)?)
     }
 
     /// Keeps the cotangent of a part until the value's own is asked for. As many elements as the value has are put together at
@@ -240,11 +255,15 @@ impl Bars<'_> {
             let (shape, _) = self.spec(id);
             self.settle(id, &shape)?;
         }
-        Ok(if id < self.floor { self.below.remove(&id) } else { self.dense[id - self.floor].take() })
+        let sum = if id < self.floor { self.below.remove(&id) } else { self.dense[id - self.floor].take() };
+        match sum {
+            Some(wide) if self.summed.contains_key(&id) => Some((self.ops.cast)(&wide, self.spec(id).1)).transpose(),
+            sum => Ok(sum),
+        }
     }
 }
 
-fn fits(dtype: crate::DType, bar: &Tensor) -> Result<()> {
+fn fits(dtype: DType, bar: &Tensor) -> Result<()> {
     if bar.dtype() != dtype {
         return Err(Error::dtype(format!("the cotangent of a {dtype} value has dtype {}", bar.dtype())));
     }

@@ -104,6 +104,9 @@ impl<M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'_, M, O, S>
             ema.load_state(&taken(&mut state, "ema."))?;
         }
         if let Some(scaler) = &mut scaler {
+            if !state.numbers.keys().any(|name| name.starts_with("loss_scaler.")) {
+                bail!(argument, "the snapshot has no loss scaler: leave Trainer::scaler out, or set it after the resumption");
+            }
             scaler.load_state(&taken(&mut state, "loss_scaler."))?;
         }
         let of_schedule = taken(&mut state, "schedule.");

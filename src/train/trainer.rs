@@ -492,7 +492,8 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
         }
         if unexpected && !self.options.quiet && !std::mem::replace(&mut self.warned, true) {
             notice(format_args!(
-                "step {step} is left out: {what}; further ones are counted in Outcome::skipped (diagnostics::detect_anomaly finds the op)"
+                "step {step} is left out: {what}; further ones are counted in Outcome::skipped ({})",
+                if no_targets { where_from } else { "diagnostics::detect_anomaly finds the op" }
             ));
         }
         Ok(())

@@ -3,8 +3,8 @@
 use super::{near, values};
 use cotangent::nn::{Gpt, GptConfig};
 use cotangent::{
-    BF16, F32, F64, GradOptions, Key, Module, Param, Result, Tape, Tensor, checkpoint, grad, hvp, jacobian, jvp, module, value_and_grad,
-    value_and_grad_with, value_and_grad_with_aux, vjp,
+    BF16, F16, F32, F64, GradOptions, Key, Module, Param, Result, Tape, Tensor, checkpoint, grad, hvp, jacobian, jvp, module,
+    value_and_grad, value_and_grad_with, value_and_grad_with_aux, vjp,
 };
 
 fn t(v: &[f64]) -> Tensor {
@@ -214,4 +214,42 @@ fn tapes_do_not_mix() {
     assert!(e.is_tape() && e.to_string().contains("functional.rs"), "{e}");
     a.backward(&x).unwrap();
     assert!(x.exp().unwrap_err().is_tape());
+}
+
+/// What a Jacobian does not depend on is named; zeros alone could be a derivative.
+#[test]
+fn a_jacobian_names_what_it_does_not_depend_on() {
+    let pair = (t(&[1.0, 2.0]), t(&[3.0]));
+    let j = jacobian(&pair, |(a, _)| a.square()).unwrap();
+    assert_eq!((j.disconnected(), values(&j.0), values(&j.1)), (&["1".to_owned()][..], vec![2.0, 0.0, 0.0, 4.0], vec![0.0, 0.0]));
+    assert!(jacobian(&pair, |(a, b)| a.mul(b)).unwrap().disconnected().is_empty());
+    // One element is reached by one of the rows alone.
+    assert!(jacobian(&pair, |(a, b)| Tensor::concat(&[a, b], 0)).unwrap().disconnected().is_empty());
+    assert!(jacobian(&pair, |(a, _)| a.slice(0, 0..0)).unwrap().disconnected().is_empty(), "no row says anything");
+}
+
+/// A weight of a half type that is used thousands of times: its cotangents are added in f32, and rounded once.
+#[test]
+fn cotangents_of_half_types_add_up() {
+    for (dtype, bound) in [(BF16, 1.0 / 256.0), (F16, 1.0 / 2048.0)] {
+        let one = Tensor::ones([1], dtype).unwrap();
+        let close = |g: &Tensor, right: f64| {
+            let found = g.cast(F64).unwrap().item().unwrap();
+            assert!(g.dtype() == dtype && (found - right).abs() <= bound * right, "{dtype}: {found}, right is {right}");
+        };
+        for uses in [1usize, 2, 3, 4, 1000, 4000] {
+            let sum = |w: &Tensor| (1..uses).try_fold(w.mul_scalar(0.5)?, |s, _| s.add(&w.mul_scalar(0.5)?))?.sum(..);
+            close(&grad(&one, sum).unwrap(), 0.5 * uses as f64);
+            // Of a value on the way, not of the leaf; and of the same part each time.
+            close(&grad(&one, |w| sum(&w.mul_scalar(2.0)?)).unwrap(), uses as f64);
+            let parts = |w: &Tensor| {
+                let w = w.expand([3])?.mul_scalar(1.0)?;
+                (1..uses).try_fold(w.slice(0, 1..2)?, |s, _| s.add(&w.slice(0, 1..2)?))?.sum(..)
+            };
+            close(&grad(&one, parts).unwrap(), uses as f64);
+        }
+        // Recorded: the sum has a derivative of its own.
+        let cubes = |w: &Tensor| (1..6).try_fold(w.powi(3)?, |s, _| s.add(&w.powi(3)?))?.sum(..);
+        close(&grad(&one, |w| grad(w, cubes)?.sum(..)).unwrap(), 36.0);
+    }
 }

@@ -330,6 +330,7 @@ fn silent_slips_are_seen_by_the_lint() {
     assert_eq!(slips(3, 3, |y| y.softmax(0)?.square()?.sum(..)), [Slip::BatchAxis]);
     assert_eq!(slips(3, 3, |y| y.log_softmax(0)?.narrow(0, 0, 1)?.sum(..)), [Slip::BatchAxis]);
     assert_eq!(slips(3, 3, |y| y.cross_entropy(&ids(&[-100; 6]))), [Slip::NoTargets]);
+    assert_eq!(slips(3, 3, |y| y.slice(0, 0..0)?.mse_loss(&x(&[0, 3]))?.add(&y.sum(..)?)), [Slip::MeanOfNothing]);
     // Heads where tokens are, and a mask that is added.
     let attend = |y: &Tensor, shape: [usize; 4], mask: Option<&Tensor>| {
         let q = y.reshape(shape)?;

@@ -113,6 +113,12 @@ fn functions() -> Vec<Row> {
         row("a derivative of nothing", &["custom_vjp", "mistakes_training.rs", "returned `None`"], {
             grad(&a, |a| custom_vjp(&[a], |x| Ok(vec![x[0].square()?]), |_, _, _| Ok(vec![None]))?[0].sum(..)).map(drop)
         }),
+        row("gradients of a model that was frozen since", &["adamw", "gradient of `weight`", "frozen since"], {
+            let mut net = linear(2, 1);
+            let grads = grad(&net, |n| n.forward(&x(&[3, 2]))?.square()?.mean(..)).unwrap();
+            let _ = net.freeze(|name| name == "weight");
+            AdamW::default().step(&mut net, &grads)
+        }),
         row("a parameter caught by a checkpoint", &["checkpointed", "captured", "pass it as an input"], {
             grad(&a, |a| {
                 let caught = a.clone();

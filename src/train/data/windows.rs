@@ -50,7 +50,11 @@ impl Windows {
             bail!(out_of_memory, "a batch of {batch} × {context} tokens does not fit memory");
         }
         if tokens <= context {
-            bail!(argument, "{tokens} tokens are too short for a context of {context}");
+            bail!(
+                argument,
+                "{tokens} tokens are too short for a context of {context}, whose targets are the tokens after it: {} are needed",
+                context.saturating_add(1)
+            );
         }
         if self.epochs.order == Order::Shuffled && self.windows() < batch {
             bail!(argument, "{tokens} tokens have {} windows of {context}, fewer than a batch of {batch}", self.windows());
