@@ -278,36 +278,50 @@ fn parse(file: &str, text: &str) -> Vec<KernelLine> {
     out
 }
 
-/// The file with its `#include "common/…"` put in, each once. Other includes are refused: NVRTC has no headers.
-fn flatten(root: &Path, file: &str, seen: &mut Vec<String>, out: &mut String) {
+/// The file with its `#include "common/…"` put in, each once, in pieces: what stands between two includes. Other includes are refused:
+/// NVRTC has no headers.
+fn flatten(root: &Path, file: &str, seen: &mut Vec<String>, out: &mut Vec<String>) {
     let path = root.join(file);
     let text = fs::read_to_string(&path).unwrap_or_else(|e| fail(file, 0, &e.to_string()));
-    let _ = writeln!(out, "#line 1 \"kernels/{file}\"");
+    let mut piece = format!("#line 1 \"kernels/{file}\"\n");
     for (i, line) in text.lines().enumerate() {
         if line.trim() == "#pragma once" {
-            out.push('\n');
+            piece.push('\n');
         } else if let Some(include) = line.strip_prefix("#include ") {
             let name = include.trim().trim_matches('"');
             if !name.starts_with("common/") {
                 fail(file, i + 1, "only files of common/ can be included");
             }
+            out.push(std::mem::take(&mut piece));
             if !seen.iter().any(|s| s == name) {
                 seen.push(name.to_owned());
                 flatten(root, name, seen, out);
             }
-            let _ = writeln!(out, "#line {} \"kernels/{file}\"", i + 2);
+            let _ = writeln!(piece, "#line {} \"kernels/{file}\"", i + 2);
         } else {
-            out.push_str(line);
-            out.push('\n');
+            piece.push_str(line);
+            piece.push('\n');
         }
     }
+    out.push(piece);
 }
 
 /// One text to compile: a file's kernels for one first type.
 struct Module {
     name: String,
     source: PathBuf,
+    /// Numbers of the pieces that the source consists of.
+    pieces: Vec<usize>,
     hopper: bool,
+}
+
+/// The number of a text among those that the crate embeds. Four types of a kernel share its body, and all files share the headers:
+/// embedded whole, the modules would be thirteen times as large.
+fn embedded(texts: &mut Vec<String>, text: String) -> usize {
+    texts.iter().position(|t| *t == text).unwrap_or_else(|| {
+        texts.push(text);
+        texts.len() - 1
+    })
 }
 
 /// Entry points of a kernel line: (symbol, module suffix, definition), the first type outermost.
@@ -487,11 +501,11 @@ fn main() {
         fail(f, 0, "another family has a file of this name");
     }
 
-    let mut modules: Vec<Module> = Vec::new();
+    let (mut modules, mut texts): (Vec<Module>, Vec<String>) = Default::default();
     let (mut launchers, mut symbols) = (String::new(), BTreeSet::new());
     for file in &files {
         let stem = stem_of(file);
-        let mut flat = String::new();
+        let mut flat = Vec::new();
         flatten(&root, file, &mut Vec::new(), &mut flat);
         let text = fs::read_to_string(root.join(file)).unwrap_or_default();
         let kernels = parse(file, &text);
@@ -518,8 +532,10 @@ fn main() {
         }
         for (name, text) in parts {
             let source = out_dir.join(format!("{name}.cu"));
-            write_if_new(&source, &format!("{flat}#line 1 \"entry points of {name}\"\n{text}"));
-            modules.push(Module { name, source, hopper });
+            let all = [&flat[..], &[format!("#line 1 \"entry points of {name}\"\n{text}")]].concat();
+            write_if_new(&source, &all.concat());
+            let pieces = all.into_iter().map(|t| embedded(&mut texts, t)).collect();
+            modules.push(Module { name, source, pieces, hopper });
         }
         let _ = writeln!(launchers, "\npub(crate) mod {stem} {{\n    use super::*;\n");
         for k in &kernels {
@@ -530,13 +546,19 @@ fn main() {
     }
 
     let fatbins = fatbins(&modules);
-    let mut rust = format!("pub(crate) static MODULES: [Module; {}] = [\n", modules.len());
+    let mut rust = String::new();
+    for (i, text) in texts.iter().enumerate() {
+        let _ = writeln!(rust, "const TEXT_{i}: &str = {text:?};");
+    }
+    let _ = writeln!(rust, "pub(crate) static MODULES: [Module; {}] = [", modules.len());
     for (m, fatbin) in modules.iter().zip(fatbins) {
         let fatbin = fatbin.map_or("None".to_owned(), |f| format!("Some(include_bytes!({f:?}))"));
         let _ = writeln!(
             rust,
-            "    Module {{ stem: {:?}, source: include_str!({:?}), hopper: {}, fatbin: {fatbin} }},",
-            m.name, m.source, m.hopper
+            "    Module {{ stem: {:?}, source: &[{}], hopper: {}, fatbin: {fatbin} }},",
+            m.name,
+            m.pieces.iter().map(|i| format!("TEXT_{i}")).collect::<Vec<_>>().join(", "),
+            m.hopper
         );
     }
     let _ = writeln!(

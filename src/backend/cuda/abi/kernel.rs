@@ -32,8 +32,8 @@ impl Grid {
 pub(crate) struct Module {
     /// The name of its file, and its first type where kernels have several.
     pub stem: &'static str,
-    /// The text that NVRTC compiles: no includes.
-    pub source: &'static str,
+    /// The text that NVRTC compiles, in pieces: modules share headers, and most share their bodies with the same kernels of other types.
+    pub source: &'static [&'static str],
     /// Whether it is written for the instructions of Hopper that no later architecture has.
     pub hopper: bool,
     /// Machine code of the architectures that the build named.

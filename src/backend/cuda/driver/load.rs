@@ -112,7 +112,7 @@ fn target(hopper: bool, (major, minor): (u32, u32), compiler: &Compiler) -> Resu
 /// Device error without the compiler; with its log when the source does not compile.
 pub(crate) fn compile(module: &Module, target: &Target) -> Result<Binary> {
     let by = compiler()?.version;
-    let source = CString::new(module.source).map_err(|e| missing(format!("kernel source: {e}")))?;
+    let source = CString::new(module.source.concat()).map_err(|e| missing(format!("kernel source: {e}")))?;
     let name = CString::new(format!("{}.cu", module.stem)).map_err(|e| missing(format!("kernel name: {e}")))?;
     let failed = |e: cudarc::nvrtc::result::NvrtcError| missing(format!("libnvrtc: {e:?}"));
     let program = nvrtc::create_program(&source, Some(&name)).map_err(failed)?;
@@ -208,7 +208,7 @@ fn explain(e: Error, module: &Module, (major, minor): (u32, u32), driver: u32) -
 /// The file of a module in the cache.
 fn file_name(module: &Module, (major, minor): (u32, u32)) -> String {
     let mut h = Fnv::default();
-    module.source.hash(&mut h);
+    module.source.concat().hash(&mut h);
     options(&Target::Machine(format!("{major}{minor}"))).hash(&mut h);
     env!("CARGO_PKG_VERSION").hash(&mut h);
     format!("{}-sm_{major}{minor}-{:016x}.cubin", module.stem, h.finish())
@@ -311,7 +311,7 @@ mod tests {
     /// The name of a cache file depends on nothing that only a compiler knows, and its code serves whatever compiler made it.
     #[test]
     fn a_warm_cache_needs_no_compiler() {
-        let module = Module { stem: "k", source: "no source", hopper: false, fatbin: None };
+        let module = Module { stem: "k", source: &["no source"], hopper: false, fatbin: None };
         let path = folder("warm").join(file_name(&module, (9, 0)));
         for by in [(12, 1), (13, 0), (99, 9)] {
             store(&path, b"machine code", by).unwrap();
@@ -338,7 +338,7 @@ mod tests {
 
     #[test]
     fn code_of_a_later_cuda_says_what_to_install() {
-        let module = Module { stem: "k", source: "", hopper: false, fatbin: None };
+        let module = Module { stem: "k", source: &[], hopper: false, fatbin: None };
         let e = || missing("CUDA: no kernel image");
         let later = explain(e(), &module, (13, 0), 12040).to_string();
         assert!(later.contains("libnvrtc 13.0") && later.contains("CUDA 12.4") && later.contains("cu12"), "{later}");
