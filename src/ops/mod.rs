@@ -87,7 +87,8 @@ pub fn replay(name: &str, seed: u64, limit: usize) -> Report {
 macro_rules! registry {
     ($(unary: [$($u:ty),* $(,)?])? $(binary: [$($b:ty),* $(,)?])? $(kernels: [$($o:ty),* $(,)?])? $(rounding: [$($r:ty),* $(,)?])? $(views: [$($v:ty),* $(,)?])? $(composites: [$($c:ty),* $(,)?])?) => {
         /// Every op of the crate, with its checks and benches.
-        // `inline`: definitions and samples are then compiled where they are used (tests, benches), not into the library.
+        // `inline`, like every function of samples: definitions and samples are then compiled where they are used (tests, benches), not into
+        // the library.
         #[inline]
         pub fn registry() -> Vec<OpEntry> {
             vec![

@@ -118,6 +118,7 @@ impl Describe for Rope {
         vec![y]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let plain = Rope { base: 1e4, style: RopeStyle::Half, start: 0, given: false, rotary_dim: None, inverse: false };
         let mut out = Vec::new();
@@ -242,6 +243,7 @@ impl Describe for RopePair {
         vec![of(&x[0], &x[2..]), of(&x[1], &x[2..])]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let mut out = Vec::new();
         for s in Rope::samples(g) {

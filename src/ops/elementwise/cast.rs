@@ -39,6 +39,7 @@ impl Describe for Cast {
         vec![x[0].map(|v| S::lit(to_int(v.re())))]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let (inf, nan) = (f64::INFINITY, f64::NAN);
         let shape = g.shape(2);

@@ -104,6 +104,7 @@ impl Describe for Compare {
         vec![Nd::from_fn(shape, |i| truth(self.0.holds(x[0].broadcast_at(i).re(), x[1].broadcast_at(i).re())))]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let (inf, nan) = (f64::INFINITY, f64::NAN);
         let special =
@@ -225,6 +226,7 @@ impl Describe for CompareScalar {
         vec![x[0].map(|v| truth(self.0.holds(v.re(), self.1)))]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let (inf, nan) = (f64::INFINITY, f64::NAN);
         let mut out = Vec::new();

@@ -104,6 +104,7 @@ impl Describe for Dropout {
         vec![Nd::new(&x[0].shape, data.collect())]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let mut out = Vec::new();
         for p in [0.0, 0.1, 0.5, 0.9, 1.0] {
@@ -173,6 +174,7 @@ impl Describe for DropoutAdd {
         vec![Nd::new(&x[0].shape, dropped.data.iter().zip(&x[1].data).map(|(&d, &r)| d + r).collect())]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let mut out = Vec::new();
         for s in Dropout::samples(g).into_iter().filter(|s| !matches!(s.purpose, crate::testing::Purpose::Reject(_))) {

@@ -82,6 +82,7 @@ impl<G: Gate> Describe for Gated<G> {
         vec![Nd::new(&x[0].shape, data)]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let op = Gated(G::SELF);
         let shape = g.shape(2);
@@ -172,6 +173,7 @@ impl<G: Gate> Describe for GatedVjp<G> {
         all.into_iter().zip(self.want).filter(|(_, w)| *w).map(|(y, _)| y).collect()
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let op = GatedVjp { gate: G::SELF, want: [true, true] };
         let mut out = Vec::new();

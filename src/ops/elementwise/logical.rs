@@ -27,6 +27,7 @@ impl Describe for LogicalNot {
         vec![x[0].map(|v| if v.re() == 0.0 { S::one() } else { S::zero() })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         vec![
             Sample::value(LogicalNot, [g.below(U8, [3, 4], 2)]),
@@ -98,6 +99,7 @@ impl Describe for Logical {
         })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let mut out = Vec::new();
         for and in [true, false] {

@@ -29,6 +29,7 @@ impl Describe for WhereCond {
         vec![Nd::from_fn(shape, |i| if x[0].broadcast_at(i).re() == 0.0 { x[2].broadcast_at(i) } else { x[1].broadcast_at(i) })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let (m, n) = (g.extent(), g.extent());
         let mut out = vec![
@@ -110,6 +111,7 @@ impl Describe for MaskedFill {
         vec![Nd::from_fn(&x[0].shape, |i| if x[1].broadcast_at(i).re() == 0.0 { x[0].at(i) } else { S::lit(self.0) })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let (m, n) = (g.extent(), g.extent());
         let (inf, nan) = (f64::INFINITY, f64::NAN);

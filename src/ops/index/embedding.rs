@@ -75,6 +75,7 @@ impl Describe for Embedding {
         vec![Nd::new(shape, data)]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let of = |rows: usize| Embedding { padding: Padding::None, rows };
         let pad = |rows: usize, p: usize| Embedding { padding: Padding::Row(p), rows };
@@ -187,6 +188,7 @@ impl Describe for EmbeddingVjp {
         vec![Nd::new([self.rows, width], out)]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let of = |rows: usize, padding: Option<usize>| EmbeddingVjp { padding, rows };
         let d = g.extent();
@@ -277,6 +279,7 @@ impl Describe for OneHot {
         vec![Nd::new(shape, data)]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let of = |classes: usize, dtype: DType| OneHot { classes, dtype };
         let mut out: Vec<_> = DType::ALL.iter().map(|&d| Sample::check(of(4, d), [g.below(I64, [2, 3], 4)])).collect();

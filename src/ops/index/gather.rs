@@ -39,6 +39,7 @@ impl Describe for Gather {
         })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let of = |axis: i32, of: &[usize]| Gather { axis: axis.into(), of: of.into() };
         vec![
@@ -119,6 +120,7 @@ impl Describe for ScatterAdd {
         vec![Nd::new(&x[0].shape, terms.iter().map(|t| S::sum(t)).collect())]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let of = |axis: i32| ScatterAdd(axis.into());
         let five: Vec<i64> = [0, 0, 3, 1, 3].iter().flat_map(|&i| [i; 3]).collect();

@@ -47,6 +47,7 @@ impl Describe for IndexSelect {
         })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let shape = g.shape(3);
         let of = |axis: i32, extent: usize| IndexSelect { axis: axis.into(), extent };
@@ -144,6 +145,7 @@ impl Describe for IndexSelectVjp {
         })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let shape = g.shape(2);
         let of = |axis: i32, extent: usize| IndexSelectVjp { axis: axis.into(), extent };
@@ -229,6 +231,7 @@ impl Describe for IndexAdd {
         })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let of = |axis: i32| IndexAdd(axis.into());
         let ids = |n: usize, below: usize, g: &mut Gen| g.below(I64, [n], below);

@@ -110,6 +110,7 @@ impl Describe for ScatterFold {
         vec![Nd::new(&x[0].shape, groups.iter().map(|g| define_group(g, self.by)).collect())]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let mut out = Vec::new();
         for by in [ScatterReduce::Prod, ScatterReduce::Max, ScatterReduce::Min] {
@@ -294,6 +295,7 @@ impl Describe for ScatterReduceOp {
         vec![Nd::new(&x[0].shape, groups.iter().map(|g| define_group(g, self.by)).collect())]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         use ScatterReduce::{Max, Mean, Min, Prod, Sum};
         let mut out = Vec::new();

@@ -310,6 +310,7 @@ impl Describe for Einsum {
         })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let of = |equation: &str| Einsum(equation.into());
         let (m, k, n) = (g.extent().min(6), g.extent().min(6), g.extent().min(6));

@@ -36,6 +36,7 @@ impl Describe for Linear {
         })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let (rows, k, n) = (g.extent().min(12), g.extent().min(12), g.extent().min(12));
         let mut out = Vec::new();

@@ -95,6 +95,7 @@ impl Describe for MatMul {
         })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let plain = |a: Input, b: Input| (MatMul::new(a.shape(), b.shape(), false, false), [a, b]);
         let (m, k, n) = (g.extent().min(12), g.extent().min(12), g.extent().min(12));
@@ -278,6 +279,7 @@ impl Describe for Dot {
         vec![Nd::scalar(S::sum(&terms))]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let n = g.extent();
         vec![
@@ -318,6 +320,7 @@ impl Describe for Outer {
         vec![Nd::from_fn([x[0].data.len(), x[1].data.len()], |i| x[0].data[i[0]] * x[1].data[i[1]])]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let (m, n) = (g.extent(), g.extent());
         vec![

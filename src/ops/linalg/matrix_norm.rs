@@ -84,6 +84,7 @@ impl Describe for MatrixNormOp {
         vec![y]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         use MatrixNorm::{Frobenius, Infinity, MinusInfinity, MinusOne, One};
         let of = |kind, axes: [i32; 2], keep| MatrixNormOp { kind, axes: axes.into(), keep };

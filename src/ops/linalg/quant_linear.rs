@@ -82,6 +82,7 @@ impl Describe for QuantLinear {
         })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let mut out = Vec::new();
         for kind in [Blocks::Q8_0, Blocks::Q4_0] {
@@ -207,6 +208,7 @@ impl Describe for Dequantize {
         })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let mut out = Vec::new();
         for kind in [Blocks::Q8_0, Blocks::Q4_0] {

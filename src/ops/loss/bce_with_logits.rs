@@ -39,6 +39,7 @@ impl Describe for BceWithLogits {
         vec![self.reduction.define(losses, n)]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let mut out = Vec::new();
         for reduction in [Reduction::Mean, Reduction::Sum, Reduction::None] {

@@ -29,6 +29,7 @@ impl Describe for MseLoss {
         vec![self.reduction.define(Nd::new(&x[0].shape, squares), x[0].data.len() as f64)]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let mut out = Vec::new();
         for reduction in [Reduction::Mean, Reduction::Sum, Reduction::None] {

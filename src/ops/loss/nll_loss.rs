@@ -78,6 +78,7 @@ impl Describe for NllLoss {
         vec![self.reduction.define(losses, divisor)]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let ints = |shape: &[usize], v: &[i64]| Input::ints(DType::I64, shape, v);
         let mut out = Vec::new();
@@ -190,6 +191,7 @@ impl Describe for NllLossVjp {
         vec![y]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let checks = NllLoss::samples(g).into_iter().filter(|s| s.purpose == Purpose::Check);
         let mut out: Vec<Sample<Self>> = checks

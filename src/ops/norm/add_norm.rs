@@ -37,6 +37,7 @@ impl<const CENTRED: bool> Describe for AddNorm<CENTRED> {
         y
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let mut out = Vec::new();
         for s in Norm::<CENTRED>::samples(g) {

@@ -42,6 +42,7 @@ impl Describe for LogSoftmax {
         vec![x[0].map_lines(axis, x[0].shape[axis], log_softmax_line)]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         line_samples(g, |axis| LogSoftmax { axis })
     }
@@ -145,6 +146,7 @@ impl Describe for LogSoftmaxVjp {
         vec![Nd::new(&x[0].shape, data)]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let mut out: Vec<Sample<Self>> = LogSoftmax::samples(g)
             .into_iter()

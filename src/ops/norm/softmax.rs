@@ -41,6 +41,7 @@ impl Describe for Softmax {
         vec![x[0].map_lines(axis, x[0].shape[axis], softmax_line)]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         line_samples(g, |axis| Softmax { axis })
     }
@@ -199,6 +200,7 @@ impl Describe for SoftmaxVjp {
         vec![Nd::new(&x[0].shape, data)]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let mut out: Vec<Sample<Self>> = Softmax::samples(g)
             .into_iter()

@@ -39,6 +39,7 @@ impl Describe for AnyAll {
         vec![reduce_define(&x[0], &self.axes, self.keep, |group| if test(group) { S::one() } else { S::zero() })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let mut out = Vec::new();
         for all in [false, true] {

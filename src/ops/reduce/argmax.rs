@@ -107,6 +107,7 @@ impl Describe for Arg {
         vec![y.reshape(x[0].extents_without(&[axis], self.keep))]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         samples_of(g, |largest, axis, keep, _| Arg { largest, axis: axis.into(), keep }, false)
     }
@@ -158,6 +159,7 @@ impl Describe for WithIndex {
         vec![y.reshape(&shape[..]), i.reshape(&shape[..])]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         samples_of(g, |largest, axis, keep, of| WithIndex { largest, axis: axis.into(), keep, of: of.into() }, true)
     }

@@ -45,6 +45,7 @@ impl Describe for Cumsum {
         })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let shape = g.shape(3);
         let mut out = Vec::new();

@@ -42,6 +42,7 @@ impl Describe for Mean {
         vec![reduce_define(&x[0], &self.axes, self.keep, |group| S::sum(group) / S::lit(group.len() as f64))]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let mut out = reduction_samples(g, |axes, keep, of| Mean { axes, keep, of: of.clone() });
         out.push(Sample::value(Mean { axes: (-1).into(), keep: false, of: [2, 0].into() }, [g.normal([2, 0])]).note("empty groups: NaN"));

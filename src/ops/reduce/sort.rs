@@ -63,6 +63,7 @@ impl<const TOP: bool> Describe for Sort<TOP> {
         vec![values, indices]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let (inf, nan) = (f64::INFINITY, f64::NAN);
         let op = |axis: i32, descending: bool, k: usize, of: &[usize]| Sort { axis: axis.into(), descending, k, of: of.into() };

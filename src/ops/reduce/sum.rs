@@ -37,6 +37,7 @@ impl Describe for Sum {
         vec![reduce_define(&x[0], &self.axes, self.keep, S::sum)]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         reduction_samples(g, |axes, keep, of| Sum { axes, keep, of: of.clone() })
     }

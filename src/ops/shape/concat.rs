@@ -44,6 +44,7 @@ impl Describe for Concat {
         })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let shape = g.shape(3);
         let mut out = Vec::new();
@@ -187,6 +188,7 @@ impl Describe for Stack {
         })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let shape = g.shape(2);
         let of = |a: i32| Stack(a.into());

@@ -58,6 +58,7 @@ impl Describe for Diagonal {
         })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let (n, m) = (g.extent(), g.extent());
         let of = |a: i32, b: i32| Diagonal { a: a.into(), b: b.into() };

@@ -35,6 +35,7 @@ impl Describe for Flip {
         })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let shape = g.shape(3);
         let of = |axes: &[i32]| Flip(axes.into());
@@ -141,6 +142,7 @@ impl Describe for Roll {
         })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let shape = g.shape(3);
         let of = |shifts: &[isize], axes: &[i32]| Roll { shifts: shifts.into(), axes: axes.into() };

@@ -57,6 +57,7 @@ impl Describe for Pad {
         })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let shape = g.shape(2);
         let of = |by: &[(usize, usize)], value: f64| Pad { by: by.into(), value };

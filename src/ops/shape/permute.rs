@@ -42,6 +42,7 @@ impl Describe for Permute {
         })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let shape = g.shape(3);
         let of = |axes: &[i32]| Permute(axes.into());
@@ -109,6 +110,7 @@ impl Describe for Transpose {
         })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let shape = g.shape(3);
         let of = |a: i32, b: i32| Transpose { a: a.into(), b: b.into() };

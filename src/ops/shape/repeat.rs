@@ -40,6 +40,7 @@ impl Describe for Repeat {
         })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let shape = Shape::from([g.int(1, 3), g.int(1, 3)]);
         let of = |c: &[usize]| Repeat(c.into());
@@ -110,6 +111,7 @@ impl Describe for RepeatInterleave {
         })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let shape = Shape::from([g.int(1, 3), g.int(1, 3), g.int(1, 3)]);
         let of = |count: usize, axis: i32| RepeatInterleave { count, axis: axis.into() };
@@ -166,6 +168,7 @@ impl Describe for RepeatInterleaveBy {
         })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let by = |axis: i32| RepeatInterleaveBy(axis.into());
         let ints = |v: &[i64]| Input::ints(I64, [v.len()], v);

@@ -154,6 +154,7 @@ impl Describe for Slice {
         })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let (a, b, n) = (g.extent(), g.extent(), g.int(4, 7));
         let of = |axis: i32, span: Span, step: usize| Slice { axis: axis.into(), span, step };
@@ -240,6 +241,7 @@ impl Describe for SliceVjp {
         })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let of =
             |of: &[usize], axis: i32, span: Span, step: usize| SliceVjp { slice: Slice { axis: axis.into(), span, step }, of: of.into() };
@@ -334,6 +336,7 @@ impl Describe for Select {
         })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let shape = g.shape(3);
         let of = |axis: i32, index: isize| Select { axis: axis.into(), index };

@@ -48,6 +48,7 @@ impl Describe for Split {
         cut(&x[0], &self.sizes, axis)
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let b = g.extent();
         let of = |sizes: &[usize], axis: i32| Split { sizes: sizes.into(), axis: axis.into() };
@@ -159,6 +160,7 @@ impl Describe for Chunk {
         cut(&x[0], &sizes, axis)
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let b = g.extent();
         let of = |parts: usize, axis: i32| Chunk { parts, axis: axis.into() };

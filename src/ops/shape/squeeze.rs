@@ -25,6 +25,7 @@ impl Describe for Squeeze {
         vec![x[0].reshape(x[0].extents_without(&[x[0].axis_at(self.0)], false))]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let (a, b) = (g.extent(), g.extent());
         let of = |a: i32| Squeeze(a.into());
@@ -78,6 +79,7 @@ impl Describe for SqueezeAll {
         vec![x[0].reshape(shape)]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let a = g.extent();
         vec![
@@ -140,6 +142,7 @@ impl Describe for Unsqueeze {
         vec![x[0].reshape(shape)]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let shape = g.shape(2);
         let of = |a: i32| Unsqueeze(a.into());

@@ -93,6 +93,7 @@ macro_rules! triangle {
                 define(&x[0], |d| keep(d, self.k))
             }
 
+            #[inline]
             fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
                 samples(g, |k| $T { k })
             }

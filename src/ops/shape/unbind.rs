@@ -38,6 +38,7 @@ impl Describe for Unbind {
         (0..positions).map(position).collect()
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let (a, b) = (g.extent(), g.extent());
         let of = |axis: i32| Unbind(axis.into());

@@ -32,6 +32,7 @@ impl Describe for Reshape {
         vec![x[0].reshape(&self.0)]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let (a, b) = (g.extent(), g.extent());
         vec![
@@ -82,6 +83,7 @@ impl Describe for Expand {
         vec![Nd::from_fn(&self.0, |i| x[0].broadcast_at(i))]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let (a, b) = (g.extent(), g.extent());
         vec![
@@ -159,6 +161,7 @@ impl Describe for Flatten {
         vec![x[0].reshape(shape)]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let shape = g.shape(3);
         let of = |a: i32, b: i32| Flatten { from: a.into(), to: b.into() };
@@ -199,6 +202,7 @@ impl Describe for Contiguous {
         vec![x[0].clone()]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let shape = g.shape(3);
         vec![

@@ -197,6 +197,7 @@ impl Describe for SdpaOp {
         define::attention(self, x)
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         samples::samples(g)
     }
@@ -246,6 +247,7 @@ impl Describe for SdpaVjp {
         define::cotangents(self, x)
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         samples::vjp_samples(g)
     }

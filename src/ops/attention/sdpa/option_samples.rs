@@ -42,6 +42,7 @@ impl Size {
     }
 }
 
+#[inline]
 pub(super) fn samples(g: &mut Gen) -> Vec<Sample<SdpaOp>> {
     let mut out = Vec::new();
     pairs(g, &mut out);

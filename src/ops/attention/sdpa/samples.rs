@@ -14,6 +14,7 @@ fn op(options: SdpaOptions, mask: Option<&Input>) -> SdpaOp {
     SdpaOp { options, boolean: mask.is_some_and(|m| m.dtype() == Some(U8)), packed: false }
 }
 
+#[inline]
 pub(super) fn samples(g: &mut Gen) -> Vec<Sample<SdpaOp>> {
     let mut out = Vec::new();
     let dropout = |p: f64, causal: bool| SdpaOptions { causal, dropout: p, key: Some(Key::new(5)), ..SdpaOptions::default() };
@@ -212,6 +213,7 @@ fn rejects(g: &mut Gen, out: &mut Vec<Sample<SdpaOp>>) {
 }
 
 /// The op's samples with a cotangent, and every subset of what can be wanted.
+#[inline]
 pub(super) fn vjp_samples(g: &mut Gen) -> Vec<Sample<SdpaVjp>> {
     let mut out = Vec::new();
     for s in samples(g) {

@@ -48,6 +48,7 @@ impl Binary for Add {
     fn vjp(&self, _: &Saved, g: &Tensor, want: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
         Ok(want.map(|w| w.then(|| g.clone())))
     }
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         broadcast_samples(g, Add)
     }
@@ -91,6 +92,7 @@ impl Binary for Mul {
     fn vjp(&self, saved: &Saved, g: &Tensor, want: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
         Ok([if want[0] { Some(g.mul(saved.get(1)?)?) } else { None }, if want[1] { Some(g.mul(saved.get(0)?)?) } else { None }])
     }
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         broadcast_samples(g, Mul)
     }
@@ -134,6 +136,7 @@ impl Binary for Sub {
     fn vjp(&self, _: &Saved, g: &Tensor, want: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
         Ok([want[0].then(|| g.clone()), if want[1] { Some(g.neg()?) } else { None }])
     }
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let mut out = broadcast_samples(g, Sub);
         out.push(
@@ -183,6 +186,7 @@ impl Binary for Div {
         let b_bar = if want[1] { Some(apply1(Zip(NegMul), &[&a_bar, saved.get(1)?])?) } else { None };
         Ok([want[0].then_some(a_bar), b_bar])
     }
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let mut out = broadcast_samples_of(g, Div, |g, s| g.normal(s), |g, s| g.uniform(s, -2.5, -0.5));
         out.push(
@@ -235,6 +239,7 @@ impl Binary for NegMul {
             if want[1] { Some(apply1(Zip(NegMul), &[g, saved.get(0)?])?) } else { None },
         ])
     }
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         broadcast_samples(g, NegMul)
     }

@@ -45,6 +45,7 @@ macro_rules! extremum {
                 let side = |first| apply1(ExtremumVjp { largest: $largest, first }, &[saved.get(0)?, saved.get(1)?, g]);
                 Ok([if want[0] { Some(side(true)?) } else { None }, if want[1] { Some(side(false)?) } else { None }])
             }
+            #[inline]
             fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
                 let mut out = broadcast_samples_of(g, $op, |g, s| g.distinct(s), shifted);
                 let ties = [Input::values([5], [1.0, -2.0, 0.0, 3.0, -0.0]), Input::values([5], [1.0, -2.0, -0.0, 4.0, 0.0])];
@@ -106,6 +107,7 @@ impl Describe for ExtremumVjp {
         })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let mut out = Vec::new();
         for largest in [false, true] {

@@ -73,6 +73,7 @@ impl<B: Binary> Describe for Zip<B> {
         vec![Nd::from_fn(shape, |i| self.0.define(x[0].broadcast_at(i), x[1].broadcast_at(i)))]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         Sample::map_all(B::samples(g), Zip)
     }
@@ -106,6 +107,7 @@ impl<B: Binary> Op for Zip<B> {
 }
 
 /// Every broadcasting pattern, empty operands, large operands for the benches.
+#[inline]
 pub(crate) fn broadcast_samples<B: Clone>(g: &mut Gen, op: B) -> Vec<Sample<B>> {
     broadcast_samples_of(g, op, |g, s| g.normal(s), |g, s| g.normal(s))
 }

@@ -119,6 +119,7 @@ impl Binary for Pow {
             if want[1] { Some(times(Pow { by_base: n, by_exponent: k + 1 })?) } else { None },
         ])
     }
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let mut out = broadcast_samples_of(g, POWER, |g, s| g.uniform(s, 0.4, 2.5), |g, s| g.normal(s));
         for (by_base, by_exponent) in [(1, 0), (0, 1), (2, 0), (1, 1), (0, 2), (2, 1)] {

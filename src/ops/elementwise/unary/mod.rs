@@ -95,6 +95,7 @@ macro_rules! unary {
             fn derivative(&$t_self, $t_s: &Tensor) -> Result<Tensor> {
                 $derivative
             }
+            #[inline]
             fn samples() -> Vec<Sample<Self>> {
                 $samples
             }
@@ -235,6 +236,7 @@ impl<U: Unary> Describe for Map<U> {
         vec![x[0].map(|v| self.0.define(v))]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         Sample::map_all(samples::<U>(g), Map)
     }
@@ -405,6 +407,7 @@ impl<U: Unary> Describe for MapVjp<U> {
         vec![Nd::new(&x[0].shape, data)]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         samples::<U>(g)
             .into_iter()

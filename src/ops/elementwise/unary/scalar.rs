@@ -53,6 +53,7 @@ macro_rules! affine {
                 let $k = self.0;
                 Tensor::full_on(saved.shape(), $slope, saved.dtype(), saved.device())
             }
+            #[inline]
             fn samples() -> Vec<Sample<Self>> {
                 scalar_samples($op)
             }
@@ -132,6 +133,7 @@ impl Unary for RdivScalar {
     fn derivative(&self, x: &Tensor) -> Result<Tensor> {
         x.rdiv_scalar(-self.0)?.div(x)
     }
+    #[inline]
     fn samples() -> Vec<Sample<Self>> {
         scalar_samples(RdivScalar)
     }

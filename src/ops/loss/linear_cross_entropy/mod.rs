@@ -147,6 +147,7 @@ impl Describe for LinearCrossEntropy {
         self.of.define(&operands)
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         samples::samples(g)
     }
@@ -280,6 +281,7 @@ impl Describe for LinearCrossEntropyVjp {
         all.into_iter().zip(self.want).filter(|(_, w)| *w).map(|(y, _)| y).collect()
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         samples::vjp_samples(g)
     }

@@ -7,6 +7,7 @@ use crate::ops::loss::cross_entropy::{CrossEntropyLoss, CrossEntropyOptions};
 use crate::ops::loss::reduction::Reduction;
 use crate::testing::{Gen, Input, Purpose, Sample};
 
+#[inline]
 pub(super) fn samples(g: &mut Gen) -> Vec<Sample<LinearCrossEntropy>> {
     let plain = CrossEntropyOptions::default().op();
     let op = |of: &CrossEntropyLoss, keep| LinearCrossEntropy { of: of.clone(), rows: 2, bias: false, keep };
@@ -103,6 +104,7 @@ pub(super) fn samples(g: &mut Gen) -> Vec<Sample<LinearCrossEntropy>> {
     out
 }
 
+#[inline]
 pub(super) fn vjp_samples(g: &mut Gen) -> Vec<Sample<LinearCrossEntropyVjp>> {
     let mut out = Vec::new();
     for s in samples(g).into_iter().filter(|s| matches!(s.purpose, Purpose::Check | Purpose::Value)) {

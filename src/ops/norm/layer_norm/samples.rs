@@ -5,6 +5,7 @@ use crate::dtype::DType;
 use crate::error::ErrorKind;
 use crate::testing::{Gen, Input, Sample};
 
+#[inline]
 pub(super) fn samples<const CENTRED: bool>(g: &mut Gen) -> Vec<Sample<Norm<CENTRED>>> {
     let norm = |axes, eps, weight, bias| Norm::<CENTRED> { axes, eps, weight, bias: bias && CENTRED };
     let parameters = |g: &mut Gen, op: &Norm<CENTRED>, shape: &[usize]| -> Vec<Input> {

@@ -56,6 +56,7 @@ macro_rules! extremum {
                 }
                 Ok(())
             }
+            #[inline]
             fn samples(g: &mut Gen) -> Vec<Sample<Reduce<Self>>> {
                 let mut out = group_samples(g, &$op, |g, s| g.distinct(s));
                 let (inf, nan) = (f64::INFINITY, f64::NAN);

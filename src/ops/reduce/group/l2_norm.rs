@@ -76,6 +76,7 @@ impl Group for Norm {
     fn validate(&self, _: usize) -> Result<()> {
         Ok(())
     }
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Reduce<Self>>> {
         let mut out = group_samples(g, &Norm, |g, s| g.uniform(s, 0.3, 2.0));
         let (inf, nan) = (f64::INFINITY, f64::NAN);

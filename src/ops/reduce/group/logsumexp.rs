@@ -79,6 +79,7 @@ impl Group for LogSumExp {
     fn validate(&self, _: usize) -> Result<()> {
         Ok(())
     }
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Reduce<Self>>> {
         let mut out = group_samples(g, &LogSumExp, |g, s| g.normal(s));
         let (inf, nan) = (f64::INFINITY, f64::NAN);

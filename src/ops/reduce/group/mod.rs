@@ -138,6 +138,7 @@ impl<G: Group> Describe for Reduce<G> {
         vec![reduce_define(&x[0], &self.axes, self.keep, |group| self.of.define(group))]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         G::samples(g)
     }
@@ -207,6 +208,7 @@ impl<G: Group> Describe for ReduceVjp<G> {
         })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let small = |s: &Sample<Reduce<G>>| s.purpose == Purpose::Check && s.inputs[0].shape().numel() <= 200;
         let mut out = Vec::new();

@@ -68,6 +68,7 @@ impl Group for Prod {
     fn validate(&self, _: usize) -> Result<()> {
         Ok(())
     }
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Reduce<Self>>> {
         // Factors whose logarithm is 0 on average: a product of thousands of them stays within the range of an f32.
         let mut out = group_samples(g, &Prod, |g, s| g.uniform(s, 0.7, 1.333));

@@ -94,6 +94,7 @@ impl Group for Var {
     fn validate(&self, _: usize) -> Result<()> {
         check(self.correction)
     }
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Reduce<Self>>> {
         let mut out = group_samples(g, &Var { correction: 0.0 }, |g, s| g.normal(s));
         let last = |correction| Reduce { of: Var { correction }, axes: (-1).into(), keep: false };
@@ -190,6 +191,7 @@ impl Group for Std {
     fn validate(&self, _: usize) -> Result<()> {
         check(self.correction)
     }
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Reduce<Self>>> {
         let last = |correction| Reduce { of: Std { correction }, axes: (-1).into(), keep: false };
         let mut out = Vec::new();

@@ -6,6 +6,7 @@ use crate::error::ErrorKind;
 use crate::ops::loss::reduction::Reduction;
 use crate::testing::{Gen, Input, Purpose, Sample};
 
+#[inline]
 pub(super) fn samples(g: &mut Gen) -> Vec<Sample<CrossEntropyLoss>> {
     let inf = f64::INFINITY;
     let plain =
@@ -115,6 +116,7 @@ pub(super) fn samples(g: &mut Gen) -> Vec<Sample<CrossEntropyLoss>> {
     out
 }
 
+#[inline]
 pub(super) fn vjp_samples(g: &mut Gen) -> Vec<Sample<CrossEntropyVjp>> {
     let mut out = Vec::new();
     for s in samples(g).into_iter().filter(|s| matches!(s.purpose, Purpose::Check | Purpose::Value)) {

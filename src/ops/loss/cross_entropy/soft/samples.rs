@@ -11,6 +11,7 @@ fn of(reduction: Reduction, label_smoothing: f64, weighted: bool, z_loss: f64) -
     SoftCrossEntropy { of: CrossEntropyLoss { ignore_index: Some(-100), label_smoothing, reduction, weighted, z_loss } }
 }
 
+#[inline]
 pub(super) fn samples(g: &mut Gen) -> Vec<Sample<SoftCrossEntropy>> {
     let inf = f64::INFINITY;
     let plain = of(Reduction::Mean, 0.0, false, 0.0);
@@ -88,6 +89,7 @@ pub(super) fn samples(g: &mut Gen) -> Vec<Sample<SoftCrossEntropy>> {
     out
 }
 
+#[inline]
 pub(super) fn vjp_samples(g: &mut Gen) -> Vec<Sample<SoftCrossEntropyVjp>> {
     let mut out = Vec::new();
     for s in samples(g).into_iter().filter(|s| matches!(s.purpose, Purpose::Check | Purpose::Value)) {
