@@ -15,6 +15,7 @@ pub(crate) mod optim;
 pub(crate) mod reduce;
 pub(crate) mod run;
 
+pub(crate) use math::Number;
 pub use math::{Compute, Real};
 pub use memory::{MemoryStats, memory_stats, poison_fresh_memory, release_cached_memory, reset_peak_memory_stats};
 pub use run::view::{Contiguous, In, Out};

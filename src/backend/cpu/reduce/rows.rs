@@ -145,6 +145,36 @@ fn columns_by<T: Compute, const N: usize>(
     })
 }
 
+/// How many numbers of room [`computed`] and [`stored`] need for `n` elements: none where nothing is widened.
+pub(crate) fn room<T: Compute>(n: usize) -> usize {
+    if T::DTYPE.is_half() { n } else { 0 }
+}
+
+/// A piece of an operand in the type that kernels compute in: itself, or widened into `room`. A kernel is then compiled for two types
+/// instead of four.
+pub(crate) fn computed<'a, T: Compute>(x: &'a [T], room: &'a mut [T::Acc]) -> &'a [T::Acc] {
+    match T::as_acc(x) {
+        Some(x) => x,
+        None => {
+            let room = &mut room[..x.len()];
+            widen(x, room);
+            room
+        }
+    }
+}
+
+/// Has a piece of an output written in the type that kernels compute in: in place, or into `room`, from where it is rounded.
+pub(crate) fn stored<T: Compute>(y: &mut [T], room: &mut [T::Acc], kernel: impl FnOnce(&mut [T::Acc])) {
+    match T::as_acc_mut(y) {
+        Some(y) => kernel(y),
+        None => {
+            let room = &mut room[..y.len()];
+            kernel(room);
+            narrow(room, y);
+        }
+    }
+}
+
 /// Widens a row.
 #[inline(always)]
 pub(crate) fn load<T: Compute>(x: &[T], y: &mut [T::Acc]) {

@@ -4,7 +4,7 @@ mod samples;
 mod vjp;
 
 use crate::backend::cpu::par::*;
-use crate::backend::cpu::{self, Buffer, Compute, Real, rows, simd};
+use crate::backend::cpu::{self, Buffer, Compute, Number, Real, rows, simd};
 use crate::backend::cuda::{self, norm};
 use crate::dtype::{DType, Element, with_float};
 use crate::error::{Result, bail};
@@ -145,6 +145,7 @@ impl<const CENTRED: bool> Describe for Norm<CENTRED> {
         vec![Nd::new(&x[0].shape, data)]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         samples::samples(g)
     }
@@ -241,41 +242,19 @@ impl<const CENTRED: bool> Norm<CENTRED> {
         let mut sums = sum.map(|s| s.chunks_mut(rows * n));
         let pieces = y.chunks_mut(rows * n).zip(stats.chunks_mut(rows * 2));
         let tasks = memory::try_collect(pieces.map(|(y, s)| (y, s, sums.as_mut().and_then(Iterator::next))))?;
-        let task = |(i, (y, stats, mut sum)): (usize, (&mut [T], &mut [T::Acc], Option<&mut [T]>))| -> Result<()> {
-            let mut scratch = Buffer::alloc(T::Acc::DTYPE, n)?;
-            let scratch = scratch.slice_mut::<T::Acc>();
-            let first = i * rows * n;
-            simd::dispatch(
-                #[inline(always)]
-                || {
-                    for (r, (y, s)) in y.chunks_exact_mut(n).zip(stats.chunks_exact_mut(2)).enumerate() {
-                        let at = first + r * n;
-                        let row = &x[at..at + n];
-                        let v: &[T::Acc] = match (&mut sum, other) {
-                            (Some(sum), Some(other)) => {
-                                let sum = &mut sum[r * n..(r + 1) * n];
-                                let operands = row.iter().zip(&other[at..at + n]);
-                                for ((v, s), (&a, &b)) in scratch.iter_mut().zip(sum).zip(operands) {
-                                    *s = T::store(a.load() + b.load());
-                                    *v = s.load();
-                                }
-                                scratch
-                            }
-                            // Where nothing has to be widened, the row itself will do.
-                            _ => match T::as_acc(row) {
-                                Some(row) => row,
-                                None => {
-                                    rows::load(row, scratch);
-                                    scratch
-                                }
-                            },
-                        };
-                        let (mean, rstd) = row_stats::<T::Acc, CENTRED>(v, eps);
-                        [s[0], s[1]] = [mean, rstd];
-                        norm_row(v, y, mean, rstd, w, b);
-                    }
-                },
-            );
+        let task = |(i, (y, stats, sum)): (usize, (&mut [T], &mut [T::Acc], Option<&mut [T]>))| -> Result<()> {
+            let (at, len, room) = (i * rows * n, y.len(), rows::room::<T>(y.len()));
+            let mut wide = Buffer::alloc(T::Acc::DTYPE, 2 * room)?;
+            let (wide_x, wide_y) = wide.slice_mut::<T::Acc>().split_at_mut(room);
+            let row = &x[at..at + len];
+            let x = match (sum, other) {
+                (Some(sum), Some(other)) => {
+                    add(row, &other[at..at + len], sum);
+                    rows::computed(&*sum, wide_x)
+                }
+                _ => rows::computed(row, wide_x),
+            };
+            rows::stored(y, wide_y, |y| norm_rows::<T::Acc, CENTRED>(n, x, y, stats, w, b, eps));
             Ok(())
         };
         if x.len() < cpu::SERIAL {
@@ -319,25 +298,51 @@ pub(super) fn row_stats<A: Real, const CENTRED: bool>(x: &[A], eps: A) -> (A, A)
     (mean, A::ONE / (squares / n + eps).sqrt())
 }
 
+/// Sums, rounded to the elements' type.
+fn add<T: Compute>(a: &[T], b: &[T], y: &mut [T]) {
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            for (y, (&a, &b)) in y.iter_mut().zip(a.iter().zip(b)) {
+                *y = T::store(a.load() + b.load());
+            }
+        },
+    );
+}
+
+/// Some rows of `n` elements, normalised, and their statistics.
+fn norm_rows<A: Number, const CENTRED: bool>(n: usize, x: &[A], y: &mut [A], stats: &mut [A], w: Option<&[A]>, b: Option<&[A]>, eps: A) {
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            for ((x, y), s) in x.chunks_exact(n).zip(y.chunks_exact_mut(n)).zip(stats.chunks_exact_mut(2)) {
+                let (mean, rstd) = row_stats::<A, CENTRED>(x, eps);
+                [s[0], s[1]] = [mean, rstd];
+                norm_row(x, y, mean, rstd, w, b);
+            }
+        },
+    );
+}
+
 #[inline(always)]
-fn norm_row<T: Compute>(x: &[T::Acc], y: &mut [T], mean: T::Acc, rstd: T::Acc, w: Option<&[T::Acc]>, b: Option<&[T::Acc]>) {
+fn norm_row<A: Number>(x: &[A], y: &mut [A], mean: A, rstd: A, w: Option<&[A]>, b: Option<&[A]>) {
     let it = y.iter_mut().zip(x);
     match (w, b) {
         (None, None) => it.for_each(
             #[inline(always)]
-            |(y, &x)| *y = T::store((x - mean) * rstd),
+            |(y, &x)| *y = (x - mean) * rstd,
         ),
         (Some(w), None) => it.zip(w).for_each(
             #[inline(always)]
-            |((y, &x), &w)| *y = T::store((x - mean) * rstd * w),
+            |((y, &x), &w)| *y = (x - mean) * rstd * w,
         ),
         (None, Some(b)) => it.zip(b).for_each(
             #[inline(always)]
-            |((y, &x), &b)| *y = T::store((x - mean).mul_add(rstd, b)),
+            |((y, &x), &b)| *y = (x - mean).mul_add(rstd, b),
         ),
         (Some(w), Some(b)) => it.zip(w.iter().zip(b)).for_each(
             #[inline(always)]
-            |((y, &x), (&w, &b))| *y = T::store(((x - mean) * rstd).mul_add(w, b)),
+            |((y, &x), (&w, &b))| *y = ((x - mean) * rstd).mul_add(w, b),
         ),
     }
 }

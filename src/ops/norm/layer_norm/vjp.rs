@@ -2,7 +2,7 @@
 
 use super::{Norm, row_stats, widened};
 use crate::backend::cpu::par::*;
-use crate::backend::cpu::{self, Buffer, Compute, Contiguous, Real, rows, simd};
+use crate::backend::cpu::{self, Buffer, Compute, Contiguous, Number, Real, rows, simd};
 use crate::backend::cuda::{self, norm};
 use crate::dtype::{Element, with_float};
 use crate::error::{ErrorKind, Result, bail};
@@ -81,6 +81,7 @@ impl<const CENTRED: bool> Describe for NormVjp<CENTRED> {
         all.into_iter().zip(self.want).filter(|(_, w)| *w).map(|(y, _)| y).collect()
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let mut out = Vec::new();
         for s in Norm::<CENTRED>::samples(g).into_iter().filter(|s| matches!(s.purpose, Purpose::Check | Purpose::Value)) {
@@ -298,72 +299,124 @@ impl<T: Compute> Rows<'_, T> {
         has_db: bool,
     ) -> Result<()> {
         let n = self.n;
-        let first = i * GROUP;
-        let last = (first + GROUP).min(self.x.len() / n);
-        let width = part.len();
-        let mut scratch = Buffer::alloc(T::Acc::DTYPE, 2 * (n + width))?;
+        let rows = i * GROUP * n..((i + 1) * GROUP * n).min(self.x.len());
+        // Half types are widened some rows at a time, which stay in cache.
+        let step = if T::DTYPE.is_half() { rows::rows_per_task(n).min(GROUP) } else { GROUP };
+        let (width, room) = (part.len(), rows::room::<T>((step * n).min(rows.len())));
+        let mut scratch =
+            Buffer::alloc(T::Acc::DTYPE, 2 * (n + width) + room * (2 + usize::from(self.added.is_some()) + usize::from(dx.is_some())))?;
         let (xhat, rest) = scratch.slice_mut::<T::Acc>().split_at_mut(n);
         let (h, rest) = rest.split_at_mut(n);
         // Sums of 4 and of 16 rows on the way to the sum of the group: at most 9 additions in a chain instead of 63.
-        rest.fill(T::Acc::ZERO);
-        let (four, sixteen) = rest.split_at_mut(width);
+        let (sums, rest) = rest.split_at_mut(2 * width);
+        sums.fill(T::Acc::ZERO);
+        let (four, sixteen) = sums.split_at_mut(width);
         part.fill(T::Acc::ZERO);
-        let count = <T::Acc as Real>::from_f64(n as f64);
+        let (wide_x, rest) = rest.split_at_mut(room);
+        let (wide_g, rest) = rest.split_at_mut(room);
+        let (wide_added, wide_dx) = rest.split_at_mut(if self.added.is_some() { room } else { 0 });
+        let mut sums = Sums { four, sixteen, part, has_dw, has_db };
+        let (mut at, mut done) = (rows.start, 0);
+        while at < rows.end {
+            let range = at..(at + step * n).min(rows.end);
+            let piece = Rows {
+                x: rows::computed(&self.x[range.clone()], wide_x),
+                w: self.w,
+                g: rows::computed(&self.g[range.clone()], wide_g),
+                added: self.added.map(|a| rows::computed(&a[range.clone()], wide_added)),
+                stats: self.stats.map(|s| &s[2 * (range.start / n)..2 * (range.end / n)]),
+                eps: self.eps,
+                n,
+            };
+            let last = range.end == rows.end;
+            match &mut dx {
+                None => piece.sum_up::<CENTRED>(done, last, None, &mut sums, xhat, h),
+                Some(dx) => {
+                    let dx = &mut dx[range.start - rows.start..range.end - rows.start];
+                    rows::stored(dx, wide_dx, |dx| piece.sum_up::<CENTRED>(done, last, Some(dx), &mut sums, xhat, h));
+                }
+            }
+            done += range.len() / n;
+            at = range.end;
+        }
+        Ok(())
+    }
+}
+
+/// The shares of a group of rows in w̄ and b̄.
+struct Sums<'a, A> {
+    four: &'a mut [A],
+    sixteen: &'a mut [A],
+    part: &'a mut [A],
+    has_dw: bool,
+    has_db: bool,
+}
+
+impl<A: Number> Rows<'_, A> {
+    /// x̄ of these rows and their share of w̄ and b̄. They follow `done` rows of their group, and are the `last` of it or not.
+    fn sum_up<const CENTRED: bool>(
+        &self,
+        done: usize,
+        last: bool,
+        mut dx: Option<&mut [A]>,
+        sums: &mut Sums<'_, A>,
+        xhat: &mut [A],
+        h: &mut [A],
+    ) {
+        let n = self.n;
+        let rows = self.x.len() / n;
+        let count = <A as Real>::from_f64(n as f64);
         simd::dispatch(
             #[inline(always)]
             || {
-                for r in first..last {
+                for r in 0..rows {
                     let (x, g) = (&self.x[r * n..(r + 1) * n], &self.g[r * n..(r + 1) * n]);
                     let (mean, rstd) = match self.stats {
                         Some(s) => (s[2 * r], s[2 * r + 1]),
-                        None => {
-                            rows::load(x, xhat);
-                            row_stats::<T::Acc, CENTRED>(xhat, self.eps)
-                        }
+                        None => row_stats::<A, CENTRED>(x, self.eps),
                     };
-                    for (v, x) in xhat.iter_mut().zip(x) {
-                        *v = (x.load() - mean) * rstd;
+                    for (v, &x) in xhat.iter_mut().zip(x) {
+                        *v = (x - mean) * rstd;
                     }
-                    let (dw, db) = four.split_at_mut(if has_dw { n } else { 0 });
-                    if has_dw {
+                    let (dw, db) = sums.four.split_at_mut(if sums.has_dw { n } else { 0 });
+                    if sums.has_dw {
                         for ((d, &x), &g) in dw.iter_mut().zip(xhat.iter()).zip(g) {
-                            *d = x.mul_add(g.load(), *d);
+                            *d = x.mul_add(g, *d);
                         }
                     }
-                    if has_db {
+                    if sums.has_db {
                         for (d, &g) in db.iter_mut().zip(g) {
-                            *d += g.load();
+                            *d += g;
                         }
                     }
-                    let done = r + 1 - first;
-                    if done.is_multiple_of(4) || r + 1 == last {
-                        flush(four, sixteen);
+                    let (done, ends) = (done + r + 1, last && r + 1 == rows);
+                    if done.is_multiple_of(4) || ends {
+                        flush(sums.four, sums.sixteen);
                     }
-                    if done.is_multiple_of(16) || r + 1 == last {
-                        flush(sixteen, part);
+                    if done.is_multiple_of(16) || ends {
+                        flush(sums.sixteen, sums.part);
                     }
                     if let Some(dx) = &mut dx {
                         match self.w {
                             Some(w) => {
-                                for ((h, g), &w) in h.iter_mut().zip(g).zip(w) {
-                                    *h = g.load() * w;
+                                for ((h, &g), &w) in h.iter_mut().zip(g).zip(w) {
+                                    *h = g * w;
                                 }
                             }
-                            None => rows::load(g, h),
+                            None => h.copy_from_slice(g),
                         }
-                        let c1 = if CENTRED { simd::sum(h) / count } else { T::Acc::ZERO };
+                        let c1 = if CENTRED { simd::sum(h) / count } else { A::ZERO };
                         let c2 = simd::dot(h, xhat) / count;
-                        let at = (r - first) * n;
-                        let dx = dx[at..at + n].iter_mut().zip(h.iter()).zip(xhat.iter());
+                        let dx = dx[r * n..(r + 1) * n].iter_mut().zip(h.iter()).zip(xhat.iter());
                         match self.added {
                             None => {
                                 for ((d, &h), &x) in dx {
-                                    *d = T::store(rstd * (-x).mul_add(c2, h - c1));
+                                    *d = rstd * (-x).mul_add(c2, h - c1);
                                 }
                             }
                             Some(a) => {
                                 for (((d, &h), &x), &a) in dx.zip(&a[r * n..(r + 1) * n]) {
-                                    *d = T::store(rstd.mul_add((-x).mul_add(c2, h - c1), a.load()));
+                                    *d = rstd.mul_add((-x).mul_add(c2, h - c1), a);
                                 }
                             }
                         }
@@ -371,6 +424,5 @@ impl<T: Compute> Rows<'_, T> {
                 }
             },
         );
-        Ok(())
     }
 }

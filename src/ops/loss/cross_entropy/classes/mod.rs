@@ -4,7 +4,7 @@ mod samples;
 
 use crate::array::Array;
 use crate::backend::cpu::par::*;
-use crate::backend::cpu::{self, Buffer, Compute, Contiguous, Real, rows, simd};
+use crate::backend::cpu::{self, Buffer, Compute, Contiguous, Number, Real, rows, simd};
 use crate::backend::{Storage, cuda};
 use crate::dtype::{DType, Element, with_float};
 use crate::error::{Result, bail};
@@ -185,6 +185,7 @@ impl Describe for CrossEntropyLoss {
         vec![self.reduction.define(Nd::new(&x[1].shape, losses), define_weight(&targets, w))]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         samples::samples(g)
     }
@@ -220,22 +221,18 @@ impl Op for CrossEntropyLoss {
                 let x = x[0].contiguous::<T>()?;
                 let rows = rows::rows_per_task(classes);
                 let sum_w = sum_weights::<T>(w, classes);
-                let task = |(((x, t), stats), losses): (((&[T], &[Option<usize>]), &mut [A]), &mut [A])| simd::dispatch(#[inline(always)] || {
-                    for (((x, t), s), loss) in x.chunks_exact(classes).zip(t).zip(stats.chunks_exact_mut(2)).zip(losses.iter_mut()) {
-                        let Some(t) = *t else {
-                            [s[0], s[1], *loss] = [A::NEG_INFINITY, A::ZERO, A::ZERO];
-                            continue;
-                        };
-                        let (m, sum) = row_stats(x);
-                        [s[0], s[1]] = [m, sum];
-                        *loss = if m == A::NEG_INFINITY { A::ZERO } else { self.row_loss(x, t, w, sum_w, m, sum) };
-                    }
-                });
+                let mut wide = Buffer::alloc(A::DTYPE, rows::room::<T>(classes))?;
+                let w = w.map(|w| rows::computed(w, wide.slice_mut::<A>()));
+                let task = |(((x, t), stats), losses): (((&[T], &[Option<usize>]), &mut [A]), &mut [A])| -> Result<()> {
+                    let mut wide = Buffer::alloc(A::DTYPE, rows::room::<T>(x.len()))?;
+                    self.rows(rows::computed(x, wide.slice_mut::<A>()), t, w, sum_w, stats, losses);
+                    Ok(())
+                };
                 let t = &targets.of[..];
                 if x.len() < cpu::SERIAL {
-                    x.chunks(rows * classes).zip(t.chunks(rows)).zip(stats.chunks_mut(2 * rows)).zip(losses.chunks_mut(rows)).for_each(task);
+                    x.chunks(rows * classes).zip(t.chunks(rows)).zip(stats.chunks_mut(2 * rows)).zip(losses.chunks_mut(rows)).try_for_each(task)?;
                 } else {
-                    x.par_chunks(rows * classes).zip(t.par_chunks(rows)).zip(stats.par_chunks_mut(2 * rows)).zip(losses.par_chunks_mut(rows)).for_each(task);
+                    x.par_chunks(rows * classes).zip(t.par_chunks(rows)).zip(stats.par_chunks_mut(2 * rows)).zip(losses.par_chunks_mut(rows)).try_for_each(task)?;
                 }
             }
             self.reduction.store(losses, divisor, y.slice::<T>());
@@ -326,36 +323,47 @@ pub(in crate::ops::loss) fn row_stats<T: Compute>(x: &[T]) -> (T::Acc, T::Acc) {
 }
 
 impl CrossEntropyLoss {
+    /// Largest logit, sum of exponentials and loss of some rows.
+    fn rows<A: Number>(&self, x: &[A], targets: &[Option<usize>], w: Option<&[A]>, sum_w: A, stats: &mut [A], losses: &mut [A]) {
+        let classes = x.len() / losses.len();
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for (((x, t), s), loss) in x.chunks_exact(classes).zip(targets).zip(stats.chunks_exact_mut(2)).zip(losses.iter_mut()) {
+                    let Some(t) = *t else {
+                        [s[0], s[1], *loss] = [A::NEG_INFINITY, A::ZERO, A::ZERO];
+                        continue;
+                    };
+                    let (m, sum) = row_stats(x);
+                    [s[0], s[1]] = [m, sum];
+                    *loss = if m == A::NEG_INFINITY { A::ZERO } else { self.row_loss(x, t, w, sum_w, m, sum) };
+                }
+            },
+        );
+    }
+
     #[inline(always)]
-    pub(in crate::ops::loss) fn row_loss<T: Compute>(
-        &self,
-        x: &[T],
-        t: usize,
-        w: Option<&[T]>,
-        sum_w: T::Acc,
-        m: T::Acc,
-        sum: T::Acc,
-    ) -> T::Acc {
-        let w_y = w.map_or(T::Acc::ONE, |w| w[t].load());
+    pub(in crate::ops::loss) fn row_loss<A: Number>(&self, x: &[A], t: usize, w: Option<&[A]>, sum_w: A, m: A, sum: A) -> A {
+        let w_y = w.map_or(A::ONE, |w| w[t]);
         // ln Σ − (x − m) keeps what (m + ln Σ) − x would lose at a large common offset.
         let log = sum.ln();
-        let hard = log - (x[t].load() - m);
-        let z = if self.z_loss == 0.0 { T::Acc::ZERO } else { <T::Acc as Real>::from_f64(self.z_loss) * w_y * (m + log) * (m + log) };
+        let hard = log - (x[t] - m);
+        let z = if self.z_loss == 0.0 { A::ZERO } else { <A as Real>::from_f64(self.z_loss) * w_y * (m + log) * (m + log) };
         if self.label_smoothing == 0.0 {
             return w_y.mul_add(hard, z);
         }
-        let q = self.row(<T::Acc as Real>::from_f64, w_y, sum_w, x.len(), m + log);
+        let q = self.row(<A as Real>::from_f64, w_y, sum_w, x.len(), m + log);
         let shifted = match w {
             None => simd::sum_by(
                 x,
                 #[inline(always)]
-                |acc: T::Acc, v: T| acc + (v.load() - m),
+                |acc: A, v: A| acc + (v - m),
             ),
             Some(w) => simd::dot_by(
                 x,
                 w,
                 #[inline(always)]
-                |acc: T::Acc, v: T, w: T| (v.load() - m).mul_add(w.load(), acc),
+                |acc: A, v: A, w: A| (v - m).mul_add(w, acc),
             ),
         };
         q.on * hard + q.spread * (sum_w * log - shifted) + z
@@ -411,6 +419,7 @@ impl Describe for CrossEntropyVjp {
         vec![Nd::new(&x[0].shape, data)]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         samples::vjp_samples(g)
     }
@@ -441,24 +450,17 @@ impl Op for CrossEntropyVjp {
             let (logits, g) = (x[0].contiguous::<T>()?, x[self.g()].contiguous::<T>()?);
             let each = self.of.reduction == Reduction::None;
             let sum_w = sum_weights::<T>(w, classes);
+            let mut wide = Buffer::alloc(A::DTYPE, rows::room::<T>(classes))?;
+            let w = w.map(|w| rows::computed(w, wide.slice_mut::<A>()));
             rows::for_tasks(classes, y[0].slice::<T>(), |first, y| {
-                simd::dispatch(#[inline(always)] || {
-                    for (k, y) in y.chunks_exact_mut(classes).enumerate() {
-                        let i = first + k;
-                        let row = &logits[i * classes..(i + 1) * classes];
-                        let (m, sum) = match (targets.of[i], &stats) {
-                            (None, _) => (A::NEG_INFINITY, A::ZERO),
-                            (_, Some(s)) => (s[2 * i], s[2 * i + 1]),
-                            _ => row_stats(row),
-                        };
-                        let Some(t) = targets.of[i].filter(|_| m != A::NEG_INFINITY) else {
-                            y.fill(T::store(A::ZERO));
-                            continue;
-                        };
-                        let r = g[if each { i } else { 0 }].load() * scale;
-                        self.of.row_vjp(row, t, w, sum_w, [m, sum, r], y);
-                    }
-                });
+                let (n, rows) = (y.len(), y.len() / classes);
+                let mut wide = Buffer::alloc(A::DTYPE, rows::room::<T>(2 * n + rows))?;
+                let (wide_x, wide) = wide.slice_mut::<A>().split_at_mut(rows::room::<T>(n));
+                let (wide_y, wide_g) = wide.split_at_mut(rows::room::<T>(n));
+                let logits = rows::computed(&logits[first * classes..][..n], wide_x);
+                let g = rows::computed(if each { &g[first..first + rows] } else { &g[..1] }, wide_g);
+                let stats = stats.as_deref().map(|s| &s[2 * first..]);
+                rows::stored(y, wide_y, |y| self.of.rows_vjp(logits, classes, &targets.of[first..], w, sum_w, stats, g, scale, y));
                 Ok(())
             })
         })
@@ -521,22 +523,55 @@ impl CrossEntropyLoss {
         RowSlopes { slope: q.total / sum * r, shift: q.spread * r, target: p.mul_add(q.total, -(q.spread * w_y + q.on)) * r }
     }
 
+    /// The derivative in some rows, for the losses' cotangents `g` (one of each, or one for all) times `scale`.
+    fn rows_vjp<A: Number>(
+        &self,
+        x: &[A],
+        classes: usize,
+        targets: &[Option<usize>],
+        w: Option<&[A]>,
+        sum_w: A,
+        stats: Option<&[A]>,
+        g: &[A],
+        scale: A,
+        y: &mut [A],
+    ) {
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for (i, (row, y)) in x.chunks_exact(classes).zip(y.chunks_exact_mut(classes)).enumerate() {
+                    let (m, sum) = match (targets[i], stats) {
+                        (None, _) => (A::NEG_INFINITY, A::ZERO),
+                        (_, Some(s)) => (s[2 * i], s[2 * i + 1]),
+                        _ => row_stats(row),
+                    };
+                    let Some(t) = targets[i].filter(|_| m != A::NEG_INFINITY) else {
+                        y.fill(A::ZERO);
+                        continue;
+                    };
+                    let r = g[i.min(g.len() - 1)] * scale;
+                    self.row_vjp(row, t, w, sum_w, [m, sum, r], y);
+                }
+            },
+        );
+    }
+
     #[inline(always)]
-    fn row_vjp<T: Compute>(&self, x: &[T], t: usize, w: Option<&[T]>, sum_w: T::Acc, [m, sum, r]: [T::Acc; 3], y: &mut [T]) {
-        let w_y = w.map_or(T::Acc::ONE, |w| w[t].load());
-        let RowSlopes { slope, shift, target } = self.row_slopes(x[t].load(), w_y, sum_w, x.len(), [m, sum, r]);
+    fn row_vjp<A: Number>(&self, x: &[A], t: usize, w: Option<&[A]>, sum_w: A, [m, sum, r]: [A; 3], y: &mut [A]) {
+        let w_y = w.map_or(A::ONE, |w| w[t]);
+        let RowSlopes { slope, shift, target } = self.row_slopes(x[t], w_y, sum_w, x.len(), [m, sum, r]);
         match w {
             Some(w) if self.label_smoothing != 0.0 => {
                 for ((y, &x), &w) in y.iter_mut().zip(x).zip(w) {
-                    *y = T::store((x.load() - m).exp().mul_add(slope, -(shift * w.load())));
+                    *y = (x - m).exp().mul_add(slope, -(shift * w));
                 }
             }
             _ => {
                 for (y, &x) in y.iter_mut().zip(x) {
-                    *y = T::store((x.load() - m).exp().mul_add(slope, -shift));
+                    *y = (x - m).exp().mul_add(slope, -shift);
                 }
             }
         }
-        y[t] = T::store(target);
+        y[t] = target;
     }
 }

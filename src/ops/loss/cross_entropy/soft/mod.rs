@@ -4,7 +4,7 @@ mod samples;
 
 use super::classes::{CrossEntropyLoss, define_lse, refuse_weights, row_stats};
 use crate::backend::cpu::par::*;
-use crate::backend::cpu::{self, Buffer, Compute, Contiguous, Real, rows, simd};
+use crate::backend::cpu::{self, Buffer, Compute, Contiguous, Number, Real, rows, simd};
 use crate::backend::cuda;
 use crate::dtype::{DType, Element, with_float};
 use crate::error::{Result, bail};
@@ -92,7 +92,7 @@ impl SoftCrossEntropy {
         Ok(())
     }
 
-    fn rows(scores: &Shape) -> Result<(Shape, usize)> {
+    fn leading(scores: &Shape) -> Result<(Shape, usize)> {
         let lead: Shape = scores[..scores.rank().saturating_sub(1)].iter().copied().collect();
         let n = lead.checked_numel()?;
         Ok((lead, n))
@@ -118,20 +118,20 @@ impl SoftCrossEntropy {
     /// `p = w ((1 − s) q + s/C)` of one class.
     #[inline(always)]
     fn share<A: Real>(&self, q: A, w: A, spread: A) -> A {
-        w * q.mul_add(A::from_f64(1.0 - self.of.label_smoothing), spread)
+        w * q.mul_add(<A as Real>::from_f64(1.0 - self.of.label_smoothing), spread)
     }
 
     /// Numbers and loss of a row; `p` is room for as many numbers.
     #[inline(always)]
-    fn row<T: Compute>(&self, x: &[T], q: &[T], w: Option<&[T]>, p: &mut [T::Acc]) -> (Stats<T::Acc>, T::Acc) {
+    fn row<A: Number>(&self, x: &[A], q: &[A], w: Option<&[A]>, p: &mut [A]) -> (Stats<A>, A) {
         let (m, sum) = row_stats(x);
-        if m == T::Acc::NEG_INFINITY {
-            return ([m, T::Acc::ZERO, T::Acc::ZERO], T::Acc::ZERO);
+        if m == A::NEG_INFINITY {
+            return ([m, A::ZERO, A::ZERO], A::ZERO);
         }
-        let spread = <T::Acc as Real>::from_f64(self.of.label_smoothing / x.len() as f64);
+        let spread = <A as Real>::from_f64(self.of.label_smoothing / x.len() as f64);
         match w {
-            Some(w) => p.iter_mut().zip(q).zip(w).for_each(|((p, q), w)| *p = self.share(q.load(), w.load(), spread)),
-            None => p.iter_mut().zip(q).for_each(|(p, q)| *p = self.share(q.load(), T::Acc::ONE, spread)),
+            Some(w) => p.iter_mut().zip(q).zip(w).for_each(|((p, &q), &w)| *p = self.share(q, w, spread)),
+            None => p.iter_mut().zip(q).for_each(|(p, &q)| *p = self.share(q, A::ONE, spread)),
         }
         let total = simd::sum(p);
         // Classes without a share do not count, whatever their logit is.
@@ -139,7 +139,7 @@ impl SoftCrossEntropy {
             x,
             p,
             #[inline(always)]
-            |acc: T::Acc, x: T, p: T::Acc| if p == T::Acc::ZERO { acc } else { p.mul_add(x.load() - m, acc) },
+            |acc: A, x: A, p: A| if p == A::ZERO { acc } else { p.mul_add(x - m, acc) },
         );
         let log = sum.ln();
         let loss = total * log - shifted;
@@ -151,16 +151,32 @@ impl SoftCrossEntropy {
                 q,
                 w,
                 #[inline(always)]
-                |acc: T::Acc, q: T, w: T| q.load().mul_add(w.load(), acc),
+                |acc: A, q: A, w: A| q.mul_add(w, acc),
             ),
             None => simd::sum_by(
                 q,
                 #[inline(always)]
-                |acc: T::Acc, q: T| acc + q.load(),
+                |acc: A, q: A| acc + q,
             ),
         };
-        let (z, lse) = (<T::Acc as Real>::from_f64(self.of.z_loss) * mass, m + log);
+        let (z, lse) = (<A as Real>::from_f64(self.of.z_loss) * mass, m + log);
         ([m, sum, total + (z + z) * lse], loss + z * lse * lse)
+    }
+
+    /// Numbers and losses of some rows.
+    fn rows<A: Number>(&self, x: &[A], q: &[A], w: Option<&[A]>, shares: &mut [A], stats: &mut [A], losses: &mut [A]) {
+        let classes = shares.len();
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                let rows = x.chunks_exact(classes).zip(q.chunks_exact(classes));
+                for (((x, q), s), loss) in rows.zip(stats.chunks_exact_mut(3)).zip(losses.iter_mut()) {
+                    let (numbers, l) = self.row(x, q, w, shares);
+                    s.copy_from_slice(&numbers);
+                    *loss = l;
+                }
+            },
+        );
     }
 }
 
@@ -207,6 +223,7 @@ impl Describe for SoftCrossEntropy {
         vec![self.of.reduction.define(Nd::new(lead, losses), rows as f64)]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         samples::samples(g)
     }
@@ -218,13 +235,13 @@ impl Op for SoftCrossEntropy {
 
     fn infer(&self, x: &[Spec]) -> Result<SmallVec<[Spec; 2]>> {
         self.check(x)?;
-        let (lead, n) = Self::rows(&x[0].shape)?;
+        let (lead, n) = Self::leading(&x[0].shape)?;
         let stats = Spec::new([n, 3], if x[0].dtype == DType::F64 { DType::F64 } else { DType::F32 });
         Ok(smallvec![Spec::new(self.of.reduction.shape(&lead), x[0].dtype), stats])
     }
 
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
-        let (_, n) = Self::rows(x[0].shape())?;
+        let (_, n) = Self::leading(x[0].shape())?;
         let classes = x[0].shape()[x[0].shape().rank() - 1];
         with_float!(x[0].dtype(), T => {
             type A = <T as Compute>::Acc;
@@ -238,19 +255,15 @@ impl Op for SoftCrossEntropy {
             } else {
                 let (xs, qs) = (x[0].contiguous::<T>()?, x[1].contiguous::<T>()?);
                 let w = if self.of.weighted { Some(x[2].contiguous::<T>()?) } else { None };
-                let w = w.as_deref();
+                let mut wide = Buffer::alloc(A::DTYPE, rows::room::<T>(classes))?;
+                let w = w.as_deref().map(|w| rows::computed(w, wide.slice_mut::<A>()));
                 let rows = rows::rows_per_task(classes);
                 let task = |(((x, q), stats), losses): (((&[T], &[T]), &mut [A]), &mut [A])| -> Result<()> {
-                    let mut shares = Buffer::alloc(A::DTYPE, classes)?;
-                    let shares = shares.slice_mut::<A>();
-                    simd::dispatch(#[inline(always)] || {
-                        let rows = x.chunks_exact(classes).zip(q.chunks_exact(classes));
-                        for (((x, q), s), loss) in rows.zip(stats.chunks_exact_mut(3)).zip(losses.iter_mut()) {
-                            let (numbers, l) = self.row(x, q, w, shares);
-                            s.copy_from_slice(&numbers);
-                            *loss = l;
-                        }
-                    });
+                    let room = rows::room::<T>(x.len());
+                    let mut buffer = Buffer::alloc(A::DTYPE, classes + 2 * room)?;
+                    let (shares, wide) = buffer.slice_mut::<A>().split_at_mut(classes);
+                    let (wide_x, wide_q) = wide.split_at_mut(room);
+                    self.rows(rows::computed(x, wide_x), rows::computed(q, wide_q), w, shares, stats, losses);
                     Ok(())
                 };
                 let (step, xs, qs) = (rows * classes, &xs[..], &qs[..]);
@@ -267,7 +280,7 @@ impl Op for SoftCrossEntropy {
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
         let [y, stats] = y else { bail!(internal, "soft_cross_entropy has two outputs") };
-        let (_, rows) = Self::rows(x[0].shape())?;
+        let (_, rows) = Self::leading(x[0].shape())?;
         let w = cuda::loss::weights(x.get(2))?;
         let w = w.as_ref().map(cuda::Dense::src);
         let options = self.of.options(x[0].shape()[x[0].shape().rank() - 1]);
@@ -298,6 +311,41 @@ impl SoftCrossEntropyVjp {
     /// Position of ȳ among the inputs.
     fn g(&self) -> usize {
         2 + usize::from(self.of.of.weighted)
+    }
+
+    /// The cotangents of some rows' logits or probabilities, for the losses' cotangents `g` (one of each, or one for all) times `scale`.
+    fn rows<A: Number>(
+        &self,
+        classes: usize,
+        by_x: bool,
+        [x, q]: [&[A]; 2],
+        w: Option<&[A]>,
+        stats: Option<&[A]>,
+        g: &[A],
+        scale: A,
+        shares: &mut [A],
+        y: &mut [A],
+    ) {
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for (i, y) in y.chunks_exact_mut(classes).enumerate() {
+                    let (x, q) = (&x[i * classes..(i + 1) * classes], &q[i * classes..(i + 1) * classes]);
+                    let numbers = match stats {
+                        Some(s) => [s[3 * i], s[3 * i + 1], s[3 * i + 2]],
+                        None => self.of.row(x, q, w, shares).0,
+                    };
+                    let r = g[i.min(g.len() - 1)] * scale;
+                    if numbers[0] == A::NEG_INFINITY {
+                        y.fill(A::ZERO);
+                    } else if by_x {
+                        self.of.row_by_logits(x, q, w, numbers, r, y);
+                    } else {
+                        self.of.row_by_targets(x, w, numbers, r, y);
+                    }
+                }
+            },
+        );
     }
 }
 
@@ -348,6 +396,7 @@ impl Describe for SoftCrossEntropyVjp {
         all.into_iter().zip(self.want).filter(|(_, w)| *w).map(|(y, _)| y).collect()
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         samples::vjp_samples(g)
     }
@@ -359,7 +408,7 @@ impl Op for SoftCrossEntropyVjp {
     fn infer(&self, x: &[Spec]) -> Result<SmallVec<[Spec; 2]>> {
         self.of.check(x)?;
         let g = &x[self.g()];
-        let want = self.of.of.reduction.shape(&SoftCrossEntropy::rows(&x[0].shape)?.0);
+        let want = self.of.of.reduction.shape(&SoftCrossEntropy::leading(&x[0].shape)?.0);
         if g.shape != want || g.dtype != x[0].dtype {
             bail!(shape, "the cotangent must be {want} of {}: found {} of {}", x[0].dtype, g.shape, g.dtype);
         }
@@ -367,40 +416,33 @@ impl Op for SoftCrossEntropyVjp {
     }
 
     fn cpu(&self, x: &[cpu::In<'_>], y: &mut [cpu::Out<'_>]) -> Result<()> {
-        let (_, n) = SoftCrossEntropy::rows(x[0].shape())?;
+        let (_, n) = SoftCrossEntropy::leading(x[0].shape())?;
         let classes = x[0].shape()[x[0].shape().rank() - 1];
         with_float!(x[0].dtype(), T => {
             type A = <T as Compute>::Acc;
             let of = &self.of.of;
             let (logits, probabilities, g) = (x[0].contiguous::<T>()?, x[1].contiguous::<T>()?, x[self.g()].contiguous::<T>()?);
             let w = if of.weighted { Some(x[2].contiguous::<T>()?) } else { None };
-            let w = w.as_deref();
+            let mut wide = Buffer::alloc(A::DTYPE, rows::room::<T>(classes))?;
+            let w = w.as_deref().map(|w| rows::computed(w, wide.slice_mut::<A>()));
             let stats: Option<Contiguous<'_, A>> = if self.stats { Some(x[self.g() + 1].contiguous()?) } else { None };
             let scale = <A as Real>::from_f64(of.reduction.scale(n as f64));
             let each = of.reduction == Reduction::None;
             let places = [true, false].into_iter().zip(self.want).filter(|(_, w)| *w).map(|(by_x, _)| by_x);
             for (by_x, y) in places.zip(y.iter_mut()) {
                 rows::for_tasks(classes, y.slice::<T>(), |first, y| {
-                    let mut shares = Buffer::alloc(A::DTYPE, if stats.is_none() { classes } else { 0 })?;
-                    let shares = shares.slice_mut::<A>();
-                    simd::dispatch(#[inline(always)] || {
-                        for (k, y) in y.chunks_exact_mut(classes).enumerate() {
-                            let i = first + k;
-                            let (x, q) = (&logits[i * classes..(i + 1) * classes], &probabilities[i * classes..(i + 1) * classes]);
-                            let numbers = match &stats {
-                                Some(s) => [s[3 * i], s[3 * i + 1], s[3 * i + 2]],
-                                None => self.of.row(x, q, w, shares).0,
-                            };
-                            let r = g[if each { i } else { 0 }].load() * scale;
-                            if numbers[0] == A::NEG_INFINITY {
-                                y.fill(T::store(A::ZERO));
-                            } else if by_x {
-                                self.of.row_by_logits(x, q, w, numbers, r, y);
-                            } else {
-                                self.of.row_by_targets(x, w, numbers, r, y);
-                            }
-                        }
-                    });
+                    let (n, rows, room) = (y.len(), y.len() / classes, rows::room::<T>(y.len()));
+                    let shares = if stats.is_none() { classes } else { 0 };
+                    let mut buffer = Buffer::alloc(A::DTYPE, shares + rows::room::<T>(3 * n + rows))?;
+                    let (shares, wide) = buffer.slice_mut::<A>().split_at_mut(shares);
+                    let (wide_x, wide) = wide.split_at_mut(room);
+                    let (wide_q, wide) = wide.split_at_mut(room);
+                    let (wide_y, wide_g) = wide.split_at_mut(room);
+                    let x = rows::computed(&logits[first * classes..][..n], wide_x);
+                    let q = rows::computed(&probabilities[first * classes..][..n], wide_q);
+                    let g = rows::computed(if each { &g[first..first + rows] } else { &g[..1] }, wide_g);
+                    let stats = stats.as_deref().map(|s| &s[3 * first..]);
+                    rows::stored(y, wide_y, |y| self.rows(classes, by_x, [x, q], w, stats, g, scale, shares, y));
                     Ok(())
                 })?;
             }
@@ -409,7 +451,7 @@ impl Op for SoftCrossEntropyVjp {
     }
 
     fn cuda(&self, x: &[cuda::In<'_>], y: &mut [cuda::Out<'_>]) -> Result<()> {
-        let (_, rows) = SoftCrossEntropy::rows(x[0].shape())?;
+        let (_, rows) = SoftCrossEntropy::leading(x[0].shape())?;
         let w = cuda::loss::weights(if self.of.of.weighted { x.get(2) } else { None })?;
         let w = w.as_ref().map(cuda::Dense::src);
         let options = self.of.of.options(x[0].shape()[x[0].shape().rank() - 1]);
@@ -447,20 +489,20 @@ impl Op for SoftCrossEntropyVjp {
 impl SoftCrossEntropy {
     /// The logits' cotangents of a row, for the loss's cotangent `r`.
     #[inline(always)]
-    fn row_by_logits<T: Compute>(&self, x: &[T], q: &[T], w: Option<&[T]>, [m, sum, total]: Stats<T::Acc>, r: T::Acc, y: &mut [T]) {
-        let (slope, spread) = (total / sum, <T::Acc as Real>::from_f64(self.of.label_smoothing / x.len() as f64));
+    fn row_by_logits<A: Number>(&self, x: &[A], q: &[A], w: Option<&[A]>, [m, sum, total]: Stats<A>, r: A, y: &mut [A]) {
+        let (slope, spread) = (total / sum, <A as Real>::from_f64(self.of.label_smoothing / x.len() as f64));
         // The probability and its target may nearly cancel: their difference is taken before it is scaled and rounded.
         match w {
             Some(w) => {
-                for (((y, x), q), w) in y.iter_mut().zip(x).zip(q).zip(w) {
-                    let p = self.share(q.load(), w.load(), spread);
-                    *y = T::store((x.load() - m).exp().mul_add(slope, -p) * r);
+                for (((y, &x), &q), &w) in y.iter_mut().zip(x).zip(q).zip(w) {
+                    let p = self.share(q, w, spread);
+                    *y = (x - m).exp().mul_add(slope, -p) * r;
                 }
             }
             None => {
-                for ((y, x), q) in y.iter_mut().zip(x).zip(q) {
-                    let p = self.share(q.load(), T::Acc::ONE, spread);
-                    *y = T::store((x.load() - m).exp().mul_add(slope, -p) * r);
+                for ((y, &x), &q) in y.iter_mut().zip(x).zip(q) {
+                    let p = self.share(q, A::ONE, spread);
+                    *y = (x - m).exp().mul_add(slope, -p) * r;
                 }
             }
         }
@@ -468,14 +510,14 @@ impl SoftCrossEntropy {
 
     /// The probabilities' cotangents.
     #[inline(always)]
-    fn row_by_targets<T: Compute>(&self, x: &[T], w: Option<&[T]>, [m, sum, _]: Stats<T::Acc>, r: T::Acc, y: &mut [T]) {
-        let (log, sharp) = (sum.ln(), <T::Acc as Real>::from_f64(1.0 - self.of.label_smoothing));
+    fn row_by_targets<A: Number>(&self, x: &[A], w: Option<&[A]>, [m, sum, _]: Stats<A>, r: A, y: &mut [A]) {
+        let (log, sharp) = (sum.ln(), <A as Real>::from_f64(1.0 - self.of.label_smoothing));
         let lse = m + log;
-        let z = if self.of.z_loss == 0.0 { T::Acc::ZERO } else { <T::Acc as Real>::from_f64(self.of.z_loss) * lse * lse };
-        for (j, (y, x)) in y.iter_mut().zip(x).enumerate() {
+        let z = if self.of.z_loss == 0.0 { A::ZERO } else { <A as Real>::from_f64(self.of.z_loss) * lse * lse };
+        for (j, (y, &x)) in y.iter_mut().zip(x).enumerate() {
             // log Σ − (x − m), and not 0 · ∞.
-            let own = if sharp == T::Acc::ZERO { z } else { sharp.mul_add(log - (x.load() - m), z) };
-            *y = T::store(w.map_or(T::Acc::ONE, |w| w[j].load()) * own * r);
+            let own = if sharp == A::ZERO { z } else { sharp.mul_add(log - (x - m), z) };
+            *y = w.map_or(A::ONE, |w| w[j]) * own * r;
         }
     }
 }
