@@ -59,6 +59,7 @@ impl<const MAX: bool> Describe for AdaptivePool<MAX> {
         })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let of = |output: &[usize]| AdaptivePool { output: output.into() };
         let mut out = Vec::new();

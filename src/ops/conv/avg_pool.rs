@@ -55,6 +55,7 @@ impl Describe for AvgPool {
         vec![Nd::new(shape, out)]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let of = |x: &[usize], kernel: &[usize], axes: &[(usize, (isize, isize))], counted: &[usize]| AvgPool {
             windows: Sliding {

@@ -58,6 +58,7 @@ impl Describe for Conv {
         vec![Nd::new(shape, out)]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let whole = g.limit() <= SMALLEST;
         let mut out = all(g, Conv, |g, of| vec![g.normal(of.0), g.normal(of.1)]);

@@ -54,6 +54,7 @@ impl Describe for ConvInput {
         vec![Nd::new(shape, sums.collect())]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let whole = g.limit() <= SMALLEST;
         let mut out = all(g, ConvInput, |g, of| vec![g.normal(result(of)), g.normal(of.1)]);

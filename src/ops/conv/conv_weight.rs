@@ -51,6 +51,7 @@ impl Describe for ConvWeight {
         vec![Nd::new(shape, out)]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let mut out = all(g, ConvWeight, |g, of| vec![g.normal(of.0), g.normal(result(of))]);
         let two = &CHECKED[5];

@@ -60,6 +60,7 @@ impl Describe for MaxPool {
         vec![Nd::new(&shape[..], values), Nd::new(shape, places)]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let of = |x: &[usize], kernel: &[usize], axes: &[(usize, (isize, isize), usize)]| MaxPool {
             windows: Sliding {

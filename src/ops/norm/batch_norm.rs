@@ -53,6 +53,7 @@ impl Describe for BatchNorm {
         vec![Nd::new(shape, x[0].data.iter().enumerate().map(value).collect())]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let mut out = Vec::new();
         for (weight, bias) in [(false, false), (true, false), (false, true), (true, true)] {
@@ -138,6 +139,7 @@ impl Describe for BatchNormWith {
         vec![Nd::new(shape, x[0].data.iter().enumerate().map(value).collect())]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let mut out = Vec::new();
         for (weight, bias) in [(false, false), (true, false), (false, true), (true, true)] {

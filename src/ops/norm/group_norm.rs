@@ -95,6 +95,7 @@ impl Describe for GroupNorm {
         vec![Nd::new(shape, out)]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let mut out = Vec::new();
         for (weight, bias) in [(false, false), (true, false), (false, true), (true, true)] {

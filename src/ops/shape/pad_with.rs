@@ -55,6 +55,7 @@ impl Describe for PadWith {
         })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let mut out = Vec::new();
         for mode in [PadMode::Reflect, PadMode::Replicate, PadMode::Circular] {

@@ -40,6 +40,7 @@ impl<const BACK: bool> Describe for PixelShuffle<BACK> {
         })]
     }
 
+    #[inline]
     fn samples(g: &mut Gen) -> Vec<Sample<Self>> {
         let of = |factor: usize| PixelShuffle { factor };
         let fits = |shape: [usize; 3]| if BACK { [shape[0], shape[1] * 2, shape[2] * 2] } else { [shape[0] * 4, shape[1], shape[2]] };
