@@ -11,6 +11,7 @@ use crate::module::Module;
 use crate::tensor::Tensor;
 use rayon::prelude::*;
 use std::fmt;
+use std::panic::Location;
 
 /// When a gradient counts as conspicuous. The defaults stay quiet on healthy models of very different kinds.
 #[derive(Clone, Copy, Debug)]
@@ -192,8 +193,11 @@ impl HealthReport {
     ///
     /// # Errors
     /// Out of memory.
+    #[track_caller]
     pub fn with_updates<M: Module + Clone>(mut self, before: &M, after: &M) -> Result<Self> {
-        for ((row, update), weight) in self.rows.iter_mut().zip(update_norms(before, after)?).map(|(r, (u, w))| ((r, u), w)) {
+        let at = Location::caller();
+        let norms = update_norms(before, after).map_err(|e| e.in_op("health", at).called_at(at))?;
+        for ((row, update), weight) in self.rows.iter_mut().zip(norms).map(|(r, (u, w))| ((r, u), w)) {
             row.update = Some(update / weight.max(f64::MIN_POSITIVE));
         }
         Ok(self)

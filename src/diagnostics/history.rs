@@ -10,6 +10,7 @@ use crate::memory;
 use crate::module::Module;
 use crate::optim::Clipped;
 use std::fmt;
+use std::panic::Location;
 
 /// One recorded step.
 #[derive(Clone, Debug)]
@@ -132,9 +133,15 @@ impl HealthHistory {
     ///
     /// # Errors
     /// Argument error before the first [`HealthHistory::record`]; out of memory.
+    #[track_caller]
     pub fn updates<M: Module + Clone>(&mut self, before: &M, after: &M) -> Result<()> {
+        let at = Location::caller();
+        self.add_updates(before, after).map_err(|e| e.in_op("health_history", at).called_at(at))
+    }
+
+    fn add_updates<M: Module + Clone>(&mut self, before: &M, after: &M) -> Result<()> {
         let (Some(step), Some(report)) = (self.steps.last_mut(), self.last.take()) else {
-            bail!(argument, "health_history: there is no recorded step to add updates to");
+            bail!(argument, "there is no recorded step to add updates to");
         };
         // By layer: the norm of all its changes over that of all its parameters.
         let mut sums = memory::vec_of((0f64, 0f64), self.layers.len())?;

@@ -5,6 +5,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result, bail};
 use crate::tensor::Tensor;
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::Location;
 
 fn set_frozen<M: Module + ?Sized>(m: &mut M, frozen: bool, which: &dyn Fn(&str) -> bool) -> usize {
     let mut n = 0;
@@ -300,13 +301,14 @@ pub trait Module {
     ///
     /// # Errors
     /// Argument error when there is none.
+    #[track_caller]
     fn get_tensor(&self, name: &str) -> Result<Tensor>
     where
         Self: Sized + Clone,
     {
+        let at = Location::caller();
         let found = self.named_tensors().into_iter().find(|(n, _)| n == name);
-        found
-            .map(|(_, t)| t)
-            .ok_or_else(|| Error::argument(format!("no tensor is called `{name}`; there are: {}", self.names().join(", "))))
+        let none = || Error::argument(format!("no tensor is called `{name}`; there are: {}", self.names().join(", ")));
+        found.map(|(_, t)| t).ok_or_else(|| none().in_op("get_tensor", at))
     }
 }

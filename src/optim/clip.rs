@@ -131,25 +131,33 @@ impl<M: Module + Clone> Grads<M> {
     ///
     /// # Errors
     /// Argument error unless `limit` is positive.
+    #[track_caller]
     pub fn clip_value(&mut self, limit: f64) -> Result<()> {
-        if limit.is_nan() || limit <= 0.0 {
-            bail!(argument, "clip_value: the limit must be positive, found {limit}");
-        }
-        self.change(|_, g| {
-            *g = g.clamp(Some(-limit), Some(limit))?;
-            Ok(())
-        })
+        let at = Location::caller();
+        let mut run = || {
+            if limit.is_nan() || limit <= 0.0 {
+                bail!(argument, "the limit must be positive, found {limit}");
+            }
+            self.change(|_, g| {
+                *g = g.clamp(Some(-limit), Some(limit))?;
+                Ok(())
+            })
+        };
+        run().map_err(|e| e.in_op("clip_value", at).called_at(at))
     }
 
     /// Multiplies every gradient by a number.
     ///
     /// # Errors
     /// Out of memory.
+    #[track_caller]
     pub fn scale(&mut self, factor: f64) -> Result<()> {
-        self.change(|_, g| {
+        let at = Location::caller();
+        let scaled = self.change(|_, g| {
             *g = g.mul_scalar(factor)?;
             Ok(())
-        })
+        });
+        scaled.map_err(|e| e.in_op("scale", at).called_at(at))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Functions whose derivative the caller writes, and derivatives that cannot be differentiated again.
 
-use super::{Cotangents, Guard, InputCotangents, Pull, PullContext, Saved, common_tape, fulfil, ran, record, reserve, start};
+use super::{Cotangents, Guard, InputCotangents, Pull, PullContext, Saved, common_tape, fulfil, ran, record, reserve, start, stops};
 use crate::error::{Result, bail};
 use crate::tensor::Tensor;
 use std::panic::Location;
@@ -95,6 +95,9 @@ fn call(
         bail!(tape, "the function uses a tracked tensor that it captured; pass it as an input, or its gradient would be lost");
     }
     let started = started.stop()?;
+    if let (true, Some(y)) = (recording && outputs.iter().all(|t| !t.dtype().is_float()), outputs.first()) {
+        stops(name, at, inputs, Some(y.dtype()));
+    }
     if let Some(tape) = tape.filter(|_| recording && outputs.iter().any(|t| t.dtype().is_float())) {
         // The outputs are kept with their place on the tape, so that a second derivative also passes through them.
         let id = reserve(&tape, name, at, inputs, &mut outputs)?;

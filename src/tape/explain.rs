@@ -102,6 +102,11 @@ impl Loss {
                 match self {
                     Loss::Stopped(places) => format!("what is computed from {subject} ends in {places}"),
                     Loss::Aside { first } => format!("{first} took {subject}, but the result is not computed from that"),
+                    Loss::Denied(place) if place.starts_with("`checkpoint") => {
+                        format!(
+                            "what {place} runs gives {subject} no gradient: something in it has none, as `detach`, `argmax` or a comparison"
+                        )
+                    }
                     Loss::Denied(place) => format!("the derivative of {place} returned `None` on the way to {subject}, which says zero"),
                     Loss::Flat(Some(place)) => {
                         format!("the result follows from {subject} only by ops whose derivative is zero everywhere, as that of {place}")

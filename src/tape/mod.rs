@@ -497,8 +497,10 @@ impl Tape {
     ///
     /// # Errors
     /// Tape error when this tape does not track `t`.
+    #[track_caller]
     pub fn register_hook(&self, t: &Tensor, f: impl Fn(&Tensor) + Send + Sync + 'static) -> Result<()> {
-        let id = self.id_of(t)?;
+        let at = Location::caller();
+        let id = self.id_of(t).map_err(|e| e.in_op("register_hook", at))?;
         self.inner.hooks.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_default().push(Arc::new(f));
         Ok(())
     }

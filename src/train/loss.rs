@@ -1,5 +1,6 @@
 //! What a loss function gives the trainer.
 
+use super::data::ids_of;
 use crate::error::{Error, Result, bail};
 use crate::tensor::Tensor;
 
@@ -132,7 +133,7 @@ impl<N: Into<String>, const K: usize> From<(f64, [(N, f64); K])> for Evaluation 
 #[track_caller]
 pub fn count_targets(targets: &Tensor, ignore: i64) -> Result<f64> {
     let at = std::panic::Location::caller();
-    let ids = targets.detach().to_vec::<i64>().map_err(|e| e.in_op("count_targets", at))?;
+    let ids = ids_of("targets", targets).map_err(|e| e.in_op("count_targets", at))?;
     Ok(ids.iter().filter(|t| **t != ignore).count() as f64)
 }
 

@@ -122,6 +122,9 @@ impl Sampler<'_> {
         }
         let mut allowed = crate::memory::copied(logits)?;
         self.rules.apply(&mut allowed, tokens, self.prompt, self.ends, self.most);
+        if !logits.is_empty() && allowed.iter().all(|l| *l == f64::NEG_INFINITY) && logits.iter().any(|l| l.is_finite()) {
+            bail!(argument, "the rules forbid every one of the {} tokens: look at suppress_tokens, bad_words and their like", logits.len());
+        }
         Ok(self.sampling.after(&allowed, tokens, uniform)? as u32)
     }
 }

@@ -6,7 +6,8 @@ use cotangent::nn::{AttentionConfig, Linear, LstmCell, MultiHeadAttention};
 use cotangent::ops::{RopeOptions, SdpaOptions};
 use cotangent::optim::{AdamW, Group, Sgd};
 use cotangent::train::{
-    Batches, Characters, Options, Order, Rows, Sampling, Snapshots, Tokenizer, Tokens, Trainer, Width, Windows, generate,
+    Batches, Characters, Options, Order, Rows, Sampling, Snapshots, Tokenizer, Tokens, Trainer, Width, Windows, count_targets,
+    document_mask, generate,
 };
 use cotangent::{DType, F32, F64, I64, Key, Module, Result, Tape, Tensor, checkpoint, custom_vjp, grad, jvp, value_and_grad, vjp};
 
@@ -113,6 +114,17 @@ fn functions() -> Vec<Row> {
         row("a derivative of nothing", &["custom_vjp", "mistakes_training.rs", "returned `None`"], {
             grad(&a, |a| custom_vjp(&[a], |x| Ok(vec![x[0].square()?]), |_, _, _| Ok(vec![None]))?[0].sum(..)).map(drop)
         }),
+        row("a value that became integers inside", &["custom_vjp", "to i64", "ends in"], {
+            grad(&a, |a| custom_vjp(&[a], |x| Ok(vec![x[0].argmax(1)?]), |_, _, _| Ok(vec![None]))?[0].cast(F32)?.sum(..)).map(drop)
+        }),
+        row("a checkpoint that detaches", &["checkpoint", "mistakes_training.rs", "`detach`"], {
+            grad(&a, |a| checkpoint(&[a], |x| Ok(vec![x[0].detach().square()?]))?[0].sum(..)).map(drop)
+        }),
+        row("a hook on what is not tracked", &["register_hook", "not tracked"], Tape::new().register_hook(&a, |_| {})),
+        row("a tensor that is not there", &["get_tensor", "`weigth`", "weight, bias"], linear(2, 1).get_tensor("weigth").map(drop)),
+        row("targets that are no ids", &["count_targets", "targets", "i64", "f32[2, 3]"], count_targets(&a, -100).map(drop)),
+        row("a text of floats", &["document_mask", "tokens", "f32[2, 3]"], document_mask(&a, 0).map(drop)),
+        row("a limit of minus", &["clip_value", "-1"], grad(&a, |a| a.square()?.sum(..)).and_then(|mut g| g.clip_value(-1.0))),
         row("gradients of a model that was frozen since", &["adamw", "gradient of `weight`", "frozen since"], {
             let mut net = linear(2, 1);
             let grads = grad(&net, |n| n.forward(&x(&[3, 2]))?.square()?.mean(..)).unwrap();

@@ -367,7 +367,8 @@ impl Rows<'_> {
 
     fn no_text(&self, line: u64, byte: Option<&u8>) -> Error {
         let byte = byte.map_or_else(String::new, |b| format!(" (byte 0x{b:02x})"));
-        let convert = "tables are read as UTF-8; one in Latin-1 or Windows-1252 is converted by `iconv -f WINDOWS-1252 -t UTF-8`";
+        let convert = "tables are read as UTF-8; one in Latin-1 or Windows-1252 is converted by `iconv -f WINDOWS-1252 -t UTF-8`, and what is no text at \
+                       all (`.npy`, `.npz`, an image) has a reader of its own";
         Error::corrupt_file(format!("{} is not a table: line {line} is not UTF-8{byte}: {convert}", self.path.display()))
     }
 }

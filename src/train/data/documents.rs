@@ -2,6 +2,7 @@
 
 use crate::array::Array;
 use crate::backend::Device;
+use crate::dtype::DType;
 use crate::error::{Result, bail};
 use crate::tensor::Tensor;
 
@@ -22,11 +23,15 @@ use crate::tensor::Tensor;
 /// Shape error unless `tokens` is `[batch, time]`; dtype error unless it is `i64`; out of memory.
 #[track_caller]
 pub fn document_mask(tokens: &Tensor, separator: i64) -> Result<Tensor> {
-    let &[batch, time] = tokens.shape().dims() else {
-        bail!(shape, "document_mask: tokens must have shape [batch, time], found {}", tokens.shape());
-    };
     let at = std::panic::Location::caller();
-    let ids = tokens.to_vec::<i64>()?;
+    masked(tokens, separator).map_err(|e| e.in_op("document_mask", at))
+}
+
+fn masked(tokens: &Tensor, separator: i64) -> Result<Tensor> {
+    let &[batch, time] = tokens.shape().dims() else {
+        bail!(shape, "tokens must have shape [batch, time], found {}", tokens.shape());
+    };
+    let ids = ids_of("tokens", tokens)?;
     let fill = |mask: &mut [u8]| {
         mask.fill(0);
         for (row, ids) in mask.chunks_mut((time * time).max(1)).zip(ids.chunks(time.max(1))) {
@@ -39,6 +44,13 @@ pub fn document_mask(tokens: &Tensor, separator: i64) -> Result<Tensor> {
             }
         }
     };
-    let mask = Array::build([batch, 1, time, time].into(), Device::Cpu, fill).map_err(|e| e.in_op("document_mask", at))?;
-    Ok(Tensor::from_array(mask))
+    Ok(Tensor::from_array(Array::build([batch, 1, time, time].into(), Device::Cpu, fill)?))
+}
+
+/// Ids, by the name of the argument that has them.
+pub(in crate::train) fn ids_of(what: &str, ids: &Tensor) -> Result<Vec<i64>> {
+    if ids.dtype() != DType::I64 {
+        bail!(dtype, "{what} are ids of i64, found {}{}", ids.dtype(), ids.shape());
+    }
+    ids.detach().to_vec::<i64>()
 }

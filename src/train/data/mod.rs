@@ -13,6 +13,7 @@ mod tokens;
 mod windows;
 
 pub use documents::document_mask;
+pub(super) use documents::ids_of;
 pub use order::{Epoch, Order};
 pub use prefetch::Prefetch;
 pub use rows::{Rows, hold_out};

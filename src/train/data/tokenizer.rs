@@ -165,11 +165,12 @@ mod file {
             let bytes = crate::io::read(path, LONGEST).map_err(|e| e.in_op("tokenizer", at))?;
             Self::parse(&bytes)
                 .and_then(|inner| {
-                    Self::plain(
-                        inner.map_err(|e| {
-                            Error::corrupt_file(format!("{} is not a `tokenizer.json` of Hugging Face: {e}", path.display()))
-                        })?,
-                    )
+                    Self::plain(inner.map_err(|e| {
+                        Error::corrupt_file(format!(
+                            "{} is not a tokenizer: {e}; expected is a `tokenizer.json` of Hugging Face",
+                            path.display()
+                        ))
+                    })?)
                 })
                 .map(Self::of)
                 .map_err(|e| e.in_op("tokenizer", at))
