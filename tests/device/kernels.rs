@@ -35,7 +35,7 @@ const MORE_REGISTERS: &[(&str, u32, &str)] = &[
     ("sdpa_columns_", 168, "attention: 4 x 4 scores, their cotangents, and two results; six blocks of 64 threads fit"),
     ("sdpa_mask_", 168, "the same, with the sum over heads"),
     ("sdpa_", 128, "attention: 4 x 4 scores, their cotangents, and results; eight blocks of 64 threads fit"),
-    ("conv_forward_", 80, "4 x 4 sums, and where a column reads; three blocks of 256 threads fit"),
+    ("conv_forward_", 88, "4 x 4 sums, and where a column reads; three blocks of 256 threads fit, of doubles two"),
     ("conv_input_", 96, "the same, in doubles"),
     ("conv_weight_", 96, "the same"),
     ("cross_entropy_fwd_f64", 96, "a row in doubles, two at a time"),
