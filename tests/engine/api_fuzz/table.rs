@@ -533,7 +533,7 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
     ("adaptive_max_pool2d", |g| adaptive(g, Tensor::adaptive_max_pool2d)),
     ("adaptive_max_pool3d", |g| adaptive(g, Tensor::adaptive_max_pool3d)),
     ("batch_norm", |g| channels(g, |x, eps| x[0].batch_norm(Some(&x[1]), Some(&x[2]), eps))),
-    ("batch_norm_with", |g| channels(g, |x, eps| x[0].batch_norm_with(&x[1], &x[2].square()?, Some(&x[3]), Some(&x[4]), eps))),
+    ("batch_norm_with", |g| channels(g, |x, eps| x[0].batch_norm_with(&x[1], &x[2], Some(&x[3]), Some(&x[4]), eps))),
     ("group_norm", |g| channels(g, |x, eps| x[0].group_norm(2, Some(&x[1]), Some(&x[2]), eps))),
     ("instance_norm", |g| channels(g, |x, eps| x[0].instance_norm(Some(&x[1]), Some(&x[2]), eps))),
     ("conv1d", |g| conv(g, Tensor::conv1d)),
