@@ -248,6 +248,17 @@ fn cotangents_of_half_types_add_up() {
             };
             close(&grad(&one, parts).unwrap(), uses as f64);
         }
+        // Of all sizes and signs, against the same sum in f64.
+        let (w, x) = (Tensor::randn([7], dtype, Key::new(3)).unwrap(), Tensor::randn([600, 7], dtype, Key::new(4)).unwrap());
+        let loss = |w: &Tensor| {
+            let terms = (0..600).map(|i| w.mul(&x.select(0, i)?.cast(w.dtype())?)?.mul(w));
+            terms.reduce(|a, b| a?.add(&b?)).unwrap()?.cast(F64)?.mul(&Tensor::linspace(-1.0, 2.0, 7, F64)?)?.sum(..)
+        };
+        let (half, exact) = (grad(&w, loss).unwrap(), grad(&w.cast(F64).unwrap(), loss).unwrap());
+        let size = exact.square().unwrap().mean(..).unwrap().sqrt().unwrap().item().unwrap();
+        // Each of the 1200 cotangents is rounded to the half type before it is added: of independent ones √1200 units, and the sum's own.
+        let largest = half.cast(F64).unwrap().sub(&exact).unwrap().abs().unwrap().max(..).unwrap().item().unwrap();
+        assert!(largest <= 4.0 * bound * size, "{dtype}: {largest} of {size}");
         // Recorded: the sum has a derivative of its own.
         let cubes = |w: &Tensor| (1..6).try_fold(w.powi(3)?, |s, _| s.add(&w.powi(3)?))?.sum(..);
         close(&grad(&one, |w| grad(w, cubes)?.sum(..)).unwrap(), 36.0);
