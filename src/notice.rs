@@ -3,9 +3,8 @@
 use std::fmt::Arguments;
 use std::io::Write;
 
-/// Says it there, whether anybody subscribes to `tracing` or not.
+/// Says it there, for programs in which nobody subscribes to `tracing`; what is told to those who do, the caller says.
 pub(crate) fn notice(text: Arguments<'_>) {
-    tracing::warn!("{text}");
     // A closed stderr is no reason to end a run.
     let _ = writeln!(std::io::stderr(), "cotangent: {text}");
 }

@@ -321,6 +321,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
         let mut out =
             Outcome { steps: 0, clipped: 0, skipped: 0, made: 0, seconds: 0.0, loss: None, evaluation: None, grads: None, stopped: false };
         if self.schedule.is_none() && self.optimizer.learning_rate() == 0.0 && self.done.step < steps && !self.options.quiet {
+            tracing::warn!("the learning rate is 0, and no schedule changes it");
             notice(format_args!("the learning rate is 0, and no schedule changes it: nothing will be trained"));
         }
         let mut saved = None;
@@ -369,12 +370,9 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
             let regular = evaluate_every > 0 && self.done.step.is_multiple_of(evaluate_every);
             self.evaluate(&mut out, regular)?;
         }
-        if let Some(rule) = &self.keep_best
-            && self.best.is_none()
-            && self.best_known.is_none()
-            && out.evaluation.is_some()
-            && !self.options.quiet
-        {
+        let never = out.evaluation.is_some() && self.best.is_none() && self.best_known.is_none();
+        if let (Some(rule), true, false) = (&self.keep_best, never, self.options.quiet) {
+            tracing::warn!(by = rule.what(), "no best model was kept: every evaluation was NaN");
             notice(format_args!("no best model was kept: in every evaluation the {} was NaN", rule.what()));
         }
         (out.steps, out.clipped, out.skipped) = (self.done.step, self.done.clipped, self.done.skipped);
