@@ -31,6 +31,9 @@ pub struct GradOptions {
 
 /// The value of a scalar function of a tree, and its gradient.
 ///
+/// The tree is borrowed. Where the `&` before it is forgotten, the compiler asks for the type of the closure's argument (*type
+/// annotations needed*).
+///
 /// ```
 /// use cotangent::{value_and_grad, Tensor};
 /// let w = Tensor::from_slice(&[1f64, -2.0], [2])?;
@@ -148,10 +151,12 @@ impl<M: Module + Clone, Y: Module + Clone> Pullback<M, Y> {
     }
 }
 
-/// Vector–Jacobian products of any function of trees: runs it once, and pulls cotangents back any number of times.
+/// Vector–Jacobian products of any function of trees: runs it once, and pulls cotangents back any number of times. Tensors that the value
+/// does not depend on get zeros, and are named by [`Grads::disconnected`].
 ///
 /// # Errors
-/// What `f` returns.
+/// What `f` returns; disconnected when `f` uses none of the tensors that it is given (it captured the model, perhaps); argument error when
+/// all are frozen.
 ///
 /// ```
 /// use cotangent::{vjp, Tensor};
@@ -173,6 +178,7 @@ where
         let scope = Scope::new(at)?;
         let mut y = f(&scope.tree)?;
         let outputs = scope::tensors(&mut y);
+        scope.core.require_used(&outputs)?;
         Ok(Pullback { value: scope.core.settle(y), scope, outputs })
     };
     run().map_err(|e: Error| e.in_op("vjp", location))
@@ -184,7 +190,7 @@ where
 /// about three times the cost of `f`.
 ///
 /// # Errors
-/// What `f` returns; shape error when `x_dot` does not fit.
+/// As of [`vjp`]; shape error when `x_dot` does not fit.
 ///
 /// ```
 /// use cotangent::{jvp, Tensor};
@@ -206,6 +212,7 @@ where
         let scope = Scope::new(at)?;
         let mut y = f(&scope.tree)?;
         let outputs = scope::tensors(&mut y);
+        scope.core.require_used(&outputs)?;
         let tangents = scope.core.push(&outputs, &mut scope.tree.clone(), &mut x_dot.clone())?;
         let mut y_dot = y.clone();
         scope::replace(&mut y_dot, tangents);
@@ -248,7 +255,7 @@ where
 /// One sweep per element of the value. Tensors that it does not depend on have zeros, and are named by [`Grads::disconnected`].
 ///
 /// # Errors
-/// What `f` returns.
+/// As of [`vjp`].
 ///
 /// ```
 /// use cotangent::{jacobian, Tensor};
@@ -267,6 +274,7 @@ where
     let run = || {
         let scope = Scope::new(at)?;
         let y = f(&scope.tree)?;
+        scope.core.require_used(std::slice::from_ref(&y))?;
         scope.grads(scope.core.jacobian(&y)?)
     };
     run().map_err(|e: Error| e.in_op("jacobian", location))

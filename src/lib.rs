@@ -21,6 +21,7 @@ pub mod op;
 pub mod ops;
 pub mod optim;
 pub mod prelude;
+mod question_mark;
 mod rng;
 mod shape;
 mod tape;
@@ -39,6 +40,8 @@ pub use functional::{
 };
 pub use layout::Layout;
 pub use module::{Buffer, Leaf, LowRank, Module, Param, Role, Summary, SummaryRow, Visitor, try_walk, walk};
+#[doc(hidden)]
+pub use question_mark::{QuestionMark, Unwrapped};
 pub use rng::{Key, Rng};
 pub use shape::{Axes, Axis, Extent, Extents, Shape};
 pub use tape::{Composed, Gradients, Observer, Pulled, Ran, Tape, checkpoint, custom_vjp, custom_vjp_once};

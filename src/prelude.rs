@@ -11,6 +11,8 @@
 //! # Ok::<(), cotangent::Error>(())
 //! ```
 
+#[doc(hidden)]
+pub use crate::QuestionMark;
 pub use crate::nn::{self, Layer};
 pub use crate::optim::{self, Optimizer};
 pub use crate::{BF16, F32, F64, I64};

@@ -182,6 +182,26 @@ impl Array {
         })
     }
 
+    /// Some elements of a value in host memory, evenly spaced: place in row-major order and value. None of one elsewhere, which would be
+    /// waited for.
+    pub(crate) fn sample(&self, most: usize) -> Result<Vec<(usize, f64)>> {
+        let Storage::Cpu(b) = &*self.storage else { return Ok(Vec::new()) };
+        let (n, strides) = (self.numel(), self.layout.strides());
+        let at = |i: usize| {
+            let (mut rest, mut place) = (i, self.layout.offset());
+            for (&d, &s) in self.shape().iter().zip(strides).rev() {
+                place += rest % d * s;
+                rest /= d;
+            }
+            place
+        };
+        let every = n.div_ceil(most.max(1)).max(1);
+        with_dtype!(self.dtype, T => {
+            let all = b.slice::<T>();
+            memory::try_collect((0..n).step_by(every).map(|i| (i, all[at(i)].to_f64())))
+        })
+    }
+
     /// Runs `f` on the elements in place. Copies first when the storage is shared or the layout is not row-major over
     /// the whole storage, so no other tensor ever sees the change.
     pub(crate) fn update<T: Element>(&mut self, f: impl FnOnce(&mut [T])) -> Result<()> {

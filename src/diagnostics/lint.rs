@@ -30,12 +30,16 @@ pub enum Slip {
     MaskAsIndex,
     /// A mean over no elements: NaN.
     MeanOfNothing,
+    /// A sum over no elements: 0, whatever the model gives.
+    SumOfNothing,
     /// Every target of a loss is to be left out: it does not depend on the model.
     NoTargets,
     /// A softmax over axis 0, which is the batch in most programs.
     BatchAxis,
     /// An attention mask of zeros and ones in a float type, which is added to the scores.
     MaskAsScores,
+    /// An attention mask that hides every key from some queries: it may mark padding with 1, as PyTorch's `key_padding_mask` does.
+    NothingSeen,
     /// Attention of more heads than tokens: axes may be `[batch, tokens, heads, width]`.
     HeadsAxis,
     /// Two dropouts that keep the same elements: by one key.
@@ -99,6 +103,9 @@ pub fn lint<M: Module + Clone>(model: &M, f: impl FnOnce(&M) -> Result<Tensor>) 
     }
     Ok((loss, grads, found))
 }
+
+/// Where this crate's own calls are.
+const SOURCES: &str = file!().split_at(file!().len() - "diagnostics/lint.rs".len()).0;
 
 #[derive(Default)]
 struct Watch {
@@ -230,6 +237,10 @@ impl Observer for Watch {
             ("mean", [x, ..]) if x.numel() == 0 => {
                 state.add(Slip::MeanOfNothing, op, format!("the mean of {}, no elements, is NaN", x.shape()));
             }
+            // Of a loss, the loss is what is told.
+            ("sum", [x, ..]) if x.numel() == 0 && !op.at.file().starts_with(SOURCES) => {
+                state.add(Slip::SumOfNothing, op, format!("the sum of {}, no elements, is 0: is the batch empty?", x.shape()));
+            }
             _ => {}
         }
         if matches!(op.name, "softmax" | "log_softmax" | "sigmoid")
@@ -326,6 +337,18 @@ fn attention(state: &mut State, op: &Ran<'_>, q: &Tensor, rest: &[&Tensor]) -> R
             q.shape()
         );
         state.add(Slip::HeadsAxis, op, text);
+    }
+    if let Some(mask) = rest.first().filter(|m| m.dtype() == DType::U8 && (1..=JUDGED).contains(&m.numel())) {
+        let (values, keys) = (mask.untracked().to_f64_vec()?, mask.shape().dims().last().copied().unwrap_or(1));
+        let blind = values.chunks(keys).filter(|row| row.iter().all(|v| *v == 0.0)).count();
+        if blind > 0 {
+            let text = format!(
+                "{blind} of the {} rows of the mask {} hide every key; 1 is a key that is seen: if it marks padding, mask.logical_not()?",
+                values.len() / keys,
+                mask.shape()
+            );
+            state.add(Slip::NothingSeen, op, text);
+        }
     }
     if let Some(mask) = rest.first().filter(|m| m.dtype().is_float() && (1..=JUDGED).contains(&m.numel())) {
         let values = mask.untracked().to_f64_vec()?;

@@ -55,10 +55,12 @@ use std::sync::Arc;
 ///
 /// # Errors
 /// Tape error when no tape tracks the model.
+#[track_caller]
 pub fn observe<M: Module + Clone>(model: &M, observer: Arc<dyn Observer>) -> Result<()> {
     let tracked = model.named_tensors().into_iter().find(|(_, t)| t.is_tracked());
     if !tracked.is_some_and(|(_, t)| t.observe_tape(observer)) {
-        return Err(Error::tape("no tape tracks the model: call this inside value_and_grad, or watch the model first"));
+        let at = std::panic::Location::caller();
+        return Err(Error::tape("no tape tracks the model: call this inside value_and_grad, or watch the model first").in_op("observe", at));
     }
     Ok(())
 }

@@ -104,6 +104,7 @@ impl Profiler {
     ///
     /// # Errors
     /// Tape error when no tape tracks the model.
+    #[track_caller]
     pub fn attach<M: Module + Clone>(&self, model: &M) -> Result<()> {
         super::observe(model, Arc::new(self.clone()))
     }

@@ -32,8 +32,10 @@ impl HealthHistory {
     ///
     /// # Errors
     /// Argument error when nothing was recorded.
+    #[track_caller]
     pub fn html(&self) -> Result<String> {
-        html(self)
+        let at = std::panic::Location::caller();
+        html(self).map_err(|e| e.in_op("html", at).called_at(at))
     }
 
     /// Writes [`HealthHistory::html`] to a file.

@@ -35,8 +35,10 @@ impl Stats {
     ///
     /// # Errors
     /// Out of memory.
+    #[track_caller]
     pub fn of(x: &Tensor) -> Result<Self> {
-        let v = x.to_f64_vec()?;
+        let at = std::panic::Location::caller();
+        let v = x.to_f64_vec().map_err(|e| e.in_op("stats", at).called_at(at))?;
         let finite = || v.iter().copied().filter(|x| x.is_finite());
         let n = finite().count().max(1) as f64;
         let mean = finite().sum::<f64>() / n;

@@ -39,7 +39,7 @@ up_to_twelve!(tuples);
 /// again.
 ///
 /// Inputs and result are trees: a tensor, a tuple, a state of your own. What `f` captures is constant; a captured tracked tensor is an
-/// error. `f` must compute the same again: give dropout a [`Key`](crate::Key).
+/// error. `f` must compute the same again, which is checked: give dropout a [`Key`](crate::Key).
 ///
 /// # Gradient
 /// That of `f`, bit for bit, for parameters and inputs; higher orders too.

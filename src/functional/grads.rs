@@ -133,8 +133,20 @@ impl<M: Module + Clone> Grads<M> {
     /// Keeps the gradients of the parameters whose name satisfies `keep`; those of the others become zero and absent.
     ///
     /// # Errors
-    /// Out of memory.
+    /// Argument error that lists the names when none satisfies it: a name that is written otherwise would keep nothing; out of memory.
+    #[track_caller]
     pub fn retain(&mut self, keep: impl Fn(&str) -> bool) -> Result<()> {
+        let at = Location::caller();
+        self.keep(&keep).map_err(|e| e.in_op("retain", at).called_at(at))
+    }
+
+    fn keep(&mut self, keep: &dyn Fn(&str) -> bool) -> Result<()> {
+        let named = self.named();
+        if !named.iter().any(|(name, _)| keep(name)) {
+            let names = memory::some(named.iter().map(|(name, _)| name.as_str()));
+            bail!(argument, "no gradient has a name that is to be kept; there are: {names}");
+        }
+        drop(named);
         self.change(|name, g| {
             if !keep(name) {
                 *g = g.zeros_like()?;
@@ -162,6 +174,7 @@ impl<M: Module + Clone> Grads<M> {
     /// # Errors
     /// The first error of `f`; capture error when a captured step replaces an absent gradient, since whether it is zero can only be
     /// seen on the host.
+    #[track_caller]
     pub fn update(&mut self, mut f: impl FnMut(&str, &mut Tensor) -> Result<()>) -> Result<()> {
         let absent = std::mem::take(&mut self.disconnected);
         let (mut next, mut still) = (0, Vec::new());
@@ -254,8 +267,10 @@ impl<M: Module + Clone> Grads<M> {
     ///
     /// # Errors
     /// What the device reports.
+    #[track_caller]
     pub fn is_loss_finite(&self) -> Result<bool> {
-        self.losses.are_finite()
+        let at = Location::caller();
+        self.losses.are_finite().map_err(|e| e.in_op("is_loss_finite", at).called_at(at))
     }
 }
 

@@ -11,7 +11,7 @@ use crate::memory;
 use crate::module::{Module, tensors_of, try_walk, unique, walk};
 use crate::ops::ACCUMULATE;
 use crate::shape::Shape;
-use crate::tape::{Inner, Isolated, Sweep, Tape, common_tape, lost_message, sweep};
+use crate::tape::{Inner, Isolated, Sweep, Tape, common_tape, lost_message, sweep, unused};
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
@@ -195,16 +195,33 @@ impl Core {
         Ok((stacked, memory::try_collect(lost)?))
     }
 
+    fn require_leaves(&self) -> Result<()> {
+        if self.leaves.is_empty() {
+            bail!(
+                argument,
+                "there is nothing to differentiate: every tensor of the input is frozen or holds integers; what is to be trained is thawed by \
+                 `model.thaw(|name| ..)`"
+            );
+        }
+        Ok(())
+    }
+
+    /// Refuses a function that never used its argument: its derivative is zero, and nearly always it captured what it should have been given.
+    pub(super) fn require_used(&self, outputs: &[Tensor]) -> Result<()> {
+        self.require_leaves()?;
+        let (tape, _) = self.place()?;
+        let ids = |tensors: &[Tensor]| tensors.iter().filter_map(|t| tape.id_of(t).ok()).collect::<Vec<_>>();
+        match unused(&tape.inner, &ids(&self.leaves), &ids(outputs), &quoted(&self.names[0])) {
+            Some(message) => Err(Error::disconnected(message).with_names(self.names.clone())),
+            None => Ok(()),
+        }
+    }
+
     /// The names without a cotangent; an error unless that is allowed.
     fn require_connected(&self, found: &[Option<Tensor>], options: GradOptions, ends: &[Tensor]) -> Result<Vec<String>> {
         let missing: Vec<String> = self.names.iter().zip(found).filter(|(_, g)| g.is_none()).map(|(n, _)| n.clone()).collect();
-        if options.allow_disconnected {
-            return Ok(missing);
-        }
-        if found.is_empty() {
-            bail!(argument, "there is nothing to differentiate: every tensor of the input is frozen or holds integers");
-        }
-        if missing.is_empty() {
+        self.require_leaves()?;
+        if options.allow_disconnected || missing.is_empty() {
             return Ok(missing);
         }
         let tape = self.place()?.0;

@@ -143,16 +143,25 @@ impl WeightFiles {
     ///
     /// # Errors
     /// Argument error when there is none of that name.
+    #[track_caller]
     pub fn shape(&self, name: &str) -> Result<Shape> {
-        self.file(name)?.shape(name)
+        let at = Location::caller();
+        self.file(name).and_then(|f| f.shape(name)).map_err(|e| e.in_op("shape", at).called_at(at))
     }
 
     /// The dtype that a tensor will have, without reading it.
     ///
     /// # Errors
     /// As [`TensorFile::dtype`].
+    #[track_caller]
     pub fn dtype(&self, name: &str) -> Result<DType> {
-        self.file(name)?.dtype(name)
+        let at = Location::caller();
+        self.dtype_of(name).map_err(|e| e.in_op("dtype", at))
+    }
+
+    /// [`WeightFiles::dtype`] for callers that name themselves.
+    pub(crate) fn dtype_of(&self, name: &str) -> Result<DType> {
+        self.file(name)?.dtype_of(name)
     }
 
     /// Reads a tensor into host memory.

@@ -42,6 +42,9 @@ use crate::error::Error;
 use std::panic::Location;
 use std::path::Path;
 
+/// Entry of the header of a run's snapshot.
+pub(crate) const SNAPSHOT: &str = "cotangent.snapshot";
+
 /// Names the op and the caller's line. A location inside this crate is replaced by the caller's; one in the caller's own code, in a
 /// closure, stays.
 pub(crate) fn at_callers_line(e: Error, op: &'static str, at: &'static Location<'static>) -> Error {

@@ -193,6 +193,10 @@ fn save_named<M: Module + Clone>(model: &M, named: &[(String, Tensor)], path: &P
     write_tensors(path, &tensors, &[("format", "pt")])
 }
 
+/// What is said of a snapshot that is opened as a model.
+const IN_A_SNAPSHOT: &str =
+    " (it is a snapshot of a run: model.load_named(&Snapshot::load(path)?.model) takes its model, Trainer::resume goes on with it)";
+
 fn load<M: Module + Clone>(model: &mut M, path: &Path, strict: bool) -> Result<LoadReport> {
     unique_names(model)?;
     let file = TensorFile::open(path)?;
@@ -205,10 +209,10 @@ fn load<M: Module + Clone>(model: &mut M, path: &Path, strict: bool) -> Result<L
             report.missing.push(name.clone());
         } else if &file.shape(name)? != t.shape() {
             report.misshaped.push(Misshaped { name: name.clone(), file: file.shape(name)?, model: t.shape().clone() });
-        } else if file.dtype(name)?.is_float() != t.dtype().is_float() {
-            report.mistyped.push((name.clone(), file.dtype(name)?, t.dtype()));
+        } else if file.dtype_of(name)?.is_float() != t.dtype().is_float() {
+            report.mistyped.push((name.clone(), file.dtype_of(name)?, t.dtype()));
         } else {
-            fitting.insert(name.clone(), file.dtype(name)?);
+            fitting.insert(name.clone(), file.dtype_of(name)?);
         }
     }
     let named: BTreeSet<&str> = own.iter().map(|(name, _)| name.as_str()).collect();
@@ -216,7 +220,8 @@ fn load<M: Module + Clone>(model: &mut M, path: &Path, strict: bool) -> Result<L
     if strict && !report.is_complete() {
         // The message lists them all, and grows as it does.
         crate::memory::ensure(report.unexpected.iter().map(|n| 4 * (n.len() + 2)).sum())?;
-        let message = format!("{} does not fit the model: {report}", path.display());
+        let snapshot = if file.metadata().contains_key(super::SNAPSHOT) { IN_A_SNAPSHOT } else { "" };
+        let message = format!("{} does not fit the model{snapshot}: {report}", path.display());
         return Err(match (report.misshaped.is_empty(), report.mistyped.is_empty()) {
             (false, _) => Error::shape(message),
             (true, false) => Error::dtype(message),
@@ -225,7 +230,8 @@ fn load<M: Module + Clone>(model: &mut M, path: &Path, strict: bool) -> Result<L
     }
     if fitting.is_empty() && !own.is_empty() {
         crate::memory::ensure(report.unexpected.iter().map(|n| 4 * (n.len() + 2)).sum())?;
-        bail!(argument, "nothing in {} fits the model: {report}", path.display());
+        let snapshot = if file.metadata().contains_key(super::SNAPSHOT) { IN_A_SNAPSHOT } else { "" };
+        bail!(argument, "nothing in {} fits the model{snapshot}: {report}", path.display());
     }
     let loaded = model.map(|name, old| {
         let Some(&dtype) = fitting.get(name) else { return Ok(old.clone()) };

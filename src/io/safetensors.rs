@@ -24,6 +24,7 @@ use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::panic::Location;
 use std::path::{Path, PathBuf};
 
 /// Longest header, as in the reference implementation.
@@ -130,15 +131,24 @@ impl TensorFile {
     ///
     /// # Errors
     /// Argument error when there is none of that name.
+    #[track_caller]
     pub fn shape(&self, name: &str) -> Result<Shape> {
-        Ok(Shape::from(&self.info(name)?.shape[..]))
+        let at = Location::caller();
+        self.info(name).map(|info| Shape::from(&info.shape[..])).map_err(|e| e.in_op("shape", at))
     }
 
     /// The dtype that a tensor will have, without reading it.
     ///
     /// # Errors
     /// Argument error when there is none of that name; dtype error when tensors here cannot hold its type.
+    #[track_caller]
     pub fn dtype(&self, name: &str) -> Result<DType> {
+        let at = Location::caller();
+        self.dtype_of(name).map_err(|e| e.in_op("dtype", at))
+    }
+
+    /// [`TensorFile::dtype`] for callers that name themselves.
+    pub(crate) fn dtype_of(&self, name: &str) -> Result<DType> {
         Ok(match self.info(name)?.dtype {
             Dtype::F64 => DType::F64,
             Dtype::F32 => DType::F32,
@@ -177,7 +187,7 @@ impl TensorFile {
     }
 
     fn read(&self, name: &str) -> Result<Tensor> {
-        let (dtype, info) = (self.dtype(name)?, self.info(name)?);
+        let (dtype, info) = (self.dtype_of(name)?, self.info(name)?);
         let shape = Shape::from(&info.shape[..]);
         shape.checked_numel()?;
         let begin = self.start + info.data_offsets.0 as u64;

@@ -61,7 +61,22 @@ fn open(path: &Path, options: LoadOptions<'_>) -> Result<Loaded> {
     if path.is_dir() { folder(path, options) } else { gguf(path, options) }
 }
 
+/// Refuses a folder that holds the changes of a fine-tuning and not the model.
+fn refuse_adapter(path: &Path) -> Result<()> {
+    const NAMES: [&str; 3] = ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"];
+    if let (false, Some(found)) = (path.join("config.json").exists(), NAMES.iter().find(|n| path.join(n).exists())) {
+        bail!(
+            argument,
+            "{} holds an adapter (`{found}`), which changes a model and is none: load the base model that adapter_config.json names, then \
+             add_lora and load_partial of what was saved here, or merge the adapter into the model where it was trained (PEFT: merge_and_unload)",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
 fn folder(path: &Path, mut options: LoadOptions<'_>) -> Result<Loaded> {
+    refuse_adapter(path)?;
     let config = ModelConfig::open(path)?;
     let source = Source::Folder(WeightFiles::open(path)?);
     let (model, mut report) = build(&config, &source, &mut options)?;
@@ -187,6 +202,7 @@ fn open_encoder(path: &Path, mut options: LoadOptions<'_>) -> Result<(Bert, Load
     if let Some(d) = dtype.filter(|d| !d.is_float()) {
         bail!(dtype, "weights cannot be {d}");
     }
+    refuse_adapter(path)?;
     let mut sentence = Sentence::open(path, |files| dtype.map_or_else(|| usual_dtype(files), Ok))?;
     // Older folders of sentence-transformers have the encoder in one of its own.
     let path = if path.join("config.json").exists() { path.to_owned() } else { sentence.encoder.clone() };

@@ -2,7 +2,8 @@
 
 use crate::dtype::{DType, F32};
 use crate::error::{Error, Result, bail};
-use crate::module::{LowRank, Module, try_walk};
+use crate::memory;
+use crate::module::{LowRank, Module, tensors_of, try_walk};
 use crate::rng::Key;
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
@@ -59,7 +60,7 @@ pub fn add_lora<M: Module>(model: &mut M, options: Lora, of: impl Fn(&str, &Tens
     add(model, options, &of).map_err(|e| e.in_op("add_lora", at))
 }
 
-fn add<M: Module>(model: &mut M, o: Lora, of: &dyn Fn(&str, &Tensor) -> bool) -> Result<usize> {
+fn add(model: &mut dyn Module, o: Lora, of: &dyn Fn(&str, &Tensor) -> bool) -> Result<usize> {
     if o.rank == 0 || !o.alpha.is_finite() || !o.dtype.is_float() {
         bail!(argument, "rank must be at least 1, alpha finite and the dtype a float; found {}, {}, {}", o.rank, o.alpha, o.dtype);
     }
@@ -89,7 +90,8 @@ fn add<M: Module>(model: &mut M, o: Lora, of: &dyn Fn(&str, &Tensor) -> bool) ->
         Ok(())
     })?;
     if made.is_empty() {
-        bail!(argument, "no parameter of the model matches");
+        let names = tensors_of(model, false);
+        bail!(argument, "no parameter of the model matches; it has: {}", memory::some(names.iter().map(|(name, _)| name.as_str())));
     }
     let count = made.len();
     try_walk(model, |name, mut leaf| {

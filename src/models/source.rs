@@ -56,7 +56,7 @@ impl Source {
     /// The dtype that a tensor is stored in; `f32` of quantised ones.
     pub fn dtype(&self, name: &str) -> Result<DType> {
         match self {
-            Source::Folder(f) => f.dtype(name),
+            Source::Folder(f) => f.dtype_of(name),
             Source::Gguf(f, names) => Ok(match names.get(name).map(|own| f.kind(own)).transpose()? {
                 Some(crate::io::GgufType::F16) => DType::F16,
                 Some(crate::io::GgufType::BF16) => DType::BF16,
@@ -93,7 +93,7 @@ impl Source {
 
 /// The dtype of the first tensor of floats.
 pub(super) fn usual_dtype(files: &WeightFiles) -> Result<DType> {
-    let floats = files.all_names()?.into_iter().map(|n| files.dtype(&n)).find(|d| d.as_ref().map_or(true, |d| d.is_float()));
+    let floats = files.all_names()?.into_iter().map(|n| files.dtype_of(&n)).find(|d| d.as_ref().map_or(true, |d| d.is_float()));
     floats.unwrap_or_else(|| bail!(corrupt_file, "{} has no floats", files.path().display()))
 }
 

@@ -30,7 +30,7 @@
 /// # Ok::<(), cotangent::Error>(())
 /// ```
 ///
-/// Tuple structs list names of their own for the fields, which count from 0; of an enum every variant is in the list. A variant
+/// `struct` may stand before the name, `enum` must. Tuple structs list names of their own for the fields, which count from 0; of an enum every variant is in the list. A variant
 /// `Dense(m)` adds nothing to the names, the fields of `Scale { gate }` have theirs:
 ///
 /// ```
@@ -52,6 +52,7 @@
 /// ```
 #[macro_export]
 macro_rules! module {
+    (struct $($rest:tt)*) => { $crate::module!($($rest)*); };
     // Generic parameters become a list of declarations and a list of arguments.
     (enum $name:ident < $($rest:tt)*) => { $crate::module!(@generics [enum] $name [] [] $($rest)*); };
     (enum $name:ident $($body:tt)*) => { $crate::module!(@enum $name [] [] $($body)*); };
@@ -119,6 +120,19 @@ macro_rules! module {
             }
         }
     };
+    (@struct $name:ident $decl:tt $arg:tt $($body:tt)*) => {
+        ::core::compile_error!(::core::concat!(
+            "`", stringify!($name), "`: of a struct, module! lists the names of its fields, without types: ",
+            "`module!(", stringify!($name), " { layer, weight } skip { size })`, and of a tuple struct names for them: `module!(Pair(first, second))`; ",
+            "an enum has `enum` before its name: `module!(enum ", stringify!($name), " { Dense(m), Scale { gate } skip { power }, Nothing })`"
+        ));
+    };
+    (@enum $name:ident $decl:tt $arg:tt $($body:tt)*) => {
+        ::core::compile_error!(::core::concat!(
+            "`", stringify!($name), "`: of an enum, module! lists the variants: `module!(enum ", stringify!($name),
+            " { Dense(m), Scale { gate } skip { power }, Nothing })`"
+        ));
+    };
     // One arm of the match after the other.
     (@variants $self:ident $v:ident [$($done:tt)*]) => {
         match $self { $($done)* }
@@ -140,6 +154,11 @@ macro_rules! module {
     };
     (@variants $self:ident $v:ident [$($done:tt)*] $variant:ident $(, $($rest:tt)*)?) => {
         $crate::module!(@variants $self $v [$($done)* Self::$variant => {}] $($($rest)*)?);
+    };
+    (@variants $self:ident $v:ident $done:tt $($rest:tt)*) => {
+        ::core::compile_error!(
+            "of an enum, module! lists the variants: `Dense(m)` for one module, `Scale { gate } skip { power }` for named fields, `Nothing` for none"
+        )
     };
     (@label $field:ident) => { stringify!($field) };
     (@label $field:ident $label:literal) => { $label };

@@ -30,12 +30,30 @@ fn loaded<M: Module + Clone>(m: &M, tensors: &BTreeMap<String, Tensor>) -> Resul
             let name = if name.is_empty() { "the tensor".to_owned() } else { format!("`{name}`") };
             bail!(shape, "{name} has shape {} in the file, {} in the model", new.shape(), old.shape());
         }
+        if new.dtype().is_float() != old.dtype().is_float() {
+            let name = if name.is_empty() { "the tensor".to_owned() } else { format!("`{name}`") };
+            bail!(
+                dtype,
+                "{name} is {} in the file, {} in the model: numbers of the one kind are none of the other; cast it before, where they are meant",
+                new.dtype(),
+                old.dtype()
+            );
+        }
         new.cast(old.dtype())
     })
 }
 
 /// The tensors of a second tree, whose names must be those of the first.
 fn paired(own: Vec<(String, Tensor)>, other: Vec<(String, Tensor)>) -> Result<Vec<Tensor>> {
+    if let Some(((name, a), (_, b))) = own.iter().zip(&other).find(|((n, a), (m, b))| n == m && a.shape() != b.shape()) {
+        let name = if name.is_empty() { "the tensor".to_owned() } else { format!("`{name}`") };
+        bail!(
+            shape,
+            "{name} has shape {} in this tree, {} in the other: broadcasting would hide that; trees of other shapes are paired by `named_tensors`",
+            a.shape(),
+            b.shape()
+        );
+    }
     if !own.iter().map(|(n, _)| n).eq(other.iter().map(|(n, _)| n)) {
         let list = |t: &[(String, Tensor)]| t.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>().join(", ");
         bail!(argument, "the other tree has [{}], this one [{}]", list(&other), list(&own));
@@ -215,7 +233,8 @@ pub trait Module {
     /// ```
     ///
     /// # Errors
-    /// Argument error that lists the names when the other tree has other ones; the first error of `f`.
+    /// Argument error that lists the names when the other tree has other ones; shape error when two tensors at one place have different
+    /// shapes; the first error of `f`.
     #[track_caller]
     fn zip_map(&self, other: &Self, mut f: impl FnMut(&str, &Tensor, &Tensor) -> Result<Tensor>) -> Result<Self>
     where
@@ -238,13 +257,21 @@ pub trait Module {
     /// function this is mixed precision, and the gradients arrive in the original dtype.
     ///
     /// # Errors
-    /// Out of memory.
+    /// Dtype error for an integer type, which would cut every parameter off to a whole number; out of memory.
     #[track_caller]
     fn cast(&self, dtype: DType) -> Result<Self>
     where
         Self: Sized + Clone,
     {
         let at = std::panic::Location::caller();
+        if !dtype.is_float() {
+            let text = format!(
+                "floats of a tree cannot become {dtype}: every parameter would be cut off to a whole number; one tensor: `tensor.cast({})`; \
+                 all, on purpose: `tree.map(|_, t| t.cast(..))`",
+                dtype.name().to_uppercase()
+            );
+            return Err(Error::dtype(text).in_op("cast", at));
+        }
         self.map(|_, t| if t.dtype().is_float() { t.cast(dtype) } else { Ok(t.clone()) }).map_err(|e| e.called_at(at))
     }
 
@@ -284,8 +311,8 @@ pub trait Module {
     /// Replaces every tensor by the one of the same name, cast to the dtype it has now.
     ///
     /// # Errors
-    /// Shape error when a shape differs; argument error that lists all missing and all unexpected names. Nothing is
-    /// changed on error.
+    /// Shape error when a shape differs; dtype error when one is of integers and the other of floats; argument error that lists all missing
+    /// and all unexpected names. Nothing is changed on error.
     #[track_caller]
     fn load_named(&mut self, tensors: &BTreeMap<String, Tensor>) -> Result<()>
     where

@@ -4,14 +4,17 @@
 use super::cache::KvCache;
 use super::layers::{Linear, LinearOptions, RmsNorm, must_divide};
 use super::rotation::Rotation;
+use crate::backend::Device;
 use crate::dtype::{DType, U8};
 use crate::error::{Error, Result, bail};
 use crate::nn::Init;
+use crate::notice::notice;
 use crate::ops::sdpa::SdpaOptions;
 use crate::ops::{RopeOptions, RopePositions};
 use crate::rng::Key;
 use crate::tensor::Tensor;
 use std::panic::Location;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Options of attention besides its input; none by default.
 #[derive(Debug, Default)]
@@ -19,7 +22,7 @@ pub struct Attend<'a> {
     /// Broadcasts to the scores `[batch, heads, time, keys]`: `u8`, 1 = attend; or floats added to the scores.
     pub mask: Option<&'a Tensor>,
     /// Which keys are real, `[batch, keys]` of `u8`: 1 = a key, 0 = padding that nobody attends to. Beside the mask, not instead of it; with a
-    /// cache, of all its keys. PyTorch's `key_padding_mask` marks the others.
+    /// cache, of all its keys. PyTorch's `key_padding_mask` marks the others: a row without a real key is said once on stderr (on the CPU).
     pub key_padding: Option<&'a Tensor>,
     /// Positions `[time]` or `[batch, time]` for the rotation. Without: consecutive, from the cache's length on.
     pub positions: Option<&'a Tensor>,
@@ -53,11 +56,30 @@ pub(crate) fn attend(q: &Tensor, k: Tensor, v: Tensor, options: SdpaOptions, wit
     y.flatten(2, 3)
 }
 
+/// Said once: texts without a token exist, and a mask the wrong way round is given at every step.
+fn nothing_real(row: usize, rows: usize, batch: usize) {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    if !SAID.swap(true, Ordering::Relaxed) {
+        tracing::warn!(row, rows, batch, "key_padding hides every key of a row");
+        notice(format_args!(
+            "key_padding hides every key of {rows} of {batch} rows (row {row} is the first): 1 is a real key and 0 padding; \
+             PyTorch's key_padding_mask is the other way round (logical_not)"
+        ));
+    }
+}
+
 /// A mask that also hides the keys that are padding.
 fn padded(mask: Option<&Tensor>, real: &Tensor, k: &Tensor) -> Result<Tensor> {
     let (batch, keys) = (k.size(0)?, k.size(2)?);
     if real.shape() != &[batch, keys] || real.dtype() != U8 {
         bail!(shape, "key_padding must be u8 [batch, keys]: key_padding {} {}, keys [{batch}, {keys}]", real.dtype(), real.shape());
+    }
+    if real.device() == Device::Cpu && keys > 0 {
+        let values = real.array.cpu()?.contiguous::<u8>()?;
+        let hidden = |row: &[u8]| row.iter().all(|r| *r == 0);
+        if let Some(first) = values.chunks(keys).position(hidden) {
+            nothing_real(first, values.chunks(keys).filter(|row| hidden(row)).count(), batch);
+        }
     }
     let real = real.reshape([batch, 1, 1, keys])?;
     match mask {
@@ -218,7 +240,7 @@ impl MultiHeadAttention {
     /// Xavier's weights, zero biases.
     ///
     /// # Errors
-    /// Argument error when a size is zero or the heads do not divide; out of memory.
+    /// Argument error when a size is zero, the heads do not divide, or dropout or softcap are out of range; out of memory.
     #[track_caller]
     pub fn new(config: &AttentionConfig, dtype: DType, key: impl Into<Key>) -> Result<Self> {
         Self::build(config, dtype, key.into())
@@ -231,6 +253,10 @@ impl MultiHeadAttention {
             let mut c = config.clone();
             if c.width == 0 || c.heads == 0 {
                 bail!(argument, "width and heads must be at least 1, found {} and {}", c.width, c.heads);
+            }
+            probability("dropout", c.dropout)?;
+            if let Some(cap) = c.softcap.filter(|cap| !(cap.is_finite() && *cap > 0.0)) {
+                bail!(argument, "softcap must be positive and finite, found {cap}");
             }
             if c.kv_heads == 0 {
                 c.kv_heads = c.heads;
@@ -348,6 +374,14 @@ impl MultiHeadAttention {
         let y = attend(&q, k, v, options, with).map_err(|e| e.in_op("attention", at))?;
         self.o_proj.forward(&y).map_err(|e| e.in_layer("o_proj"))
     }
+}
+
+/// Refuses what is no probability when a layer is made: dropout would say so in training only, with a key.
+pub(super) fn probability(what: &str, p: f64) -> Result<()> {
+    if !(0.0..=1.0).contains(&p) {
+        bail!(argument, "{what} must be a probability, between 0 and 1; found {p}");
+    }
+    Ok(())
 }
 
 /// Dropout when training (there is a key) and the probability is not zero.

@@ -149,16 +149,20 @@ impl KvCache {
         past.kept()
     }
 
-    /// Forgets all positions from `len` on; nothing when there are fewer.
+    /// Forgets all positions from `len` on.
     ///
     /// # Errors
-    /// Tape error when the cache was filled inside a gradient function that has ended.
+    /// Index error when there are fewer, and nothing is changed then; tape error when the cache was filled inside a gradient function that has ended.
     #[track_caller]
     pub fn truncate(&mut self, len: usize) -> Result<()> {
+        if len > self.len() {
+            let text = format!("it has {} positions: it cannot be cut to {len}", self.len());
+            return Err(crate::Error::index(text).in_op("kv_cache", std::panic::Location::caller()));
+        }
         if len == 0 {
             self.past = None;
         } else if let Some(past) = &mut self.past {
-            past.len = past.len.min(len);
+            past.len = len;
             if past.k.is_tracked() {
                 // Their next append copies all that is there.
                 let (k, v) = past.kept()?;

@@ -21,9 +21,11 @@ impl Fans {
     ///
     /// # Errors
     /// Shape error for a rank below 2: such a tensor has no fans.
+    #[track_caller]
     pub fn of(shape: &Shape) -> Result<Self> {
         let &[outputs, inputs, ref kernel @ ..] = shape.dims() else {
-            return Err(Error::shape(format!("expected a weight [out, in, ..], found {shape}")));
+            let text = format!("expected a weight [out, in, ..], found {shape}");
+            return Err(Error::shape(text).in_op("init", std::panic::Location::caller()));
         };
         // A shape that no memory holds has fans of at most `usize::MAX`.
         let receptive = kernel.iter().fold(1usize, |n, &d| n.saturating_mul(d));
@@ -34,9 +36,11 @@ impl Fans {
     ///
     /// # Errors
     /// Shape error for a rank other than 2.
+    #[track_caller]
     pub fn of_transposed(shape: &Shape) -> Result<Self> {
         let &[inputs, outputs] = shape.dims() else {
-            return Err(Error::shape(format!("expected a weight [in, out], found {shape}")));
+            let text = format!("expected a weight [in, out], found {shape}");
+            return Err(Error::shape(text).in_op("init", std::panic::Location::caller()));
         };
         Ok(Fans { fan_in: inputs, fan_out: outputs })
     }
@@ -124,7 +128,7 @@ impl Init {
         let shape = shape.into();
         let fans = match self {
             Init::Normal { .. } | Init::TruncatedNormal { .. } | Init::Zeros => Fans { fan_in: 1, fan_out: 1 },
-            _ => Fans::of(&shape).map_err(|e| e.in_op("init", at))?,
+            _ => Fans::of(&shape).map_err(|e| e.called_at(at))?,
         };
         self.draw(shape, fans, dtype, key).map_err(|e| e.called_at(at))
     }

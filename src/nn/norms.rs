@@ -103,10 +103,14 @@ impl BatchNorm {
     /// Moves the running statistics towards those of a batch: `running + momentum · (batch − running)`.
     ///
     /// # Errors
-    /// Shape error for statistics of other channels. Nothing is changed then.
+    /// Shape error for statistics of other channels; argument error for a momentum outside `[0, 1]`. Nothing is changed then.
     #[track_caller]
     pub fn update(&mut self, batch: &BatchStatistics) -> Result<()> {
         let at = Location::caller();
+        if !(0.0..=1.0).contains(&self.momentum) {
+            let text = format!("momentum is the share of a batch in the running statistics, between 0 and 1; found {}", self.momentum);
+            return Err(Error::argument(text).in_op("batch_norm", at));
+        }
         let towards = |running: &Buffer, batch: &Tensor| {
             let batch = batch.detach().to_device(running.device())?.cast(running.dtype())?;
             if batch.shape() != running.shape() {

@@ -31,10 +31,16 @@ impl Rotation {
     ///
     /// # Errors
     /// Shape error when the lists are not of one length, or there is none; out of memory.
+    #[track_caller]
     pub fn new(frequencies: &[f64], factor: f64, positions: &[Vec<usize>], dtype: DType) -> Result<Self> {
+        let at = std::panic::Location::caller();
+        Self::build(frequencies, factor, positions, dtype).map_err(|e| e.rename_op("rotation").called_at(at))
+    }
+
+    fn build(frequencies: &[f64], factor: f64, positions: &[Vec<usize>], dtype: DType) -> Result<Self> {
         let time = positions.first().map_or(0, Vec::len);
         if positions.is_empty() || positions.iter().any(|p| p.len() != time) {
-            bail!(shape, "rotation: expected one list of positions for each row, all of one length");
+            bail!(shape, "expected one list of positions for each row, all of one length");
         }
         let of = |f: fn(f64) -> f64| {
             let angles = positions.iter().flatten().flat_map(|&p| frequencies.iter().map(move |w| f(p as f64 * w) * factor));

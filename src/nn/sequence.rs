@@ -1,6 +1,7 @@
 //! Recurrent layers over whole sequences, under PyTorch's names: its state dicts load as they are.
 
 use super::Layer;
+use super::attention::probability;
 use super::recurrent::{Cell, GruCell, LstmCell, RnnCell, input_of, state_of, with_matrices};
 use crate::dtype::{DType, U8};
 use crate::error::{Error, Result, bail};
@@ -80,7 +81,7 @@ macro_rules! layer {
             /// Weights and biases uniform in ±1/√hidden.
             ///
             /// # Errors
-            /// Argument error for a size of zero; dtype error for integers; out of memory.
+            /// Argument error for a size of zero or a dropout that is no probability; dtype error for integers; out of memory.
             #[track_caller]
             pub fn new(config: &RecurrentConfig, dtype: DType, key: impl Into<Key>) -> Result<Self> {
                 Self::build(config, dtype, key.into())
@@ -175,6 +176,7 @@ fn widths(c: &RecurrentConfig) -> Result<Vec<usize>> {
     if [c.inputs, c.hidden, c.layers].contains(&0) {
         bail!(argument, "inputs, hidden and layers must be at least 1, found {}, {}, {}", c.inputs, c.hidden, c.layers);
     }
+    probability("dropout", c.dropout)?;
     let (d, inner) = (c.directions(), c.hidden.saturating_mul(c.directions()));
     memory::try_collect((0..c.layers.saturating_mul(d)).map(|i| if i < d { c.inputs } else { inner }))
 }

@@ -3,7 +3,7 @@
 use super::conv::{Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d};
 use super::layers::{Activation, Embedding, LayerNorm, Linear, RmsNorm};
 use super::norms::{BatchNorm, GroupNorm, InstanceNorm};
-use crate::error::{Result, bail};
+use crate::error::{Error, Result, bail};
 use crate::module::{Module, Visitor};
 use crate::rng::Key;
 use crate::shape::up_to_twelve;
@@ -92,9 +92,13 @@ impl Dropout {
     /// The value in training (with a key), or as it is (without).
     ///
     /// # Errors
-    /// Argument error when `p` is not a probability.
+    /// Argument error when `p` is not a probability, with a key or without.
     #[track_caller]
     pub fn forward(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
+        if !(0.0..=1.0).contains(&self.p) {
+            let text = format!("the dropout probability must be between 0 and 1, found {}", self.p);
+            return Err(Error::argument(text).in_op("dropout", std::panic::Location::caller()));
+        }
         match key {
             Some(key) if self.p != 0.0 => x.dropout(self.p, key),
             _ => Ok(x.clone()),

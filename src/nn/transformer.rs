@@ -1,6 +1,6 @@
 //! Transformer layers in PyTorch's form: an encoder's, and a decoder's that looks at an encoder's values.
 
-use super::attention::{Attend, AttentionConfig, MultiHeadAttention, drop_out};
+use super::attention::{Attend, AttentionConfig, MultiHeadAttention, drop_out, probability};
 use super::layers::{Activation, LayerNorm, Linear, must_divide};
 use super::{Layer, NormOrder};
 use crate::dtype::DType;
@@ -45,6 +45,7 @@ impl Default for TransformerConfig {
 
 impl TransformerConfig {
     fn attention(&self, causal: bool, dtype: DType, key: Key) -> Result<MultiHeadAttention> {
+        probability("dropout", self.dropout)?;
         let head = must_divide("the width", self.width, "the number of heads", self.heads)?;
         let (width, heads, dropout) = (self.width, self.heads, self.dropout);
         let config = AttentionConfig {
@@ -114,7 +115,7 @@ impl TransformerEncoderLayer {
     /// Xavier's weights in attention, PyTorch's default in the linear layers.
     ///
     /// # Errors
-    /// Argument error when a size is zero or the heads do not divide the width; out of memory.
+    /// Argument error when a size is zero, the heads do not divide the width, or dropout is no probability; out of memory.
     #[track_caller]
     pub fn new(config: &TransformerConfig, dtype: DType, key: impl Into<Key>) -> Result<Self> {
         Self::build(config, dtype, key.into())
@@ -199,7 +200,7 @@ impl TransformerDecoderLayer {
     /// Xavier's weights in attention, PyTorch's default in the linear layers.
     ///
     /// # Errors
-    /// Argument error when a size is zero or the heads do not divide the width; out of memory.
+    /// Argument error when a size is zero, the heads do not divide the width, or dropout is no probability; out of memory.
     #[track_caller]
     pub fn new(config: &TransformerConfig, dtype: DType, key: impl Into<Key>) -> Result<Self> {
         Self::build(config, dtype, key.into())

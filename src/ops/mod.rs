@@ -53,7 +53,7 @@ pub use conv::{
     MaxPool3dOptions, MaxPoolOptions, Padding,
 };
 #[doc(hidden)]
-pub use create::{Nested, from_whole};
+pub use create::{Nested, Written, from_floats, from_whole};
 pub use cross_entropy::CrossEntropyOptions;
 pub use elementwise::Number;
 pub use loss::Reduction;

@@ -29,16 +29,20 @@ impl<M: Module + Clone> Grads<M> {
     ///
     /// # Errors
     /// Out of memory.
+    #[track_caller]
     pub fn global_norm(&self) -> Result<f64> {
-        norm(&self.named())
+        let at = Location::caller();
+        norm(&self.named()).map_err(|e| e.in_op("global_norm", at).called_at(at))
     }
 
     /// Whether every gradient element is finite. Costs a pass over the gradients, unless clipping has just looked.
     ///
     /// # Errors
     /// Out of memory.
+    #[track_caller]
     pub fn is_finite(&self) -> Result<bool> {
-        Ok(self.largest.is_some() || all_finite(&self.named())?)
+        let at = Location::caller();
+        Ok(self.largest.is_some() || all_finite(&self.named()).map_err(|e| e.in_op("is_finite", at).called_at(at))?)
     }
 
     /// Scales all gradients so that their global norm is at most `max_norm`.
@@ -68,7 +72,7 @@ impl<M: Module + Clone> Grads<M> {
         if max_norm.is_nan() || max_norm <= 0.0 {
             bail!(argument, "the largest norm must be positive, found {max_norm}");
         }
-        let norm = self.global_norm()?;
+        let norm = norm(&self.named())?;
         let finite = norm.is_finite();
         // PyTorch's formula, its 1e-6 included, so that runs can be compared step by step.
         let factor = max_norm / (norm + 1e-6);

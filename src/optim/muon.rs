@@ -45,7 +45,7 @@ pub struct Muon {
     pub momentum: f64,
     /// Look ahead along the momentum; true.
     pub nesterov: bool,
-    /// Newton–Schulz steps; 5.
+    /// Newton–Schulz steps, at least 1; 5.
     pub newton_schulz: usize,
     /// Length of the matrices' steps.
     pub scale: MuonScale,
@@ -108,6 +108,12 @@ impl Muon {
     fn run(&mut self, model: &mut dyn Module, grads: &Named) -> Result<()> {
         if !(0.0..1.0).contains(&self.momentum) {
             bail!(argument, "momentum must be in [0, 1), found {}", self.momentum);
+        }
+        if self.newton_schulz == 0 {
+            bail!(
+                argument,
+                "newton_schulz must be at least 1: without a step the momentum is scaled to length one, and not made orthogonal"
+            );
         }
         let adam = Moments { betas: self.betas, eps: self.eps, amsgrad: false };
         adam.check()?;

@@ -38,9 +38,9 @@ const RANGE: (f64, f64) = (1.0 / 65_536.0, 4_294_967_296.0);
 pub struct LossScaler {
     /// What the next loss is multiplied by; 65536 at first.
     pub scale: f64,
-    /// Multiplies the scale after [`LossScaler::interval`] steps; 2.
+    /// Multiplies the scale after [`LossScaler::interval`] steps; at least 1; 2.
     pub growth: f64,
-    /// Multiplies the scale after an overflow; 0.5.
+    /// Multiplies the scale after an overflow; less than 1; 0.5.
     pub backoff: f64,
     /// Steps without overflow until the scale grows; 2000.
     pub interval: u64,
@@ -60,7 +60,7 @@ impl LossScaler {
     /// The loss times the scale, in `f32` at least: the value to differentiate.
     ///
     /// # Errors
-    /// Argument error unless the scale is positive and finite.
+    /// Argument error unless scale, growth, backoff and interval are in their ranges.
     #[track_caller]
     pub fn scale(&self, loss: &Tensor) -> Result<Tensor> {
         let at = std::panic::Location::caller();
@@ -74,7 +74,7 @@ impl LossScaler {
     /// Gradients of half precision become `f32`, which optimizers accept: divided in `f16` they would vanish after all.
     ///
     /// # Errors
-    /// Argument error unless scale, growth and backoff are positive and finite.
+    /// Argument error unless scale, growth, backoff and interval are in their ranges.
     #[track_caller]
     pub fn unscale<M: Module + Clone>(&mut self, grads: &mut Grads<M>) -> Result<bool> {
         let at = std::panic::Location::caller();
@@ -103,6 +103,13 @@ impl LossScaler {
         let Self { scale, growth, backoff, .. } = self;
         if [*scale, *growth, *backoff].iter().any(|v| !v.is_finite() || *v <= 0.0) {
             bail!(argument, "scale, growth and backoff must be positive and finite; found {scale}, {growth}, {backoff}");
+        }
+        if *growth < 1.0 || *backoff >= 1.0 || self.interval == 0 {
+            bail!(
+                argument,
+                "growth must be at least 1, backoff less than 1, and interval at least 1 step; found {growth}, {backoff}, {}: are they exchanged?",
+                self.interval
+            );
         }
         Ok(())
     }

@@ -327,6 +327,7 @@ impl Schedule for ReduceLrOnPlateau {
     }
 
     fn observe(&mut self, metric: f64) -> Result<()> {
+        self.check()?;
         if self.is_better(metric) {
             (self.seen.best, self.seen.bad) = (Some(metric), 0);
         } else {

@@ -25,7 +25,7 @@ pub struct Sgd {
     pub lr: f64,
     /// Momentum μ; 0, the default, keeps no state.
     pub momentum: f64,
-    /// Dampening τ of the gradients that enter the momentum; 0.
+    /// Dampening τ of the gradients that enter the momentum, in `[0, 1]`; 0.
     pub dampening: f64,
     /// L2 penalty added to the gradient of every parameter that no group excepts; 0.
     pub weight_decay: f64,
@@ -79,11 +79,14 @@ impl Sgd {
 
     fn run(&mut self, model: &mut dyn Module, grads: &Named) -> Result<()> {
         let (momentum, dampening, nesterov) = (self.momentum, self.dampening, self.nesterov);
-        if !momentum.is_finite() || momentum < 0.0 || !dampening.is_finite() {
-            bail!(argument, "momentum must be finite and not negative, dampening finite; found {momentum}, {dampening}");
+        if !momentum.is_finite() || momentum < 0.0 {
+            bail!(argument, "momentum must be finite and not negative, found {momentum}");
         }
         if momentum >= 1.0 {
             bail!(argument, "momentum must be less than 1, or what it sums grows without bound; found {momentum}");
+        }
+        if !(0.0..=1.0).contains(&dampening) {
+            bail!(argument, "dampening must be in [0, 1], or gradients enter the momentum with the wrong sign or grown; found {dampening}");
         }
         if nesterov && (momentum == 0.0 || dampening != 0.0) {
             bail!(argument, "nesterov needs momentum and no dampening; found momentum {momentum}, dampening {dampening}");

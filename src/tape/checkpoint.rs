@@ -4,7 +4,8 @@ use super::{
     Accumulate, Cotangents, Guard, Inner, InputCotangents, Kind, Node, NodeRef, OpNode, Pull, PullContext, Saved, Sweep, common_tape,
     record, start, sweep,
 };
-use crate::error::{Result, bail};
+use crate::dtype::DType;
+use crate::error::{Error, Result, bail};
 use crate::memory;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -17,14 +18,15 @@ type Function = dyn Fn(&[Tensor]) -> Result<Vec<Tensor>> + Send + Sync;
 /// Runs `f` and keeps only its inputs for the derivative; the sweep runs `f` again.
 ///
 /// Trades one more forward pass for the memory of every value inside `f`. May be nested. `f` must compute the same
-/// again: give it random [`Key`](crate::Key)s, not a stateful generator, and dropout draws the same mask.
+/// again: give it random [`Key`](crate::Key)s, not a stateful generator, and dropout draws the same mask. The second run is compared with
+/// the first: shapes and dtypes, and in host memory up to a thousand elements of each result.
 ///
 /// # Gradient
 /// That of `f`, bit for bit; higher orders too.
 ///
 /// # Errors
 /// Whatever `f` returns; tape error when `f` uses a tracked tensor that it captured instead of taking it as an input
-/// (its gradient would be lost), or when the second run gives other shapes than the first.
+/// (its gradient would be lost), or, in the sweep, when the second run gives other shapes, dtypes or values than the first.
 ///
 /// ```
 /// use cotangent::{checkpoint, grad, Tensor};
@@ -53,16 +55,52 @@ where
     };
     if recording {
         let saved = Saved::list(inputs.iter().map(|&t| Some(t.clone())));
-        let shapes = outputs.iter().map(|y| y.shape().clone()).collect();
-        record(&tape, "checkpoint", at, inputs, &mut outputs, saved, Arc::new(Recompute { run: Box::new(f), shapes }), started.stop()?)?;
+        let first = outputs.iter().map(Seen::of).collect::<Result<_>>()?;
+        record(&tape, "checkpoint", at, inputs, &mut outputs, saved, Arc::new(Recompute { run: Box::new(f), first }), started.stop()?)?;
     }
     Ok(outputs)
 }
 
 struct Recompute {
     run: Box<Function>,
-    /// Of the first run's outputs.
-    shapes: Vec<Shape>,
+    first: Vec<Seen>,
+}
+
+/// What is kept of an output of the first run.
+struct Seen {
+    shape: Shape,
+    dtype: DType,
+    /// Some of its elements.
+    values: Vec<(usize, f64)>,
+}
+
+impl Seen {
+    const MOST: usize = 1024;
+
+    fn of(y: &Tensor) -> Result<Self> {
+        Ok(Seen { shape: y.shape().clone(), dtype: y.dtype(), values: y.array.sample(Self::MOST)? })
+    }
+
+    /// Refuses what a second run gave instead: with cotangents of the first its derivative would be that of neither.
+    fn check(&self, i: usize, again: &Tensor) -> Result<()> {
+        let again = Seen::of(again)?;
+        let other = |what: String, first: String| {
+            Error::tape(format!(
+                "the second run gave output {i} {what}, the first {first}: the function must compute the same again; random numbers come from a \
+                 `Key` that it captures, not from a generator that has moved on, and it may read nothing that changes between the runs"
+            ))
+        };
+        if self.shape != again.shape {
+            return Err(other(format!("the shape {}", again.shape), self.shape.to_string()));
+        }
+        if self.dtype != again.dtype {
+            return Err(other(format!("the dtype {}", again.dtype), self.dtype.to_string()));
+        }
+        match self.values.iter().zip(&again.values).find(|((_, a), (_, b))| a.to_bits() != b.to_bits()) {
+            Some(((at, first), (_, now))) => Err(other(format!("the value {now} at element {at}"), first.to_string())),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Pull for Recompute {
@@ -81,17 +119,11 @@ impl Pull for Recompute {
             local.tape.watchers.extend(&ctx.tape.watchers);
         }
         let y = (self.run)(&local.inputs)?;
-        if y.len() != self.shapes.len() {
-            bail!(tape, "the second run gave {} outputs, the first {}", y.len(), self.shapes.len());
+        if y.len() != self.first.len() {
+            bail!(tape, "the second run gave {} outputs, the first {}", y.len(), self.first.len());
         }
-        for (i, (y, shape)) in y.iter().zip(&self.shapes).enumerate() {
-            if y.shape() != shape {
-                bail!(
-                    tape,
-                    "the second run gave output {i} the shape {}, the first {shape}: the function must compute the same again",
-                    y.shape()
-                );
-            }
+        for (i, (y, first)) in y.iter().zip(&self.first).enumerate() {
+            first.check(i, y)?;
         }
         local.pull_back(&y, &y_bar.0, want, ctx.record, ctx.ops)
     }

@@ -1,6 +1,6 @@
 //! What a tape can say about a gradient that was lost, and about an op that refused: names, ops, lines.
 
-use super::{Inner, Kind, NodeRef, Under, observe};
+use super::{Inner, Kind, Node, NodeRef, Under, observe};
 use crate::dtype::DType;
 use crate::tensor::Tensor;
 use std::collections::VecDeque;
@@ -134,16 +134,31 @@ pub(crate) fn lost_message(tape: &Inner, lost: &[(String, usize)], total: usize,
         }
     }
     if let (true, [(Loss::Unused, _)]) = (all, fates.as_slice()) {
-        return format!(
-            "the result does not depend on {what}: none was used. Does the function compute with its argument, or with a model or tensor that it \
-             captured? Write `|m| m.forward(&x)`, not `|_| model.forward(&x)`"
-        );
+        return none_used(&what);
     }
     let one = fates.len() == 1;
     let said = fates.iter().map(|(fate, names)| fate.of(&if one { "it".to_owned() } else { list(names) }, names.len() > 1));
     let said = said.collect::<Vec<_>>().join("; ");
     let hint = if all { String::new() } else { format!("; {allow}") };
     format!("the result does not depend on {what}: its gradient would be lost; {said}{hint}")
+}
+
+fn none_used(what: &str) -> String {
+    format!(
+        "the result does not depend on {what}: none was used. Does the function compute with its argument, or with a model or tensor that it \
+         captured? Write `|m| m.forward(&x)`, not `|_| model.forward(&x)`"
+    )
+}
+
+/// What is said when no op took any of the leaves, which lie one after the other, nobody read one, and none is a result itself. Mostly the
+/// first op after them is one that did.
+pub(crate) fn unused(tape: &Inner, leaves: &[usize], ends: &[usize], name: &str) -> Option<String> {
+    let (first, last) = (*leaves.first()?, *leaves.last()?);
+    let is_leaf = |id: &usize| (first..=last).contains(id);
+    let nodes = tape.nodes();
+    let takes = |node: &Node| matches!(&node.kind, Kind::Op(op) if op.parents.iter().flatten().any(is_leaf));
+    let used = ends.iter().any(is_leaf) || nodes[last + 1..].iter().any(takes) || tape.stops.list().iter().any(|s| is_leaf(&s.node));
+    (!used).then(|| none_used(if leaves.len() > 1 { "any parameter" } else { name }))
 }
 
 /// Lost parameters that are looked into: each takes a walk over the tape.

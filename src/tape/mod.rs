@@ -13,7 +13,7 @@ mod sweep;
 pub(crate) use checkpoint::Isolated;
 pub use checkpoint::checkpoint;
 pub use custom::{custom_vjp, custom_vjp_once, once_differentiable};
-pub(crate) use explain::{explain, lost_message, parameters, stops};
+pub(crate) use explain::{explain, lost_message, parameters, stops, unused};
 pub use observe::{Composed, Observer, Pulled, Ran};
 pub(crate) use observe::{Started, composed, ran, start};
 pub(crate) use sweep::{Accumulate, Sweep, sweep};

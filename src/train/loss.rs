@@ -1,8 +1,9 @@
 //! What a loss function gives the trainer.
 
-use super::data::ids_of;
+use super::data::{Batches, ids_of};
 use crate::error::{Error, Result, bail};
 use crate::tensor::Tensor;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// What a loss function returns to [`Trainer::run`](super::Trainer::run): the loss, and what else it has to say. A tensor is one, and so is
 /// a tensor with named numbers: `Ok((loss, [("accuracy", accuracy)]))`.
@@ -135,6 +136,35 @@ pub fn count_targets(targets: &Tensor, ignore: i64) -> Result<f64> {
     let at = std::panic::Location::caller();
     let ids = ids_of("targets", targets).map_err(|e| e.in_op("count_targets", at))?;
     Ok(ids.iter().filter(|t| **t != ignore).count() as f64)
+}
+
+/// The mean of a loss over the first `batches` of some data, for [`Trainer::evaluate_with`](super::Trainer::evaluate_with); `None` when `stop` is set meanwhile. Batches
+/// count alike, or by their targets where the loss says them ([`Loss::targets`]), as for a last batch that is partly filled.
+///
+/// # Errors
+/// What data and loss return; argument error for no batches.
+#[track_caller]
+pub fn mean_loss<D: Batches, L: Into<Loss>>(
+    data: &D,
+    batches: usize,
+    stop: &AtomicBool,
+    loss: impl Fn(&D::Batch) -> Result<L>,
+) -> Result<Option<f64>> {
+    if batches == 0 {
+        return Err(Error::argument("there must be at least one batch").in_op("mean_loss", std::panic::Location::caller()));
+    }
+    let (mut sum, mut weights) = (0.0, 0.0);
+    for i in 0..batches {
+        if stop.load(Relaxed) {
+            return Ok(None);
+        }
+        let Loss { value, targets, .. } = loss(&data.batch(i as u64)?)?.into();
+        let weight = targets.unwrap_or(1.0);
+        if weight != 0.0 {
+            (sum, weights) = (sum + weight * value.item()?, weights + weight);
+        }
+    }
+    Ok(Some(sum / weights))
 }
 
 /// What is said beside a loss while its gradients are taken: tensors are read afterwards.

@@ -27,7 +27,7 @@ pub use data::TokenizerFile;
 pub use data::{Batches, Bytes, Characters, Epoch, Order, Prefetch, Rows, Tokenizer, Tokens, Width, Windows, document_mask, hold_out};
 pub use event::{Event, StepReport};
 pub use generate::generate;
-pub use loss::{Evaluation, Loss, Metric, count_targets};
+pub use loss::{Evaluation, Loss, Metric, count_targets, mean_loss};
 pub use metrics::{Csv, Jsonl, MetricSink, record};
 #[cfg(feature = "progress")]
 pub use progress::Progress;
@@ -37,5 +37,5 @@ pub use rules::TokenRules;
 pub use sampling::Sampling;
 pub use snapshot::{Found, Snapshot, Snapshots};
 pub use tensorboard::TensorBoard;
-pub use trainer::{Options, Outcome, Trainer, mean_loss};
+pub use trainer::{Options, Outcome, Trainer};
 pub use watch::HealthWatch;

@@ -7,6 +7,7 @@ use crate::error::{Error, Result, bail};
 use crate::io::{at_callers_line, failed, set_aside};
 use crate::module::{Module, unique_names};
 use crate::optim::{Ema, LossScaler, Optimizer, State};
+use crate::rng::Key;
 use crate::tensor::Tensor;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::Location;
@@ -32,9 +33,10 @@ impl<M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'_, M, O, S>
     ///
     /// # Errors
     /// Argument error when two tensors of the model have one name.
+    #[track_caller]
     pub fn snapshot(&self) -> Result<Snapshot> {
-        unique_names(&self.model)?;
-        unique_names(&self.carry)?;
+        let at = Location::caller();
+        unique_names(&self.model).and(unique_names(&self.carry)).map_err(|e| e.in_op("snapshot", at))?;
         let d = &self.done;
         let counters = [("clipped", d.clipped), ("skipped", d.skipped), ("skipped_in_a_row", d.skipped_in_a_row)];
         let mut numbers: BTreeMap<String, f64> = counters.into_iter().map(|(k, n)| (k.to_owned(), n as f64)).collect();
@@ -71,7 +73,7 @@ impl<M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'_, M, O, S>
     ///
     /// # Errors
     /// Argument error that names what differs when it is of other settings, another model or another optimizer, or of a run with other
-    /// learning rates, hyperparameters, accumulation, clipping or frozen parameters
+    /// learning rates, hyperparameters, accumulation, clipping, frozen parameters or another key than the default
     /// ([`Options::allow_changes`](super::Options::allow_changes) lets it); shape and dtype errors. Nothing is changed then.
     #[track_caller]
     pub fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
@@ -80,7 +82,7 @@ impl<M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'_, M, O, S>
     }
 
     fn continue_from(&mut self, s: &Snapshot) -> Result<()> {
-        s.check_settings(&self.settings)?;
+        s.compare_settings(&self.settings)?;
         let model = self.model_of(s)?;
         let count = |name: &str| {
             let n = s.numbers.get(name).copied().filter(|n| *n >= 0.0 && n.fract() == 0.0);
@@ -126,7 +128,10 @@ impl<M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'_, M, O, S>
             }
             return Err(e);
         }
-        (self.model, self.done, self.key, self.begun) = (model, done, s.key(), true);
+        if !self.another_key(s) {
+            self.key = s.key();
+        }
+        (self.model, self.done, self.begun) = (model, done, true);
         (self.ema, self.scaler, self.carry) = (ema, scaler, carry);
         self.observed = s.numbers.get("observed").map(|step| *step as usize);
         self.best_known = best_in(s).filter(|_| self.keeps_best_as(s));
@@ -164,7 +169,7 @@ impl<M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'_, M, O, S>
             Ok(best) => best,
             Err(e) => {
                 // Where the snapshot itself is of another run, that is the reason to give.
-                let its = snapshot.check_settings(&self.settings).and_then(|()| self.model_of(&snapshot));
+                let its = snapshot.compare_settings(&self.settings).and_then(|()| self.model_of(&snapshot));
                 return Err(its.map_or_else(|e| refused(&path, e), |_| refused(&place, e)));
             }
         };
@@ -221,7 +226,7 @@ impl<M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'_, M, O, S>
         let Some((step, value)) = best_in(&best) else {
             bail!(argument, "it is a whole snapshot that does not say what it is the best by: move it away, or put back the best one");
         };
-        best.check_settings(&self.settings)?;
+        best.compare_settings(&self.settings)?;
         Ok(FoundBest::Whole(Best { step, value, model: self.model_of(&best)? }))
     }
 
@@ -238,6 +243,11 @@ impl<M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'_, M, O, S>
         all.extend(self.keep_best.as_ref().map(|keep| (format!("{RUN}keep_best"), keep.rule())));
         all.extend(self.optimizer.settings().into_iter().map(|(n, v)| (format!("{RUN}optimizer.{n}"), v)));
         all
+    }
+
+    /// Whether a key was set that is not the snapshot's. The default is nobody's choice.
+    fn another_key(&self, s: &Snapshot) -> bool {
+        self.key != Key::new(0) && self.key != s.key()
     }
 
     /// Refuses what is otherwise now than in a snapshot's run, the data not counted, unless that is allowed; says whether learning rates are.
@@ -259,6 +269,10 @@ impl<M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'_, M, O, S>
             } else {
                 format!("{shown} was {}, is {}", by(was), by(now))
             });
+        }
+        if self.another_key(s) {
+            let shown = |(seed, stream): (u64, u64)| if stream == 0 { seed.to_string() } else { format!("{seed} with stream {stream}") };
+            differ.push(format!("key was {}, is {}", shown(s.key), shown(self.key.parts())));
         }
         if differ.is_empty() {
             return Ok(false);

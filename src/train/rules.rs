@@ -44,7 +44,14 @@ impl TokenRules {
     ///
     /// # Errors
     /// That one; argument error for a sequence of [`TokenRules::bad_words`] without a token.
+    #[track_caller]
     pub fn check(&self, vocabulary: usize) -> Result<()> {
+        let at = std::panic::Location::caller();
+        self.checked(vocabulary).map_err(|e| e.in_op("token_rules", at))
+    }
+
+    /// [`TokenRules::check`] for callers that name themselves.
+    pub(crate) fn checked(&self, vocabulary: usize) -> Result<()> {
         if self.bad_words.iter().any(Vec::is_empty) {
             bail!(argument, "a sequence of `bad_words` has no token");
         }

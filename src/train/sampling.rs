@@ -109,7 +109,7 @@ impl Sampling {
     /// ```
     ///
     /// # Errors
-    /// Argument error for options out of range, for no logits, and for logits of which one is NaN or +∞ or all are −∞; for a repetition
+    /// Argument error for options out of range, for a number outside `[0, 1)`, for no logits, and for logits of which one is NaN or +∞ or all are −∞; for a repetition
     /// penalty, which needs the tokens that occurred: [`Sampling::draw_after`].
     #[track_caller]
     pub fn draw(&self, logits: &[f64], uniform: f64) -> Result<usize> {
@@ -125,6 +125,9 @@ impl Sampling {
     }
 
     fn pick(&self, logits: &[f64], uniform: f64) -> Result<usize> {
+        if !(0.0..1.0).contains(&uniform) {
+            bail!(argument, "a token is drawn by a uniform number in [0, 1), found {uniform}: `Key::uniform_f64` gives such");
+        }
         // The first of equals, as in PyTorch.
         let best = (0..logits.len()).reduce(|best, i| if logits[i] > logits[best] { i } else { best });
         let Some(best) = best else { bail!(argument, "there are no logits") };

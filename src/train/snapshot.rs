@@ -15,7 +15,7 @@ use std::panic::Location;
 use std::path::{Path, PathBuf};
 
 /// The header's entry with everything that is not a tensor.
-const ENTRY: &str = "cotangent.snapshot";
+const ENTRY: &str = crate::io::SNAPSHOT;
 /// Version of that entry, and of the file's checksum.
 const VERSION: u64 = 2;
 /// Prefix of the model's tensors: with it taken off, the file is a checkpoint like any other.
@@ -131,7 +131,14 @@ impl Snapshot {
     ///
     /// # Errors
     /// Argument error.
+    #[track_caller]
     pub fn check_settings(&self, now: &BTreeMap<String, String>) -> Result<()> {
+        let at = Location::caller();
+        self.compare_settings(now).map_err(|e| e.in_op("check_settings", at))
+    }
+
+    /// [`Snapshot::check_settings`] for callers that name themselves.
+    pub(super) fn compare_settings(&self, now: &BTreeMap<String, String>) -> Result<()> {
         let names: std::collections::BTreeSet<&String> = self.settings.keys().chain(now.keys()).collect();
         let of = |s: &BTreeMap<String, String>, n: &String| s.get(n).map_or("absent".to_owned(), |v| format!("`{v}`"));
         let differ: Vec<String> = names

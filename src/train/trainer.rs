@@ -53,7 +53,8 @@ pub struct Options {
     /// before. What the program says now counts then.
     pub allow_changes: bool,
     /// Say nothing on stderr. Without it there is a line, whether anybody subscribes to `tracing` or not, about the first step that was
-    /// left out, about a learning rate of 0, and about a best model that was to be kept and never was.
+    /// left out, the first whose loss and gradients are all 0, a learning rate of 0, a run without a step left, and a best model that was
+    /// to be kept and never was.
     pub quiet: bool,
 }
 
@@ -145,7 +146,8 @@ pub struct Trainer<'a, M, O, S = ()> {
     pub options: Options,
     /// Learning rate by step; without one the optimizer keeps its own.
     pub schedule: Option<Box<dyn Schedule + 'a>>,
-    /// Losses get a key derived from this one and the batch's position, for dropout and other noise.
+    /// Losses get a key derived from this one and the batch's position, for dropout and other noise. A run that continues keeps the key
+    /// that it began with; another one than the default is a changed option then ([`Options::allow_changes`]).
     pub key: Key,
     /// Average of the weights, moved after every step that was taken; part of the snapshots.
     pub ema: Option<Ema>,
@@ -183,6 +185,7 @@ pub struct Trainer<'a, M, O, S = ()> {
     /// The best model's file, once it is this run's.
     pub(super) best_file: Option<PathBuf>,
     warned: bool,
+    warned_zero: bool,
 }
 
 pub(super) type Callback<'a, M> = Box<dyn FnMut(&Event<'_, M>) -> Result<()> + 'a>;
@@ -237,6 +240,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
             best_known: None,
             best_file: None,
             warned: false,
+            warned_zero: false,
         }
     }
 
@@ -269,6 +273,10 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
     pub fn run<D: Batches, L: Into<Loss>>(&mut self, data: &D, loss: impl Fn(&M, &D::Batch, Key) -> Result<L>) -> Result<Outcome<M>> {
         let at = Location::caller();
         let run = |m: &M, batch: &D::Batch, key: Key, carry: &S| Ok((loss(m, batch, key)?.into(), carry.clone()));
+        if !self.carry.named_tensors().is_empty() {
+            let text = "run does not give the loss what the trainer carries, and would leave it as it is: call run_carrying";
+            return Err(crate::Error::argument(text).in_op("train", at));
+        }
         self.train(data, run).map_err(|e| at_callers_line(e, "train", at))
     }
 
@@ -323,6 +331,11 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
         if self.schedule.is_none() && self.optimizer.learning_rate() == 0.0 && self.done.step < steps && !self.options.quiet {
             tracing::warn!("the learning rate is 0, and no schedule changes it");
             notice(format_args!("the learning rate is 0, and no schedule changes it: nothing will be trained"));
+        }
+        if self.done.step >= steps && !self.options.quiet {
+            let done = self.done.step;
+            tracing::warn!(done, steps, "no steps are left");
+            notice(format_args!("no steps are left: {done} are done, and Options::steps, those before included, is {steps}"));
         }
         let mut saved = None;
         while self.done.step < steps {
@@ -423,6 +436,12 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
             }
         };
         let norm = clipped.norm;
+        if loss == 0.0 && norm == 0.0 && !self.options.quiet && !std::mem::replace(&mut self.warned_zero, true) {
+            tracing::warn!(step, "loss and gradients are 0");
+            notice(format_args!(
+                "step {step}: the loss is 0, and so is every gradient: either there is nothing left to learn, or the batch has no rows"
+            ));
+        }
         let mut skipped = !(fits && clipped.finite && loss.is_finite());
         if !skipped {
             // The optimizer may find more: squares that are infinite.
@@ -562,34 +581,6 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
         tracing::info!(step = self.done.step, path = %path.display(), "saved");
         emit(&mut self.callbacks, &Event::Saved { step: self.done.step, path: &path })
     }
-}
-
-/// The mean of a loss over the first `batches` of some data, for [`Trainer::evaluate_with`]; `None` when `stop` is set meanwhile. Batches
-/// count alike, or by their targets where the loss says them ([`Loss::targets`]), as for a last batch that is partly filled.
-///
-/// # Errors
-/// What data and loss return; argument error for no batches.
-pub fn mean_loss<D: Batches, L: Into<Loss>>(
-    data: &D,
-    batches: usize,
-    stop: &AtomicBool,
-    loss: impl Fn(&D::Batch) -> Result<L>,
-) -> Result<Option<f64>> {
-    if batches == 0 {
-        bail!(argument, "mean_loss: there must be at least one batch");
-    }
-    let (mut sum, mut weights) = (0.0, 0.0);
-    for i in 0..batches {
-        if stop.load(Relaxed) {
-            return Ok(None);
-        }
-        let Loss { value, targets, .. } = loss(&data.batch(i as u64)?)?.into();
-        let weight = targets.unwrap_or(1.0);
-        if weight != 0.0 {
-            (sum, weights) = (sum + weight * value.item()?, weights + weight);
-        }
-    }
-    Ok(Some(sum / weights))
 }
 
 pub(super) fn emit<M>(callbacks: &mut [Callback<'_, M>], event: &Event<'_, M>) -> Result<()> {

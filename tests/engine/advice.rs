@@ -40,6 +40,15 @@ const SLIPS: &[(&str, &[&str])] = &[
     ("struct Net<L: nn::Layer> { l: L } module!(Net<L> { l });", &["`L` is not a layer", "module!(Net<L: Layer> { layer })"]),
     ("struct Net<L: Clone> { l: L } module!(Net<L: Clone> { l });", &["`L` is not a tree of parameters", "module!(Net<L: Module + Clone>"]),
     ("fn f(x: &Tensor) { let _ = Tensor::stack(&[1.5f32], 0); }", &["`f32: AsRef<cotangent::Tensor>` is not satisfied"]),
+    ("fn f(x: Tensor) -> Result<()> { grad(x, |x: &Tensor| x.square()?.sum(..))?; Ok(()) }", &["consider borrowing here", "grad(&x"]),
+    ("fn f(x: &Tensor) -> Result<()> { x.square().sum(..)?; Ok(()) }", &["`?` is missing before the method", "x.square()?.sum(..)?"]),
+    ("fn f(x: &Tensor) -> Result<()> { x.square().max(0)?; Ok(()) }", &["`?` is missing before the method"]),
+    (
+        "fn f() { #[derive(Clone)] enum Mix { Dense(nn::Linear), Scale { gate: Param } } module!(Mix { Dense(m), Scale { gate } }); }",
+        &["an enum has `enum` before its name: `module!(enum Mix {"],
+    ),
+    ("fn f() { #[derive(Clone)] struct Net { a: Param } module!(Net { a: Param }); }", &["names of its fields, without types"]),
+    ("fn f() { #[derive(Clone)] enum Mix { Two(Param, Param) } module!(enum Mix { Two(a, b) }); }", &["`Dense(m)` for one module"]),
     ("fn f() { let _: Box<dyn optim::Schedule> = Box::new(\"cosine\"); }", &["is not a learning-rate schedule", "a schedule is a number"]),
 ];
 
@@ -63,7 +72,10 @@ fn the_compiler_gives_advice() {
                  let (list, p) = (vec![x.clone(), x.clone()], Param::new(x.clone()));\n\
                  Tensor::stack(&list, 0)?; Tensor::stack(&list[..], 0)?; Tensor::stack(&list.iter().collect::<Vec<_>>(), 0)?;\n\
                  Tensor::concat(&[x, &p], 0)?; Tensor::concat(&[&p, x], 0)?; Tensor::concat(&[&p, &p], 0)?; Tensor::concat(&[&x.exp()?, x], 0)?;\n\
-                 Tensor::einsum(\"i,i->\", &list)?; Ok(()) }";
+                 Tensor::einsum(\"i,i->\", &list)?;\n\
+                 #[derive(Clone)] struct Net { p: Param } module!(struct Net { p });\n\
+                 let (n, m) = ([1, 2].iter().sum::<i32>(), [1, 2].iter().max()); let _ = std::cmp::max(n, 1).max(2).min(3);\n\
+                 Ok(()) }";
     let compile = |name: &str, source: String| {
         let file = folder.join(format!("{name}.rs"));
         std::fs::write(&file, source).unwrap();

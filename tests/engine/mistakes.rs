@@ -247,7 +247,7 @@ fn without_lines(message: &str) -> String {
 fn every_mistake_is_answered_in_full() {
     let mut text = String::new();
     let mut poor = Vec::new();
-    for Row(what, words, result) in rows().into_iter().chain(super::mistakes_training::rows()) {
+    for Row(what, words, result) in rows().into_iter().chain(super::mistakes_training::rows()).chain(super::mistakes_edges::rows()) {
         let e = match result {
             Ok(()) => {
                 poor.push(format!("{what}: nothing was said"));
@@ -309,6 +309,7 @@ fn silent_slips_are_seen_by_the_lint() {
     let square = |y: &Tensor| y.unsqueeze(0)?.expand([2, 6, 6])?.cross_entropy(&Tensor::zeros([2, 6], I64)?);
     assert_eq!(slips(3, 6, square), [Slip::ClassAxis]);
     assert_eq!(slips(3, 3, |y| y.slice(0, 0..0)?.mean(..)?.add(&y.sum(..)?)), [Slip::MeanOfNothing, Slip::LossNotFinite]);
+    assert_eq!(slips(3, 3, |y| y.slice(0, 0..0)?.square()?.sum(..)?.add(&y.mean(..)?)), [Slip::SumOfNothing]);
     assert_eq!(slips(3, 3, |y| y.sum(..)?.sub_scalar(1e9)?.log()), [Slip::LossNotFinite]);
     assert_eq!(slips(3, 3, |y| y.square()?.nll_loss(&classes)), [Slip::NotLogProbabilities]);
     // Labels of -1 and 1, percentages, and NaN are no probabilities.
@@ -339,6 +340,9 @@ fn silent_slips_are_seen_by_the_lint() {
     assert_eq!(slips(3, 4, |y| attend(y, [1, 6, 2, 2], None)), [Slip::HeadsAxis]);
     let lower = Tensor::ones([3, 3], F32).unwrap().tril(0).unwrap();
     assert_eq!(slips(3, 4, |y| attend(y, [1, 2, 3, 4], Some(&lower))), [Slip::MaskAsScores]);
+    // A mask that hides all keys from a query, as one of padding would.
+    let padding = Tensor::from_slice(&[0u8, 0, 0, 0, 1, 1], [2, 1, 1, 3]).unwrap();
+    assert_eq!(slips(3, 4, |y| attend(y, [2, 2, 3, 2], Some(&padding))), [Slip::NothingSeen]);
     // One key for two dropouts, of other shapes too.
     let twice = |y: &Tensor, second: u64| {
         let y = y.dropout(0.5, Key::new(3))?.reshape([12, 64])?;

@@ -12,7 +12,7 @@ use cotangent::train::{
 use cotangent::{DType, F32, F64, I64, Key, Module, Result, Tape, Tensor, checkpoint, custom_vjp, grad, jvp, value_and_grad, vjp};
 
 /// A folder of this file's own.
-fn folder(name: &str) -> std::path::PathBuf {
+pub fn folder(name: &str) -> std::path::PathBuf {
     let path = std::env::temp_dir().join(format!("cotangent-mistakes-{}-{name}", std::process::id()));
     let _ = std::fs::remove_dir_all(&path);
     std::fs::create_dir_all(&path).unwrap();
@@ -20,7 +20,7 @@ fn folder(name: &str) -> std::path::PathBuf {
 }
 
 /// What does not depend on the folder's name.
-fn without(folder: &std::path::Path, result: Result<()>) -> Result<()> {
+pub fn without(folder: &std::path::Path, result: Result<()>) -> Result<()> {
     result.map_err(|e| {
         let lines = e.to_string().matches(" (at ").count();
         assert!(lines == 1 && e.op().is_some(), "one line and an op are named: {e}");

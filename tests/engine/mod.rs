@@ -10,6 +10,7 @@ mod lost_gradients;
 #[cfg(target_os = "linux")]
 pub mod memory_limits;
 mod mistakes;
+mod mistakes_edges;
 mod mistakes_training;
 mod module_macro;
 mod modules;

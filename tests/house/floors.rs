@@ -24,6 +24,7 @@ const LAYERS: &[&[&str]] = &[
     &["backend", "memory"],
     &["array"],
     &["tensor", "tape"],
+    &["question_mark"],
     &["op", "testing"],
     &["ops"],
     &["grad"],

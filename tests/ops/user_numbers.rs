@@ -208,6 +208,37 @@ fn deviations_outside_the_range_of_squares() -> Result<()> {
     Ok(())
 }
 
+/// 7e-4 in f32, one addition after the other.
+#[test]
+fn many_equal_additions_lose_no_digits() -> Result<()> {
+    const N: usize = 70_000;
+    let each = f64::from(0.1f32);
+    let close = |got: f64, want: f64, what: &str| assert!((got - want).abs() <= 2e-7 * want, "{what}: {got} instead of {want}");
+    for (shape, axis) in [([N, 1], 0), ([N, 3], 0), ([1, N], 1), ([3, N], 1)] {
+        for dtype in [F32, BF16] {
+            let x = Tensor::full(shape, 0.1, dtype)?;
+            let each = x.narrow(0, 0, 1)?.narrow(1, 0, 1)?.item()?;
+            let error = if dtype == BF16 { 4e-3 } else { 2e-7 };
+            for (k, at) in [(1, 1.0), (10, 10.0), (9_999, 9_999.0), (N, N as f64)] {
+                let up = x.cumsum(axis)?.narrow(axis, k - 1, 1)?.to_f64_vec()?;
+                // The derivative runs from the other end.
+                let down = grad(&x, |x| x.cumsum(axis)?.mul_scalar(each)?.sum(..))?.narrow(axis, N - k, 1)?.to_f64_vec()?;
+                for v in up.into_iter().chain(down) {
+                    assert!((v - at * each).abs() <= error * at * each, "{dtype} {shape:?}, element {k}: {v}");
+                }
+            }
+        }
+    }
+    let (zero, ids, x) = (Tensor::zeros([4], F32)?, Tensor::full([N], 2.0, I64)?, Tensor::full([N], 0.1, F32)?);
+    let want = N as f64 * each;
+    close(zero.scatter_add(0, &ids, &x)?.to_f64_vec()?[2], want, "scatter_add");
+    close(grad(&zero, |z| z.gather(0, &ids)?.mul(&x)?.sum(..))?.to_f64_vec()?[2], want, "the cotangent of gather");
+    // Pairwise, in f32.
+    let pairwise = zero.index_add(0, &ids, &x)?.to_f64_vec()?[2];
+    assert!((pairwise - want).abs() <= 2e-6 * want, "index_add: {pairwise}");
+    Ok(())
+}
+
 /// The product's gradient is the product of the others, also where some are NaN, 0 or infinite.
 #[test]
 fn gradients_of_products_with_nan() -> Result<()> {

@@ -2,6 +2,7 @@
 
 mod diagnostics;
 mod not_finite;
+mod notices;
 mod optimizer_rules;
 mod optimizer_state;
 mod optimizers;

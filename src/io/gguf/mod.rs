@@ -142,16 +142,20 @@ impl GgufFile {
     ///
     /// # Errors
     /// Argument error when there is none of that name.
+    #[track_caller]
     pub fn shape(&self, name: &str) -> Result<Shape> {
-        Ok(Shape::from(&self.entry(name)?.shape[..]))
+        let at = Location::caller();
+        self.entry(name).map(|e| Shape::from(&e.shape[..])).map_err(|e| e.in_op("shape", at))
     }
 
     /// How a tensor is stored.
     ///
     /// # Errors
     /// Argument error when there is none of that name.
+    #[track_caller]
     pub fn kind(&self, name: &str) -> Result<GgufType> {
-        Ok(self.entry(name)?.kind)
+        let at = Location::caller();
+        self.entry(name).map(|e| e.kind).map_err(|e| e.in_op("kind", at))
     }
 
     fn entry(&self, name: &str) -> Result<&Entry> {

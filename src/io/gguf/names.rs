@@ -155,11 +155,16 @@ impl GgufFile {
     ///
     /// # Errors
     /// As [`GgufFile::hf_tensor`].
+    #[track_caller]
     pub fn hf_shape(&self, name: &str) -> Result<Shape> {
-        let names = self.renamed()?;
-        let Some(own) = names.get(name) else { bail!(argument, "{} has no tensor for `{name}`", self.path.display()) };
-        let shape = self.shape(own)?;
-        Ok(if self.change(own)? == Change::Transposed { shape.dims().iter().rev().copied().collect() } else { shape })
+        let at = std::panic::Location::caller();
+        let of = || {
+            let names = self.renamed()?;
+            let Some(own) = names.get(name) else { bail!(argument, "{} has no tensor for `{name}`", self.path.display()) };
+            let shape = self.shape(own)?;
+            Ok(if self.change(own)? == Change::Transposed { shape.dims().iter().rev().copied().collect() } else { shape })
+        };
+        of().map_err(|e: crate::Error| e.in_op("hf_shape", at).called_at(at))
     }
 
     /// Reads a matrix by Hugging Face's name as the blocks that it is stored in: `[rows, bytes]` of `u8`, rows in Hugging Face's order.

@@ -151,16 +151,20 @@ impl TorchFile {
     ///
     /// # Errors
     /// Argument error when there is none of that name.
+    #[track_caller]
     pub fn shape(&self, name: &str) -> Result<Shape> {
-        Ok(Shape::from(&self.described(name)?.shape[..]))
+        let at = Location::caller();
+        self.described(name).map(|d| Shape::from(&d.shape[..])).map_err(|e| e.in_op("shape", at))
     }
 
     /// The dtype that a tensor will have, without reading it.
     ///
     /// # Errors
     /// Argument error when there is none of that name.
+    #[track_caller]
     pub fn dtype(&self, name: &str) -> Result<DType> {
-        Ok(self.described(name)?.raw.dtype())
+        let at = Location::caller();
+        self.described(name).map(|d| d.raw.dtype()).map_err(|e| e.in_op("dtype", at))
     }
 
     /// Reads a tensor.

@@ -146,7 +146,7 @@ impl<'a> Generator<'a> {
             bail!(argument, "{}: set the option and clear `GenerateOptions::wrong`", o.wrong.join("; "));
         }
         o.sampling.checked()?;
-        o.rules.check(self.model.vocabulary())?;
+        o.rules.checked(self.model.vocabulary())?;
         if self.tokenizer.is_none() && !o.stop_texts.is_empty() {
             bail!(argument, "stop texts need a tokenizer: `with_tokenizer`, or clear `stop_texts`");
         }

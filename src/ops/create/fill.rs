@@ -3,7 +3,7 @@
 use crate::array::Array;
 use crate::backend::Device;
 use crate::backend::cpu::map;
-use crate::dtype::{DType, Element, with_dtype};
+use crate::dtype::{DType, Element, with_dtype, with_float};
 use crate::error::{Result, bail};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -13,7 +13,7 @@ impl Tensor {
     /// One value everywhere, on the CPU. Stored once, so it costs no memory until it is written to.
     ///
     /// # Errors
-    /// Argument error when an integer dtype cannot hold the value; out of memory when the shape overflows.
+    /// Argument error when the dtype cannot hold the value (a fraction among integers, 1e6 in f16); out of memory when the shape overflows.
     #[doc(alias("constant", "new_full"))]
     #[track_caller]
     pub fn full(shape: impl Into<Shape>, value: f64, dtype: DType) -> Result<Tensor> {
@@ -88,8 +88,8 @@ impl Tensor {
     /// Each element is `start + i·step`, computed in f64 and rounded once (in i64 exactly, for a whole start and step); there are `⌈(end − start) / step⌉` of them.
     ///
     /// # Errors
-    /// Argument error when the step is zero, an argument is not finite, or an integer dtype cannot hold an element; out of memory
-    /// when there are too many elements.
+    /// Argument error when the step is zero, an argument is not finite, or the dtype cannot hold an element; out of memory when there
+    /// are too many elements.
     ///
     /// ```
     /// # use cotangent::{Tensor, I64};
@@ -123,7 +123,7 @@ impl Tensor {
     /// `n` evenly spaced values from `start` to `end`, both included.
     ///
     /// # Errors
-    /// Argument error when an end is not finite, or beyond what an integer dtype holds; out of memory.
+    /// Argument error when an end is not finite, or beyond what the dtype holds; out of memory.
     #[track_caller]
     pub fn linspace(start: f64, end: f64, n: usize, dtype: DType) -> Result<Tensor> {
         let at = Location::caller();
@@ -211,16 +211,24 @@ fn whole_range(start: i128, end: f64, step: i128) -> Result<Tensor> {
     Ok(Tensor::from_array(array))
 }
 
-/// The value, if the dtype can hold it: where a cast cuts off and saturates, a constant of another value would be a mistake.
+/// The value, if the dtype can hold it: where a cast cuts off, saturates or overflows, a constant of another value would be a mistake.
 pub(crate) fn held(value: f64, dtype: DType) -> Result<f64> {
+    if dtype.is_float() {
+        let stored = with_float!(dtype, T => <T as Element>::from_f64(value).to_f64());
+        if stored.is_infinite() && value.is_finite() {
+            bail!(argument, "{dtype} does not hold {value:?}: its largest number is {:?}; infinity is f64::INFINITY", dtype.max_value());
+        }
+        return Ok(value);
+    }
     let (least, most) = match dtype {
         DType::I64 => (i64::MIN as f64, i64::MAX as f64), // 2⁶³: the first that does not fit
         _ => (0.0, dtype.max_value() + 1.0),
     };
-    if dtype.is_float() || (value.fract() == 0.0 && (least..most).contains(&value)) {
+    if value.fract() == 0.0 && (least..most).contains(&value) {
         return Ok(value);
     }
-    bail!(argument, "{dtype} does not hold {value}")
+    let hint = if value.fract() != 0.0 { ": it holds whole numbers" } else { "" };
+    bail!(argument, "{dtype} does not hold {value}{hint}")
 }
 
 /// Between whole numbers at a fraction's distance are some that integers do not hold.
@@ -283,6 +291,14 @@ mod tests {
         assert_eq!(Tensor::full([1], 255.0, U8)?.to_vec::<u8>()?, [255]);
         assert_eq!(Tensor::full([1], -(2f64.powi(63)), I64)?.to_vec::<i64>()?, [i64::MIN]);
         assert!(Tensor::full([1], f64::NAN, F16)?.item()?.is_nan());
+        // Floats overflow likewise, by their own rounding: 65520 is the first number that f16 rounds to infinity.
+        for (value, dtype) in [(1e6, F16), (65520.0, F16), (-1e39, F32), (3.4e38, BF16)] {
+            let e = Tensor::full([2], value, dtype).unwrap_err();
+            assert!(e.is_argument() && e.to_string().contains(&format!("{dtype} does not hold")), "{e}");
+            assert!(Tensor::arange(value, 2.0 * value, value, dtype).is_err() && Tensor::linspace(0.0, value, 3, dtype).is_err());
+        }
+        assert_eq!(Tensor::full([1], 65519.0, F16)?.to_f64_vec()?, [65504.0]);
+        assert_eq!(Tensor::full([1], -f64::INFINITY, F16)?.to_f64_vec()?, [-f64::INFINITY]);
         assert!(Tensor::arange(0.0, 257.0, 1.0, U8).unwrap_err().is_argument());
         assert!(Tensor::arange(3.0, -2.0, -1.0, U8).unwrap_err().is_argument());
         assert_eq!(Tensor::arange(0.0, 256.0, 1.0, U8)?.numel(), 256);

@@ -7,4 +7,4 @@ mod random;
 
 pub(crate) use fill::held;
 #[doc(hidden)]
-pub use literal::{Nested, from_whole};
+pub use literal::{Nested, Written, from_floats, from_whole};

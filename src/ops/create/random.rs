@@ -2,6 +2,7 @@
 //!
 //! A key is a [`Key`], or `&mut rng`, which hands out its next one.
 
+use super::fill::held;
 use crate::array::Array;
 use crate::backend::Device;
 use crate::backend::cpu::par::*;
@@ -332,7 +333,11 @@ fn uniform_values(op: &'static str, shape: Shape, range: Range<f64>, dtype: DTyp
 #[inline(never)]
 fn normal_values(op: &'static str, shape: Shape, (mean, std): (f64, f64), dtype: DType, key: Key) -> Result<Tensor> {
     let at = Location::caller();
-    spread(mean, std).and_then(|()| floats(dtype)).map_err(|e| e.in_op(op, at))?;
+    let check = || {
+        spread(mean, std).and_then(|()| floats(dtype))?;
+        held(mean, dtype).and(held(std, dtype))
+    };
+    check().map_err(|e| e.in_op(op, at))?;
     let (m, s) = (mean as f32, std as f32);
     let make = || match dtype {
         DType::F32 => Array::build(shape, Device::Cpu, |y: &mut [f32]| normal::fill(key, 0, y, m, s)),

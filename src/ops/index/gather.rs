@@ -231,7 +231,8 @@ impl Tensor {
     /// `index` and `src` have one shape of the operand's rank; along other axes it may be shorter than the operand.
     ///
     /// # Numerics
-    /// Added in the order of `k`, in f32 for half types; the same bits on any number of threads.
+    /// Added in the order of `k`, in f32 for half types; the same bits on any number of threads. On the CPU sums of f32 are f64 where there
+    /// is a term for every fourth element of the result or more.
     ///
     /// Means, products and extrema: [`Tensor::scatter_reduce`].
     ///

@@ -2,7 +2,7 @@
 
 use super::mse_loss::alike;
 use super::reduction::Reduction;
-use crate::error::{ErrorKind, Result};
+use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Composite, Describe, Math, Outputs, compose1};
 use crate::tensor::Tensor;
 use crate::testing::{Gen, Input, Nd, Sample, Scalar};
@@ -79,7 +79,14 @@ impl Composite for BceWithLogits {
         let mut weight = x[1].clone();
         if self.weighted {
             // The result keeps the logits' shape: a weight may repeat, never widen.
-            weight = weight.mul(&x[2].expand(x[0].shape())?)?;
+            let Ok(each) = x[2].expand(x[0].shape()) else {
+                let (w, x) = (x[2].shape(), x[0].shape());
+                bail!(
+                    shape,
+                    "pos_weight {w} does not repeat to the logits {x}: one weight for each class, the logits' last axis, or one for all"
+                );
+            };
+            weight = weight.mul(&each)?;
         }
         let positive = weight.mul(&x[0].neg()?.softplus()?)?;
         let negative = x[1].rsub_scalar(1.0)?.mul(&x[0].softplus()?)?;

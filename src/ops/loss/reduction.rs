@@ -126,6 +126,15 @@ impl Classes {
 /// Checks `[.., classes]` scores, integer targets of the leading shape, and weights `[classes]`.
 pub(crate) fn check_classes(x: &Spec, targets: &Spec, weights: Option<&Spec>) -> Result<()> {
     expect::same_float(std::slice::from_ref(x))?;
+    if targets.dtype.is_float() && targets.shape == x.shape {
+        bail!(
+            dtype,
+            "targets are class indices {:?}, found {} {}: of one-hot rows: targets.argmax(-1)?, of probabilities: cross_entropy of the logits",
+            &x.shape[..x.shape.rank().saturating_sub(1)],
+            targets.dtype,
+            targets.shape
+        );
+    }
     expect::index(targets)?;
     let Some((classes, lead)) = x.shape.split_last() else { bail!(shape, "scores need an axis of classes, found a scalar") };
     if &targets.shape[..] != lead {
@@ -133,6 +142,10 @@ pub(crate) fn check_classes(x: &Spec, targets: &Spec, weights: Option<&Spec>) ->
             "; integer targets are class indices, not one-hot rows: targets.argmax(-1)?"
         } else if x.shape.rank() > 2 && targets.shape[..] == [&x.shape[..1], &x.shape[2..]].concat() {
             "; classes are the last axis here: scores.transpose(1, -1)?, where PyTorch has them on axis 1"
+        } else if let Some((1, rest)) = targets.shape.split_last()
+            && rest == lead
+        {
+            "; the last axis of the targets has one element: targets.squeeze(-1)?"
         } else {
             ""
         };

@@ -108,7 +108,8 @@ impl Tensor {
     /// The running sum of `ȳ` from the other end; saves nothing.
     ///
     /// # Numerics
-    /// Half types accumulate in f32.
+    /// Sums are f64 on the CPU, whatever the type, and each is rounded once. On a GPU they are f32 (f64 of f64), over tiles of some hundred
+    /// elements.
     ///
     /// # Errors
     /// Shape error when the axis does not exist; dtype error for integers.

@@ -994,7 +994,6 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
     }),
     ("shape", |g| plain(g, |x| Ok(if x.shape().rank() == x.rank() { x.clone() } else { panic!("ranks differ") }))),
     ("dims", |g| plain(g, |x| x.dims::<2>().and_then(|[a, b]| Tensor::scalar((a + b.min(7)) as f64)))),
-    ("from_nested", |g| made(g, |_, c, _, _| Tensor::from_nested(&[[c, 1.0], [2.0, c]]))),
     ("rank", |g| plain(g, |x| Tensor::scalar(x.rank() as f64))),
     ("numel", |g| plain(g, |x| Tensor::scalar(x.numel() as f64))),
     ("layout", |g| plain(g, |x| Tensor::scalar(x.layout().offset() as f64))),

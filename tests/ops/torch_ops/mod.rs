@@ -408,7 +408,6 @@ const NO_DOORS: &[(&str, &str)] = &[
     ("ones_like", "one value everywhere"),
     ("from_vec", "the elements themselves"),
     ("from_rows", "the elements themselves"),
-    ("from_nested", "the elements themselves"),
     ("to_device", "the elements themselves"),
     ("nonzero", "indices whose number depends on values: compared with a loop where it stands"),
     ("rand", "draws of a generator that PyTorch lacks: src/rng_tests.rs"),

@@ -229,7 +229,8 @@ fn first_sorted<P: Ord>(pairs: &mut [P], k: usize) {
     }
 }
 
-/// Running sums along `axis`, from the far end when `reverse`.
+/// Running sums along `axis`, from the far end when `reverse`; in f64, whatever the type: a sum that is added to thousands of times in f32
+/// loses as many last bits.
 pub(crate) fn cumsum<T: Compute>(x: &In<'_>, axis: usize, reverse: bool, y: &mut [T]) -> Result<()> {
     let (_, n, inner) = x.shape().split_at(axis);
     let x = x.contiguous::<T>()?;
@@ -242,12 +243,12 @@ pub(crate) fn cumsum<T: Compute>(x: &In<'_>, axis: usize, reverse: bool, y: &mut
         // Long lines in segments: their totals first, then each from its own start. The cut depends on the size alone.
         let segment = (SERIAL / inner).max(64) * inner;
         if x.len() < 4 * segment {
-            scan(x, y, inner, reverse, &mut memory::vec_of(T::Acc::ZERO, inner)?);
+            scan(x, y, inner, reverse, &mut memory::vec_of(0.0, inner)?);
             return Ok(());
         }
-        let totals: Vec<Vec<T::Acc>> = memory::try_collect_ok(x.par_chunks(segment).map(|x| total::<T>(x, inner)).collect()?)?;
-        let mut starts = memory::try_collect_ok((0..totals.len()).map(|_| memory::vec_of(T::Acc::ZERO, inner)))?;
-        let mut acc = memory::vec_of(T::Acc::ZERO, inner)?;
+        let totals: Vec<Vec<f64>> = memory::try_collect_ok(x.par_chunks(segment).map(|x| total::<T>(x, inner)).collect()?)?;
+        let mut starts = memory::try_collect_ok((0..totals.len()).map(|_| memory::vec_of(0.0, inner)))?;
+        let mut acc = memory::vec_of(0.0, inner)?;
         let mut step = |s: usize| {
             starts[s].copy_from_slice(&acc);
             acc.iter_mut().zip(&totals[s]).for_each(|(a, &t)| *a += t);
@@ -268,8 +269,8 @@ pub(crate) fn cumsum<T: Compute>(x: &In<'_>, axis: usize, reverse: bool, y: &mut
     }
 }
 
-fn total<T: Compute>(x: &[T], inner: usize) -> Result<Vec<T::Acc>> {
-    let mut acc = memory::vec_of(T::Acc::ZERO, inner)?;
+fn total<T: Compute>(x: &[T], inner: usize) -> Result<Vec<f64>> {
+    let mut acc = memory::vec_of(0.0, inner)?;
     simd::dispatch(
         #[inline(always)]
         || {
@@ -277,13 +278,13 @@ fn total<T: Compute>(x: &[T], inner: usize) -> Result<Vec<T::Acc>> {
                 acc[0] = simd::sum_by(
                     x,
                     #[inline(always)]
-                    |a: T::Acc, v: T| a + v.load(),
+                    |a: f64, v: T| a + wide(v),
                 );
                 return;
             }
             for row in x.chunks(inner) {
                 for (a, v) in acc.iter_mut().zip(row) {
-                    *a += v.load();
+                    *a += wide(*v);
                 }
             }
         },
@@ -291,13 +292,23 @@ fn total<T: Compute>(x: &[T], inner: usize) -> Result<Vec<T::Acc>> {
     Ok(acc)
 }
 
+#[inline(always)]
+fn wide<T: Compute>(x: T) -> f64 {
+    x.load().to_f64()
+}
+
+#[inline(always)]
+fn rounded<T: Compute>(x: f64) -> T {
+    T::store(<T::Acc as Real>::from_f64(x))
+}
+
 /// Continues running sums over the rows of a block.
-fn scan<T: Compute>(x: &[T], y: &mut [T], inner: usize, reverse: bool, acc: &mut [T::Acc]) {
+fn scan<T: Compute>(x: &[T], y: &mut [T], inner: usize, reverse: bool, acc: &mut [f64]) {
     if inner == 1 {
         let mut a = acc[0];
         let mut step = |(y, x): (&mut T, &T)| {
-            a += x.load();
-            *y = T::store(a);
+            a += wide(*x);
+            *y = rounded(a);
         };
         if reverse {
             y.iter_mut().zip(x).rev().for_each(&mut step)
@@ -311,8 +322,8 @@ fn scan<T: Compute>(x: &[T], y: &mut [T], inner: usize, reverse: bool, acc: &mut
             #[inline(always)]
             || {
                 for ((a, y), x) in acc.iter_mut().zip(y.iter_mut()).zip(x) {
-                    *a += x.load();
-                    *y = T::store(*a);
+                    *a += wide(*x);
+                    *y = rounded(*a);
                 }
             },
         );

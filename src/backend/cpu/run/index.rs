@@ -234,7 +234,8 @@ impl Join {
     }
 }
 
-/// `y[o, ids[o, k, i], i] = join(y[o, ids[o, k, i], i], s[o, k, i])` in the order of `k`; half types are joined in f32.
+/// `y[o, ids[o, k, i], i] = join(y[o, ids[o, k, i], i], s[o, k, i])` in the order of `k`; half types are joined in f32, and sums of
+/// f32 in f64 where there is a term for every fourth of them or more.
 #[allow(clippy::too_many_arguments, reason = "three extents of both operands")]
 pub(crate) fn scatter<T: Compute>(
     s: &[T],
@@ -271,6 +272,13 @@ pub(crate) fn scatter<T: Compute>(
         let terms = ids[block.clone()].chunks(inner).zip(s[block].chunks(inner)).flat_map(|(ids, s)| ids.iter().zip(s).zip(&lines.inner));
         let terms =
             terms.filter(|((id, _), _)| here.contains(&(**id as usize))).map(|((&id, &s), &i)| ((id as usize - first) * width + i, s));
+        if T::DTYPE == DType::F32 && matches!(join, Join::Add) && 4 * n * inner >= y.len() {
+            // Many terms for each sum: in f64. Where they are few, they would be lost among the passes over the sums.
+            let mut acc: Vec<f64> = memory::try_collect(y.iter().map(|&v| Element::to_f64(v)))?;
+            terms.for_each(|(at, s)| acc[at] += Element::to_f64(s));
+            y.iter_mut().zip(&acc).for_each(|(y, &a)| *y = <T as Element>::from_f64(a));
+            return Ok(());
+        }
         if !T::DTYPE.is_half() {
             // Computed in its own type: in place.
             terms.for_each(|(at, s)| y[at] = T::store(join.of(y[at].load(), s.load())));

@@ -136,6 +136,14 @@ impl SdpaOp {
         let dtype = expect::same_float(&x[..3])?;
         let (q, k, v) = (&x[0].shape, &x[1].shape, &x[2].shape);
         let r = q.rank();
+        if r >= 3
+            && k.rank() == r
+            && k[..r - 2] == q[..r - 2]
+            && k[r - 1] != q[r - 1]
+            && [k[r - 1], k[r - 2]] == [v[v.rank() - 2], q[r - 1]]
+        {
+            bail!(shape, "keys are transposed: q {q}, k {k}, v {v}; expected k [.., Tk, D] as the values: k.transpose(-1, -2)?");
+        }
         if r < 3 || k.rank() != r || v.rank() != r || k[..r - 3] != q[..r - 3] || v[..r - 1] != k[..r - 1] || k[r - 1] != q[r - 1] {
             bail!(
                 shape,
@@ -154,7 +162,19 @@ impl SdpaOp {
                 bail!(dtype, "expected a mask of u8 (1 = attend) or {dtype} (added to the scores), found {}: cast it", m.dtype);
             }
             if m.shape.broadcast(&scores).ok().as_ref() != Some(&scores) {
-                bail!(shape, "mask {} does not broadcast to the scores {scores}: q {q}, k {k}", m.shape);
+                // [batch, queries, keys], or [batch, keys].
+                let fits = |inserted: usize| {
+                    m.shape.rank() + inserted == r && r == 4 && m.shape[0] == scores[0] && {
+                        let rest = &m.shape[1..];
+                        rest.iter().rev().zip(scores.iter().rev()).all(|(m, s)| m == s || *m == 1)
+                    }
+                };
+                let hint = match (fits(1), fits(2)) {
+                    (true, _) => "; its axis of heads is missing: mask.unsqueeze(1)?",
+                    (_, true) => "; its axes of heads and queries are missing: mask.reshape([batch, 1, 1, keys])?",
+                    _ => "",
+                };
+                bail!(shape, "mask {} does not broadcast to the scores {scores}: q {q}, k {k}{hint}", m.shape);
             }
         }
         if let Some((of_q, of_k)) = offsets {
