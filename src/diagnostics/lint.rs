@@ -40,6 +40,8 @@ pub enum Slip {
     MaskAsScores,
     /// An attention mask that hides every key from some queries: it may mark padding with 1, as PyTorch's `key_padding_mask` does.
     NothingSeen,
+    /// An attention mask of three axes that is taken for one mask for each head, where there are as many heads as sequences.
+    MaskOfHeads,
     /// Attention of more heads than tokens: axes may be `[batch, tokens, heads, width]`.
     HeadsAxis,
     /// Two dropouts that keep the same elements: by one key.
@@ -337,6 +339,20 @@ fn attention(state: &mut State, op: &Ran<'_>, q: &Tensor, rest: &[&Tensor]) -> R
             q.shape()
         );
         state.add(Slip::HeadsAxis, op, text);
+    }
+    if let (Some(mask), [batch, heads, ..]) = (rest.first(), q.shape().dims())
+        && q.rank() == 4
+        && mask.rank() == 3
+        && batch == heads
+        && mask.shape()[0] == *heads
+        && *heads > 1
+    {
+        let text = format!(
+            "the mask {} beside q {} is one for each head, alike for all sequences; of one for each sequence: mask.unsqueeze(1)?",
+            mask.shape(),
+            q.shape()
+        );
+        state.add(Slip::MaskOfHeads, op, text);
     }
     if let Some(mask) = rest.first().filter(|m| m.dtype() == DType::U8 && (1..=JUDGED).contains(&m.numel())) {
         let (values, keys) = (mask.untracked().to_f64_vec()?, mask.shape().dims().last().copied().unwrap_or(1));

@@ -131,6 +131,45 @@ fn parts_and_files_name_the_callers_line() -> Result<()> {
     Ok(())
 }
 
+/// What looks into a file, a run or a record without an op of its own.
+#[test]
+fn questions_name_the_callers_line() -> Result<()> {
+    use cotangent::diagnostics::{HealthHistory, observe};
+    use cotangent::io::{ModuleFile, TensorFile, WeightFiles};
+    use cotangent::nn::{Fans, Rotation};
+    use cotangent::train::{Snapshot, TokenRules, mean_loss};
+    use std::sync::{Arc, atomic::AtomicBool};
+    let folder = std::env::temp_dir().join(format!("cotangent-questions-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("model.safetensors");
+    let layer = Linear::new(3, 2, F32, Key::new(1))?;
+    layer.save(&path)?;
+    let (file, whole) = (TensorFile::open(&path)?, WeightFiles::open(&folder)?);
+    let rules = TokenRules { suppress_tokens: vec![9], ..TokenRules::default() };
+    let settings = [("task".to_owned(), "other".to_owned())].into();
+    let profiler = cotangent::diagnostics::Profiler::new();
+    for (op, e) in [
+        ("shape", refused_here("shape", file.shape("no such"))),
+        ("dtype", refused_here("dtype", file.dtype("no such"))),
+        ("shape", refused_here("shape of a folder", whole.shape("no such"))),
+        ("dtype", refused_here("dtype of a folder", whole.dtype("no such"))),
+        ("init", refused_here("fans", Fans::of(&[3].into()))),
+        ("init", refused_here("transposed fans", Fans::of_transposed(&[3].into()))),
+        ("rotation", refused_here("rotation", Rotation::new(&[1.0], 1.0, &[], F32))),
+        ("token_rules", refused_here("rules", rules.check(5))),
+        ("check_settings", refused_here("settings", Snapshot::default().check_settings(&settings))),
+        ("mean_loss", refused_here("mean_loss", mean_loss(&|_: u64| Ok(()), 0, &AtomicBool::new(false), |_| Tensor::scalar(1f32)))),
+        ("observe", refused_here("observe", observe(&layer, Arc::new(profiler.clone())))),
+        ("observe", refused_here("attach", profiler.attach(&layer))),
+        ("html", refused_here("html", HealthHistory::default().html())),
+    ] {
+        assert_eq!(e.op(), Some(op), "{e}");
+        assert_eq!(e.to_string().matches(" (at ").count(), 1, "{e}");
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+    Ok(())
+}
+
 /// A printed chain of causes says each of them once, and a fault of the crate asks for a report.
 #[test]
 fn causes_are_said_once_and_faults_of_the_crate_are_called_so() {

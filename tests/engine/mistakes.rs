@@ -343,6 +343,10 @@ fn silent_slips_are_seen_by_the_lint() {
     // A mask that hides all keys from a query, as one of padding would.
     let padding = Tensor::from_slice(&[0u8, 0, 0, 0, 1, 1], [2, 1, 1, 3]).unwrap();
     assert_eq!(slips(3, 4, |y| attend(y, [2, 2, 3, 2], Some(&padding))), [Slip::NothingSeen]);
+    // One mask for each sequence, of as many as there are heads.
+    let each = Tensor::ones([2, 3, 3], U8).unwrap();
+    assert_eq!(slips(3, 4, |y| attend(y, [2, 2, 3, 2], Some(&each))), [Slip::MaskOfHeads]);
+    assert!(slips(3, 4, |y| attend(y, [2, 2, 3, 2], Some(&each.unsqueeze(1)?))).is_empty());
     // One key for two dropouts, of other shapes too.
     let twice = |y: &Tensor, second: u64| {
         let y = y.dropout(0.5, Key::new(3))?.reshape([12, 64])?;
