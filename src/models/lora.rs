@@ -114,8 +114,9 @@ fn add(model: &mut dyn Module, o: Lora, of: &dyn Fn(&str, &Tensor) -> bool) -> R
 /// Out of memory.
 #[track_caller]
 pub fn merge_lora<M: Module + Clone>(model: &M) -> Result<M> {
+    let at = std::panic::Location::caller();
     let mut out = model.clone();
-    try_walk(&mut out, |_, mut leaf| {
+    let merged = try_walk(&mut out, |_, mut leaf| {
         leaf.set_frozen(false);
         if let Ok(Some(change)) = leaf.replace_low_rank(None) {
             let wide = change.a.dtype();
@@ -123,7 +124,8 @@ pub fn merge_lora<M: Module + Clone>(model: &M) -> Result<M> {
             *leaf.tensor = leaf.tensor.cast(wide)?.add(&delta)?.cast(leaf.tensor.dtype())?;
         }
         Ok(())
-    })?;
+    });
+    merged.map_err(|e| e.rename_op("merge_lora").called_at(at))?;
     debug_assert_eq!(out.names().iter().filter(|n| n.contains(".lora_")).count(), 0);
     Ok(out)
 }

@@ -48,7 +48,8 @@ impl Buffer {
     /// where the shape changes.
     ///
     /// # Errors
-    /// Shape error for another shape; device error; out of memory. Nothing is changed then.
+    /// Shape error for another shape; dtype error for integers in the place of floats, or the other way round; device error; out of memory.
+    /// Nothing is changed then.
     #[track_caller]
     pub fn set(&mut self, value: &Tensor) -> Result<()> {
         let at = Location::caller();

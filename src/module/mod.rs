@@ -74,7 +74,8 @@ impl Param {
     /// ```
     ///
     /// # Errors
-    /// Shape error for another shape; device error; out of memory. Nothing is changed then.
+    /// Shape error for another shape; dtype error for integers in the place of floats, or the other way round; device error; out of memory.
+    /// Nothing is changed then.
     #[track_caller]
     pub fn set(&mut self, value: &Tensor) -> Result<()> {
         let at = Location::caller();
@@ -129,6 +130,13 @@ impl Deref for Param {
 fn like(old: &Tensor, new: &Tensor) -> Result<Tensor> {
     if new.shape() != old.shape() {
         bail!(shape, "the new value has shape {}, the old one {}", new.shape(), old.shape());
+    }
+    if new.dtype().is_float() != old.dtype().is_float() {
+        let (new, old) = (new.dtype(), old.dtype());
+        bail!(
+            dtype,
+            "the new value is {new}, the old one {old}: numbers of the one kind are none of the other; cast it before, where they are meant"
+        );
     }
     new.to_device(old.device())?.cast(old.dtype())
 }

@@ -12,7 +12,8 @@ use cotangent::ops::{BceWithLogitsOptions, SdpaOptions};
 use cotangent::optim::{LossScaler, Muon, ReduceLrOnPlateau, Schedule, Sgd};
 use cotangent::train::{Options, Sampling, Snapshots, Trainer};
 use cotangent::{
-    F16, F32, F64, I64, Key, Module, Result, Tensor, U8, checkpoint, checkpoint_module, grad, jacobian, jvp, tensor, value_and_grad, vjp,
+    Buffer, F16, F32, F64, I64, Key, Module, Result, Tensor, U8, checkpoint, checkpoint_module, grad, jacobian, jvp, tensor,
+    value_and_grad, vjp,
 };
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
@@ -70,6 +71,8 @@ fn trees() -> Vec<Row> {
         row("integers for weights", &["load_named: ", "`weight`", "i64", "f32", "cast"], {
             linear(3, 2).load_named(&whole().map(|(n, t)| (n, t.cast(I64).unwrap())).collect())
         }),
+        row("integers for a parameter", &["param: ", "i64", "f32", "cast"], linear(3, 2).bias.unwrap().set(&ids(&[1, 2]))),
+        row("floats for a count", &["buffer: ", "f32", "i64", "cast"], Buffer::new(ids(&[1, 2])).set(&x(&[2]))),
         row("floats for ids", &["load_named: ", "f32", "i64", "cast"], ids(&[1, 2]).load_named(&[(String::new(), x(&[2]))].into())),
         row("gradients by a name that is not there", &["retain: ", "weight, bias"], {
             let mut g = grad(&net, |l| l.forward(&data)?.sum(..)).unwrap();
