@@ -39,7 +39,7 @@ pub use functional::{
     value_and_grad_with, value_and_grad_with_aux, vjp,
 };
 pub use layout::Layout;
-pub use module::{Buffer, Leaf, LowRank, Module, Param, Role, Summary, SummaryRow, Visitor, try_walk, walk};
+pub use module::{Buffer, BufferUpdates, Leaf, LowRank, Module, Param, Role, Summary, SummaryRow, Visitor, try_walk, walk};
 #[doc(hidden)]
 pub use question_mark::{QuestionMark, Unwrapped};
 pub use rng::{Key, Rng};

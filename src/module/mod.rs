@@ -1,4 +1,4 @@
-//! Parameter trees: how a plain struct becomes a model. Layer L5; it names no op.
+//! Parameter trees: how a plain struct becomes a model. Layer L5; it names no op but those of a running mean.
 //!
 //! [`Module`] has one method, which walks over the fields. Names, counting, watching, freezing, casting, loading and the
 //! optimizer's walk all follow from it. Tensors, tuples, lists and options are trees too, so the gradient functions take
@@ -10,7 +10,7 @@ mod summary;
 mod tree;
 mod trees;
 
-pub use buffer::Buffer;
+pub use buffer::{Buffer, BufferUpdates};
 pub use summary::{Role, Summary, SummaryRow};
 pub use tree::Module;
 
@@ -147,7 +147,8 @@ pub struct Leaf<'a> {
     pub tensor: &'a mut Tensor,
     frozen: Option<&'a mut bool>,
     low_rank: Option<&'a mut Option<Box<LowRank>>>,
-    buffer: bool,
+    /// Which buffer, if it is one.
+    buffer: Option<u64>,
 }
 
 impl Leaf<'_> {
@@ -159,7 +160,7 @@ impl Leaf<'_> {
     /// What training does with it.
     pub fn role(&self) -> Role {
         match () {
-            () if self.buffer => Role::Buffer,
+            () if self.buffer.is_some() => Role::Buffer,
             () if !self.tensor.dtype().is_float() => Role::Constant,
             () if self.frozen.as_deref().copied().unwrap_or(false) => Role::Frozen,
             () => Role::Trainable,
@@ -236,7 +237,7 @@ impl Visitor<'_> {
 
 impl Module for Param {
     fn visit(&mut self, v: &mut Visitor<'_>) {
-        v.leaf(Leaf { tensor: &mut self.value, frozen: Some(&mut self.frozen), low_rank: Some(&mut self.low_rank), buffer: false });
+        v.leaf(Leaf { tensor: &mut self.value, frozen: Some(&mut self.frozen), low_rank: Some(&mut self.low_rank), buffer: None });
         if let Some(change) = &mut self.low_rank {
             v.field("lora_a", &mut change.a);
             v.field("lora_b", &mut change.b);
@@ -246,7 +247,7 @@ impl Module for Param {
 
 impl Module for Tensor {
     fn visit(&mut self, v: &mut Visitor<'_>) {
-        v.leaf(Leaf { tensor: self, frozen: None, low_rank: None, buffer: false });
+        v.leaf(Leaf { tensor: self, frozen: None, low_rank: None, buffer: None });
     }
 }
 

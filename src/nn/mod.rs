@@ -11,6 +11,7 @@ mod init;
 mod layers;
 mod mlp;
 mod norms;
+mod pass;
 mod recurrent;
 mod rotation;
 mod sequence;
@@ -29,9 +30,9 @@ pub use init::{Fans, Init};
 pub use layers::{Activation, Embedding, LayerNorm, Linear, LinearOptions, RmsNorm};
 pub use mlp::{GatedMlp, Mlp};
 pub use norms::{
-    BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, BatchStatistics, GroupNorm, InstanceNorm, InstanceNorm1d, InstanceNorm2d,
-    InstanceNorm3d,
+    BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, GroupNorm, InstanceNorm, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d,
 };
+pub use pass::Pass;
 pub use recurrent::{GruCell, LstmCell, RnnCell};
 pub use rotation::Rotation;
 pub use sequence::{Gru, Lstm, Recur, RecurrentConfig, Rnn};

@@ -1,7 +1,8 @@
 //! Norms of channels as layers: of a batch, of groups, of each channel by itself.
 
+use super::Pass;
 use super::layers::{must_divide, own};
-use crate::dtype::DType;
+use crate::dtype::{DType, F32};
 use crate::error::{Error, Result};
 use crate::module::{Buffer, Param};
 use crate::shape::Axis;
@@ -11,18 +12,16 @@ use std::panic::Location;
 
 /// Batch normalisation of `[batch, channels, ..]`: by the batch's statistics in training, by running ones in evaluation.
 ///
-/// Which of them is said at each call. A function that a gradient is taken of cannot write into a model: training returns the batch's
-/// statistics, and they are handed to [`update`](BatchNorm::update) afterwards.
+/// Which of them is said at each call, by a [`Pass`]. A function that a gradient is taken of cannot write into a model: the pass notes
+/// the batch's statistics, and [`Pass::update`] writes them afterwards.
 ///
 /// ```
-/// use cotangent::{F32, GradOptions, Key, Tensor, nn::BatchNorm2d, value_and_grad_with_aux};
+/// use cotangent::{F32, Key, Tensor, nn::{BatchNorm2d, Pass}, value_and_grad};
 /// let mut norm = BatchNorm2d::new(3, F32)?;
 /// let x = Tensor::randn([8, 3, 4, 4], F32, Key::new(1))?;
-/// let (_, seen, _) = value_and_grad_with_aux(&norm, GradOptions::default(), |m| {
-///     let (y, seen) = m.forward_train(&x)?;
-///     Ok((y.square()?.mean(..)?, seen))
-/// })?;
-/// norm.update(&seen)?;
+/// let mut pass = Pass::train();
+/// let (_, grads) = value_and_grad(&norm, |m| m.forward_in(&x, &mut pass)?.powi(3)?.mean(..))?;
+/// pass.update(&mut norm)?;
 /// assert_eq!(norm.forward(&x)?.shape(), x.shape()); // evaluation
 /// # Ok::<(), cotangent::Error>(())
 /// ```
@@ -49,17 +48,6 @@ pub type BatchNorm1d = BatchNorm;
 pub type BatchNorm2d = BatchNorm;
 /// Batch normalisation of `[batch, channels, depth, height, width]`.
 pub type BatchNorm3d = BatchNorm;
-
-/// Mean and unbiased variance of each channel of a batch.
-#[derive(Clone, Debug)]
-pub struct BatchStatistics {
-    /// `[channels]`.
-    pub mean: Tensor,
-    /// `[channels]`.
-    pub var: Tensor,
-}
-
-crate::module!(BatchStatistics { mean, var });
 
 impl BatchNorm {
     /// Weight one, bias zero, running mean zero and variance one, eps 1e-5, momentum 0.1.
@@ -89,39 +77,30 @@ impl BatchNorm {
         y.map_err(|e| own(e, &self.weight, Some(&self.bias)))
     }
 
-    /// Normalises by the statistics of the batch, and returns them, for [`update`](BatchNorm::update): training.
+    /// Normalises by the statistics of the batch where the pass is one of training, and notes what the running ones become
+    /// (`running + momentum · (batch − running)`, in `f32` at least, the variance unbiased); by the running ones otherwise.
     ///
     /// # Errors
-    /// Shape error when the second axis is not `channels`, or a channel has less than two values.
+    /// Shape error when the second axis is not `channels`, or in training a channel has less than two values; argument error for a momentum outside
+    /// `[0, 1]`.
     #[track_caller]
-    pub fn forward_train(&self, x: &Tensor) -> Result<(Tensor, BatchStatistics)> {
-        let y = x.batch_norm(Some(&self.weight), Some(&self.bias), self.eps).map_err(|e| own(e, &self.weight, Some(&self.bias)))?;
-        let (axes, x): (SmallVec<[Axis; 4]>, _) = ((0..x.rank() as isize).filter(|&a| a != 1).map(Axis).collect(), x.detach());
-        Ok((y, BatchStatistics { mean: x.mean(&axes[..])?, var: x.var(&axes[..], 1.0)? }))
-    }
-
-    /// Moves the running statistics towards those of a batch: `running + momentum · (batch − running)`.
-    ///
-    /// # Errors
-    /// Shape error for statistics of other channels; argument error for a momentum outside `[0, 1]`. Nothing is changed then.
-    #[track_caller]
-    pub fn update(&mut self, batch: &BatchStatistics) -> Result<()> {
-        let at = Location::caller();
+    pub fn forward_in(&self, x: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        if !pass.is_training() {
+            return self.forward(x);
+        }
         if !(0.0..=1.0).contains(&self.momentum) {
             let text = format!("momentum is the share of a batch in the running statistics, between 0 and 1; found {}", self.momentum);
-            return Err(Error::argument(text).in_op("batch_norm", at));
+            return Err(Error::argument(text).in_op("batch_norm", Location::caller()));
         }
-        let towards = |running: &Buffer, batch: &Tensor| {
-            let batch = batch.detach().to_device(running.device())?.cast(running.dtype())?;
-            if batch.shape() != running.shape() {
-                return Err(Error::shape(format!("batch_norm: statistics of {} channels, not of {}", batch.shape(), running.shape())));
-            }
-            running.mul_scalar(1.0 - self.momentum)?.add(&batch.mul_scalar(self.momentum)?)
-        };
-        let both = towards(&self.running_mean, &batch.mean).and_then(|mean| Ok((mean, towards(&self.running_var, &batch.var)?)));
-        let (mean, var) = both.map_err(|e| e.called_at(at))?;
-        self.running_mean.set(&mean)?;
-        self.running_var.set(&var)
+        let named = |e| own(e, &self.weight, Some(&self.bias));
+        let y = x.batch_norm(Some(&self.weight), Some(&self.bias), self.eps).map_err(named)?;
+        let axes: SmallVec<[Axis; 4]> = (0..x.rank() as isize).filter(|&a| a != 1).map(Axis).collect();
+        let x = x.detach();
+        // Statistics of a half type would be rounded to it before they are averaged.
+        let x = if x.dtype().is_half() { x.cast(F32)? } else { x };
+        pass.updates.move_towards(&self.running_mean, &x.mean(&axes[..])?, self.momentum)?;
+        pass.updates.move_towards(&self.running_var, &x.var(&axes[..], 1.0)?, self.momentum)?;
+        Ok(y)
     }
 }
 

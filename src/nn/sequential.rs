@@ -3,6 +3,7 @@
 use super::conv::{Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d};
 use super::layers::{Activation, Embedding, LayerNorm, Linear, RmsNorm};
 use super::norms::{BatchNorm, GroupNorm, InstanceNorm};
+use super::pass::Pass;
 use crate::error::{Error, Result, bail};
 use crate::module::{Module, Visitor};
 use crate::rng::Key;
@@ -34,6 +35,16 @@ pub trait Layer: Module {
     #[track_caller]
     fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor>;
 
+    /// The layer's value in a [`Pass`]: of layers with running statistics, too. A struct of one's own with such a layer in it implements
+    /// this beside [`call`](Layer::call), which it can express as `self.call_in(x, &mut Pass::eval())`.
+    ///
+    /// # Errors
+    /// What its ops return.
+    #[track_caller]
+    fn call_in(&self, x: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        self.call(x, pass.key)
+    }
+
     /// How deep layers are nested: 1 for a layer that holds none. One that holds others adds 1 to the largest of theirs, so
     /// that [`Sequential`] can refuse what no stack holds.
     fn nesting(&self) -> usize {
@@ -63,10 +74,15 @@ impl Layer for BatchNorm {
         if key.is_some() {
             bail!(
                 argument,
-                "batch_norm: in training its statistics must be kept: call forward_train, and update afterwards; or use GroupNorm"
+                "batch_norm: in training its statistics must be kept: call the layers by `call_in` with a `Pass::train()`, and its \
+                 `update` afterwards; or use GroupNorm"
             );
         }
         self.forward(x)
+    }
+
+    fn call_in(&self, x: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        self.forward_in(x, pass)
     }
 }
 
@@ -168,6 +184,10 @@ impl<L: Layer> Layer for Residual<L> {
         x.add(&self.inner.call(x, key)?)
     }
 
+    fn call_in(&self, x: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        x.add(&self.inner.call_in(x, pass)?)
+    }
+
     fn nesting(&self) -> usize {
         self.inner.nesting().saturating_add(1)
     }
@@ -176,6 +196,10 @@ impl<L: Layer> Layer for Residual<L> {
 impl<L: Layer + ?Sized> Layer for Box<L> {
     fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
         (**self).call(x, key)
+    }
+
+    fn call_in(&self, x: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        (**self).call_in(x, pass)
     }
 
     fn nesting(&self) -> usize {
@@ -187,6 +211,13 @@ impl<L: Layer> Layer for Option<L> {
     fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
         match self {
             Some(l) => l.call(x, key),
+            None => Ok(x.clone()),
+        }
+    }
+
+    fn call_in(&self, x: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        match self {
+            Some(l) => l.call_in(x, pass),
             None => Ok(x.clone()),
         }
     }
@@ -206,6 +237,16 @@ fn in_turn<'a, L: Layer + ?Sized + 'a>(layers: impl Iterator<Item = &'a L>, x: &
     Ok(x)
 }
 
+/// [`in_turn`] in a pass.
+#[track_caller]
+fn in_turn_in<'a, L: Layer + ?Sized + 'a>(layers: impl Iterator<Item = &'a L>, x: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+    let mut x = x.clone();
+    for (i, l) in layers.enumerate() {
+        x = place(pass.fold(i as u64, |pass| l.call_in(&x, pass)), i)?;
+    }
+    Ok(x)
+}
+
 fn place(y: Result<Tensor>, i: usize) -> Result<Tensor> {
     y.map_err(|e| e.in_layer(i))
 }
@@ -213,6 +254,10 @@ fn place(y: Result<Tensor>, i: usize) -> Result<Tensor> {
 impl<L: Layer> Layer for Vec<L> {
     fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
         in_turn(self.iter(), x, key)
+    }
+
+    fn call_in(&self, x: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        in_turn_in(self.iter(), x, pass)
     }
 
     fn nesting(&self) -> usize {
@@ -224,6 +269,10 @@ impl<L: Layer, const N: usize> Layer for [L; N] {
     fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
         in_turn(self.iter(), x, key)
     }
+
+    fn call_in(&self, x: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        in_turn_in(self.iter(), x, pass)
+    }
 }
 
 macro_rules! tuples {
@@ -232,6 +281,12 @@ macro_rules! tuples {
             fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
                 let x = x.clone();
                 $(let x = place(self.$i.call(&x, key.map(|k| k.fold($i))), $i)?;)+
+                Ok(x)
+            }
+
+            fn call_in(&self, x: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+                let x = x.clone();
+                $(let x = place(pass.fold($i, |pass| self.$i.call_in(&x, pass)), $i)?;)+
                 Ok(x)
             }
 
@@ -306,6 +361,13 @@ impl Sequential {
     pub fn is_empty(&self) -> bool {
         self.layers.is_empty()
     }
+
+    fn check_nesting(&self) -> Result<()> {
+        if self.nesting > DEEPEST {
+            bail!(argument, "sequential: layers are nested more than {DEEPEST} deep");
+        }
+        Ok(())
+    }
 }
 
 impl Clone for Sequential {
@@ -331,10 +393,13 @@ impl Module for Sequential {
 
 impl Layer for Sequential {
     fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
-        if self.nesting > DEEPEST {
-            bail!(argument, "sequential: layers are nested more than {DEEPEST} deep");
-        }
+        self.check_nesting()?;
         in_turn(self.layers.iter().map(|l| &**l), x, key)
+    }
+
+    fn call_in(&self, x: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        self.check_nesting()?;
+        in_turn_in(self.layers.iter().map(|l| &**l), x, pass)
     }
 
     fn nesting(&self) -> usize {

@@ -2,6 +2,8 @@
 
 use super::data::{Batches, ids_of};
 use crate::error::{Error, Result, bail};
+use crate::module::BufferUpdates;
+use crate::nn::Pass;
 use crate::tensor::Tensor;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -38,6 +40,7 @@ pub struct Loss {
     pub(super) value: Tensor,
     pub(super) targets: Option<f64>,
     pub(super) metrics: Vec<(String, Metric)>,
+    pub(super) updates: BufferUpdates,
 }
 
 /// A number beside a loss: a tensor of one element, which is read after the step's gradients are there, or a number.
@@ -70,7 +73,7 @@ impl From<f64> for Metric {
 impl Loss {
     /// The loss alone: what gradients are taken of.
     pub fn new(value: Tensor) -> Self {
-        Loss { value, targets: None, metrics: Vec::new() }
+        Loss { value, targets: None, metrics: Vec::new(), updates: BufferUpdates::new() }
     }
 
     /// Of how many targets the loss is the mean. With [`Options::accumulate`](super::Options::accumulate), micro-batches then count by
@@ -86,6 +89,30 @@ impl Loss {
     #[must_use]
     pub fn metric(mut self, name: impl Into<String>, value: impl Into<Metric>) -> Self {
         self.metrics.push((name.into(), value.into()));
+        self
+    }
+
+    /// What the [`Pass`] of this loss noted about the model's buffers, as running statistics of batch norms: the trainer writes it into
+    /// the model with the step, and leaves it out where the step is left out. Micro-batches of one step are noted one after the other.
+    ///
+    /// ```
+    /// use cotangent::{F32, Key, Tensor, nn::{BatchNorm1d, Layer, Linear, Pass}, optim::Sgd};
+    /// use cotangent::train::{Loss, Options, Trainer};
+    /// let data = |i: u64| Tensor::randn([8, 3], F32, Key::new(1).fold(i));
+    /// let net = (Linear::new(3, 4, F32, Key::new(2))?, BatchNorm1d::new(4, F32)?);
+    /// let mut trainer = Trainer::new(net, Sgd { lr: 0.1, ..Sgd::default() });
+    /// trainer.options = Options { steps: 5, ..Options::default() };
+    /// trainer.run(&data, |net, x, key| {
+    ///     let mut pass = Pass::train().with_key(key);
+    ///     let y = net.call_in(x, &mut pass)?;
+    ///     Ok(Loss::new(y.powi(3)?.mean(..)?).pass(pass))
+    /// })?;
+    /// assert!(trainer.model.1.running_mean.to_vec::<f32>()?.iter().all(|&m| m != 0.0));
+    /// # Ok::<(), cotangent::Error>(())
+    /// ```
+    #[must_use]
+    pub fn pass(mut self, pass: Pass) -> Self {
+        self.updates = pass.updates;
         self
     }
 }
@@ -239,4 +266,32 @@ impl Means {
     pub(super) fn finish(self) -> Vec<(String, f64)> {
         self.0.into_iter().map(|(name, sum, weight)| (name, sum / weight)).collect()
     }
+}
+
+/// The mean of a loss over the first `batches` of some data, for [`Trainer::evaluate_with`](super::Trainer::evaluate_with); `None` when `stop` is set meanwhile. Batches
+/// count alike, or by their targets where the loss says them ([`Loss::targets`]), as for a last batch that is partly filled.
+///
+/// # Errors
+/// What data and loss return; argument error for no batches.
+pub fn mean_loss<D: Batches, L: Into<Loss>>(
+    data: &D,
+    batches: usize,
+    stop: &AtomicBool,
+    loss: impl Fn(&D::Batch) -> Result<L>,
+) -> Result<Option<f64>> {
+    if batches == 0 {
+        bail!(argument, "mean_loss: there must be at least one batch");
+    }
+    let (mut sum, mut weights) = (0.0, 0.0);
+    for i in 0..batches {
+        if stop.load(Relaxed) {
+            return Ok(None);
+        }
+        let Loss { value, targets, .. } = loss(&data.batch(i as u64)?)?.into();
+        let weight = targets.unwrap_or(1.0);
+        if weight != 0.0 {
+            (sum, weights) = (sum + weight * value.item()?, weights + weight);
+        }
+    }
+    Ok(Some(sum / weights))
 }

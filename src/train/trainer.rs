@@ -8,7 +8,7 @@ use super::snapshot::Snapshots;
 use crate::error::{Result, bail};
 use crate::functional::{GradOptions, Grads, gradient_and};
 use crate::io::{at_callers_line, open};
-use crate::module::Module;
+use crate::module::{BufferUpdates, Module};
 use crate::notice::notice;
 use crate::optim::{Accumulator, Clipped, Ema, LossScaler, Optimizer, Schedule};
 use crate::rng::Key;
@@ -197,6 +197,8 @@ struct Gathered<M, S> {
     grads: Grads<M>,
     metrics: Vec<(String, f64)>,
     carry: S,
+    /// Of the model's buffers.
+    updates: BufferUpdates,
     /// Position after them.
     position: u64,
     /// No batch had any: the loss is NaN.
@@ -420,7 +422,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
         if let Some(s) = &self.schedule {
             self.optimizer.set_learning_rate(s.at(step))?;
         }
-        let Gathered { loss, mut grads, metrics, carry, position, no_targets } = self.gradients(data, loss)?;
+        let Gathered { loss, mut grads, metrics, carry, updates, position, no_targets } = self.gradients(data, loss)?;
         if self.options.absent_as_zero {
             grads.absent_as_zero();
         }
@@ -454,6 +456,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
             self.skip(loss, norm, fits || !loss.is_finite(), no_targets)?;
         } else {
             self.carry = carry;
+            updates.apply(&mut self.model)?;
             if let Some(ema) = &mut self.ema {
                 ema.update(&self.model)?;
             }
@@ -522,13 +525,14 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
         let scale = self.scaler.as_ref().map_or(1.0, |s| s.scale);
         let (mut position, mut carry) = (self.done.position, self.carry.clone());
         let (mut sum, mut means, mut last, mut counted) = (Accumulator::new(), Means::default(), None, None);
-        let mut no_targets = true;
+        let (mut no_targets, mut all) = (true, BufferUpdates::new());
         for _ in 0..n {
             let batch = data.batch(position)?;
             let key = self.key.fold(position);
             let mut said = Said::default();
             let (l, (tensors, next), g) = gradient_and("train", &self.model, self.options.gradients, |m| {
-                let (Loss { value, targets, metrics }, next) = loss(m, &batch, key, &carry)?;
+                let (Loss { value, targets, metrics, updates }, next) = loss(m, &batch, key, &carry)?;
+                all.append(updates)?;
                 let value = self.scaler.as_ref().map_or(Ok(value.clone()), |s| s.scale(&value))?;
                 Ok((value, (said.take(targets, metrics), next)))
             })?;
@@ -556,7 +560,7 @@ impl<'a, M: Module + Clone, O: Optimizer<M>, S: Module + Clone> Trainer<'a, M, O
             Some(alone) => alone,
             None => bail!(argument, "accumulate must be at least 1"),
         };
-        Ok(Gathered { loss, grads, metrics: means.finish(), carry, position, no_targets })
+        Ok(Gathered { loss, grads, metrics: means.finish(), carry, updates: all, position, no_targets })
     }
 
     fn evaluate(&mut self, out: &mut Outcome<M>, regular: bool) -> Result<()> {

@@ -3,11 +3,11 @@
 use cotangent::io::ModuleFile;
 use cotangent::nn::{
     Activation, Attend, AttentionConfig, BatchNorm2d, Block, CausalSelfAttention, Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d,
-    ConvTranspose3d, DecoderLayer, Dropout, Embedding, Fans, GatedMlp, GroupNorm, GruCell, Init, InstanceNorm, KvCache, Layer, LayerNorm,
-    Linear, LstmCell, Mlp, MultiHeadAttention, NormOrder, Residual, RmsNorm, RnnCell, Sequential,
+    ConvTranspose3d, DecoderLayer, Dropout, Embedding, Fans, Func, GatedMlp, GroupNorm, GruCell, Init, InstanceNorm, KvCache, Layer,
+    LayerNorm, Linear, LstmCell, Mlp, MultiHeadAttention, NormOrder, Pass, Residual, RmsNorm, RnnCell, Sequential,
 };
 use cotangent::ops::{Conv2dOptions, ConvTranspose2dOptions, RopeOptions};
-use cotangent::{F32, F64, GradOptions, Key, Module, Result, Tensor, U8, gradcheck_module, value_and_grad_with_aux};
+use cotangent::{BF16, BufferUpdates, F32, F64, Key, Module, Result, Tensor, U8, gradcheck_module, value_and_grad};
 
 fn randn(shape: &[usize], k: u64) -> Tensor {
     Tensor::randn(shape, F64, Key::new(k)).unwrap()
@@ -150,13 +150,11 @@ fn norms_of_channels_train_evaluate_and_are_saved() -> Result<()> {
     let (mut mean, mut var) = (vec![0.0; 4], vec![1.0; 4]);
     for step in 0..3 {
         let x = randn(&[4, 4, 3, 2], 10 + step);
-        let (_, seen, grads) = value_and_grad_with_aux(&norm, GradOptions::default(), |m| {
-            let (y, seen) = m.forward_train(&x)?;
-            assert!(y.is_tracked() && !seen.mean.is_tracked() && !seen.var.is_tracked());
-            Ok((y.powi(3)?.sum(..)?, seen))
-        })?;
+        let mut pass = Pass::train();
+        let (_, grads) = value_and_grad(&norm, |m| m.forward_in(&x, &mut pass)?.powi(3)?.sum(..))?;
         assert_eq!(grads.named().len(), 2);
-        norm.update(&seen)?;
+        pass.update(&mut norm)?;
+        assert!(!norm.running_mean.is_tracked() && !norm.running_var.is_tracked());
         // The running variance is unbiased, as PyTorch's: n / (n − 1) of 24 values.
         let v = values(&x);
         for c in 0..4 {
@@ -184,11 +182,84 @@ fn norms_of_channels_train_evaluate_and_are_saved() -> Result<()> {
     assert_eq!(values(&back.forward(&x)?), y);
 
     let refused = (norm.clone(), Activation::Relu).call(&x, Some(Key::new(1))).unwrap_err().to_string();
-    assert!(refused.contains("forward_train"), "{refused}");
+    assert!(refused.contains("call_in"), "{refused}");
     assert_eq!(values(&norm.call(&x, None)?), y);
-    let other = BatchNorm2d::new(3, F64)?.forward_train(&randn(&[2, 3, 1, 1], 1))?.1;
-    assert!(norm.update(&other).unwrap_err().is_shape());
-    assert!(norm.forward_train(&randn(&[1, 4], 1)).unwrap_err().to_string().contains("batch_norm_with"));
+    assert_eq!(values(&norm.call_in(&x, &mut Pass::eval())?), y);
+    let other = &mut Pass::train();
+    BatchNorm2d::new(4, F64)?.forward_in(&x, other)?;
+    let refused = other.update(&mut norm).unwrap_err().to_string();
+    assert!(refused.contains("not in this model") && refused.contains("layers.rs"), "{refused}");
+    assert!(norm.forward_in(&randn(&[1, 4], 1), &mut Pass::train()).unwrap_err().to_string().contains("batch_norm_with"));
+    Ok(())
+}
+
+/// What a pass notes finds its layer through casts, clones of the model, lists and freezing; clones of a layer are refused.
+#[test]
+fn a_pass_finds_the_norms_of_a_model() -> Result<()> {
+    let x = randn(&[4, 3, 2, 2], 7);
+    let conv = || Conv2d::new(3, 3, [1, 1], F64, Key::new(1));
+    let mut net =
+        (conv()?, vec![BatchNorm2d::new(3, F64)?, BatchNorm2d::new(3, F64)?], Residual { inner: (Dropout { p: 0.5 }, Func(Tensor::relu)) });
+    let mut expected = net.clone();
+    // By hand, one after the other.
+    let first = net.0.forward(&x)?;
+    let second = first.batch_norm(None, None, 1e-5)?;
+    for (norm, x) in expected.1.iter_mut().zip([&first, &second]) {
+        let towards = |old: &Tensor, new: &Tensor| old.mul_scalar(0.9)?.add(&new.mul_scalar(0.1)?);
+        let (mean, var) = (towards(&norm.running_mean, &x.mean([0, 2, 3])?)?, towards(&norm.running_var, &x.var([0, 2, 3], 1.0)?)?);
+        norm.running_mean.set(&mean)?;
+        norm.running_var.set(&var)?;
+    }
+    assert_eq!(net.1[1].freeze(|_| true), 2);
+    let key = Key::new(5);
+    let mut pass = Pass::train().with_key(key);
+    let (loss, _) = value_and_grad(&net, |net| net.call_in(&x, &mut pass)?.powi(2)?.sum(..))?;
+    assert_eq!((pass.key, pass.updates.len()), (Some(key), 4));
+    let mut copy = net.clone();
+    for net in [&mut net, &mut copy] {
+        pass.update(net)?;
+        for ((name, a), (_, b)) in net.buffers().into_iter().zip(expected.buffers()) {
+            assert!(values(&a).iter().zip(values(&b)).all(|(a, b)| (a - b).abs() < 1e-12), "{name}");
+        }
+    }
+    // The same keys as without a pass, the same value in evaluation.
+    let dropped = |y: &Tensor| (Dropout { p: 0.5 }, Func(Tensor::relu)).call(y, Some(key.fold(2)));
+    let normed = second.batch_norm(None, None, 1e-5)?;
+    assert_close(&loss, &normed.add(&dropped(&normed)?)?.powi(2)?.sum(..)?, 1e-9);
+    assert_eq!(values(&net.call(&x, None)?), values(&net.call_in(&x, &mut Pass::eval())?));
+
+    // In a half type: statistics in f32, and the model's own buffers keep their dtype.
+    let mut net = net.cast(F32)?;
+    let before = values(&net.1[0].running_mean);
+    let mut pass = Pass::train();
+    value_and_grad(&net, |net| net.cast(BF16)?.call_in(&x.cast(BF16)?, &mut pass)?.cast(F32)?.sum(..))?;
+    pass.update(&mut net)?;
+    let (old, new) = (&before[0], values(&net.1[0].running_mean)[0]);
+    assert_eq!(net.1[0].running_mean.dtype(), F32);
+    let mean = values(&first.mean([0, 2, 3])?)[0];
+    assert!((new - (0.9 * old + 0.1 * mean)).abs() < 1e-3 && new != *old);
+
+    // One layer in two places: no way to know which.
+    let norm = BatchNorm2d::new(3, F64)?;
+    let mut twins = vec![norm.clone(), norm];
+    let before: Vec<f64> = twins.buffers().iter().flat_map(|(_, t)| values(t)).collect();
+    let mut pass = Pass::train();
+    twins.call_in(&x, &mut pass)?;
+    let refused = pass.update(&mut twins).unwrap_err().to_string();
+    assert!(refused.contains("`0.running_mean` and `1.running_mean` are one buffer"), "{refused}");
+    assert_eq!(twins.buffers().iter().flat_map(|(_, t)| values(t)).collect::<Vec<_>>(), before);
+    // Called twice in a pass, a norm moves twice.
+    let mut norm = BatchNorm2d::new(3, F64)?;
+    let mut pass = Pass::train();
+    norm.forward_in(&x, &mut pass)?;
+    norm.forward_in(&x, &mut pass)?;
+    pass.update(&mut norm)?;
+    let mean = values(&x.mean([0, 2, 3])?);
+    assert!(values(&norm.running_mean).iter().zip(&mean).all(|(r, m)| (r - 0.19 * m).abs() < 1e-12));
+
+    let mut updates = BufferUpdates::new();
+    assert!(updates.set(&norm.running_mean, &x).unwrap_err().is_shape());
+    assert!(updates.move_towards(&norm.running_mean, &norm.running_var, 1.5).is_err() && updates.is_empty());
     Ok(())
 }
 
