@@ -19,7 +19,8 @@ mod safetensors;
 pub use atomic::write_atomically;
 pub(crate) use atomic::{folder_of, free_name, replace, set_aside, sweep_partial, sync_folder, write_text};
 pub use config::{
-    BertConfig, ConfigActivation, DecoderConfig, DecoderFamily, GenerationConfig, Gpt2Config, ModelConfig, RopeConfig, RopeScaling, Special,
+    BertConfig, ConfigActivation, DecoderConfig, DecoderFamily, GenerationConfig, Gpt2Config, ImageConfig, ImageNetwork, ModelConfig,
+    RopeConfig, RopeScaling, Special, VitConfig,
 };
 pub use folder::WeightFiles;
 pub use gguf::{GgufArray, GgufFile, GgufTokenizer, GgufType, GgufValue};

@@ -4,7 +4,7 @@ use super::at_callers_line;
 use super::safetensors::{TensorFile, write_tensors};
 use crate::dtype::DType;
 use crate::error::{Error, Result, bail};
-use crate::module::{Module, unique_names};
+use crate::module::{Module, is_batch_counter, unique_names};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,7 +40,7 @@ pub struct LoadReport {
     /// Loaded tensors that were cast to the model's dtype: name, dtype of the file, dtype of the model.
     pub converted: Vec<(String, DType, DType)>,
     /// Tensors of the file that the model has no use for by design: masks that old files carry, heads of other tasks, the output matrix of a
-    /// model that is tied.
+    /// model that is tied, the counters of PyTorch's batch norms.
     pub ignored: Vec<String>,
     /// What the files beside the weights say and is passed over, or could not be read: one line each.
     pub notes: Vec<String>,
@@ -216,7 +216,10 @@ fn load<M: Module + Clone>(model: &mut M, path: &Path, strict: bool) -> Result<L
         }
     }
     let named: BTreeSet<&str> = own.iter().map(|(name, _)| name.as_str()).collect();
-    report.unexpected = crate::memory::try_collect(in_file.into_keys().filter(|n| !named.contains(n.as_str())))?;
+    for name in in_file.into_keys().filter(|n| !named.contains(n.as_str())) {
+        let counter = is_batch_counter(&name, &|n| named.contains(n));
+        crate::memory::push(if counter { &mut report.ignored } else { &mut report.unexpected }, name)?;
+    }
     if strict && !report.is_complete() {
         // The message lists them all, and grows as it does.
         crate::memory::ensure(report.unexpected.iter().map(|n| 4 * (n.len() + 2)).sum())?;

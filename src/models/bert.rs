@@ -1,13 +1,12 @@
 //! BERT and its small relatives (MiniLM): an encoder of whole texts.
 
 use super::sentence::{self, Pooling, Sentence, SentenceDense};
-use super::skeleton::{Skeleton, fresh};
+use super::skeleton::{Intermediate, Projections, Skeleton, fresh};
 use crate::dtype::DType;
 use crate::error::{Result, bail};
 use crate::io::{self, BertConfig};
 use crate::memory::{room, try_collect, try_collect_ok};
-use crate::nn::{self, Activation, Attend, Embedding, LayerNorm, Linear};
-use crate::ops::SdpaOptions;
+use crate::nn::{Activation, Embedding, LayerNorm, Linear};
 use crate::rng::Key;
 use crate::tensor::Tensor;
 use crate::train::Tokenizer;
@@ -26,14 +25,6 @@ pub struct BertEmbeddings {
     pub layer_norm: LayerNorm,
 }
 crate::module!(BertEmbeddings { word_embeddings, position_embeddings, token_type_embeddings, layer_norm as "LayerNorm" });
-
-#[derive(Clone, Debug)]
-struct Projections {
-    query: Linear,
-    key: Linear,
-    value: Linear,
-}
-crate::module!(Projections { query, key, value });
 
 /// A projection, and the norm of what it adds to.
 #[derive(Clone, Debug)]
@@ -59,12 +50,6 @@ struct Attention {
 }
 crate::module!(Attention { of as "self", output } skip { heads });
 
-#[derive(Clone, Debug)]
-struct Intermediate {
-    dense: Linear,
-}
-crate::module!(Intermediate { dense });
-
 /// A block: attention and MLP, each followed by a norm of the sum.
 #[derive(Clone, Debug)]
 pub struct BertLayer {
@@ -77,12 +62,8 @@ crate::module!(BertLayer { attention, intermediate, output } skip { activation }
 
 impl BertLayer {
     fn forward(&self, x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-        let (a, of) = (&self.attention, &self.attention.of);
-        let &[batch, time, width] = x.shape().dims() else { bail!(shape, "expected [batch, time, width], found {}", x.shape()) };
-        let split = |y: Tensor| y.reshape([batch, time, a.heads, width / a.heads])?.permute([0, 2, 1, 3]);
-        let (q, k, v) = (split(of.query.forward(x)?)?, split(of.key.forward(x)?)?, split(of.value.forward(x)?)?);
-        let y = nn::attend(&q, k, v, SdpaOptions::default(), Attend { mask, ..Attend::default() })?;
-        let x = a.output.forward(&y, x)?;
+        let a = &self.attention;
+        let x = a.output.forward(&a.of.attend(x, a.heads, mask)?, x)?;
         let h = self.activation.apply(&self.intermediate.dense.forward(&x)?)?;
         self.output.forward(&h, &x)
     }
@@ -144,11 +125,7 @@ impl Bert {
             Ok::<_, crate::Error>(BertOutput { dense: s.linear(inputs, c.width, true)?, layer_norm: s.layer_norm(c.width, c.norm_eps)? })
         };
         let layer = |_| {
-            let of = Projections {
-                query: s.linear(c.width, c.width, true)?,
-                key: s.linear(c.width, c.width, true)?,
-                value: s.linear(c.width, c.width, true)?,
-            };
+            let of = s.projections(c.width, true)?;
             Ok(BertLayer {
                 attention: Attention { of, output: output(c.width)?, heads: c.heads },
                 intermediate: Intermediate { dense: s.linear(c.width, c.hidden, true)? },

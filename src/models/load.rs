@@ -162,7 +162,7 @@ fn build(config: &ModelConfig, source: &Source, options: &mut LoadOptions<'_>) -
     let (tied, family) = match config {
         ModelConfig::Gpt2(c) => (c.tied, "gpt2"),
         ModelConfig::Decoder(c) => (c.tied, "decoder"),
-        ModelConfig::Bert(_) => (false, "bert"),
+        ModelConfig::Bert(_) | ModelConfig::Image(_) => (false, "bert"),
     };
     let mut model = LanguageModel::skeleton(config, dtype)?;
     let report = fill(&mut model, source, tied, family, options)?;
@@ -223,7 +223,7 @@ fn special(config: &mut ModelConfig) -> Option<&mut Special> {
     match config {
         ModelConfig::Gpt2(c) => Some(&mut c.special),
         ModelConfig::Decoder(c) => Some(&mut c.special),
-        ModelConfig::Bert(_) => None,
+        ModelConfig::Bert(_) | ModelConfig::Image(_) => None,
     }
 }
 

@@ -1,6 +1,7 @@
-//! Models that others trained, under Hugging Face's names: GPT-2, the family of Llama, BERT. Layer L7, the last.
+//! Models that others trained, under Hugging Face's names: GPT-2, the family of Llama, BERT, ResNet, vision transformers. Layer L7, the last.
 //!
-//! [`load`] opens a folder or a GGUF file and gives a [`LanguageModel`] with its tokenizer; [`load_encoder`] a [`Bert`]. Each is a
+//! [`load`] opens a folder or a GGUF file and gives a [`LanguageModel`] with its tokenizer; [`load_encoder`] a [`Bert`];
+//! [`load_image_model`] an [`ImageModel`]. Each is a
 //! [`Module`]: it trains, and saves what it loaded. [`Generator`] continues texts, [`verify`] proves
 //! a model equal to Hugging Face's.
 
@@ -8,6 +9,7 @@ mod bert;
 mod decoder;
 mod generate;
 mod gpt2;
+mod image;
 mod input;
 mod load;
 mod load_options;
@@ -16,17 +18,20 @@ mod sentence;
 mod skeleton;
 mod source;
 mod verify;
+mod vit;
 
 pub use bert::{Bert, BertEmbeddings, BertEncoder, BertLayer, BertOutput};
 pub use decoder::{Decoder, DecoderStack};
 pub use generate::{Completion, Finish, GenerateOptions, Generator, Past, Speed, Step, Stream, TextStream};
 pub use gpt2::{Conv1d, Gpt2, Gpt2Attention, Gpt2Block, Gpt2Mlp, Gpt2Transformer};
+pub use image::{ImageModel, load_image_model};
 pub use input::{Cache, Input};
 pub use load::{Loaded, load, load_encoder};
 pub use load_options::LoadOptions;
 pub use lora::{Lora, add_lora, merge_lora};
 pub use sentence::{Pooling, PoolingMode, PoolingStage, SentenceDense};
 pub use verify::{Check, Verification, verify, verify_model};
+pub use vit::{Vit, VitBackbone, VitEmbeddings, VitLayer};
 
 use crate::dtype::DType;
 use crate::error::{Result, bail};
@@ -78,6 +83,7 @@ impl LanguageModel {
             ModelConfig::Gpt2(c) => Ok(LanguageModel::Gpt2(Gpt2::new(c, dtype, key)?)),
             ModelConfig::Decoder(c) => Ok(LanguageModel::Decoder(Decoder::new(c, dtype, key)?)),
             ModelConfig::Bert(_) => bail!(argument, "BERT is an encoder, no language model: `Bert::new`"),
+            ModelConfig::Image(_) => bail!(argument, "a network for images is no language model: `ImageModel::new`"),
         }
     }
 
@@ -86,6 +92,7 @@ impl LanguageModel {
             ModelConfig::Gpt2(c) => Ok(LanguageModel::Gpt2(Gpt2::skeleton(c, dtype)?)),
             ModelConfig::Decoder(c) => Ok(LanguageModel::Decoder(Decoder::skeleton(c, dtype)?)),
             ModelConfig::Bert(_) => bail!(argument, "BERT is an encoder, no language model: `models::load_encoder` opens it"),
+            ModelConfig::Image(_) => bail!(argument, "a network for images is no language model: `models::load_image_model` opens it"),
         }
     }
 

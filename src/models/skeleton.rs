@@ -1,12 +1,39 @@
 //! Models without memory, to be filled: from a file, or with a fresh model's random numbers.
 
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Result, bail};
 use crate::module::{Module, Param, try_walk};
-use crate::nn::{Embedding, LayerNorm, Linear, RmsNorm};
+use crate::nn::{self, Attend, Embedding, LayerNorm, Linear, RmsNorm};
+use crate::ops::SdpaOptions;
 use crate::rng::Key;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
+
+/// Queries, keys and values of attention that sees everything.
+#[derive(Clone, Debug)]
+pub(super) struct Projections {
+    pub query: Linear,
+    pub key: Linear,
+    pub value: Linear,
+}
+crate::module!(Projections { query, key, value });
+
+impl Projections {
+    /// What `heads` heads see of `x [batch, time, width]`, in a row; `mask [batch, 1, 1, time]`.
+    pub fn attend(&self, x: &Tensor, heads: usize, mask: Option<&Tensor>) -> Result<Tensor> {
+        let &[batch, time, width] = x.shape().dims() else { bail!(shape, "expected [batch, time, width], found {}", x.shape()) };
+        let split = |y: Tensor| y.reshape([batch, time, heads, width / heads])?.permute([0, 2, 1, 3]);
+        let (q, k, v) = (split(self.query.forward(x)?)?, split(self.key.forward(x)?)?, split(self.value.forward(x)?)?);
+        nn::attend(&q, k, v, SdpaOptions::default(), Attend { mask, ..Attend::default() })
+    }
+}
+
+/// A matrix under the name `dense`: the first of an MLP.
+#[derive(Clone, Debug)]
+pub(super) struct Intermediate {
+    pub dense: Linear,
+}
+crate::module!(Intermediate { dense });
 
 /// Makes layers whose parameters have shape and dtype, but no memory of their own: one zero, broadcast.
 #[derive(Clone, Copy)]
@@ -20,6 +47,11 @@ impl Skeleton {
     pub fn linear(self, inputs: usize, outputs: usize, bias: bool) -> Result<Linear> {
         let bias = if bias { Some(self.param([outputs])?) } else { None };
         Ok(Linear { weight: self.param([outputs, inputs])?, bias })
+    }
+
+    pub fn projections(self, width: usize, bias: bool) -> Result<Projections> {
+        let one = || self.linear(width, width, bias);
+        Ok(Projections { query: one()?, key: one()?, value: one()? })
     }
 
     pub fn embedding(self, rows: usize, width: usize) -> Result<Embedding> {

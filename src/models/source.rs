@@ -97,9 +97,39 @@ pub(super) fn usual_dtype(files: &WeightFiles) -> Result<DType> {
     floats.unwrap_or_else(|| bail!(corrupt_file, "{} has no floats", files.path().display()))
 }
 
+/// Hugging Face's name of a tensor of [`nn::ResNet`](crate::nn::ResNet), which has torchvision's.
+fn resnet_of_transformers(name: &str) -> Option<String> {
+    let (path, last) = name.rsplit_once('.')?;
+    if path == "fc" {
+        return Some(format!("classifier.1.{last}"));
+    }
+    // `conv2` and `bn2` are the convolution and the normalisation of layer 1.
+    let part = |layer: &str| {
+        let (kind, number) = [("convolution", layer.strip_prefix("conv")), ("normalization", layer.strip_prefix("bn"))]
+            .into_iter()
+            .find_map(|(kind, n)| Some((kind, n?.parse::<usize>().ok()?.checked_sub(1)?)))?;
+        Some((kind, number))
+    };
+    let Some(rest) = path.strip_prefix("layer") else {
+        return Some(format!("resnet.embedder.embedder.{}.{last}", part(path)?.0));
+    };
+    let mut parts = rest.splitn(3, '.');
+    let (stage, block, layer) = (parts.next()?.parse::<usize>().ok()?.checked_sub(1)?, parts.next()?, parts.next()?);
+    let layer = match layer {
+        "downsample.0" => "shortcut.convolution".to_owned(),
+        "downsample.1" => "shortcut.normalization".to_owned(),
+        other => part(other).map(|(kind, n)| format!("layer.{n}.{kind}"))?,
+    };
+    Some(format!("resnet.encoder.stages.{stage}.layers.{block}.{layer}.{last}"))
+}
+
 /// Names that a model's tensor may have in files, the usual one first.
-fn aliases(name: &str) -> Vec<String> {
+fn aliases(name: &str, family: &str) -> Vec<String> {
     let mut out = vec![name.to_owned()];
+    if family == "resnet" {
+        out.extend(resnet_of_transformers(name));
+        return out;
+    }
     // Files of a model without its head (`gpt2` itself), or of one with another.
     for prefix in ["transformer.", "model."] {
         out.extend(name.strip_prefix(prefix).map(str::to_owned));
@@ -125,6 +155,8 @@ fn is_buffer(name: &str) -> bool {
         "rotary_emb.sin_cached",
         "embeddings.position_ids",
         "embeddings.token_type_ids",
+        // A counter of PyTorch's batch norms, which it needs for a cumulative mean alone.
+        "num_batches_tracked",
     ];
     ends.iter().any(|e| name.strip_suffix(e).is_some_and(|before| before.is_empty() || before.ends_with('.')))
 }
@@ -134,6 +166,9 @@ fn is_buffer(name: &str) -> bool {
 fn is_head(name: &str, model: &str) -> bool {
     let (base, parts): (&str, &[&str]) = match model {
         "bert" => ("bert", &["embeddings", "encoder"]),
+        // A head is the part that is asked for.
+        "resnet" => return false,
+        "vit" => return name.starts_with("vit.pooler."),
         "gpt2" => ("transformer", &["wte", "wpe", "h", "ln_f", "lm_head"]),
         _ => ("model", &["embed_tokens", "layers", "norm", "lm_head"]),
     };
@@ -188,7 +223,7 @@ pub(super) fn fill<M: Module + Clone>(
     let mut places = BTreeMap::new();
     let mut used = BTreeSet::new();
     for (name, t) in model.named_tensors() {
-        let Some(theirs) = aliases(&name).into_iter().find(|n| source.has(n)) else {
+        let Some(theirs) = aliases(&name, family).into_iter().find(|n| source.has(n)) else {
             report.missing.push(name);
             continue;
         };

@@ -13,6 +13,7 @@ mod trees;
 pub use buffer::{Buffer, BufferUpdates};
 pub use summary::{Role, Summary, SummaryRow};
 pub use tree::Module;
+pub(crate) use tree::is_batch_counter;
 
 use crate::error::{Result, bail};
 use crate::tensor::{Short, Tensor};

@@ -17,10 +17,18 @@ fn set_frozen<M: Module + ?Sized>(m: &mut M, frozen: bool, which: &dyn Fn(&str) 
     n
 }
 
+/// Whether a tensor of a file is the counter of one of PyTorch's batch norms, which stands beside running statistics: it serves a
+/// cumulative mean alone, and no layer here has one.
+pub(crate) fn is_batch_counter(name: &str, own: &dyn Fn(&str) -> bool) -> bool {
+    let path = name.strip_suffix("num_batches_tracked").filter(|p| p.is_empty() || p.ends_with('.'));
+    path.is_some_and(|path| own(&format!("{path}running_mean")))
+}
+
 fn loaded<M: Module + Clone>(m: &M, tensors: &BTreeMap<String, Tensor>) -> Result<M> {
     let own: BTreeSet<String> = m.names().into_iter().collect();
     let missing: Vec<&str> = own.iter().filter(|n| !tensors.contains_key(*n)).map(String::as_str).collect();
-    let unexpected: Vec<&str> = tensors.keys().filter(|n| !own.contains(*n)).map(String::as_str).collect();
+    let known = |n: &str| own.contains(n) || is_batch_counter(n, &|n| own.contains(n));
+    let unexpected: Vec<&str> = tensors.keys().filter(|n| !known(n)).map(String::as_str).collect();
     if !missing.is_empty() || !unexpected.is_empty() {
         bail!(argument, "names do not match: missing [{}], unexpected [{}]", missing.join(", "), unexpected.join(", "));
     }
@@ -308,7 +316,8 @@ pub trait Module {
         Ok(out)
     }
 
-    /// Replaces every tensor by the one of the same name, cast to the dtype it has now.
+    /// Replaces every tensor by the one of the same name, cast to the dtype it has now. The counters `num_batches_tracked` of PyTorch's batch
+    /// norms are passed over.
     ///
     /// # Errors
     /// Shape error when a shape differs; dtype error when one is of integers and the other of floats; argument error that lists all missing

@@ -13,11 +13,13 @@ mod mlp;
 mod norms;
 mod pass;
 mod recurrent;
+mod resnet;
 mod rotation;
 mod sequence;
 mod sequential;
 mod torch;
 mod transformer;
+mod unet;
 
 pub(crate) use attention::attend;
 pub use attention::{Attend, AttentionConfig, CausalSelfAttention, MultiHeadAttention};
@@ -34,8 +36,10 @@ pub use norms::{
 };
 pub use pass::Pass;
 pub use recurrent::{GruCell, LstmCell, RnnCell};
+pub use resnet::{BasicBlock, Bottleneck, Downsample, ResNet, ResNetBlock, ResNetConfig, ResNetStem};
 pub use rotation::Rotation;
 pub use sequence::{Gru, Lstm, Recur, RecurrentConfig, Rnn};
 pub use sequential::{AnyLayer, Dropout, Func, Layer, Residual, Sequential};
 pub use torch::from_torch;
 pub use transformer::{TransformerConfig, TransformerDecoderLayer, TransformerEncoderLayer};
+pub use unet::{DoubleConv, UNet, UNetConfig, UNetUp};

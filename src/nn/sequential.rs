@@ -68,22 +68,34 @@ without_key!(Linear, Embedding, LayerNorm, RmsNorm);
 without_key!(GroupNorm, InstanceNorm);
 without_key!(Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d);
 
-impl Layer for BatchNorm {
-    /// By the running statistics. With a key, which means training, an error: statistics of the batch have no way out of a call.
-    fn call(&self, x: &Tensor, key: Option<Key>) -> Result<Tensor> {
-        if key.is_some() {
-            bail!(
-                argument,
-                "batch_norm: in training its statistics must be kept: call the layers by `call_in` with a `Pass::train()`, and its \
-                 `update` afterwards; or use GroupNorm"
-            );
-        }
-        self.forward(x)
-    }
+/// Layers with running statistics: called by a pass, in evaluation by the running ones. A call with a key, which means training, is an
+/// error: statistics of the batch have no way out of it.
+macro_rules! layers_in_a_pass {
+    ($($type:ty),*) => {$(
+        impl $crate::nn::Layer for $type {
+            fn call(&self, x: &$crate::Tensor, key: Option<$crate::Key>) -> $crate::Result<$crate::Tensor> {
+                $crate::nn::sequential::refuse_key(key)?;
+                self.forward_in(x, &mut $crate::nn::Pass::eval())
+            }
 
-    fn call_in(&self, x: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        self.forward_in(x, pass)
+            fn call_in(&self, x: &$crate::Tensor, pass: &mut $crate::nn::Pass) -> $crate::Result<$crate::Tensor> {
+                self.forward_in(x, pass)
+            }
+        }
+    )*};
+}
+pub(super) use layers_in_a_pass;
+layers_in_a_pass!(BatchNorm);
+
+pub(super) fn refuse_key(key: Option<Key>) -> Result<()> {
+    if key.is_some() {
+        bail!(
+            argument,
+            "batch_norm: in training its statistics must be kept: call the layers by `call_in` with a `Pass::train()`, and its `update` \
+             afterwards; or use GroupNorm"
+        );
     }
+    Ok(())
 }
 
 impl Module for Activation {

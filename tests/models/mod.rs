@@ -12,6 +12,7 @@ mod tokenizer;
 mod user_models;
 #[cfg(feature = "tokenizers")]
 mod user_tokenizers;
+mod vision;
 
 #[cfg(feature = "emulator")]
 pub use hugging_face::family;

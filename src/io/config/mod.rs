@@ -8,11 +8,13 @@ mod fields;
 mod foreign;
 mod generation;
 mod rope;
+mod vision;
 
 pub use decoder::{DecoderConfig, DecoderFamily};
 pub use generation::GenerationConfig;
 pub(crate) use rope::attention_factor;
 pub use rope::{RopeConfig, RopeScaling};
+pub use vision::{ImageConfig, ImageNetwork, VitConfig};
 
 use crate::error::{Error, Result, bail};
 use fields::{Fields, divides, positive, within};
@@ -37,6 +39,8 @@ pub enum ModelConfig {
     Decoder(DecoderConfig),
     /// BERT.
     Bert(BertConfig),
+    /// A network for images: ResNet, a vision transformer.
+    Image(ImageConfig),
 }
 
 impl ModelConfig {
@@ -80,13 +84,18 @@ impl ModelConfig {
         let architecture = config.list("architectures")?.and_then(|a| a.first()?.as_str());
         let family = match (config.text("model_type")?, architecture) {
             (Some(t), _) => t,
+            // timm's folders name an architecture alone.
+            (None, None) if config.has("architecture") => {
+                let name = config.text("architecture")?.unwrap_or_default();
+                return ImageConfig::timm(config, name).map(ModelConfig::Image);
+            }
             (None, Some(a)) if a.starts_with("GPT2") => "gpt2",
             (None, Some(a)) if a.starts_with("Llama") || a.starts_with("LLaMA") => "llama",
             (None, Some(a)) if a.starts_with("Bert") => "bert",
             (None, other) => {
                 let other = other.unwrap_or("nothing");
                 return Err(Refusal::Unknown(format!(
-                    "`model_type` is missing, and `architectures` names {other}: add `model_type`, one of gpt2, llama, mistral, qwen2, qwen3 and bert"
+                    "`model_type` is missing, and `architectures` names {other}: add `model_type`, one of gpt2, llama, mistral, qwen2, qwen3, bert, resnet and vit"
                 )));
             }
         };
@@ -99,7 +108,11 @@ impl ModelConfig {
             "qwen2" => decoder(DecoderFamily::Qwen2),
             "qwen3" => decoder(DecoderFamily::Qwen3),
             "bert" => Ok(ModelConfig::Bert(BertConfig::parse(config)?)),
-            other => Err(Refusal::Unknown(format!("`model_type` is `{other}`; known are gpt2, llama, mistral, qwen2, qwen3 and bert"))),
+            "resnet" => ImageConfig::resnet(config).map(ModelConfig::Image),
+            "vit" => ImageConfig::vit(config).map(ModelConfig::Image),
+            other => Err(Refusal::Unknown(format!(
+                "`model_type` is `{other}`; known are gpt2, llama, mistral, qwen2, qwen3, bert, resnet and vit"
+            ))),
         }
     }
 }
