@@ -35,7 +35,7 @@ pub use open::{open_file, read_file};
 pub use readers::{CsvFile, CsvOptions, NpzFile, TorchFile};
 #[cfg(feature = "images")]
 pub use readers::{ImageMode, ImageOptions, decode_image, read_image, read_image_with, save_image};
-pub use readers::{read_npy, save_npy};
+pub use readers::{read_idx, read_npy, save_npy};
 pub(crate) use safetensors::{Seal, write_sealed, write_tensors};
 pub use safetensors::{TensorFile, save_safetensors};
 

@@ -1,6 +1,6 @@
 //! Files of NumPy, PyTorch, Pillow and spreadsheets become the tensors that those programs say; damaged and hostile ones an error.
 
-use cotangent::io::{CsvFile, CsvOptions, NpzFile, TorchFile, read_npy, save_npy};
+use cotangent::io::{CsvFile, CsvOptions, NpzFile, TorchFile, read_idx, read_npy, save_npy};
 use cotangent::nn::Linear;
 use cotangent::{BF16, DType, F16, F32, F64, I64, Key, Module, Result, Tensor, U8};
 use serde_json::Value;
@@ -462,4 +462,47 @@ mod images {
         assert!(decode_image(b"no image", &ImageOptions::default()).unwrap_err().is_corrupt_file());
         assert!(read_image(fixture("f4.npy")).unwrap_err().to_string().contains("f4.npy"));
     }
+}
+
+/// MNIST's format: every type, any number of axes, and files that are not what their header says.
+#[test]
+fn idx_files_are_read_and_refused() -> Result<()> {
+    let folder = std::env::temp_dir().join(format!("cotangent-idx-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("x-idx2-ubyte");
+    let file = |kind: u8, extents: &[u32], data: &[u8]| {
+        let mut bytes = vec![0, 0, kind, extents.len() as u8];
+        bytes.extend(extents.iter().flat_map(|n| n.to_be_bytes()));
+        bytes.extend(data);
+        std::fs::write(&path, bytes).unwrap();
+        read_idx(&path)
+    };
+    let x = file(0x08, &[2, 1, 3], &[0, 1, 2, 253, 254, 255])?;
+    assert_eq!((x.shape().dims(), x.to_vec::<u8>()?), (&[2, 1, 3][..], vec![0, 1, 2, 253, 254, 255]));
+    assert_eq!(file(0x09, &[2], &[255, 127])?.to_vec::<i64>()?, [-1, 127]);
+    assert_eq!(file(0x0b, &[2], &[255, 254, 1, 0])?.to_vec::<i64>()?, [-2, 256]);
+    assert_eq!(file(0x0c, &[1], &[0, 0, 1, 0])?.to_vec::<i64>()?, [256]);
+    assert_eq!(file(0x0d, &[1], &1.5f32.to_be_bytes())?.to_vec::<f32>()?, [1.5]);
+    assert_eq!(file(0x0e, &[1], &(-2.5f64).to_be_bytes())?.to_vec::<f64>()?, [-2.5]);
+    assert_eq!(file(0x08, &[], &[9])?.item()?, 9.0);
+    assert_eq!(file(0x08, &[0, 28, 28], &[])?.shape().dims(), [0, 28, 28]);
+    let refused = |e: Result<Tensor>, what: &str| {
+        let e = e.map(drop).unwrap_err();
+        assert!(e.is_corrupt_file() && e.to_string().contains(what) && e.to_string().contains("readers.rs"), "{e}");
+    };
+    refused(file(0x08, &[2, 2], &[1, 2, 3]), "an array of shape [2, 2] needs 4 bytes, but 3 follow the header");
+    refused(file(0x08, &[2], &[1, 2, 3]), "needs 2 bytes, but 3");
+    refused(file(0x0d, &[u32::MAX; 4], &[0; 8]), "more than any memory has");
+    refused(file(0x0a, &[2], &[1, 2]), "type 0x0a");
+    let raw = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        read_idx(&path)
+    };
+    refused(raw(&[0x1f, 0x8b, 8, 0, 0]), "gunzip");
+    refused(raw(&[1, 0, 8, 1]), "does not begin as an IDX file does");
+    refused(raw(&[0, 0, 8]), "ends inside its header");
+    refused(raw(&[0, 0, 8, 255, 0, 0, 0, 1]), "ends inside its header");
+    assert!(read_idx(folder.join("nowhere")).unwrap_err().is_io());
+    std::fs::remove_dir_all(&folder).unwrap();
+    Ok(())
 }

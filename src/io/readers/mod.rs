@@ -7,6 +7,7 @@
 mod archive;
 #[cfg(feature = "readers")]
 mod csv;
+mod idx;
 #[cfg(feature = "images")]
 mod image;
 mod npy;
@@ -22,6 +23,7 @@ mod torch;
 pub use self::csv::{CsvFile, CsvOptions};
 #[cfg(feature = "images")]
 pub use self::image::{ImageMode, ImageOptions, decode_image, read_image, read_image_with, save_image};
+pub use idx::read_idx;
 pub use npy::{read_npy, save_npy};
 #[cfg(feature = "readers")]
 pub use npz::NpzFile;

@@ -51,7 +51,7 @@ class Equilibrium(nn.Module):
 
 
 def digits():
-    file = np.load("tests/fixtures/programs/digits.npz")
+    file = np.load("examples/data/digits.npz")
     images, labels = torch.from_numpy(file["images"]), torch.from_numpy(file["labels"])
     return images.flatten(1).float() / 16, labels
 

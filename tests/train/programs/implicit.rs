@@ -63,7 +63,7 @@ impl Equilibrium {
 }
 
 fn digits() -> Result<(Tensor, Tensor)> {
-    let file = NpzFile::open("tests/fixtures/programs/digits.npz")?;
+    let file = NpzFile::open("examples/data/digits.npz")?;
     let (images, labels) = (file.tensor("images")?, file.tensor("labels")?);
     Ok((images.flatten(1, -1)?.cast(F32)? / 16, labels))
 }

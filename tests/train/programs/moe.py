@@ -48,7 +48,7 @@ class Classifier(nn.Module):
 
 def run(steps):
     torch.manual_seed(1)
-    digits = np.load(Path(__file__).parents[1] / "fixtures" / "programs" / "digits.npz")
+    digits = np.load(Path(__file__).parents[3] / "examples" / "data" / "digits.npz")
     images = torch.tensor(digits["images"]).float() / 16
     labels = torch.tensor(digits["labels"])
     order = torch.randperm(len(images))

@@ -62,7 +62,7 @@ impl Classifier {
 /// The part of the images it has not seen that the trained model names, its load balancing loss there, and the model.
 fn run(steps: usize) -> Result<(f64, f64, Classifier)> {
     let mut rng = Rng::seed(1);
-    let digits = NpzFile::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/programs/digits.npz"))?;
+    let digits = NpzFile::open(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/digits.npz"))?;
     let images = digits.tensor("images")?.cast(F32)?.div_scalar(16.0)?;
     let labels = digits.tensor("labels")?;
     let (train, (x, y)) = hold_out((images, labels), 360, rng.next_key())?;

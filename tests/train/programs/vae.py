@@ -31,7 +31,7 @@ class Vae(nn.Module):
 
 def digits():
     """Black and white images, each a row of pixels."""
-    images = torch.from_numpy(np.load("tests/fixtures/programs/digits.npz")["images"])
+    images = torch.from_numpy(np.load("examples/data/digits.npz")["images"])
     return (images > 7).float().flatten(1)
 
 

@@ -45,7 +45,7 @@ impl Vae {
 
 /// Black and white images, each a row of pixels.
 fn digits() -> Result<Tensor> {
-    let images = NpzFile::open("tests/fixtures/programs/digits.npz")?.tensor("images")?;
+    let images = NpzFile::open("examples/data/digits.npz")?.tensor("images")?;
     images.gt_scalar(7.0)?.cast(F32)?.flatten(1, -1)
 }
 
@@ -90,7 +90,7 @@ mod tests {
     /// The bound lies below the model's log-likelihood, so a bound above the baseline is a model above it.
     #[test]
     fn its_bound_beats_every_model_of_independent_pixels() -> Result<()> {
-        let pixels = NpzFile::open("tests/fixtures/programs/digits.npz")?.tensor("images")?.to_vec::<u8>()?;
+        let pixels = NpzFile::open("examples/data/digits.npz")?.tensor("images")?.to_vec::<u8>()?;
         let constant = best_constant(&pixels[1500 * 64..]);
         let (model, elbo) = train(12, &mut Rng::seed(1))?;
         println!("bound {elbo:.2}, best constant {constant:.2}");

@@ -39,7 +39,7 @@ def accuracy(model, images, labels):
 
 def run(epochs):
     torch.manual_seed(1)
-    digits = np.load(Path(__file__).parents[1] / "fixtures" / "programs" / "digits.npz")
+    digits = np.load(Path(__file__).parents[3] / "examples" / "data" / "digits.npz")
     images = torch.tensor(digits["images"]).float() / 16
     labels = torch.tensor(digits["labels"])
     order = torch.randperm(len(images))
