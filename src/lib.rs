@@ -93,6 +93,8 @@ mod pages {
     struct Postmortems;
     #[doc = include_str!("../docs/book/load.md")]
     struct Load;
+    #[doc = include_str!("../docs/book/vision.md")]
+    struct Vision;
     #[doc = include_str!("../docs/book/generate.md")]
     struct Generate;
     #[doc = include_str!("../docs/book/finetune.md")]

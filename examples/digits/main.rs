@@ -92,7 +92,7 @@ fn classify(net: &ResNet, images: &Tensor) -> Result<Tensor> {
 fn run(args: &Args) -> Result<()> {
     let (started, key) = (Instant::now(), Key::new(args.seed));
     let (train, (images, classes)) = data(args.data.as_deref(), key.fold(0))?;
-    let labels = 1 + train.1.max(..)?.item()? as usize;
+    let labels = 1 + train.1.to_vec::<i64>()?.into_iter().max().unwrap_or(0) as usize;
     let (w, n) = (args.width, train.1.numel());
     let config = ResNetConfig {
         channels: 1,
