@@ -1,7 +1,8 @@
 //! Pictures of the mistakes, as one page.
 
+use cotangent::io::write_atomically;
 use cotangent::{Result, Tensor};
-use std::fmt::Write;
+use std::fmt::Write as _;
 use std::path::Path;
 
 /// Most pictures on a page.
@@ -24,8 +25,7 @@ pub fn write(path: &Path, images: &Tensor, which: &[usize], right: &[i64], found
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
     }
-    std::fs::write(path, page)?;
-    Ok(())
+    write_atomically(path, |out| Ok(out.write_all(page.as_bytes())?))
 }
 
 /// An image `[height, width]` from 0 to 1, dark on light.

@@ -207,7 +207,11 @@ fn open_encoder(path: &Path, mut options: LoadOptions<'_>) -> Result<(Bert, Load
     // Older folders of sentence-transformers have the encoder in one of its own.
     let path = if path.join("config.json").exists() { path.to_owned() } else { sentence.encoder.clone() };
     let ModelConfig::Bert(config) = ModelConfig::open(&path)? else {
-        bail!(argument, "{} is not an encoder: `models::load` opens language models", path.display());
+        bail!(
+            argument,
+            "{} is not an encoder: `models::load` opens language models, `models::load_image_model` networks for images",
+            path.display()
+        );
     };
     let source = Source::Folder(WeightFiles::open(&path)?);
     let dtype = dtype.map_or_else(|| source.usual_dtype(), Ok)?;

@@ -127,7 +127,9 @@ fn resnet_of_transformers(name: &str) -> Option<String> {
 fn aliases(name: &str, family: &str) -> Vec<String> {
     let mut out = vec![name.to_owned()];
     if family == "resnet" {
-        out.extend(resnet_of_transformers(name));
+        if let Some(theirs) = resnet_of_transformers(name) {
+            out.push(theirs);
+        }
         return out;
     }
     // Files of a model without its head (`gpt2` itself), or of one with another.

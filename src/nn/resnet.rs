@@ -103,6 +103,21 @@ impl ResNetConfig {
     }
 }
 
+impl ResNetConfig {
+    /// Elements of the matrices; `None` where they cannot be counted.
+    fn elements(&self) -> Option<usize> {
+        let product = |all: &[usize]| all.iter().try_fold(1usize, |n, &m| n.checked_mul(m));
+        let mut n = product(&[49, self.channels, self.width])?;
+        let mut inputs = self.width;
+        for (&w, &depth) in self.widths.iter().zip(&self.depths) {
+            let one = if self.bottleneck { product(&[w, w])? } else { product(&[18, w, w])? };
+            n = n.checked_add(product(&[9, inputs, w])?)?.checked_add(one.checked_mul(depth)?)?;
+            inputs = w;
+        }
+        n.checked_add(product(&[inputs, self.classes])?)
+    }
+}
+
 /// The path around a block where its extents or channels change: a convolution of 1×1 and its norm.
 pub type Downsample = (Conv2d, BatchNorm2d);
 
@@ -317,6 +332,8 @@ impl ResNet {
         if !dtype.is_float() {
             return Err(Error::dtype(format!("weights are floats, found {dtype}")));
         }
+        // Before the first matrices are drawn: the last ones are the largest.
+        memory::ensure(config.elements().and_then(|n| n.checked_mul(dtype.size())).unwrap_or(usize::MAX))?;
         let mut make = Maker { dtype, weight };
         let mut inputs = config.width;
         let (conv1, bn1) = match config.stem {

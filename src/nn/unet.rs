@@ -142,9 +142,11 @@ impl UNet {
                 bail!(argument, "channels ({}), classes ({}) and width ({}) must be at least 1", c.channels, c.classes, c.width);
             }
             let most = u32::try_from(c.depth).ok().and_then(|d| 1usize.checked_shl(d)).and_then(|f| f.checked_mul(c.width));
-            if most.is_none_or(|w| w > 1 << 24) {
+            let Some(most) = most.filter(|&w| w <= 1 << 24) else {
                 bail!(argument, "width {} doubled {} times is beyond 2^24 channels", c.width, c.depth);
-            }
+            };
+            // Before the first weights are drawn: the last ones, 9 · most · 1.5 · most, are nearly half of all.
+            memory::ensure(most.saturating_mul(most).saturating_mul(27 * dtype.size()))?;
             let width = |level: usize| c.width << level;
             let (mut down, mut up) = (Vec::new(), Vec::new());
             for level in 0..=c.depth {

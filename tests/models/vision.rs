@@ -175,7 +175,7 @@ fn wrong_folders_and_sizes_are_refused_by_name() {
         ("    2,\n    1,\n    1\n", "    2,\n    2,\n    1\n", "missing in the file: "),
         ("    2,\n    1,\n    1\n", "    1,\n    1,\n    1\n", "unexpected in the file: "),
         ("    2,\n    1,\n    1\n", "    2,\n    1\n", "3 widths and 2 depths"),
-        (r#""1": "kind 1""#, r#""9": "kind 1""#, "`id2label` is"),
+        (r#""1": "kind 1""#, r#""9": "kind 1""#, "`id2label` has no text for 1"),
         (r#""model_type": "resnet""#, r#""model_type": "convnext""#, "known are gpt2, llama, mistral, qwen2, qwen3, bert, resnet and vit"),
     ];
     for (from, to, want) in cases {
@@ -282,9 +282,13 @@ fn a_u_net_learns_to_mark_pixels() -> Result<()> {
     assert!(losses[0] > 0.6 && losses[119] < 0.3 && right > 0.9, "{losses:?} {right}");
     assert!(net.forward(&Tensor::zeros([1, 1, 3, 8], F32)?).unwrap_err().to_string().contains("extents of at least 4"));
     assert!(net.forward(&Tensor::zeros([1, 2, 8, 8], F32)?).unwrap_err().to_string().contains("conv2d"));
-    for wrong in [UNetConfig { depth: 64, ..config }, UNetConfig { depth: 22, ..config }, UNetConfig { width: 0, ..config }] {
-        assert!(UNet::new(&wrong, F32, Key::new(1)).is_err());
+    for wrong in [UNetConfig { depth: 64, ..config }, UNetConfig { depth: 23, ..config }, UNetConfig { width: 0, ..config }] {
+        assert!(UNet::new(&wrong, F32, Key::new(1)).unwrap_err().is_argument());
     }
+    // What no memory holds is refused before a weight is drawn.
+    assert!(UNet::new(&UNetConfig { depth: 22, ..config }, F32, Key::new(1)).unwrap_err().is_out_of_memory());
+    let large = ResNetConfig { width: 1 << 23, widths: vec![1 << 24], depths: vec![1], ..ResNetConfig::resnet18() };
+    assert!(ResNet::new(&large, F32, Key::new(1)).unwrap_err().is_out_of_memory());
     // Saved and back.
     let folder = scratch("u-net");
     net.save(folder.join("net.safetensors"))?;

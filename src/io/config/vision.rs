@@ -43,10 +43,19 @@ impl ImageConfig {
     /// A folder of timm, which names its architecture and has torchvision's names of tensors.
     pub(super) fn timm(config: Fields<'_>, architecture: &str) -> Result<Self, Refusal> {
         let names = config.list("label_names")?.unwrap_or_default();
-        let labels: Option<Vec<String>> = names.iter().map(|v| v.as_str().map(str::to_owned)).collect();
-        let labels = labels.ok_or_else(|| "`label_names` has something other than texts".to_owned())?;
+        let label = |v: &Value| v.as_str().map(str::to_owned).ok_or_else(|| "`label_names` has something other than texts".to_owned());
+        let labels = collected(names.iter().map(label))?;
         Ok(ImageConfig { network: ImageNetwork::ResNet(timm(config, architecture)?), labels })
     }
+}
+
+/// A list of what a file has, in memory that was asked for.
+fn collected<T>(all: impl Iterator<Item = Result<T, String>>) -> Result<Vec<T>, String> {
+    let mut out = Vec::new();
+    for one in all {
+        memory::push(&mut out, one?).map_err(|e| e.text())?;
+    }
+    Ok(out)
 }
 
 /// Hyper-parameters of a vision transformer.
@@ -95,11 +104,13 @@ fn labels(config: Fields<'_>) -> Result<Vec<String>, String> {
     let Some(Value::Object(names)) = config.get("id2label") else {
         let n = config.optional_size("num_labels")?.unwrap_or(2);
         within("num_labels", n, MOST_WIDTH)?;
-        return memory::try_collect((0..n).map(|i| format!("LABEL_{i}"))).map_err(|e| e.text());
+        return collected((0..n).map(|i| Ok(format!("LABEL_{i}"))));
     };
-    let name = |i: usize| names.get(&i.to_string()).and_then(Value::as_str).map(str::to_owned);
-    let all: Option<Vec<String>> = (0..names.len()).map(name).collect();
-    all.ok_or_else(|| format!("`id2label` is {}, expected a text for every number from 0", show(&Value::Object(names.clone()))))
+    let name = |i: usize| {
+        let name = names.get(&i.to_string()).and_then(Value::as_str).map(str::to_owned);
+        name.ok_or_else(|| format!("`id2label` has no text for {i}, expected one for every number from 0"))
+    };
+    collected((0..names.len()).map(name))
 }
 
 impl VitConfig {
@@ -165,7 +176,7 @@ fn resnet(config: Fields<'_>, classes: usize) -> Result<ResNetConfig, Refusal> {
         let number = |v: &Value| {
             v.as_u64().and_then(|n| usize::try_from(n).ok()).ok_or_else(|| format!("`{name}` has {}, expected whole numbers", show(v)))
         };
-        list.iter().map(number).collect()
+        collected(list.iter().map(number))
     };
     let kind = config.text("layer_type")?.unwrap_or("bottleneck");
     let bottleneck = match kind {
