@@ -165,8 +165,9 @@ pub fn count_targets(targets: &Tensor, ignore: i64) -> Result<f64> {
     Ok(ids.iter().filter(|t| **t != ignore).count() as f64)
 }
 
-/// The mean of a loss over the first `batches` of some data, for [`Trainer::evaluate_with`](super::Trainer::evaluate_with); `None` when `stop` is set meanwhile. Batches
-/// count alike, or by their targets where the loss says them ([`Loss::targets`]), as for a last batch that is partly filled.
+/// The mean of a loss over the first `batches` of some data, for [`Trainer::evaluate_with`](super::Trainer::evaluate_with); `None` when
+/// `stop` is set meanwhile. Batches count alike, or by their targets where the loss says them ([`Loss::targets`]), as for a last batch that
+/// is partly filled.
 ///
 /// # Errors
 /// What data and loss return; argument error for no batches.
@@ -266,32 +267,4 @@ impl Means {
     pub(super) fn finish(self) -> Vec<(String, f64)> {
         self.0.into_iter().map(|(name, sum, weight)| (name, sum / weight)).collect()
     }
-}
-
-/// The mean of a loss over the first `batches` of some data, for [`Trainer::evaluate_with`](super::Trainer::evaluate_with); `None` when `stop` is set meanwhile. Batches
-/// count alike, or by their targets where the loss says them ([`Loss::targets`]), as for a last batch that is partly filled.
-///
-/// # Errors
-/// What data and loss return; argument error for no batches.
-pub fn mean_loss<D: Batches, L: Into<Loss>>(
-    data: &D,
-    batches: usize,
-    stop: &AtomicBool,
-    loss: impl Fn(&D::Batch) -> Result<L>,
-) -> Result<Option<f64>> {
-    if batches == 0 {
-        bail!(argument, "mean_loss: there must be at least one batch");
-    }
-    let (mut sum, mut weights) = (0.0, 0.0);
-    for i in 0..batches {
-        if stop.load(Relaxed) {
-            return Ok(None);
-        }
-        let Loss { value, targets, .. } = loss(&data.batch(i as u64)?)?.into();
-        let weight = targets.unwrap_or(1.0);
-        if weight != 0.0 {
-            (sum, weights) = (sum + weight * value.item()?, weights + weight);
-        }
-    }
-    Ok(Some(sum / weights))
 }

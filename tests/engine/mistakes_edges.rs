@@ -5,7 +5,7 @@ use super::mistakes_training::{folder, without};
 use cotangent::io::ModuleFile;
 use cotangent::models::{LoadOptions, Lora, add_lora};
 use cotangent::nn::{
-    AttentionConfig, BatchNorm, Dropout, KvCache, Linear, Lstm, MultiHeadAttention, RecurrentConfig, TransformerConfig,
+    AttentionConfig, BatchNorm, Dropout, KvCache, Linear, Lstm, MultiHeadAttention, Pass, RecurrentConfig, TransformerConfig,
     TransformerEncoderLayer,
 };
 use cotangent::ops::{BceWithLogitsOptions, SdpaOptions};
@@ -134,9 +134,8 @@ fn numbers() -> Vec<Row> {
         }),
         row("a rate of 2 without a key", &["dropout: ", "2"], Dropout { p: 2.0 }.forward(&x(&[2]), None).map(drop)),
         row("a momentum of 2 in statistics", &["batch_norm: ", "momentum", "2"], {
-            let mut norm = BatchNorm { momentum: 2.0, ..BatchNorm::new(3, F32).unwrap() };
-            let (_, seen) = norm.forward_train(&x(&[4, 3])).unwrap();
-            norm.update(&seen)
+            let norm = BatchNorm { momentum: 2.0, ..BatchNorm::new(3, F32).unwrap() };
+            norm.forward_in(&x(&[4, 3]), &mut Pass::train()).map(drop)
         }),
         row("a cache cut to more than it has", &["kv_cache: ", "3", "5"], {
             let mut cache = KvCache::default();
