@@ -1046,8 +1046,127 @@ def pooling():
     case(fam, "group_norm", "pairs", lambda x, w, b: F.group_norm(x, 2, w, b, 1e-5), lambda: [distinct(2, 4, 3), q(4), q(4)], {"eps": 1e-5, "weight": True, "bias": True, "groups": 2})
 
 
+# --- windows as columns -------------------------------------------------------------------------------------------------
+
+def columns():
+    fam = "columns"
+    for name, x, kernel, o in [
+        ("plain", (2, 2, 4, 5), [2, 3], {}),
+        ("beside", (1, 3, 4, 6), [2, 2], {"stride": [2, 2]}),
+        ("mixed", (1, 2, 5, 6), [2, 3], {"dilation": [2, 1], "padding": [1, 2], "stride": [1, 2]}),
+        ("gaps", (1, 1, 7, 5), [2, 2], {"stride": [3, 3]}),
+        ("one", (2, 3, 2, 2), [1, 1], {}),
+    ]:
+        o = {"kernel": kernel, "dilation": [1, 1], "padding": [0, 0], "stride": [1, 1], **o}
+        by = {k: o[k] for k in ["dilation", "padding", "stride"]}
+        case(fam, "unfold", name, lambda x_: F.unfold(x_, kernel, **by), lambda: [q(*x)], o)
+        shape = F.unfold(torch.zeros(x), kernel, **by).shape
+        case(fam, "fold", name, lambda y: F.fold(y, x[2:], kernel, **by), lambda: [q(*shape)], {**o, "output": list(x[2:])})
+    # PyTorch has two axes: a line is a plane of height 1.
+    o = {"kernel": [3], "dilation": [2], "padding": [1], "stride": [2]}
+    by = {"kernel_size": (1, 3), "dilation": (1, 2), "padding": (0, 1), "stride": (1, 2)}
+    case(fam, "unfold", "line", lambda x: F.unfold(x.unsqueeze(2), **by), lambda: [q(2, 2, 9)], o)
+    case(fam, "fold", "line", lambda y: F.fold(y, (1, 9), **by).squeeze(2), lambda: [q(2, 6, 4)], {**o, "output": [9]})
+
+
+# --- resampling ---------------------------------------------------------------------------------------------------------
+
+LINES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+def interpolated(x, mode, to, align=False, antialias=False, recompute=False):
+    """F.interpolate by this crate's names of modes; `to` are extents, or factors where they are floats."""
+    d = x.dim() - 2
+    o = {"size" if isinstance(to[0], int) else "scale_factor": to if len(to) > 1 else to * d}
+    if mode in ("linear", "cubic"):
+        o["align_corners"] = align
+        mode = LINES[d] if mode == "linear" else "bicubic"
+    if antialias:
+        o["antialias"] = True
+    if recompute:
+        o["recompute_scale_factor"] = True
+    return F.interpolate(x, mode=mode, **o)
+
+
+def resampling():
+    fam = "resampling"
+
+    def one(name, x, mode, to, **o):
+        options = {"mode": mode, "size" if isinstance(to[0], int) else "factor": to, **o}
+        case(fam, "interpolate", name, lambda x_: interpolated(x_, mode, to, **o), lambda: [q(*x)], options)
+
+    for mode in ["nearest", "nearest-exact", "linear", "area", "cubic"]:
+        sides = [("line", (2, 1, 4), [7]), ("plane", (1, 2, 5, 4), [3, 7]), ("volume", (1, 1, 2, 3, 2), [3, 2, 4])]
+        for name, x, to in [s for s in sides if mode != "cubic" or len(s[1]) == 4]:
+            one(f"{mode}_{name}", x, mode, to)
+        one(f"{mode}_factor", (1, 1, 5, 6), mode, [2.6, 0.7])
+        one(f"{mode}_one_factor", (1, 1, 3, 3), mode, [1.3])
+        one(f"{mode}_recomputed", (1, 1, 3, 5), mode, [1.5], recompute=True)
+    middle = lambda: [t(1.0, inf, 2.0).reshape(1, 1, 3)]
+    case(fam, "interpolate", "special", lambda x: interpolated(x, "linear", [5], True), middle, {"mode": "linear", "size": [5], "align": True}, order=1)
+    one("nearest_rounding", (1, 1, 26), "nearest", [22])
+    one("nearest-exact_rounding", (1, 1, 2), "nearest-exact", [41])
+    for mode in ["linear", "cubic"]:
+        for name, x, to in [("plane", (1, 2, 5, 4), [3, 7]), ("one", (1, 1, 3, 1), [1, 4]), ("factor", (1, 1, 8, 3), [0.4, 1.5])]:
+            one(f"{mode}_aligned_{name}", x, mode, to, align=True)
+            one(f"{mode}_wide_{name}", x, mode, to, antialias=True)
+        one(f"{mode}_wide_aligned", (1, 1, 8, 4), mode, [3, 6], align=True, antialias=True)
+    one("linear_aligned_volume", (1, 1, 2, 3, 2), "linear", [3, 2, 4], align=True)
+
+    def line(x, axis, m, mode, factor, align, antialias):
+        """One axis, as the width of images of height 1."""
+        x = x.movedim(axis, -1)
+        to = [1, m] if factor is None else [1.0, factor]
+        flat = x.reshape(1, -1, 1, x.shape[-1])
+        flat = interpolated(flat, mode, to, align, antialias)
+        return flat.reshape(*x.shape[:-1], m).movedim(-1, axis)
+
+    for name, x, axis, m, mode, factor, align, antialias in [
+        ("nearest", (2, 5), 1, 3, "nearest", None, False, False),
+        ("nearest_exact", (5, 2), 0, 8, "nearest-exact", 1.6, False, False),
+        ("linear", (2, 3, 2), 1, 7, "linear", None, False, False),
+        ("linear_aligned", (2, 3, 2), 1, 7, "linear", None, True, False),
+        ("cubic", (4,), 0, 9, "cubic", None, False, False),
+        ("cubic_factor", (4, 3), 0, 9, "cubic", 2.3, False, False),
+        ("wide", (2, 9), 1, 4, "cubic", None, False, True),
+        ("wide_linear", (9, 2), 0, 4, "linear", 0.5, False, True),
+        ("area", (2, 7), 1, 3, "area", None, False, False),
+    ]:
+        o = {"axis": axis, "to": m, "mode": mode, "factor": factor, "align": align, "antialias": antialias}
+        case(fam, "resample", name, lambda x_: line(x_, axis, m, mode, factor, align, antialias), lambda: [q(*x)], o)
+
+
+def positions():
+    fam = "positions"
+    for mode in ["linear", "nearest", "cubic"]:
+        for padding in ["zeros", "border", "reflection"]:
+            for align in [False, True]:
+                o = {"mode": mode, "padding": padding, "align": align}
+                by = {"mode": {"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode), "padding_mode": padding, "align_corners": align}
+                f = lambda x, g: F.grid_sample(x, g, **by)
+                name = f"{mode}_{padding}{'_aligned' if align else ''}"
+                case(fam, "grid_sample", name, f, lambda: [q(2, 2, 3, 5), q(2, 2, 3, 2, scale=0.8)], o)
+                if mode != "cubic":
+                    case(fam, "grid_sample", name + "_volume", f, lambda: [q(1, 2, 2, 3, 4), q(1, 2, 1, 2, 3, scale=0.8)], o)
+    for align in [False, True]:
+        tag = "_aligned" if align else ""
+        for name, output in [("plane", [3, 4]), ("volume", [2, 1, 3])]:
+            d = len(output)
+            f = lambda theta: F.affine_grid(theta, [2, 1, *output], align_corners=align)
+            case(fam, "affine_grid", name + tag, f, lambda: [q(2, d, d + 1)], {"output": output, "align": align})
+    for name, x, size, alpha, beta, k in [
+        ("odd", (2, 5, 3), 3, 1e-4, 0.75, 1.0),
+        ("even", (1, 6, 2, 2), 4, 0.5, 0.5, 2.0),
+        ("few", (1, 2, 3), 5, 1.5, 1.5, 0.5),
+        ("volume", (1, 3, 2, 1, 2), 2, 1.0, 0.75, 1.0),
+    ]:
+        o = {"size": size, "alpha": alpha, "beta": beta, "k": k}
+        case(fam, "local_response_norm", name, lambda x_: F.local_response_norm(x_, size, alpha, beta, k), lambda: [q(*x)], o)
+
+
 def main():
     elementwise(), binary(), reductions(), shapes(), indices(), products(), einsum(), norms(), losses(), attention(), convolutions(), pooling()
+    columns(), resampling(), positions()
     OUT.mkdir(parents=True, exist_ok=True)
     total = 0
     for family, cases in FAMILIES.items():

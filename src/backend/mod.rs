@@ -9,6 +9,7 @@ pub mod cpu;
 pub mod cuda;
 mod device;
 pub(crate) mod freed;
+pub(crate) mod resample;
 
 pub use device::Device;
 

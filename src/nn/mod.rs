@@ -12,6 +12,7 @@ mod layers;
 mod mlp;
 mod norms;
 mod pass;
+mod plain;
 mod recurrent;
 mod resnet;
 mod rotation;
@@ -35,6 +36,11 @@ pub use norms::{
     BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, GroupNorm, InstanceNorm, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d,
 };
 pub use pass::Pass;
+pub use plain::{
+    AdaptiveAvgPool, AdaptiveAvgPool1d, AdaptiveAvgPool2d, AdaptiveAvgPool3d, AdaptiveMaxPool, AdaptiveMaxPool1d, AdaptiveMaxPool2d,
+    AdaptiveMaxPool3d, AvgPool, AvgPool1d, AvgPool2d, AvgPool3d, Flatten, LocalResponseNorm, MaxPool, MaxPool1d, MaxPool2d, MaxPool3d,
+    PixelShuffle, Upsample,
+};
 pub use recurrent::{GruCell, LstmCell, RnnCell};
 pub use resnet::{BasicBlock, Bottleneck, Downsample, ResNet, ResNetBlock, ResNetConfig, ResNetStem};
 pub use rotation::Rotation;

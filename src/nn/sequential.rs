@@ -4,6 +4,7 @@ use super::conv::{Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, Conv
 use super::layers::{Activation, Embedding, LayerNorm, Linear, RmsNorm};
 use super::norms::{BatchNorm, GroupNorm, InstanceNorm};
 use super::pass::Pass;
+use super::plain::{AdaptiveAvgPool, AdaptiveMaxPool, AvgPool, Flatten, LocalResponseNorm, MaxPool, PixelShuffle, Upsample};
 use crate::error::{Error, Result, bail};
 use crate::module::{Module, Visitor};
 use crate::rng::Key;
@@ -67,6 +68,9 @@ macro_rules! without_key {
 without_key!(Linear, Embedding, LayerNorm, RmsNorm);
 without_key!(GroupNorm, InstanceNorm);
 without_key!(Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d);
+without_key!(MaxPool<1>, MaxPool<2>, MaxPool<3>, AvgPool<1>, AvgPool<2>, AvgPool<3>);
+without_key!(AdaptiveAvgPool<1>, AdaptiveAvgPool<2>, AdaptiveAvgPool<3>, AdaptiveMaxPool<1>, AdaptiveMaxPool<2>, AdaptiveMaxPool<3>);
+without_key!(Upsample, PixelShuffle, LocalResponseNorm, Flatten);
 
 /// Layers with running statistics: called by a pass, in evaluation by the running ones. A call with a key, which means training, is an
 /// error: statistics of the batch have no way out of it.

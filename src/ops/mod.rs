@@ -28,7 +28,10 @@ pub mod shape;
 #[doc(hidden)]
 pub use attention::{rope, sdpa};
 #[doc(hidden)]
-pub use conv::{adaptive_pool, avg_pool, conv_input, conv_weight, max_pool};
+pub use conv::{
+    adaptive_pool, affine_grid, avg_pool, conv_input, conv_weight, grid_sample, interpolate, local_response_norm, max_pool, resample,
+    unfold,
+};
 #[doc(hidden)]
 pub use elementwise::{binary, cast, compare, dropout, gated, logical, select};
 #[doc(hidden)]
@@ -49,8 +52,9 @@ pub(crate) use accumulate::ACCUMULATE;
 pub use bce_with_logits::BceWithLogitsOptions;
 pub use conv::{
     AvgPool1dOptions, AvgPool2dOptions, AvgPool3dOptions, AvgPoolOptions, Conv1dOptions, Conv2dOptions, Conv3dOptions, ConvOptions,
-    ConvTranspose1dOptions, ConvTranspose2dOptions, ConvTranspose3dOptions, ConvTransposeOptions, MaxPool1dOptions, MaxPool2dOptions,
-    MaxPool3dOptions, MaxPoolOptions, Padding,
+    ConvTranspose1dOptions, ConvTranspose2dOptions, ConvTranspose3dOptions, ConvTransposeOptions, GridSampleMode, GridSampleOptions,
+    GridSamplePadding, InterpolateMode, InterpolateOptions, InterpolateSize, MaxPool1dOptions, MaxPool2dOptions, MaxPool3dOptions,
+    MaxPoolOptions, Padding, UnfoldOptions,
 };
 #[doc(hidden)]
 pub use create::{Nested, Written, from_floats, from_whole};
@@ -217,6 +221,8 @@ registry! {
         pad::Pad,
         quant_linear::Dequantize,
         quant_linear::QuantLinear,
+        resample::Resample<false>,
+        resample::Resample<true>,
         rope::Rope,
         rope::RopePair,
         scatter_reduce::ScatterFold,
@@ -234,6 +240,8 @@ registry! {
         sum::Sum,
         triangle::Tril,
         triangle::Triu,
+        unfold::Fold,
+        unfold::Unfold,
         views::Contiguous,
     ]
     rounding: [
@@ -256,14 +264,18 @@ registry! {
     composites: [
         adaptive_pool::AdaptivePool<false>,
         adaptive_pool::AdaptivePool<true>,
+        affine_grid::AffineGrid,
         avg_pool::AvgPool,
         batch_norm::BatchNorm,
         batch_norm::BatchNormWith,
         bce_with_logits::BceWithLogits,
         concat::Stack,
         einsum::Einsum,
+        grid_sample::GridSample,
         group_norm::GroupNorm,
         index_select::IndexAdd,
+        interpolate::Interpolate,
+        local_response_norm::LocalResponseNorm,
         matmul::Dot,
         matmul::Outer,
         matrix_norm::MatrixNormOp,

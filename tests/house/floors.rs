@@ -41,7 +41,7 @@ const LAYERS: &[&[&str]] = &[
 /// The same inside of modules: rooms of a folder from the bottom up. Every one of them has its row, and a room names those in earlier
 /// rows. What stands in the folder's own `mod.rs` is above all of them.
 const FLOORS: &[(&str, &[&[&str]])] = &[
-    ("backend", &[&["attention", "conv", "device", "freed"], &["cpu"], &["cuda"]]),
+    ("backend", &[&["attention", "conv", "device", "freed", "resample"], &["cpu"], &["cuda"]]),
     ("backend::cpu", &[&["memory"], &["math"], &["run"], &["reduce", "optim"], &["matmul"], &["attention", "conv"]]),
     ("backend::cuda", &[&["abi"], &["driver"], &["device"], &["launch"], &["ops"]]),
     (

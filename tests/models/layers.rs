@@ -2,9 +2,11 @@
 
 use cotangent::io::ModuleFile;
 use cotangent::nn::{
-    Activation, Attend, AttentionConfig, BatchNorm2d, Block, CausalSelfAttention, Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d,
-    ConvTranspose3d, DecoderLayer, Dropout, Embedding, Fans, Func, GatedMlp, GroupNorm, GruCell, Init, InstanceNorm, KvCache, Layer,
-    LayerNorm, Linear, LstmCell, Mlp, MultiHeadAttention, NormOrder, Pass, Residual, RmsNorm, RnnCell, Sequential,
+    Activation, AdaptiveAvgPool1d, AdaptiveAvgPool2d, AdaptiveAvgPool3d, AdaptiveMaxPool1d, AdaptiveMaxPool2d, AdaptiveMaxPool3d, Attend,
+    AttentionConfig, AvgPool1d, AvgPool2d, AvgPool3d, BatchNorm2d, Block, CausalSelfAttention, Conv1d, Conv2d, Conv3d, ConvTranspose1d,
+    ConvTranspose2d, ConvTranspose3d, DecoderLayer, Dropout, Embedding, Fans, Flatten, Func, GatedMlp, GroupNorm, GruCell, Init,
+    InstanceNorm, KvCache, Layer, LayerNorm, Linear, LocalResponseNorm, LstmCell, MaxPool1d, MaxPool2d, MaxPool3d, Mlp, MultiHeadAttention,
+    NormOrder, Pass, PixelShuffle, Residual, RmsNorm, RnnCell, Sequential, Upsample,
 };
 use cotangent::ops::{Conv2dOptions, ConvTranspose2dOptions, RopeOptions};
 use cotangent::{BF16, BufferUpdates, F32, F64, Key, Module, Result, Tensor, U8, gradcheck_module, value_and_grad};
@@ -432,6 +434,39 @@ fn sequences_call_in_turn_and_name_by_number() {
     assert_close(&Sequential::new().push(drop).push(drop).call(&ones, Some(Key::new(1))).unwrap(), &twice, 0.0);
     let e = boxed.call(&randn(&[3, 5], 1), None).unwrap_err();
     assert!(e.location().unwrap().file().ends_with("layers.rs"), "{e}");
+}
+
+/// Layers without parameters are the methods.
+#[test]
+fn layers_without_parameters_are_the_methods() {
+    use cotangent::ops::{AvgPoolOptions, InterpolateMode, InterpolateOptions, MaxPoolOptions};
+    let (line, plane, volume) = (randn(&[2, 4, 6], 1), randn(&[2, 4, 6, 8], 2), randn(&[1, 4, 2, 4, 6], 3));
+    let (max, avg) =
+        (MaxPoolOptions { stride: Some([1, 2]), ..MaxPoolOptions::default() }, AvgPoolOptions { ceil: true, ..AvgPoolOptions::default() });
+    let twice = InterpolateOptions { mode: InterpolateMode::Linear, ..InterpolateOptions::default() };
+    let pairs: Vec<(Box<dyn cotangent::nn::AnyLayer>, &Tensor, Tensor)> = vec![
+        (Box::new(MaxPool1d::new([2])), &line, line.max_pool1d([2], &MaxPoolOptions::default()).unwrap()),
+        (Box::new(MaxPool2d::with([2, 3], &max)), &plane, plane.max_pool2d([2, 3], &max).unwrap()),
+        (Box::new(MaxPool3d::new([1, 2, 3])), &volume, volume.max_pool3d([1, 2, 3], &MaxPoolOptions::default()).unwrap()),
+        (Box::new(AvgPool1d::new([4])), &line, line.avg_pool1d([4], &AvgPoolOptions::default()).unwrap()),
+        (Box::new(AvgPool2d::with([4, 3], &avg)), &plane, plane.avg_pool2d([4, 3], &avg).unwrap()),
+        (Box::new(AvgPool3d::new([1, 2, 3])), &volume, volume.avg_pool3d([1, 2, 3], &AvgPoolOptions::default()).unwrap()),
+        (Box::new(AdaptiveAvgPool1d { output: [2] }), &line, line.adaptive_avg_pool1d([2]).unwrap()),
+        (Box::new(AdaptiveAvgPool2d { output: [1, 2] }), &plane, plane.adaptive_avg_pool2d([1, 2]).unwrap()),
+        (Box::new(AdaptiveAvgPool3d { output: [1, 2, 3] }), &volume, volume.adaptive_avg_pool3d([1, 2, 3]).unwrap()),
+        (Box::new(AdaptiveMaxPool1d { output: [2] }), &line, line.adaptive_max_pool1d([2]).unwrap()),
+        (Box::new(AdaptiveMaxPool2d { output: [1, 2] }), &plane, plane.adaptive_max_pool2d([1, 2]).unwrap()),
+        (Box::new(AdaptiveMaxPool3d { output: [1, 2, 3] }), &volume, volume.adaptive_max_pool3d([1, 2, 3]).unwrap()),
+        (Box::new(Upsample::new(2.0, InterpolateMode::Linear)), &plane, plane.interpolate(2.0, &twice).unwrap()),
+        (Box::new(PixelShuffle { factor: 2 }), &plane, plane.pixel_shuffle(2).unwrap()),
+        (Box::new(LocalResponseNorm::new(3)), &plane, plane.local_response_norm(3, 1e-4, 0.75, 1.0).unwrap()),
+        (Box::new(Flatten), &plane, plane.reshape([2, 4 * 6 * 8]).unwrap()),
+    ];
+    for (layer, x, want) in pairs {
+        let y = layer.call(x, Some(Key::new(1))).unwrap();
+        assert_eq!(y.shape(), want.shape());
+        assert_close(&y, &want, 0.0);
+    }
 }
 
 /// Standard deviations and bounds of 200 000 weights against their formulas, by the fans of the layout.

@@ -143,3 +143,56 @@ pub type AvgPool1dOptions = AvgPoolOptions<1>;
 pub type AvgPool2dOptions = AvgPoolOptions<2>;
 /// Options of [`Tensor::avg_pool3d`](crate::Tensor::avg_pool3d).
 pub type AvgPool3dOptions = AvgPoolOptions<3>;
+
+/// Options of [`Tensor::unfold`](crate::Tensor::unfold) and [`Tensor::fold`](crate::Tensor::fold); the default is PyTorch's: windows one
+/// step apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnfoldOptions<const D: usize> {
+    /// Positions of the image between neighbours of a window, for each axis.
+    pub dilation: [usize; D],
+    /// Zeros at both ends of each axis.
+    pub padding: [usize; D],
+    /// Positions of the image between windows, for each axis.
+    pub stride: [usize; D],
+}
+
+impl<const D: usize> Default for UnfoldOptions<D> {
+    fn default() -> Self {
+        UnfoldOptions { dilation: [1; D], padding: [0; D], stride: [1; D] }
+    }
+}
+
+/// How [`Tensor::grid_sample`](crate::Tensor::grid_sample) finds values between the elements.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GridSampleMode {
+    /// On straight lines between neighbours: PyTorch's `bilinear`, of planes and of volumes.
+    #[default]
+    Linear,
+    /// The nearest element, of two the one at an even place. The grid has no gradient.
+    Nearest,
+    /// On cubics through four neighbours along each axis: PyTorch's `bicubic`, of planes alone.
+    Cubic,
+}
+
+/// What [`Tensor::grid_sample`](crate::Tensor::grid_sample) finds beside an image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GridSamplePadding {
+    /// Zeros.
+    #[default]
+    Zeros,
+    /// What is at the border.
+    Border,
+    /// The image, reflected as often as it takes.
+    Reflection,
+}
+
+/// Options of [`Tensor::grid_sample`](crate::Tensor::grid_sample); the default is PyTorch's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GridSampleOptions {
+    /// How values between elements are found.
+    pub mode: GridSampleMode,
+    /// What is beside the image.
+    pub padding: GridSamplePadding,
+    /// Whether −1 and 1 are the middles of the first and the last elements, and not the image's borders.
+    pub align_corners: bool,
+}

@@ -80,3 +80,32 @@ pub(super) fn all<O>(g: &mut Gen, op: fn(Sliding) -> O, inputs: fn(&mut Gen, &Ge
     }
     out
 }
+
+/// Shapes of images and windows, then stride, padding and dilation of each axis.
+type Columns = (&'static [usize], &'static [usize], &'static [(usize, (isize, isize), usize)], &'static str);
+
+pub(super) const COLUMNS: &[Columns] = &[
+    (&[2, 2, 6], &[2], &[(2, (0, 0), 1)], "windows side by side"),
+    (&[2, 1, 7], &[3], &[(1, (1, 1), 1)], "windows that overlap, with padding"),
+    (&[1, 2, 9], &[2], &[(3, (0, 0), 1)], "windows with gaps, a rest that none reaches [E9]"),
+    (&[1, 2, 5, 6], &[2, 3], &[(1, (1, 1), 2), (2, (2, 2), 1)], "everything distinct on each axis [E4]"),
+    (&[1, 1, 3, 4, 3], &[2, 1, 3], &[(1, (0, 0), 1), (2, (0, 0), 1), (1, (1, 1), 1)], "three axes"),
+    (&[1, 1, 4], &[4], &[(1, (0, 0), 1)], "a window as large as the image"),
+    (&[3, 3, 3, 3], &[3, 3], &[(3, (0, 0), 1), (3, (0, 0), 1)], "as many images, channels and positions [E6]"),
+    (&[1, 1, 2], &[2], &[(1, (3, 3), 1)], "windows in the padding alone"),
+    (&[0, 2, 4], &[2], &[(2, (0, 0), 1)], "no images"),
+    (&[1, 0, 4], &[2], &[(2, (0, 0), 1)], "no channels"),
+    (&[1, 2, 0], &[2], &[(1, (1, 1), 1)], "images of padding alone"),
+];
+
+/// Windows over an image `x`.
+pub(super) fn windows_of(x: &[usize], kernel: &[usize], axes: &[(usize, (isize, isize), usize)]) -> Sliding {
+    let axes = axes.iter().map(|&(stride, padding, dilation)| Window { stride, dilation, padding }).collect();
+    Sliding { axes, groups: 1, input: x[2..].into(), kernel: kernel.into() }
+}
+
+/// The shape of the columns of an image `x`, for samples.
+pub(super) fn columns(x: &[usize], windows: &Sliding) -> Vec<usize> {
+    let count = |s: &Shape| s.iter().product::<usize>();
+    vec![x[0], x[1] * count(&windows.kernel), windows.output().map_or(0, |y| count(&y))]
+}

@@ -34,6 +34,12 @@ pub struct Sliding {
     pub kernel: Shape,
 }
 
+/// `x` as a batch of one where it has channels and spatial axes alone, as PyTorch takes it.
+#[track_caller]
+pub(super) fn one_image(x: &Tensor, spatial: usize) -> Result<Option<Tensor>> {
+    if x.rank() == spatial + 1 { x.unsqueeze(0).map(Some) } else { Ok(None) }
+}
+
 /// Sum over all but the channels: a bias's cotangent.
 pub(super) fn over_channels(g: &Tensor) -> Result<Tensor> {
     let axes: SmallVec<[usize; 4]> = (0..g.rank()).filter(|&a| a != 1).collect();

@@ -2,8 +2,9 @@
 
 use super::{Call, Pick};
 use cotangent::ops::{
-    AvgPoolOptions, BceWithLogitsOptions, Blocks, ConvOptions, ConvTransposeOptions, CrossEntropyOptions, MatrixNorm, MaxPoolOptions,
-    NllLossOptions, PadMode, Padding, Reduction, RopeOptions, RopePositions, RopeStyle, ScatterReduce, SdpaOptions, Span,
+    AvgPoolOptions, BceWithLogitsOptions, Blocks, ConvOptions, ConvTransposeOptions, CrossEntropyOptions, GridSampleMode,
+    GridSampleOptions, GridSamplePadding, InterpolateMode, InterpolateOptions, InterpolateSize, MatrixNorm, MaxPoolOptions, NllLossOptions,
+    PadMode, Padding, Reduction, RopeOptions, RopePositions, RopeStyle, ScatterReduce, SdpaOptions, Span, UnfoldOptions,
 };
 use cotangent::{Device, F32, I64, Result, Tensor, U8};
 use std::sync::Arc;
@@ -179,6 +180,21 @@ fn avg_pool<const D: usize>(g: &mut Pick, f: fn(&Tensor, [usize; D], &AvgPoolOpt
     let (x, kernel, (stride, padding, ceil)) = windows::<D>(g);
     let o = AvgPoolOptions { stride, padding, ceil, count_include_pad: g.rarely(2) };
     (vec![x], call(move |x| Ok(vec![f(&x[0], kernel, &o)?])))
+}
+
+/// Columns of windows, or with `back` images of them.
+fn columns<const D: usize>(g: &mut Pick, back: bool) -> Made {
+    let (x, kernel, w) = windows::<D>(g);
+    let dilation = std::array::from_fn(|_| g.one(&[1, 1, 2, 3]));
+    let options = UnfoldOptions { dilation, padding: w.1, stride: w.0.unwrap_or([1; D]) };
+    if !back {
+        return (vec![x], call(move |x| Ok(vec![x[0].unfold(kernel, &options)?])));
+    }
+    let output: [usize; D] = std::array::from_fn(|a| x.size(2 + a as isize).unwrap_or(3));
+    // Mostly such columns as there are of these windows.
+    let s = x.unfold(kernel, &options).map_or_else(|_| g.extents(), |y| y.shape().to_vec());
+    let x = g.tensor(&s, x.dtype());
+    (vec![x], call(move |x| Ok(vec![x[0].fold(output, kernel, &options)?])))
 }
 
 fn adaptive<const D: usize>(g: &mut Pick, f: fn(&Tensor, [usize; D]) -> Result<Tensor>) -> Made {
@@ -516,6 +532,68 @@ pub(super) const TABLE: &[(&str, fn(&mut Pick) -> Made)] = &[
             let r = if g.rarely(4) { g.size() } else { g.one(&[1, 2]) };
             move |x| x.pixel_unshuffle(r)
         })
+    }),
+    ("interpolate", |g| {
+        on(g, |g, x| {
+            let axes = if g.rarely(3) { 1 } else { x.rank().saturating_sub(2) };
+            let mut size = || if g.rarely(6) { g.size() } else { g.one(&[1, 2, 3, 5, 8]) };
+            let size: Vec<usize> = (0..axes).map(|_| size()).collect();
+            let factors: Vec<f64> = (0..axes).map(|_| if g.rarely(6) { g.number() } else { g.one(&[0.5, 1.0, 1.3, 2.0, 3.7]) }).collect();
+            let to = if g.rarely(2) { InterpolateSize::Size(size.into()) } else { InterpolateSize::ScaleFactor(factors.into()) };
+            use InterpolateMode::*;
+            let options = InterpolateOptions {
+                mode: g.one(&[Nearest, NearestExact, Linear, Linear, Cubic, Cubic, Area]),
+                align_corners: g.rarely(5),
+                antialias: g.rarely(5),
+                recompute_scale_factor: g.rarely(5),
+            };
+            move |x| x.interpolate(to.clone(), &options)
+        })
+    }),
+    ("grid_sample", |g| {
+        let (d, spatial) = (if g.rarely(20) { g.dtype() } else { g.float() }, g.one(&[2, 2, 3]));
+        let n = g.one(&[1, 2, 0]);
+        let mut x = vec![n, g.one(&[1, 3, 0])];
+        x.extend((0..spatial).map(|_| g.one(&[1, 2, 4, 5, 0])));
+        let mut at = vec![if g.rarely(15) { 3 } else { n }];
+        at.extend((0..spatial).map(|_| g.one(&[1, 2, 3, 0])));
+        at.push(if g.rarely(15) { 1 } else { spatial });
+        let at = if g.rarely(15) { g.extents() } else { at };
+        let options = GridSampleOptions {
+            mode: g.one(&[GridSampleMode::Linear, GridSampleMode::Nearest, GridSampleMode::Cubic]),
+            padding: g.one(&[GridSamplePadding::Zeros, GridSamplePadding::Border, GridSamplePadding::Reflection]),
+            align_corners: g.rarely(2),
+        };
+        (vec![g.tensor(&x, d), g.tensor(&at, d)], call(move |x| Ok(vec![x[0].grid_sample(&x[1], &options)?])))
+    }),
+    ("affine_grid", |g| {
+        let d = if g.rarely(20) { g.dtype() } else { g.float() };
+        let (n, align, volume) = (g.one(&[1, 2, 0]), g.rarely(2), g.rarely(3));
+        let theta = if g.rarely(10) { g.extents() } else { vec![n, 2 + usize::from(volume), 3 + usize::from(volume)] };
+        let mut size = || if g.rarely(25) { g.size() } else { g.one(&[1, 2, 5, 0]) };
+        let output = [size(), size(), size()];
+        let run = move |x: &[Tensor]| match volume {
+            true => x[0].affine_grid(output, align),
+            false => x[0].affine_grid([output[0], output[1]], align),
+        };
+        (vec![g.tensor(&theta, d)], call(move |x| Ok(vec![run(x)?])))
+    }),
+    ("local_response_norm", |g| {
+        on(g, |g, _| {
+            let size = if g.rarely(8) { g.size() } else { g.one(&[1, 2, 3, 5]) };
+            let numbers = if g.rarely(8) { [g.number(), g.number(), g.number()] } else { [1e-4, 0.75, 1.0] };
+            move |x| x.local_response_norm(size, numbers[0], numbers[1], numbers[2])
+        })
+    }),
+    ("unfold", |g| match g.below(4) {
+        0 => columns::<1>(g, false),
+        1 => columns::<3>(g, false),
+        _ => columns::<2>(g, false),
+    }),
+    ("fold", |g| match g.below(4) {
+        0 => columns::<1>(g, true),
+        1 => columns::<3>(g, true),
+        _ => columns::<2>(g, true),
     }),
     ("max_pool1d", |g| max_pool(g, Tensor::max_pool1d)),
     ("max_pool2d", |g| max_pool(g, Tensor::max_pool2d)),

@@ -61,6 +61,9 @@ impl Options {
     pub fn ints(&self, name: &str) -> Vec<i64> {
         self.0[name].as_array().map(|a| a.iter().filter_map(Value::as_i64).collect()).unwrap_or_default()
     }
+    pub fn numbers(&self, name: &str) -> Vec<f64> {
+        self.0[name].as_array().map(|a| a.iter().filter_map(Value::as_f64).collect()).unwrap_or_default()
+    }
     /// `null` is every axis.
     pub fn axes(&self, name: &str) -> Axes {
         if self.0[name].is_null() {

@@ -1,18 +1,25 @@
-//! The calls of convolutions, pooling and norms of channels.
+//! The calls of convolutions, pooling, norms of channels and resampling.
 
 use super::cases::{Case, Options};
 use super::reference::{Call, of, one};
 use cotangent::op;
-use cotangent::ops::conv::{Sliding, conv::Conv};
+use cotangent::ops::conv::{Resampling, Sliding, conv::Conv};
 use cotangent::ops::conv_input::ConvInput;
 use cotangent::ops::conv_weight::ConvWeight;
 use cotangent::ops::{
-    AvgPoolOptions, ConvOptions, ConvTransposeOptions, MaxPoolOptions, Padding,
+    AvgPoolOptions, ConvOptions, ConvTransposeOptions, GridSampleMode, GridSampleOptions, GridSamplePadding, InterpolateMode,
+    InterpolateOptions, InterpolateSize, MaxPoolOptions, Padding, UnfoldOptions,
     adaptive_pool::AdaptivePool,
+    affine_grid::AffineGrid,
     avg_pool::AvgPool,
     batch_norm::{BatchNorm, BatchNormWith},
+    grid_sample::GridSample,
     group_norm::GroupNorm,
+    interpolate::Interpolate,
+    local_response_norm::LocalResponseNorm,
     max_pool::MaxPool,
+    resample::Resample,
+    unfold::{Fold, Unfold},
 };
 use cotangent::{Result, Shape, Tensor};
 
@@ -133,6 +140,82 @@ fn channels(c: &Case) -> Option<Call> {
     })
 }
 
+fn columns<const D: usize>(c: &Case) -> Call {
+    let o = &c.options;
+    let kernel = list::<D>(o, "kernel");
+    let options = UnfoldOptions { dilation: list(o, "dilation"), padding: list(o, "padding"), stride: list(o, "stride") };
+    if c.op == "unfold" {
+        let windows = Sliding::columns(&c.inputs[0].shape[2..], &kernel, &options).unwrap();
+        return one(Unfold(windows), move |x| x[0].unfold(kernel, &options));
+    }
+    let output = list::<D>(o, "output");
+    let windows = Sliding::columns(&output, &kernel, &options).unwrap();
+    one(Fold(windows), move |x| x[0].fold(output, kernel, &options))
+}
+
+fn resampling(c: &Case) -> Option<Call> {
+    let o = &c.options;
+    let mode = || match o.text("mode") {
+        Some("nearest") => InterpolateMode::Nearest,
+        Some("nearest-exact") => InterpolateMode::NearestExact,
+        Some("linear") => InterpolateMode::Linear,
+        Some("cubic") => InterpolateMode::Cubic,
+        Some("area") => InterpolateMode::Area,
+        other => panic!("mode {other:?}"),
+    };
+    let (align_corners, antialias) = (o.flag("align"), o.flag("antialias"));
+    Some(match c.op.as_str() {
+        "interpolate" => {
+            let options = InterpolateOptions { mode: mode(), align_corners, antialias, recompute_scale_factor: o.flag("recompute") };
+            let by = o.numbers("factor");
+            let to = if by.is_empty() { InterpolateSize::Size(o.shape("size")) } else { InterpolateSize::ScaleFactor(by.into()) };
+            one(Interpolate { to: to.clone(), options }, move |x| x[0].interpolate(to.clone(), &options))
+        }
+        // No method of its own: a step of interpolate.
+        "resample" => {
+            let (axis, to) = (o.int("axis")? as usize, o.int("to")? as usize);
+            let of = Resampling { mode: mode(), from: shape(c, 0)[axis], to, factor: o.number("factor"), align_corners, antialias };
+            let op = Resample::<false> { axis, of };
+            one(op.clone(), move |x| op::apply1(op.clone(), &[&x[0]]))
+        }
+        _ => return None,
+    })
+}
+
+fn positions(c: &Case) -> Option<Call> {
+    let o = &c.options;
+    let align_corners = o.flag("align");
+    Some(match c.op.as_str() {
+        "grid_sample" => {
+            let mode = match o.text("mode")? {
+                "linear" => GridSampleMode::Linear,
+                "nearest" => GridSampleMode::Nearest,
+                _ => GridSampleMode::Cubic,
+            };
+            let padding = match o.text("padding")? {
+                "zeros" => GridSamplePadding::Zeros,
+                "border" => GridSamplePadding::Border,
+                _ => GridSamplePadding::Reflection,
+            };
+            let options = GridSampleOptions { mode, padding, align_corners };
+            one(GridSample(options), move |x| x[0].grid_sample(&x[1], &options))
+        }
+        "affine_grid" => {
+            let (output, volume) = (o.shape("output"), o.shape("output").rank() == 3);
+            let op = AffineGrid { output: output.clone(), align_corners };
+            one(op, move |x| match volume {
+                true => x[0].affine_grid([output[0], output[1], output[2]], align_corners),
+                false => x[0].affine_grid([output[0], output[1]], align_corners),
+            })
+        }
+        "local_response_norm" => {
+            let (size, alpha, beta, k) = (o.int("size")? as usize, o.number("alpha")?, o.number("beta")?, o.number("k")?);
+            one(LocalResponseNorm { size, alpha, beta, k }, move |x| x[0].local_response_norm(size, alpha, beta, k))
+        }
+        _ => return None,
+    })
+}
+
 pub fn convolutions(c: &Case) -> Option<Call> {
     Some(match (c.op.as_str(), c.inputs.first().map_or(0, |x| x.shape.len())) {
         ("conv", 3) => conv(c, Tensor::conv1d),
@@ -141,9 +224,11 @@ pub fn convolutions(c: &Case) -> Option<Call> {
         ("conv_input", 3) => transposed(c, Tensor::conv_transpose1d),
         ("conv_input", 4) => transposed(c, Tensor::conv_transpose2d),
         ("conv_input", _) => transposed(c, Tensor::conv_transpose3d),
+        ("unfold" | "fold", _) if c.options.ints("kernel").len() == 1 => columns::<1>(c),
+        ("unfold" | "fold", _) => columns::<2>(c),
         ("conv_weight", 3) => weight::<1>(c),
         ("conv_weight", 4) => weight::<2>(c),
         ("conv_weight", _) => weight::<3>(c),
-        _ => return pooling(c).or_else(|| channels(c)),
+        _ => return pooling(c).or_else(|| channels(c)).or_else(|| resampling(c)).or_else(|| positions(c)),
     })
 }

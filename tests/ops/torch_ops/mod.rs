@@ -51,6 +51,26 @@ const DIFFERENCES: &[(&str, &str, &str)] = &[
     ),
     ("mse_loss/empty_Mean", "all", "the mean loss of no elements is 0: PyTorch gives 0/0"),
     ("bce_with_logits/empty_Mean", "all", "as mse_loss"),
+    (
+        "interpolate/nearest_rounding",
+        "gradient",
+        "the transpose of the value: PyTorch's gradient rounds positions where its value does not",
+    ),
+    ("interpolate/nearest_rounding", "definition's gradient", "the same"),
+    ("interpolate/nearest-exact_rounding", "gradient", "the same"),
+    ("interpolate/nearest-exact_rounding", "definition's gradient", "the same"),
+    ("interpolate/special", "all", "an element of weight 0 takes no part: PyTorch multiplies it by 0"),
+    (
+        "interpolate/nearest_one_factor",
+        "all",
+        "positions follow a factor also where no extent changes, as PyTorch's along one axis: along two it copies",
+    ),
+    (
+        "interpolate/cubic_one_factor",
+        "gradient",
+        "the transpose of the value: PyTorch's gradient copies where no extent changes, its value does not",
+    ),
+    ("interpolate/cubic_one_factor", "definition's gradient", "the same"),
     ("cast/*", "definition", "the definition does not round: the bound says by how much a result may be off"),
 ];
 
@@ -317,6 +337,8 @@ const NO_OPTIONS: &[(&str, &str, &str)] = &[
     ("linear_cross_entropy", "keep", "set by what is tracked; the result is the same"),
     ("max_pool", "windows.groups", "there are none"),
     ("avg_pool", "windows.groups", "there are none"),
+    ("unfold", "0.groups", "there are none"),
+    ("fold", "0.groups", "there are none"),
     ("linear_cross_entropy", "rows", "how the work is cut; the result is the same"),
 ];
 
@@ -389,6 +411,9 @@ fn every_option_has_fixtures() {
     every("matrix_norm", "kind", &["Frobenius", "One", "Infinity", "MinusOne", "MinusInfinity"]);
     every("cast", "to", &["F64", "F32", "BF16", "F16", "I64", "U32", "U8"]);
     every("pad_with", "mode", &["Reflect", "Replicate", "Circular"]);
+    every("interpolate", "options.mode", &["Nearest", "NearestExact", "Linear", "Cubic", "Area"]);
+    every("grid_sample", "0.mode", &["Linear", "Nearest", "Cubic"]);
+    every("grid_sample", "0.padding", &["Zeros", "Border", "Reflection"]);
     every("embedding", "padding", &["None", "Row(0)"]);
     for op in ["sum", "mean", "logsumexp", "max", "min", "norm", "prod", "var", "std", "any_all"] {
         every(op, "axes", &["All"]);

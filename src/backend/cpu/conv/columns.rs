@@ -13,7 +13,7 @@ pub(super) struct Span {
 
 /// Calls `f` for every stretch of a span that lies in one line of the output: where it begins in the span, its coordinates, its length.
 #[inline(always)]
-fn lines(c: &Conv, span: Span, mut f: impl FnMut(usize, [usize; 3], usize)) {
+pub(super) fn lines(c: &Conv, span: Span, mut f: impl FnMut(usize, [usize; 3], usize)) {
     let (height, width) = (c.axes[1].output, c.axes[2].output);
     let (mut line, mut from, mut at) = (span.first / width, span.first % width, 0);
     while at < span.len {
@@ -38,7 +38,7 @@ fn taps(c: &Conv, mut f: impl FnMut([usize; 3])) {
 /// What a stretch of a line meets under one element of the kernel: where the line of the input begins, the part of the stretch that lies
 /// inside, and where that part begins in the line. `None` in the padding.
 #[inline(always)]
-fn meets(c: &Conv, [kz, ky, kx]: [usize; 3], [z, y, from]: [usize; 3], n: usize) -> Option<(usize, [usize; 2], usize)> {
+pub(super) fn meets(c: &Conv, [kz, ky, kx]: [usize; 3], [z, y, from]: [usize; 3], n: usize) -> Option<(usize, [usize; 2], usize)> {
     let [az, ay, ax] = &c.axes;
     let (iz, iy) = ((z * az.stride) as isize + az.offset(kz), (y * ay.stride) as isize + ay.offset(ky));
     if iz < 0 || iy < 0 || iz as usize >= az.input || iy as usize >= ay.input {

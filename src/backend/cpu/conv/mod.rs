@@ -12,11 +12,15 @@ mod depthwise;
 mod forward;
 mod input;
 mod pool;
+mod resample;
+mod unfold;
 mod weight;
 
 pub(crate) use forward::forward;
 pub(crate) use input::input;
 pub(crate) use pool::max;
+pub(crate) use resample::resample;
+pub(crate) use unfold::{fold, unfold};
 pub(crate) use weight::weight;
 
 use super::gemm::{GemmFloat, Mat, gemm, gemm_here};

@@ -1,11 +1,12 @@
-//! Convolutions and pooling: the launches of kernels/conv.
+//! Convolutions, pooling and resampling: the launches of kernels/conv.
 
 use crate::backend::conv::Conv;
 use crate::backend::cuda::abi::{Grid, Sliding};
 use crate::backend::cuda::device::{Dst, Src};
-use crate::backend::cuda::launch::kernels::{conv as kernels, pool};
+use crate::backend::cuda::launch::kernels::{conv as kernels, pool, resample as resampling, unfold as columns};
 use crate::backend::cuda::launch::{Dense, In, Out, THREADS};
-use crate::dtype::DType;
+use crate::backend::resample::Resampling;
+use crate::dtype::{DType, I64};
 use crate::error::Result;
 
 /// Rows and columns of a tile of results, and terms of a step: as in kernels/conv/conv.cu.
@@ -71,4 +72,48 @@ pub(crate) fn max(c: &Conv, x: &In<'_>, y: &mut Out<'_>, at: &mut Out<'_>) -> Re
     }
     let x = x.contiguous()?;
     pool::max(on, Grid::over(n, THREADS, on.grid_cap()), &y.dst(), &at.dst(), &x.src(), c.into(), n as i64)
+}
+
+/// Windows of planes as columns; planes are images.
+pub(crate) fn unfold(c: &Conv, x: &In<'_>, y: &mut Out<'_>) -> Result<()> {
+    let (on, n) = (y.context(), y.numel());
+    if n == 0 {
+        return Ok(());
+    }
+    let x = x.contiguous()?;
+    columns::forward(on, Grid::over(n, THREADS, on.grid_cap()), &y.dst(), &x.src(), c.into(), n as i64)
+}
+
+/// The sums of columns back into planes.
+pub(crate) fn fold(c: &Conv, y: &In<'_>, x: &mut Out<'_>) -> Result<()> {
+    let (on, n) = (x.context(), x.numel());
+    if n == 0 {
+        return Ok(());
+    }
+    let y = y.contiguous()?;
+    columns::back(on, Grid::over(n, THREADS, on.grid_cap()), &x.dst(), &y.src(), c.into(), n as i64)
+}
+
+/// An axis of `x` resampled, or with `back` the transpose of that. Positions and weights are computed on the device, so that a captured step
+/// needs nothing from the host.
+pub(crate) fn resample(r: &Resampling, back: bool, axis: usize, x: &In<'_>, y: &mut Out<'_>) -> Result<()> {
+    let (on, n) = (y.context(), y.numel());
+    if n == 0 {
+        return Ok(());
+    }
+    let (_, _, inner) = x.shape().split_at(axis);
+    let x = x.contiguous()?;
+    let acc = if y.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let width = r.width();
+    let mut at = on.alloc(I64, r.to.saturating_mul(2))?;
+    let mut weights = on.alloc(acc, r.to.saturating_mul(width))?;
+    let [from, to, width, inner, n] = [r.from, r.to, width, inner, n].map(|v| v as i64);
+    let (step, near, reach) = (r.step(), i32::from(r.factor.is_some()), r.reach());
+    let rows = Grid::over(r.to, THREADS, on.grid_cap());
+    let (rule, align) = (r.rule() as i32, i32::from(r.align_corners));
+    resampling::table(on, rows, &Dst::new(&mut weights), &Dst::new(&mut at), from, to, width, rule, near, align, step, reach)?;
+    let (at, weights) = (Src::new(&at, 0), Src::new(&weights, 0));
+    let grid = Grid::over(y.numel(), THREADS, on.grid_cap());
+    let launch = if back { resampling::back } else { resampling::forward };
+    launch(on, grid, &y.dst(), &x.src(), &at, &weights, from, to, width, inner, n)
 }
