@@ -1,9 +1,9 @@
 //! Buffers, freezing, trees of every kind, the summary, keys.
 
 use cotangent::diagnostics::{Trace, review};
-use cotangent::io::TensorFile;
+use cotangent::io::{ModuleFile, TensorFile, save_safetensors};
 use cotangent::models::{Lora, add_lora, merge_lora};
-use cotangent::nn::{Activation, Dropout, Func, Gpt, GptConfig, Layer, LayerNorm, Linear, Sequential};
+use cotangent::nn::{Activation, BatchNorm2d, Conv2d, Dropout, Func, Gpt, GptConfig, Layer, LayerNorm, Linear, Sequential};
 use cotangent::optim::{AdamW, Ema, Muon, Sgd};
 use cotangent::{BF16, Buffer, F32, F64, GradOptions, I64, Key, Module, Param, Result, Rng, Role, Tensor, module};
 use cotangent::{value_and_grad, value_and_grad_with_aux};
@@ -418,5 +418,36 @@ fn trees_are_mapped_side_by_side() -> Result<()> {
     assert!(e.is_argument() && e.to_string().starts_with("zip_map: the other tree has [0], this one [0, 1]"), "{e}");
     let e = frozen.zip_map(&frozen, |_, a, _| a.matmul(&Tensor::ones([3, 3], F32)?)).unwrap_err();
     assert!(e.is_shape() && e.to_string().contains("matmul"), "{e}");
+    Ok(())
+}
+
+/// A state dict of PyTorch's counts the batches of each batch norm, on which nothing depends here: neither a file nor a map of it is refused for
+/// that, and nothing is left over. A count beside no batch norm is as unexpected as any other name.
+#[test]
+fn pytorchs_counts_of_batches_are_passed_over() -> Result<()> {
+    let made = |seed| Ok::<_, cotangent::Error>((Conv2d::new(2, 3, [1, 1], F32, Key::new(seed))?, BatchNorm2d::new(3, F32)?));
+    let (trained, count) = (made(1)?, Tensor::scalar(7i64)?);
+    let mut dict: BTreeMap<String, Tensor> = trained.named_tensors().into_iter().collect();
+    dict.insert("1.running_mean".into(), Tensor::from_slice(&[1f32, 2., 3.], [3])?);
+    dict.insert("1.num_batches_tracked".into(), count.clone());
+    let mut other = made(2)?;
+    other.load_named(&dict)?;
+    assert_eq!(other.1.running_mean.to_vec::<f32>()?, [1., 2., 3.]);
+    assert_eq!(other.0.weight.to_vec::<f32>()?, trained.0.weight.to_vec::<f32>()?);
+
+    let path = std::env::temp_dir().join(format!("cotangent-counts-{}.safetensors", std::process::id()));
+    save_safetensors(&path, dict.iter().map(|(n, t)| (n.as_str(), t)), &[])?;
+    let mut third = made(3)?;
+    let report = third.load(&path)?;
+    assert_eq!(report.ignored, ["1.num_batches_tracked"]);
+    assert!(report.is_complete() && report.loaded.len() == 6, "{report}");
+    assert_eq!(third.1.running_mean.to_vec::<f32>()?, [1., 2., 3.]);
+    assert_eq!(made(4)?.load_partial(&path)?.unexpected, [""; 0]);
+
+    dict.insert("0.num_batches_tracked".into(), count);
+    assert!(made(5)?.load_named(&dict).unwrap_err().to_string().contains("unexpected [0.num_batches_tracked]"));
+    save_safetensors(&path, dict.iter().map(|(n, t)| (n.as_str(), t)), &[])?;
+    assert!(made(6)?.load(&path).unwrap_err().to_string().contains("unexpected in the file: 0.num_batches_tracked"));
+    std::fs::remove_file(&path)?;
     Ok(())
 }

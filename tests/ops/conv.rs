@@ -3,7 +3,10 @@
 use cotangent::ops::conv::{Sliding, Window, conv::Conv};
 use cotangent::ops::conv_input::ConvInput;
 use cotangent::ops::conv_weight::ConvWeight;
-use cotangent::ops::{Conv1dOptions, Conv2dOptions, ConvTranspose1dOptions, ConvTranspose2dOptions, Padding};
+use cotangent::ops::{
+    AvgPool2dOptions, Conv1dOptions, Conv2dOptions, ConvTranspose1dOptions, ConvTranspose2dOptions, InterpolateMode, InterpolateOptions,
+    MaxPool2dOptions, Padding, UnfoldOptions,
+};
 use cotangent::testing::gradcheck;
 use cotangent::{F32, F64, Key, Result, Shape, Tensor, op};
 
@@ -151,7 +154,7 @@ fn refusals_say_what_to_do() {
     says(x.conv2d(&w, None, &plain), &["conv2d: ", "[2, 8, 9, 3]", "[4, 3, 3, 3]", "permute it to the second place"]);
     let right = x.permute([0, 3, 1, 2]).unwrap();
     assert_eq!(right.conv2d(&w, None, &plain).unwrap().shape(), &[2, 4, 6, 7]);
-    says(right.select(0, 0).unwrap().conv2d(&w, None, &plain), &["conv2d: ", "[batch, channels, height, width]", "unsqueeze(0)"]);
+    says(right.select(0, 0).unwrap().select(0, 0).unwrap().conv2d(&w, None, &plain), &["conv2d: ", "[batch, channels, height, width]"]);
     says(right.conv1d(&w, None, &Conv1dOptions::default()), &["conv1d: ", "[batch, channels, length]"]);
     says(right.conv2d(&w, None, &Conv2dOptions { groups: 2, ..plain }), &["2 groups"]);
     says(right.narrow(2, 0, 2).unwrap().conv2d(&w, None, &plain), &["kernel [3, 3]", "[2, 9] along spatial axis 0", "add padding"]);
@@ -162,4 +165,59 @@ fn refusals_say_what_to_do() {
     says(y.conv_transpose2d(&w, None, &more), &["conv_transpose2d: ", "output_padding [1, 0]", "stride [1, 1]"]);
     let none = ConvTranspose2dOptions { padding: [5, 0], ..ConvTranspose2dOptions::default() };
     says(y.conv_transpose2d(&w, None, &none), &["nothing of axis 2 is left", "[2, 4, 6, 7]"]);
+}
+
+/// An image without a batch axis is a batch of one, for values, places, gradients, and the line that a refusal names.
+#[test]
+fn images_alone_are_batches_of_one() -> Result<()> {
+    type Of = fn(&Tensor, &Tensor) -> Result<Tensor>;
+    let calls: [(&str, Of); 9] = [
+        ("conv2d", |x, w| x.conv2d(w, None, &Conv2dOptions { padding: 1.into(), ..Conv2dOptions::default() })),
+        ("conv_transpose2d", |x, w| {
+            x.conv_transpose2d(w, None, &ConvTranspose2dOptions { stride: [2, 1], ..ConvTranspose2dOptions::default() })
+        }),
+        ("max_pool2d", |x, _| x.max_pool2d([2, 2], &MaxPool2dOptions::default())),
+        ("max_pool2d_with_index", |x, _| Ok(x.max_pool2d_with_index([2, 2], &MaxPool2dOptions::default())?.0)),
+        ("avg_pool2d", |x, _| x.avg_pool2d([3, 2], &AvgPool2dOptions { padding: [1, 1], ..AvgPool2dOptions::default() })),
+        ("adaptive_avg_pool2d", |x, _| x.adaptive_avg_pool2d([2, 3])),
+        ("adaptive_max_pool2d", |x, _| x.adaptive_max_pool2d([2, 3])),
+        ("unfold", |x, _| x.unfold([2, 3], &UnfoldOptions::default())),
+        ("fold", |x, _| {
+            let columns = x.unfold([2, 3], &UnfoldOptions::default())?;
+            columns.fold([5, 6], [2, 3], &UnfoldOptions::default())
+        }),
+    ];
+    let (x, w) = (randn(&[3, 5, 6], 1), randn(&[3, 3, 2, 2], 2));
+    for (name, f) in calls {
+        let (one, many) = (f(&x, &w)?, f(&x.unsqueeze(0)?, &w)?);
+        assert_eq!(one.shape()[..], many.shape()[1..], "{name}");
+        assert_eq!(one.to_vec::<f64>()?, many.to_vec::<f64>()?, "{name}");
+        let loss = |x: &Tensor| f(x, &w)?.square()?.sum(..);
+        let (alone, batch) = (cotangent::grad(&x, loss)?, cotangent::grad(&x.unsqueeze(0)?, loss)?);
+        assert_eq!(alone.shape(), x.shape(), "{name}");
+        assert_eq!(alone.to_vec::<f64>()?, batch.to_vec::<f64>()?, "{name}");
+    }
+    let places = x.max_pool2d_with_index([2, 2], &MaxPool2dOptions::default())?.1;
+    assert_eq!(places.shape(), &[3, 2, 3]);
+    let (e, line) = (x.conv2d(&randn(&[4, 2, 2, 2], 3), None, &Conv2dOptions::default()).unwrap_err(), line!());
+    assert!(e.to_string().contains("has 3 channels, but weight [4, 2, 2, 2] takes 2"), "{e}");
+    assert_eq!(e.location().unwrap().line(), line);
+    Ok(())
+}
+
+/// What is enlarged and used elsewhere, too, gets both gradients, by factors that differ and are no whole numbers [E11].
+#[test]
+fn an_image_that_is_also_used_elsewhere_gets_both_gradients() -> Result<()> {
+    let x = randn(&[1, 2, 3, 4], 5);
+    for mode in [InterpolateMode::Nearest, InterpolateMode::Linear] {
+        let larger = |x: &Tensor| x.interpolate([1.5, 2.25], &InterpolateOptions { mode, ..InterpolateOptions::default() });
+        assert_eq!(larger(&x)?.shape(), &[1, 2, 4, 9]);
+        let both = cotangent::grad(&x, |x| x.square()?.sum(..)?.add(&larger(x)?.square()?.sum(..)?))?;
+        let one = cotangent::grad(&x, |x| x.square()?.sum(..))?;
+        let other = cotangent::grad(&x, |x| larger(x)?.square()?.sum(..))?;
+        let sum = one.add(&other)?.to_vec::<f64>()?;
+        assert!(both.to_vec::<f64>()?.iter().zip(&sum).all(|(a, b)| (a - b).abs() < 1e-12 * (1.0 + b.abs())), "{mode:?}");
+        gradcheck(|x| larger(&x[0])?.square()?.mul(&x[0].sum(..)?), std::slice::from_ref(&x))?;
+    }
+    Ok(())
 }

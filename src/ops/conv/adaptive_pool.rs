@@ -1,5 +1,6 @@
 //! Means and maxima of as many windows as are asked for.
 
+use super::sliding::one_image;
 use crate::dtype::DType;
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Composite, Describe, Math, Outputs, compose1_as};
@@ -127,6 +128,13 @@ impl<const MAX: bool> Composite for AdaptivePool<MAX> {
     }
 }
 
+#[track_caller]
+fn pool<const MAX: bool>(name: &'static str, x: &Tensor, output: &[usize]) -> Result<Tensor> {
+    let image = one_image(x, output.len())?;
+    let y = compose1_as(name, AdaptivePool::<MAX> { output: output.into() }, &[image.as_ref().unwrap_or(x)])?;
+    if image.is_some() { y.squeeze(0) } else { Ok(y) }
+}
+
 impl Tensor {
     /// Means of as many windows of `[batch, channels, length]` as the result has positions.
     /// They lie as in [`Tensor::adaptive_avg_pool2d`].
@@ -138,7 +146,7 @@ impl Tensor {
     /// Shape error for other axes, or an empty one; argument error for an extent of 0; dtype error for integers.
     #[track_caller]
     pub fn adaptive_avg_pool1d(&self, output: [usize; 1]) -> Result<Tensor> {
-        compose1_as("adaptive_avg_pool1d", AdaptivePool::<false> { output: output.into() }, &[self])
+        pool::<false>("adaptive_avg_pool1d", self, &output)
     }
 
     /// Means of as many windows of `[batch, channels, height, width]` as the result has positions.
@@ -152,7 +160,7 @@ impl Tensor {
     ///
     /// # Shapes
     /// Window `i` of `O` along an axis of `L` reaches from element `⌊i·L/O⌋` up to `⌈(i+1)·L/O⌉`: windows overlap where `O` does not
-    /// divide `L`.
+    /// divide `L`. Without the batch axis `x` is one image, and so is the result.
     ///
     /// # Gradient
     /// `ȳ` divided by the number of elements of its window; added up where windows overlap.
@@ -161,7 +169,7 @@ impl Tensor {
     /// Shape error for other axes, or an empty one; argument error for an extent of 0; dtype error for integers.
     #[track_caller]
     pub fn adaptive_avg_pool2d(&self, output: [usize; 2]) -> Result<Tensor> {
-        compose1_as("adaptive_avg_pool2d", AdaptivePool::<false> { output: output.into() }, &[self])
+        pool::<false>("adaptive_avg_pool2d", self, &output)
     }
 
     /// Means of as many windows of `[batch, channels, depth, height, width]` as the result has positions.
@@ -174,7 +182,7 @@ impl Tensor {
     /// Shape error for other axes, or an empty one; argument error for an extent of 0; dtype error for integers.
     #[track_caller]
     pub fn adaptive_avg_pool3d(&self, output: [usize; 3]) -> Result<Tensor> {
-        compose1_as("adaptive_avg_pool3d", AdaptivePool::<false> { output: output.into() }, &[self])
+        pool::<false>("adaptive_avg_pool3d", self, &output)
     }
 
     /// Maxima of as many windows of `[batch, channels, length]` as the result has positions.
@@ -187,7 +195,7 @@ impl Tensor {
     /// Shape error for other axes, or an empty one; argument error for an extent of 0; dtype error for integers.
     #[track_caller]
     pub fn adaptive_max_pool1d(&self, output: [usize; 1]) -> Result<Tensor> {
-        compose1_as("adaptive_max_pool1d", AdaptivePool::<true> { output: output.into() }, &[self])
+        pool::<true>("adaptive_max_pool1d", self, &output)
     }
 
     /// Maxima of as many windows of `[batch, channels, height, width]` as the result has positions.
@@ -200,7 +208,7 @@ impl Tensor {
     /// Shape error for other axes, or an empty one; argument error for an extent of 0; dtype error for integers.
     #[track_caller]
     pub fn adaptive_max_pool2d(&self, output: [usize; 2]) -> Result<Tensor> {
-        compose1_as("adaptive_max_pool2d", AdaptivePool::<true> { output: output.into() }, &[self])
+        pool::<true>("adaptive_max_pool2d", self, &output)
     }
 
     /// Maxima of as many windows of `[batch, channels, depth, height, width]` as the result has positions.
@@ -213,6 +221,6 @@ impl Tensor {
     /// Shape error for other axes, or an empty one; argument error for an extent of 0; dtype error for integers.
     #[track_caller]
     pub fn adaptive_max_pool3d(&self, output: [usize; 3]) -> Result<Tensor> {
-        compose1_as("adaptive_max_pool3d", AdaptivePool::<true> { output: output.into() }, &[self])
+        pool::<true>("adaptive_max_pool3d", self, &output)
     }
 }

@@ -1,7 +1,7 @@
 //! The mean of each window.
 
 use super::options::{AvgPool1dOptions, AvgPool2dOptions, AvgPool3dOptions, AvgPoolOptions};
-use super::sliding::{Sliding, Window};
+use super::sliding::{Sliding, Window, one_image};
 use crate::dtype::DType;
 use crate::error::{ErrorKind, Result, bail};
 use crate::op::{Composite, Describe, Math, Outputs, compose1_as};
@@ -142,10 +142,13 @@ impl Composite for AvgPool {
 #[track_caller]
 fn pool<const D: usize>(name: &'static str, x: &Tensor, kernel: [usize; D], options: &AvgPoolOptions<D>) -> Result<Tensor> {
     let at = std::panic::Location::caller();
+    let image = one_image(x, D)?;
+    let x = image.as_ref().unwrap_or(x);
     let windows = Sliding::pool(x.shape(), &kernel, options.stride, options.padding, [1; D], options.ceil);
     let windows = windows.map_err(|e| e.in_op(name, at))?;
     let counted = if options.count_include_pad { options.padding } else { [0; D] };
-    compose1_as(name, AvgPool { windows, counted: counted.into() }, &[x])
+    let y = compose1_as(name, AvgPool { windows, counted: counted.into() }, &[x])?;
+    if image.is_some() { y.squeeze(0) } else { Ok(y) }
 }
 
 impl Tensor {

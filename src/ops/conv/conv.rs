@@ -3,7 +3,7 @@
 use super::define;
 use super::options::{Conv1dOptions, Conv2dOptions, Conv3dOptions, ConvOptions};
 use super::samples::{CHECKED, Geometry, PLAIN, SMALLEST, all, sliding};
-use super::sliding::{Sliding, bias_fits, over_channels};
+use super::sliding::{Sliding, bias_fits, one_image, over_channels};
 use crate::backend::{cpu, cuda};
 use crate::dtype::with_float;
 use crate::error::{ErrorKind, Result, bail};
@@ -167,11 +167,14 @@ fn conv<const D: usize>(
     options: &ConvOptions<D>,
 ) -> Result<Tensor> {
     let at = std::panic::Location::caller();
+    let image = one_image(x, D)?;
+    let x = image.as_ref().unwrap_or(x);
     let op = Conv(Sliding::conv(x.shape(), weight.shape(), options).map_err(|e| e.in_op(name, at))?);
-    match bias {
-        Some(b) => apply1_as(name, op, &[x, weight, b]),
-        None => apply1_as(name, op, &[x, weight]),
-    }
+    let y = match bias {
+        Some(b) => apply1_as(name, op, &[x, weight, b])?,
+        None => apply1_as(name, op, &[x, weight])?,
+    };
+    if image.is_some() { y.squeeze(0) } else { Ok(y) }
 }
 
 impl Tensor {
@@ -211,7 +214,7 @@ impl Tensor {
     /// # Shapes
     /// `x` is `[batch, channels, height, width]`, `weight` `[out, channels / groups, kernel height, kernel width]`, `bias` `[out]`. Each
     /// spatial extent becomes `(padded − dilation · (kernel − 1) − 1) / stride + 1`, rounded down. Any layout of the operands is taken; what
-    /// is not contiguous is copied.
+    /// is not contiguous is copied. Without the batch axis `x` is one image, and so is the result.
     ///
     /// # Numerics
     /// Half types accumulate in f32, bias included, and round once. The padding takes part in sums as zeros: times an infinite weight it is

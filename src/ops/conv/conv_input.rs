@@ -3,7 +3,7 @@
 use super::define;
 use super::options::{ConvTranspose1dOptions, ConvTranspose2dOptions, ConvTranspose3dOptions, ConvTransposeOptions};
 use super::samples::{CHECKED, SMALLEST, all, result, sliding};
-use super::sliding::{Sliding, bias_fits, over_channels};
+use super::sliding::{Sliding, bias_fits, one_image, over_channels};
 use crate::backend::{cpu, cuda};
 use crate::dtype::with_float;
 use crate::error::{ErrorKind, Result, bail};
@@ -156,11 +156,14 @@ fn transposed<const D: usize>(
     options: &ConvTransposeOptions<D>,
 ) -> Result<Tensor> {
     let at = std::panic::Location::caller();
+    let image = one_image(x, D)?;
+    let x = image.as_ref().unwrap_or(x);
     let op = ConvInput(Sliding::transposed(x.shape(), weight.shape(), options).map_err(|e| e.in_op(name, at))?);
-    match bias {
-        Some(b) => apply1_as(name, op, &[x, weight, b]),
-        None => apply1_as(name, op, &[x, weight]),
-    }
+    let y = match bias {
+        Some(b) => apply1_as(name, op, &[x, weight, b])?,
+        None => apply1_as(name, op, &[x, weight])?,
+    };
+    if image.is_some() { y.squeeze(0) } else { Ok(y) }
 }
 
 impl Tensor {
@@ -196,7 +199,8 @@ impl Tensor {
     ///
     /// # Shapes
     /// `x` is `[batch, channels, height, width]`, `weight` `[channels, out / groups, kernel height, kernel width]`, `bias` `[out]`. Each spatial
-    /// extent becomes `(extent − 1) · stride − 2 · padding + dilation · (kernel − 1) + 1 + output_padding`.
+    /// extent becomes `(extent − 1) · stride − 2 · padding + dilation · (kernel − 1) + 1 + output_padding`. Without the batch axis `x` is one
+    /// image, and so is the result.
     ///
     /// # Numerics
     /// As [`Tensor::conv2d`], but there is no padding that takes part in sums.

@@ -1,7 +1,7 @@
 //! The largest element of each window.
 
 use super::options::{MaxPool1dOptions, MaxPool2dOptions, MaxPool3dOptions, MaxPoolOptions};
-use super::sliding::{Sliding, Window};
+use super::sliding::{Sliding, Window, one_image};
 use crate::backend::{cpu, cuda};
 use crate::dtype::{DType, with_float};
 use crate::error::{ErrorKind, Result, bail};
@@ -152,9 +152,17 @@ impl Op for MaxPool {
 #[track_caller]
 fn pool<const D: usize>(name: &'static str, x: &Tensor, kernel: [usize; D], options: &MaxPoolOptions<D>) -> Result<Outputs> {
     let at = std::panic::Location::caller();
+    let image = one_image(x, D)?;
+    let x = image.as_ref().unwrap_or(x);
     let windows = Sliding::pool(x.shape(), &kernel, options.stride, options.padding, options.dilation, options.ceil);
     let windows = windows.map_err(|e| e.in_op(name, at))?;
-    apply_as(name, MaxPool { windows, of: x.shape().clone() }, &[x])
+    let mut y = apply_as(name, MaxPool { windows, of: x.shape().clone() }, &[x])?;
+    if image.is_some() {
+        for y in &mut y {
+            *y = y.squeeze(0)?;
+        }
+    }
+    Ok(y)
 }
 
 fn first(mut y: Outputs) -> Tensor {
@@ -188,7 +196,7 @@ impl Tensor {
     ///
     /// # Shapes
     /// Each spatial extent becomes `(padded − dilation · (kernel − 1) − 1) / stride + 1`, rounded down, or up with `ceil`; then windows that
-    /// would begin behind the input and the padding before it are left out.
+    /// would begin behind the input and the padding before it are left out. Without the batch axis `x` is one image, and so is the result.
     ///
     /// # Numerics
     /// The first of equal elements; NaN wins. The padding takes no part.
