@@ -3,7 +3,7 @@
 //! `cargo bench --bench table -- softmax` times by criterion; f32 unless `COTANGENT_BENCH_DTYPES` says another; threads are
 //! rayon's (`RAYON_NUM_THREADS`). benches/peers/compare.py runs the same workloads (`COTANGENT_TURNS=softmax`) in turns with
 //! PyTorch's (benches/peers/torch_table.py). `attention@2048` has another length, `linear@256` another number of rows,
-//! `layer_norm@1024` another width.
+//! `layer_norm@1024` another width, `select_loop@3200` another number of steps: its time is to be linear in them.
 //!
 //! `fma256` and `fma512` say what kind of machine it is: the same number of f32 multiply-adds in registers of 256 and of 512 bits,
 //! on one thread. Where 512 bits take half the time AVX-512 is full-rate, where they take the same it is half-rate.
