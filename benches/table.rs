@@ -11,7 +11,8 @@
 #[path = "common/turns.rs"]
 mod turns;
 
-use cotangent::nn::{Activation, Gpt, GptConfig};
+use cotangent::nn::{Activation, Gpt, GptConfig, Pass, ResNet, ResNetConfig};
+use cotangent::ops::{Conv1dOptions, Conv2dOptions};
 use cotangent::optim::AdamW;
 use cotangent::{DType, Error, F32, I64, Key, Result, Tape, Tensor, ops::CrossEntropyOptions, ops::SdpaOptions, value_and_grad};
 use criterion::Criterion;
@@ -22,7 +23,7 @@ use std::time::Duration;
 use turns::Work;
 
 /// In the order of the table; the last ones are none of its ten.
-const NAMES: [&str; 23] = [
+const NAMES: [&str; 31] = [
     "attention",
     "layer_norm",
     "rms_norm",
@@ -46,6 +47,14 @@ const NAMES: [&str; 23] = [
     "unbind_loop",
     "small_ops",
     "small_ops_untracked",
+    "conv3x3",
+    "conv3x3@128",
+    "conv3x3@256",
+    "conv3x3@512",
+    "conv1x1",
+    "depthwise",
+    "conv1d",
+    "resnet18",
 ];
 
 /// GPT-2 with 124 M parameters, 256 tokens of context as in the training step.
@@ -138,6 +147,36 @@ fn work(name: &str, dtype: DType) -> Result<Work> {
                 let steps = if select { (0..time as isize).map(|t| x[0].select(1, t)).collect::<Result<_>>()? } else { x[0].unbind(1)? };
                 steps[1..].iter().try_fold(steps[0].clone(), |sum, x| sum.add(x))
             })
+        }
+        // The 3×3 layers of ResNet-50, by their channels (64 at 56×56 to 512 at 7×7).
+        "conv3x3" => {
+            let channels = size.unwrap_or(64);
+            let side = 56 * 64 / channels;
+            let padded = Conv2dOptions { padding: 1.into(), ..Conv2dOptions::default() };
+            both(vec![random(&[8, channels, side, side], 1)?, random(&[channels, channels, 3, 3], 2)?], move |x| {
+                x[0].conv2d(&x[1], None, &padded)
+            })
+        }
+        "conv1x1" => {
+            both(vec![random(&[8, 256, 56, 56], 1)?, random(&[64, 256, 1, 1], 2)?], |x| x[0].conv2d(&x[1], None, &Conv2dOptions::default()))
+        }
+        "depthwise" => {
+            let options = Conv2dOptions { padding: 1.into(), groups: 144, ..Conv2dOptions::default() };
+            both(vec![random(&[8, 144, 56, 56], 1)?, random(&[144, 1, 3, 3], 2)?], move |x| x[0].conv2d(&x[1], None, &options))
+        }
+        // A layer of wav2vec 2.0.
+        "conv1d" => {
+            let halving = Conv1dOptions { stride: [2], ..Conv1dOptions::default() };
+            both(vec![random(&[4, 512, 800], 1)?, random(&[512, 512, 3], 2)?], move |x| x[0].conv1d(&x[1], None, &halving))
+        }
+        // Loss and gradients of a step of training.
+        "resnet18" => {
+            let net = ResNet::new(&ResNetConfig::resnet18(), dtype, Key::new(1))?;
+            let (x, y) = (random(&[32, 3, 64, 64], 2)?, indices(32, 1000)?);
+            Ok(Box::new(move || {
+                let mut pass = Pass::train();
+                value_and_grad(&net, |net| net.forward_in(&x, &mut pass)?.cross_entropy(&y)).map(|g| drop(black_box(g)))
+            }))
         }
         // A thousand ops on a tensor of eight elements: what it costs to call an op, to record it and to sweep over it.
         "small_ops" => both(vec![random(&[8], 1)?, random(&[8], 2)?], |x| small_ops(&x[0], &x[1])),

@@ -96,6 +96,27 @@ def workload(name):
             return total
 
         return both(along, r(16, time, 128))
+    if name == "conv3x3":
+        channels = size or 64
+        side = 56 * 64 // channels
+        return both(lambda x, w: F.conv2d(x, w, padding=1), r(8, channels, side, side), r(channels, channels, 3, 3))
+    if name == "conv1x1":
+        return both(F.conv2d, r(8, 256, 56, 56), r(64, 256, 1, 1))
+    if name == "depthwise":
+        return both(lambda x, w: F.conv2d(x, w, padding=1, groups=144), r(8, 144, 56, 56), r(144, 1, 3, 3))
+    if name == "conv1d":
+        return both(lambda x, w: F.conv1d(x, w, stride=2), r(4, 512, 800), r(512, 512, 3))
+    if name == "resnet18":
+        from torchvision.models import resnet18
+
+        net = resnet18().to(DTYPE).train()
+        x, y = r(32, 3, 64, 64).detach(), torch.randint(0, 1000, (32,))
+
+        def run():
+            net.zero_grad()
+            F.cross_entropy(net(x), y).backward()
+
+        return run
     if name.startswith("small_ops"):
 
         def chain(x, w):

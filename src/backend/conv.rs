@@ -25,6 +25,11 @@ impl Axis {
         (k * self.dilation) as isize - self.low
     }
 
+    /// The axis of a kernel that begins with this element, and ends with it.
+    pub(crate) fn from_element(&self, k: usize) -> Self {
+        Axis { kernel: 1, low: self.low - (k * self.dilation) as isize, ..*self }
+    }
+
     /// The positions of the output for which element `k` of the kernel lies inside the input: the first, and the one after the last.
     #[inline(always)]
     pub(crate) fn inside(&self, k: usize) -> (usize, usize) {

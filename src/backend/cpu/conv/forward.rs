@@ -35,7 +35,7 @@ pub(crate) fn forward<T: Multiply>(c: &Conv, x: &In<'_>, w: &In<'_>, bias: Optio
     let job = |alone| Forward { c, x: &own, w, few, alone };
     if tiles.len == positions {
         let parts = y.par_chunks_mut(tiles.images * channels * positions);
-        let job = job(parts.len() > 1);
+        let job = job(Tiles::alone(parts.len()));
         return parts.enumerate().with_min_len(together).try_for_each(|(i, y)| {
             let images = y.len() / (channels * positions);
             job.run((i * tiles.images, images), Span { first: 0, len: positions }, |image, channel, sums| {

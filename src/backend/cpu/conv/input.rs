@@ -55,7 +55,7 @@ pub(crate) fn input<T: Multiply>(c: &Conv, y: &In<'_>, w: &In<'_>, bias: Option<
         }
     }
     let together = Tiles::together(block * c.taps() * c.outputs * c.output());
-    let job = Input { c, y: &y, w: w.get(), bias: bias.as_ref().map(Wide::get), block, tiles, alone: parts.len() > 1 };
+    let job = Input { c, y: &y, w: w.get(), bias: bias.as_ref().map(Wide::get), block, tiles, alone: Tiles::alone(parts.len()) };
     parts.into_par_iter().with_min_len(together).try_for_each(|part| job.run(part))
 }
 

@@ -39,6 +39,10 @@ const COLUMNS: usize = 1 << 17;
 const FEW_COLUMNS: usize = 6 << 10;
 /// Fewest columns of a tile, where the output has so many positions.
 const FEWEST: usize = 64;
+/// Elements of a group's kernel from which on reading them costs more than columns that are too many for the second-level cache, and how
+/// many columns a tile then has at least.
+const LARGE_KERNEL: usize = 1 << 16;
+const COLUMNS_OF_LARGE: usize = 256;
 /// Tasks that are made at least, as far as tiles do not become too small.
 const TASKS: usize = 8;
 /// Multiply-adds that are worth a task.
@@ -113,7 +117,13 @@ impl Tiles {
     /// For matrices of so many rows.
     fn new(c: &Conv, rows: usize, few: bool) -> Self {
         let positions = c.output().max(1);
-        let columns = (if few { FEW_COLUMNS } else { COLUMNS } / rows.max(1)).max(FEWEST);
+        let large = !few && c.outputs * c.depth() >= LARGE_KERNEL;
+        let fewest = if large { COLUMNS_OF_LARGE } else { FEWEST };
+        let columns = (if few { FEW_COLUMNS } else { COLUMNS } / rows.max(1)).max(fewest);
+        if large && positions <= columns {
+            // Small planes: every tile reads the kernel, so that a tile has several images.
+            return Tiles { images: columns.div_ceil(positions).min(c.images.max(1)), len: positions, few };
+        }
         if columns >= 2 * positions && c.images > TASKS {
             let images = (columns / positions).min(c.images.div_ceil(TASKS));
             return Tiles { images, len: positions, few };
@@ -121,6 +131,11 @@ impl Tiles {
         let wanted = TASKS.div_ceil(c.images.max(1)).min(positions.div_ceil(FEWEST));
         let pieces = positions.div_ceil(columns).max(wanted);
         Tiles { images: 1, len: positions.div_ceil(pieces).next_multiple_of(16).min(positions), few }
+    }
+
+    /// Whether so many tasks leave no thread without work, so that the product in each stays on its own. Its threads change no bit.
+    fn alone(tasks: usize) -> bool {
+        tasks >= rayon::current_num_threads()
     }
 
     /// Tasks of so many multiply-adds that stay together.

@@ -1,7 +1,7 @@
 //! The derivative of the convolution by its kernel.
 
 use super::columns::{Span, gather};
-use super::{Strided, Tiles, bars, is_few, store};
+use super::{Strided, Tiles, bars, depthwise, is_few, store};
 use crate::backend::conv::Conv;
 use crate::backend::cpu::gemm::{Mat, gemm, gemm_here};
 use crate::backend::cpu::math::Real;
@@ -25,6 +25,9 @@ pub(crate) fn weight<T: Multiply>(c: &Conv, x: &In<'_>, y: &In<'_>, w: &mut [T])
         return Ok(());
     }
     let (x, y) = (x.contiguous::<T>()?, y.contiguous::<T>()?);
+    if depthwise::suits_weight(c) && depthwise::weight(c, &x, &y, w)? {
+        return Ok(());
+    }
     let (positions, len) = (c.output(), w.len());
     let tiles = Tiles::new(c, c.depth(), is_few(c));
     let pieces = positions.div_ceil(tiles.len);
@@ -35,7 +38,7 @@ pub(crate) fn weight<T: Multiply>(c: &Conv, x: &In<'_>, y: &In<'_>, w: &mut [T])
     let parts = count.div_ceil(each.max(1)).max(1);
     let mut sums = Buffer::alloc(T::Acc::DTYPE, parts * len)?;
     let sums = sums.slice_mut::<T::Acc>();
-    let job = Weight { c, x: &x, y: &y, tiles, alone: parts > 1 };
+    let job = Weight { c, x: &x, y: &y, tiles, alone: Tiles::alone(parts) };
     sums.par_chunks_mut(len).enumerate().try_for_each(|(part, sum)| -> Result<()> {
         sum.fill(T::Acc::ZERO);
         for tile in part * each..((part + 1) * each).min(count) {
