@@ -3,11 +3,11 @@
 use crate::models::hugging_face::scratch;
 use crate::train::pytorch_run::load as tensors_of;
 use cotangent::io::{ImageNetwork, ModelConfig, ModuleFile};
-use cotangent::models::{ImageModel, LoadOptions, Vit, load_encoder, load_image_model};
+use cotangent::models::{ImageModel, ImageProcessor, ImageResize, LoadOptions, Vit, load_encoder, load_image_model};
 use cotangent::nn::{BatchNorm2d, Conv2d, Func, Layer, Linear, Pass, ResNet, ResNetConfig, ResNetStem, UNet, UNetConfig};
 use cotangent::ops::Conv2dOptions;
 use cotangent::optim::Sgd;
-use cotangent::{F32, F64, I64, Key, Module, Result, Tensor, value_and_grad};
+use cotangent::{F32, F64, I64, Key, Module, Result, Tensor, U8, value_and_grad};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -257,6 +257,55 @@ fn count(c: &ResNetConfig) -> usize {
         }
     }
     n + inputs * c.classes + c.classes
+}
+
+/// What processors of transformers, and timm's transforms, make of an image: within one of 255 at each pixel, and rarely that.
+#[test]
+fn processors_make_their_authors_inputs() -> Result<()> {
+    let want = tensors_of(&fixture("processor").join("expected.safetensors"));
+    let text = std::fs::read_to_string(fixture("resnet").join("preprocessor_config.json")).unwrap();
+    let timm = r#"{"architecture": "resnet18", "num_classes": 6, "pretrained_cfg": {"input_size": [3, 24, 24], "interpolation": "bicubic",
+        "crop_pct": 0.95, "crop_mode": "center", "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}}"#;
+    let cases = [
+        ("vit", ImageProcessor::open(fixture("vit"))?, 1),
+        ("resnet", ImageProcessor::open(fixture("resnet"))?, 1),
+        ("warped", ImageProcessor::parse(&text.replace(r#""shortest_edge": 24"#, r#""shortest_edge": 384"#))?, 16),
+        ("timm", ImageProcessor::parse(timm)?, 1),
+    ];
+    for (name, processor, every) in cases {
+        let got = processor.apply(&want["image"].cast(U8)?)?;
+        let (got, want) = (got.slice_step(2, .., every)?.slice_step(3, .., every)?, &want[name]);
+        assert_eq!(got.shape(), want.shape(), "{name}");
+        let unit = 1.0 / 255.0 / processor.std.iter().fold(f64::MAX, |a, &b| a.min(b));
+        let apart: Vec<f64> = values(&got).iter().zip(values(want)).map(|(a, b)| (a - b).abs() / unit).collect();
+        let (most, mean) = (apart.iter().fold(0.0, |a: f64, &b| a.max(b)), apart.iter().sum::<f64>() / apart.len() as f64);
+        assert!(most < 1.01 && mean < 0.2, "{name}: {most} of 255 at most, {mean} in the mean");
+    }
+    // A model's own extents: nothing is resampled, and numbers are exact.
+    let plain = ImageProcessor::parse(r#"{"do_resize": false, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}"#)?;
+    assert_eq!(plain.resize, ImageResize::None);
+    let x = plain.apply(&Tensor::from_slice(&[0u8, 255, 51], [3, 1, 1])?)?;
+    assert!(values(&x).iter().zip([-1.0, 1.0, -0.6]).all(|(a, b)| (a - b).abs() < 1e-6));
+    let refused = |json: &str, what: &str| {
+        let e = ImageProcessor::parse(json).unwrap_err().to_string();
+        assert!(e.contains(what) && e.contains("vision.rs"), "{e}");
+    };
+    let with = |from: &str, to: &str| {
+        assert!(text.contains(from));
+        text.replace(from, to)
+    };
+    refused(&with(r#""resample": 3"#, r#""resample": 1"#), "`resample` is 1");
+    refused(&with(r#""shortest_edge": 24"#, r#""longest_edge": 24"#), "expected height and width, or shortest_edge");
+    refused(&with(r#""crop_pct": 0.875"#, r#""crop_pct": 0"#), "`crop_pct` is 0");
+    refused(&with("0.5", "0"), "a deviation is 0");
+    refused(&with(r#""image_mean""#, r#""mean""#), "`image_mean` is null");
+    refused(&with("24", "-24"), "`size.shortest_edge` has -24");
+    refused(&timm.replace("bicubic", "lanczos"), "`interpolation` is `lanczos`");
+    let e = plain.apply(&Tensor::zeros([1, 1, 3, 3], F32)?).unwrap_err().to_string();
+    assert!(e.contains("images of 1 channels, and a mean of 3"), "{e}");
+    assert!(plain.apply(&Tensor::zeros([3, 3], F32)?).unwrap_err().is_shape());
+    assert!(plain.apply(&Tensor::zeros([3, 3, 3], I64)?).unwrap_err().is_dtype());
+    Ok(())
 }
 
 #[test]
