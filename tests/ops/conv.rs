@@ -8,7 +8,7 @@ use cotangent::ops::{
     MaxPool2dOptions, Padding, UnfoldOptions,
 };
 use cotangent::testing::gradcheck;
-use cotangent::{F32, F64, Key, Result, Shape, Tensor, op};
+use cotangent::{F32, F64, Key, Result, Shape, Tensor, op, value_and_grad};
 
 fn randn(shape: &[usize], k: u64) -> Tensor {
     Tensor::randn(shape, F64, Key::new(k)).unwrap()
@@ -94,6 +94,74 @@ fn the_three_ops_are_derivatives_of_one_form() -> Result<()> {
         near("conv", dot(&op::apply1(Conv(s.clone()), &[&x, &w])?, &y));
         near("conv_input", dot(&op::apply1(ConvInput(s.clone()), &[&y, &w])?, &x));
         near("conv_weight", dot(&op::apply1(ConvWeight(s.clone()), &[&x, &y])?, &w));
+    }
+    Ok(())
+}
+
+/// Many channels of their own: lines shorter and longer than those that are summed side by side, kernels of each length, rests.
+#[test]
+fn depthwise_kernels_are_derivatives_of_one_form() -> Result<()> {
+    let (mut checked, mut tried) = (0, 0);
+    while checked < 60 {
+        tried += 1;
+        let key = Key::new(tried);
+        let pick = |i: u64, of: &[usize]| of[key.below(i, of.len() as u64) as usize];
+        let window = |a: u64| Window {
+            stride: pick(10 + a, &[1, 1, 1, 2]),
+            dilation: pick(20 + a, &[1, 1, 2]),
+            padding: (pick(30 + a, &[0, 1, 2, 4]) as isize, pick(40 + a, &[0, 1, 3]) as isize),
+        };
+        let (input, kernel) = ([pick(0, &[1, 2, 5]), pick(1, &[1, 5, 15, 16, 17, 37])], [pick(2, &[1, 2, 3]), pick(3, &[1, 2, 3, 4, 5])]);
+        let s = Sliding {
+            axes: [window(0), window(1)].into_iter().collect(),
+            groups: pick(4, &[8, 11]),
+            input: input.into(),
+            kernel: kernel.into(),
+        };
+        let Ok(output) = s.output() else { continue };
+        let (images, outputs) = (pick(5, &[1, 3]), pick(6, &[1, 1, 2]));
+        let x = randn(&[images, s.groups, input[0], input[1]], 1);
+        let w = randn(&[s.groups * outputs, 1, kernel[0], kernel[1]], 2);
+        let y = randn(&[images, s.groups * outputs, output[0], output[1]], 3);
+        checked += 1;
+        let want = form(&s, &x, &w, &y);
+        let near = |what: &str, got: f64| assert!((got - want).abs() < 1e-10 * (1.0 + want.abs()), "{what} of {s:?}: {got}, not {want}");
+        near("conv", dot(&op::apply1(Conv(s.clone()), &[&x, &w])?, &y));
+        near("conv_input", dot(&op::apply1(ConvInput(s.clone()), &[&y, &w])?, &x));
+        near("conv_weight", dot(&op::apply1(ConvWeight(s.clone()), &[&x, &y])?, &w));
+    }
+    // Zeros of the padding meet a cotangent that is not finite, and make NaN of it.
+    let s = Sliding {
+        axes: [Window { stride: 1, dilation: 1, padding: (1, 1) }].into_iter().collect(),
+        groups: 8,
+        input: [4].into(),
+        kernel: [3].into(),
+    };
+    let y = Tensor::from_slice(&[f64::INFINITY, 1.0, 1.0, 1.0], [1, 1, 4])?.expand([1, 8, 4])?;
+    let w = op::apply1(ConvWeight(s), &[&Tensor::ones([1, 8, 4], F64)?, &y])?.to_f64_vec()?;
+    assert!(w.chunks(3).all(|w| w[0].is_nan() && w[1] == f64::INFINITY && w[2] == f64::INFINITY), "{w:?}");
+    Ok(())
+}
+
+/// Tiles of several images, products that share their work or do not, channels as tasks: the number of threads changes no bit.
+#[test]
+fn threads_change_no_bit() -> Result<()> {
+    let cases = [([9, 96, 7, 7], 1, 1), ([5, 96, 14, 14], 1, 2), ([3, 24, 9, 40], 24, 1), ([2, 12, 30, 21], 3, 1)];
+    for (shape, groups, stride) in cases {
+        let x = randn(&shape, 1).cast(F32)?;
+        let w = randn(&[shape[1], shape[1] / groups, 3, 3], 2).cast(F32)?;
+        let options = Conv2dOptions { padding: 1.into(), groups, stride: [stride; 2], ..Conv2dOptions::default() };
+        let run = |threads: usize| -> Result<Vec<Vec<f32>>> {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let (y, grads) = value_and_grad(&(x.clone(), w.clone()), |(x, w)| x.conv2d(w, None, &options)?.square()?.sum(..))?;
+                Ok(vec![y.to_vec()?, grads.0.to_vec()?, grads.1.to_vec()?])
+            })
+        };
+        let one = run(1)?;
+        for threads in [2, 3, 16] {
+            assert!(run(threads)? == one, "{shape:?} in {groups} groups on {threads} threads");
+        }
     }
     Ok(())
 }
