@@ -228,7 +228,7 @@ impl ResNetBlock {
 /// A residual network: images `[batch, channels, height, width]` to scores `[batch, classes]`.
 ///
 /// Its names are torchvision's (`conv1.weight`, `layer1.0.bn1.running_mean`, `layer2.0.downsample.0.weight`, `fc.bias`), so a state dict of
-/// torchvision saved as safetensors loads by [`Module::load`]; [`models::load_image_model`](crate::models::load_image_model) opens folders of
+/// torchvision saved as safetensors loads by [`ModuleFile::load`](crate::io::ModuleFile::load); [`models::load_image_model`](crate::models::load_image_model) opens folders of
 /// Hugging Face.
 ///
 /// ```
