@@ -237,7 +237,7 @@ fn main() -> Result<()> {
         Err(_) => F32,
     };
     if let Ok(name) = std::env::var("COTANGENT_TURNS") {
-        return turns::serve(work(&name, dtype)?);
+        return turns::serve(dtype, work(&name, dtype)?);
     }
     let mut c =
         Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2)).configure_from_args();

@@ -7,8 +7,9 @@
 
 One process for each workload and implementation; they take turns of SECONDS (0.5; at least one run) for ROUNDS (7) rounds, in a
 changing order. A line of the CSV is one run: workload, implementation, threads, round, seconds, peak resident memory of the process
-in MiB. MODES=eager,compile (the default for steps) times torch.compile too; DTYPES=f32,bf16 times ours also in bf16, whose rows are
-named so; DTYPES and PEERS=0 (ours alone) go together. BEFORE=path times another build of the same bench as "before". The workloads
+in MiB. Each process says first what it runs (dtype, threads, device, instruction set), which has to be what was asked for, and is in
+its rows. MODES=eager,compile (the default for steps) times torch.compile too; DTYPES=f32,bf16 times both in bf16 too (steps: in mixed
+precision), PEERS=0 ours alone. BEFORE=path times another build of the same bench as "before". The workloads
 fma256 and fma512 have no peer: they say what kind of machine it is. The file is appended to.
 
 Each line that is printed has two ratios to the first implementation: of the medians, and the median over rounds of the ratio within
@@ -18,6 +19,7 @@ A turn during which something else used more than 6 % of a processor is thrown a
 above is kept, counted and shown: such a median is no measurement.
 """
 import csv
+import json
 import os
 import statistics
 import subprocess
@@ -41,10 +43,14 @@ def busy():
 class Child:
     """A process that waits for its turns."""
 
-    def __init__(self, name, command, env):
+    def __init__(self, name, command, env, dtype):
         self.name, self.times, self.peak, self.disturbed = name, [], 0.0, 0
         env = {**os.environ, **env, "OMP_NUM_THREADS": THREADS, "RAYON_NUM_THREADS": THREADS, "THREADS": THREADS}
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env, text=True)
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True)
+        self.runs = json.loads(self.process.stdout.readline() or sys.exit(f"{name} ended before its first turn"))
+        asked = {"dtype": dtype, "threads": int(THREADS), "device": "cpu"}
+        if wrong := {k: self.runs.get(k) for k in asked if self.runs.get(k) != asked[k]}:
+            sys.exit(f"{name} runs with {wrong}; asked for {asked}")
 
     def used(self):
         """Processor seconds of the process so far."""
@@ -86,13 +92,13 @@ def children(binary, workload, step):
     for dtype in os.environ.get("DTYPES", "f32").split(","):
         name = "cotangent" if dtype == "f32" else f"cotangent {dtype}"
         ours = {"COTANGENT_TURNS": workload, "COTANGENT_BENCH_DTYPES": dtype}
-        made.append(Child(name, [binary], ours))
+        made.append(Child(name, [binary], ours, dtype))
         if os.environ.get("BEFORE"):
-            made.append(Child(name.replace("cotangent", "before"), [os.environ["BEFORE"]], ours))
+            made.append(Child(name.replace("cotangent", "before"), [os.environ["BEFORE"]], ours, dtype))
         if os.environ.get("PEERS") != "0" and not workload.startswith("fma"):
             for mode in os.environ.get("MODES", "eager,compile" if step else "eager").split(","):
                 name = "torch " + mode + ("" if dtype == "f32" else f" {dtype}")
-                made.append(Child(name, [sys.executable, f"{HERE}/{twin}", workload], {"MODE": mode, "DTYPE": dtype}))
+                made.append(Child(name, [sys.executable, f"{HERE}/{twin}", workload], {"MODE": mode, "DTYPE": dtype}, dtype))
     return made
 
 
@@ -103,7 +109,7 @@ def main():
     with open(path, "a", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
         if new:
-            out.writerow(["workload", "implementation", "threads", "sample", "seconds", "peak_rss_mib"])
+            out.writerow(["workload", "implementation", "dtype", "instructions", "threads", "sample", "seconds", "peak_rss_mib"])
         for workload in workloads:
             all_ = children(binary, workload, step)
             for c in all_:
@@ -118,7 +124,7 @@ def main():
             for c in all_:
                 for r, times in enumerate(c.times):
                     for t in times:
-                        out.writerow([workload, c.name, THREADS, r, f"{t * 1e-3:.7f}", f"{c.peak:.0f}"])
+                        out.writerow([workload, c.name, c.runs["dtype"], c.runs["instructions"], c.runs["threads"], r, f"{t * 1e-3:.7f}", f"{c.peak:.0f}"])
                 ms = statistics.median(statistics.median(t) for t in c.times)
                 paired = statistics.median(statistics.median(t) / statistics.median(f) for t, f in zip(c.times, all_[0].times))
                 ratios = f"{ms / first:6.2f} paired {paired:6.3f}"

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """The workloads of benches/step.rs in PyTorch, served in turns: see compare.py.
 
-    THREADS=2 MODE=eager|compile python3 benches/peers/torch_step.py gptbaby
+    THREADS=2 DTYPE=f32|bf16 MODE=eager|compile python3 benches/peers/torch_step.py gptbaby
 
 block: a pre-norm block (B 4, T 128, width 256, 8 heads), gradients of input and weights. nanogpt (4 layers, width 128, 4 heads, T 64,
 B 12, vocabulary 65, no bias, erf GELU), gptbaby (6 layers, width 384, 6 heads, T 256, B 8, vocabulary 65, biases, tanh GELU) and
 gpt2 (12 layers, width 768, 12 heads, T 256, B 1, vocabulary 50257, biases, tanh GELU): full steps with AdamW, the first two with
-clipping.
+clipping. DTYPE=bf16: mixed precision by autocast.
 """
 import os
 import sys
@@ -16,11 +16,12 @@ os.environ["OMP_NUM_THREADS"] = str(THREADS)
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from turns import serve
+from turns import pytorch, serve
 
 torch.set_num_threads(THREADS)
 torch.manual_seed(0)
 MODE = os.environ.get("MODE", "eager")
+DTYPE = {"f32": torch.float32, "bf16": torch.bfloat16}[os.environ.get("DTYPE", "f32")]
 CONFIGS = {
     "nanogpt": dict(layers=4, width=128, heads=4, time=64, batch=12, vocab=65, bias=False, tanh=False),
     "gptbaby": dict(layers=6, width=384, heads=6, time=256, batch=8, vocab=65, bias=True, tanh=True),
@@ -63,11 +64,21 @@ class Gpt(nn.Module):
         return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))
 
 
+def mixed(f):
+    """A function under autocast, where it is asked for."""
+
+    def call(*x):
+        with torch.autocast("cpu", torch.bfloat16, enabled=DTYPE == torch.bfloat16):
+            return f(*x)
+
+    return call
+
+
 def block():
     model = Block(dict(width=256, heads=8, bias=True, tanh=True))
     x, weights = torch.randn(4, 128, 256, requires_grad=True), torch.randn(4, 128, 256)
     loss_of = lambda x: (model(x) * weights).sum()
-    loss_of = torch.compile(loss_of) if MODE == "compile" else loss_of
+    loss_of = mixed(torch.compile(loss_of) if MODE == "compile" else loss_of)
 
     def step():
         model.zero_grad(set_to_none=True)
@@ -83,7 +94,7 @@ def training(c):
     rest = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
     adam = torch.optim.AdamW(groups, lr=1e-4, fused=True)
-    loss_of = torch.compile(model) if MODE == "compile" else model
+    loss_of = mixed(torch.compile(model) if MODE == "compile" else model)
     tokens = torch.randint(0, c["vocab"], (c["batch"], c["time"]))
     targets = torch.randint(0, c["vocab"], (c["batch"], c["time"]))
 
@@ -100,4 +111,4 @@ def training(c):
 
 
 if __name__ == "__main__":
-    serve(block() if sys.argv[1] == "block" else training(CONFIGS[sys.argv[1]]))
+    serve(block() if sys.argv[1] == "block" else training(CONFIGS[sys.argv[1]]), pytorch(DTYPE))

@@ -10,7 +10,7 @@ THREADS = int(os.environ.get("THREADS", "2"))
 os.environ["OMP_NUM_THREADS"] = str(THREADS)
 import torch
 import torch.nn.functional as F
-from turns import serve
+from turns import pytorch, serve
 
 torch.set_num_threads(THREADS)
 torch.manual_seed(0)
@@ -132,4 +132,4 @@ def workload(name):
 
 
 if __name__ == "__main__":
-    serve(workload(sys.argv[1]))
+    serve(workload(sys.argv[1]), pytorch(DTYPE))

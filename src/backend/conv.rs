@@ -26,7 +26,7 @@ impl Axis {
     }
 
     /// The axis of a kernel that begins with this element, and ends with it.
-    pub(crate) fn from_element(&self, k: usize) -> Self {
+    pub(crate) fn element(&self, k: usize) -> Self {
         Axis { kernel: 1, low: self.low - (k * self.dilation) as isize, ..*self }
     }
 

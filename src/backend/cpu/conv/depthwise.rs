@@ -195,7 +195,7 @@ pub(super) fn weight<T: Compute>(c: &Conv, x: &[T], y: &[T], w: &mut [T]) -> Res
                                 [_, _, _, _, _] => sums_of_lines::<T, 5>(ax, lines(), total),
                                 _ => {
                                     for (k, total) in total.iter_mut().enumerate() {
-                                        sums_of_lines::<T, 1>(&ax.from_element(k), lines(), std::slice::from_mut(total));
+                                        sums_of_lines::<T, 1>(&ax.element(k), lines(), std::slice::from_mut(total));
                                     }
                                 }
                             },
@@ -279,9 +279,9 @@ pub(super) fn forward<T: Compute>(
                 let w = &w[(kz * ay.kernel + ky) * ax.kernel..][..ax.kernel];
                 simd::dispatch(
                     #[inline(always)]
-                    || match w {
-                        &[u, v, w] if ax.stride == 1 => together(&along, [u, v, w], line, sums),
-                        &[u, v, w, p, q] if ax.stride == 1 => together(&along, [u, v, w, p, q], line, sums),
+                    || match *w {
+                        [u, v, w] if ax.stride == 1 => together(&along, [u, v, w], line, sums),
+                        [u, v, w, p, q] if ax.stride == 1 => together(&along, [u, v, w, p, q], line, sums),
                         _ => one_by_one(ax, w, line, sums),
                     },
                 );
@@ -304,9 +304,9 @@ pub(super) fn input<T: Compute>(c: &Conv, y: &[T], w: &[T::Acc], plus: impl Fn(u
                     let w = &w[(kz * ay.kernel + ky) * ax.kernel..][..ax.kernel];
                     simd::dispatch(
                         #[inline(always)]
-                        || match w {
-                            &[u, v, w] if ax.stride == 1 => together(&back, [u, v, w], line, sums),
-                            &[u, v, w, p, q] if ax.stride == 1 => together(&back, [u, v, w, p, q], line, sums),
+                        || match *w {
+                            [u, v, w] if ax.stride == 1 => together(&back, [u, v, w], line, sums),
+                            [u, v, w, p, q] if ax.stride == 1 => together(&back, [u, v, w, p, q], line, sums),
                             _ => back_one_by_one(ax, w, line, sums),
                         },
                     );
