@@ -49,6 +49,8 @@ pub(super) struct Core {
     leaves: Vec<Tensor>,
     names: Vec<String>,
     inside: bool,
+    /// Whether the tree has no tensor at all.
+    empty: bool,
 }
 
 impl Core {
@@ -56,13 +58,14 @@ impl Core {
     fn new(tree: &mut dyn Module) -> Result<Self> {
         unique(tree)?;
         let (names, values): (Vec<String>, Vec<Tensor>) = tensors_of(tree, true).into_iter().unzip();
+        let empty = values.is_empty() && tensors_of(tree, false).is_empty();
         let outer = common_tape(&values.iter().collect::<Vec<_>>())?;
         let inside = outer.is_some();
         let tape = Tape { inner: outer.unwrap_or_else(Inner::for_function) };
         let leaves = Isolated::named(&values, &names, Some(Arc::clone(&tape.inner)))?.inputs;
         put(tree, &leaves);
         let floor = tape.inner.len();
-        Ok(Core { tape, floor, leaves, names, inside })
+        Ok(Core { tape, floor, leaves, names, inside, empty })
     }
 
     /// The tape that holds the nodes of the function now, and where they start: another one's when the function met
@@ -196,6 +199,12 @@ impl Core {
     }
 
     fn require_leaves(&self) -> Result<()> {
+        if self.leaves.is_empty() && self.empty {
+            bail!(
+                argument,
+                "there is nothing to differentiate: the input has no tensors; the parameters of a struct are named in `module!`"
+            );
+        }
         if self.leaves.is_empty() {
             bail!(
                 argument,

@@ -88,8 +88,16 @@ pub fn load_image_model(path: impl AsRef<Path>, options: LoadOptions<'_>) -> Res
 }
 
 fn open(path: &Path, mut options: LoadOptions<'_>) -> Result<(ImageModel, ImageConfig, LoadReport)> {
-    let ModelConfig::Image(config) = ModelConfig::open(path)? else {
-        bail!(argument, "{} is no network for images: `models::load` opens language models", path.display());
+    if path.extension().is_some_and(|e| e == "safetensors") {
+        bail!(argument, "{} holds weights alone: give the folder, where config.json says what they are", path.display());
+    }
+    if !path.exists() {
+        bail!(io, "{} does not exist; expected a folder with config.json and model.safetensors", path.display());
+    }
+    let config = match ModelConfig::open(path)? {
+        ModelConfig::Image(config) => config,
+        ModelConfig::Bert(_) => bail!(argument, "{} is no network for images: `models::load_encoder` opens BERT", path.display()),
+        _ => bail!(argument, "{} is no network for images: `models::load` opens language models", path.display()),
     };
     let source = Source::Folder(WeightFiles::open(path)?);
     let dtype = match options.dtype {

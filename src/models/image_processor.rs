@@ -16,6 +16,24 @@ const MOST_PIXELS: u64 = 1 << 16;
 /// Below this size transformers' processor of ConvNeXT and ResNet shrinks to more than is kept, and cuts the middle out.
 const CUT_BELOW: usize = 384;
 
+/// Processors whose fields are those that are known here, by how their names begin.
+const KNOWN: [&str; 4] = ["ViT", "ConvNext", "DeiT", "Beit"];
+/// Fields that change what comes out, where they are set.
+const REFUSED: [&str; 12] = [
+    "do_center_crop",
+    "do_pad",
+    "do_flip_channel_order",
+    "do_convert_grayscale",
+    "do_thumbnail",
+    "do_align_long_axis",
+    "do_reduce_labels",
+    "keep_aspect_ratio",
+    "ensure_multiple_of",
+    "include_top",
+    "offset",
+    "rescale_offset",
+];
+
 /// Makes a model's inputs of images, as its authors did: other extents, numbers from 0 to 1, less their mean and over their deviation.
 ///
 /// ```
@@ -100,15 +118,32 @@ impl ImageProcessor {
             Some(Value::Bool(on)) => Ok(*on),
             Some(other) => Err(Error::corrupt_file(format!("`{name}` is {other}, expected true or false"))),
         };
+        if !v.is_object() {
+            bail!(corrupt_file, "expected an object, found {v}");
+        }
+        for name in REFUSED {
+            if let Some(value) = v.get(name).filter(|v| !matches!(v, Value::Null | Value::Bool(false))) {
+                bail!(argument, "`{name}` is {value}: such a processor is not known here");
+            }
+        }
+        let kind = ["image_processor_type", "feature_extractor_type"].iter().find_map(|n| v.get(n)?.as_str());
+        if let Some(other) = kind.filter(|k| !KNOWN.iter().any(|known| k.starts_with(known))) {
+            bail!(argument, "the images' processor is `{other}`; those of {} are known here", KNOWN.join(", "));
+        }
         let resize = if on("do_resize")? { resize(v)? } else { ImageResize::None };
-        let mode = match v.get("resample").and_then(Value::as_u64).unwrap_or(2) {
-            0 => InterpolateMode::NearestExact,
-            2 => InterpolateMode::Linear,
-            3 => InterpolateMode::Cubic,
-            other => bail!(argument, "`resample` is {other}; 0, 2 and 3 are known here: nearest, bilinear, bicubic"),
+        let mode = match v.get("resample") {
+            None | Some(Value::Null) => InterpolateMode::Linear,
+            Some(v) => match (v.as_f64(), v.as_str()) {
+                (Some(0.0), _) | (_, Some("nearest")) => InterpolateMode::NearestExact,
+                (Some(2.0), _) | (_, Some("bilinear")) => InterpolateMode::Linear,
+                (Some(3.0), _) | (_, Some("bicubic")) => InterpolateMode::Cubic,
+                _ => bail!(argument, "`resample` is {v}; 0, 2 and 3 are known here: nearest, bilinear, bicubic"),
+            },
         };
         let scale = if on("do_rescale")? { v.get("rescale_factor").map_or(Some(1.0 / 255.0), Value::as_f64) } else { Some(1.0) };
-        let Some(scale) = scale else { bail!(corrupt_file, "`rescale_factor` is {}, expected a number", v["rescale_factor"]) };
+        let Some(scale) = scale.filter(|s| *s > 0.0 && s.is_finite()) else {
+            bail!(corrupt_file, "`rescale_factor` is {}, expected a positive number", v["rescale_factor"]);
+        };
         let (mean, std) = if on("do_normalize")? { (numbers(v, "image_mean")?, numbers(v, "image_std")?) } else { (vec![0.0], vec![1.0]) };
         Self { resize, mode, scale, mean, std }.checked()
     }
@@ -135,12 +170,15 @@ impl ImageProcessor {
         if self.std.iter().any(|&s| s == 0.0 || !s.is_finite()) || self.mean.iter().any(|m| !m.is_finite()) {
             bail!(corrupt_file, "a deviation is 0, or a number is not finite: mean {:?}, deviation {:?}", self.mean, self.std);
         }
+        if self.mean.len() != self.std.len() {
+            bail!(corrupt_file, "there are {} means and {} deviations", self.mean.len(), self.std.len());
+        }
         Ok(self)
     }
 
     /// Images `[channels, height, width]` or `[batch, channels, height, width]`, of `u8` or of floats from 0 to 255, to
-    /// `[batch, channels, height, width]` of `f32`. Resampling is smoothed where it shrinks, and images of `u8` are rounded after it, as by
-    /// Pillow and torchvision: the difference is at most one of 255.
+    /// `[batch, channels, height, width]` of `f32`. Resampling is smoothed where it shrinks; images of `u8` are rounded after each axis, as
+    /// by Pillow and torchvision, whose weights have 8 bits: numbers are theirs within one or two of 255.
     ///
     /// # Errors
     /// Shape error for another rank, or channels that the mean does not have; dtype error for other integers; out of memory.
@@ -179,9 +217,12 @@ impl ImageProcessor {
                 antialias: self.mode != InterpolateMode::NearestExact,
                 ..InterpolateOptions::default()
             };
-            x = x.interpolate(to, &options)?;
-            if whole {
-                x = x.clamp(0.0, 255.0)?.round()?;
+            // Along rows first, and whole numbers in between: so do Pillow and torchvision, and sharp edges show it.
+            for to in [[height, to[1]], to] {
+                x = x.interpolate(to, &options)?;
+                if whole {
+                    x = x.clamp(0.0, 255.0)?.round()?;
+                }
             }
         }
         if let ImageResize::ShorterThenCut { side, to_even, .. } = self.resize {

@@ -2,7 +2,9 @@
 
 use crate::error::Result;
 use crate::module::{BufferUpdates, Module};
+use crate::notice::notice;
 use crate::rng::Key;
+use std::sync::Once;
 
 /// A pass through a model: whether it is one of training, with which key, and what it does to buffers.
 ///
@@ -54,13 +56,14 @@ impl Pass {
 
     /// A pass of evaluation: running statistics, no dropout, no updates.
     pub fn eval() -> Self {
-        Pass { training: false, ..Pass::train() }
+        Pass { key: None, updates: BufferUpdates::new(), training: false }
     }
 
     /// With this key for dropout.
     #[must_use]
-    pub fn with_key(self, key: impl Into<Key>) -> Self {
-        Pass { key: Some(key.into()), ..self }
+    pub fn with_key(mut self, key: impl Into<Key>) -> Self {
+        self.key = Some(key.into());
+        self
     }
 
     /// Whether it is one of training.
@@ -80,18 +83,41 @@ impl Pass {
         value
     }
 
-    /// Writes what the pass noted into the model: [`BufferUpdates::apply`].
+    /// Writes what the pass noted into the model ([`BufferUpdates::apply`]), and forgets it: a pass that is made once, before a loop, notes
+    /// each step anew.
     ///
     /// # Errors
-    /// As there.
+    /// As there; what was noted stays then.
     #[track_caller]
-    pub fn update<M: Module + ?Sized>(&self, model: &mut M) -> Result<()> {
-        self.updates.apply(model)
+    pub fn update<M: Module + ?Sized>(&mut self, model: &mut M) -> Result<()> {
+        self.updates.apply(model)?;
+        self.updates = BufferUpdates::new();
+        Ok(())
+    }
+
+    /// What was noted, for another to apply.
+    pub(crate) fn into_updates(mut self) -> BufferUpdates {
+        std::mem::take(&mut self.updates)
     }
 }
 
 impl From<Pass> for BufferUpdates {
     fn from(pass: Pass) -> Self {
-        pass.updates
+        pass.into_updates()
+    }
+}
+
+/// Running statistics that nobody writes are found out by the first evaluation, long after: the first time, one line says so.
+impl Drop for Pass {
+    fn drop(&mut self) {
+        static SAID: Once = Once::new();
+        if !self.updates.is_empty() && !std::thread::panicking() {
+            SAID.call_once(|| {
+                let what = "a pass of training was let go with running statistics that no model got: call `pass.update(&mut net)` after the \
+                            gradient, or hand it to the trainer by `Loss::pass(pass)`";
+                tracing::warn!("{what}");
+                notice(format_args!("{what}"));
+            });
+        }
     }
 }

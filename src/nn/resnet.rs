@@ -90,14 +90,14 @@ impl ResNetConfig {
         let stages = self.widths.iter().map(|&w| ("widths", w)).chain(self.depths.iter().map(|&d| ("depths", d)));
         for (name, n) in sizes.into_iter().chain(stages) {
             if n == 0 || n > MOST {
-                bail!(argument, "resnet: `{name}` has {n}: from 1 to {MOST}");
+                bail!(argument, "`{name}` has {n}: from 1 to {MOST}");
             }
         }
         if self.widths.is_empty() || self.widths.len() != self.depths.len() {
-            bail!(argument, "resnet: {} widths and {} depths: one of each for every stage", self.widths.len(), self.depths.len());
+            bail!(argument, "{} widths and {} depths: one of each for every stage", self.widths.len(), self.depths.len());
         }
         if let Some(w) = self.widths.iter().find(|w| self.bottleneck && !w.is_multiple_of(4)) {
-            bail!(argument, "resnet: a bottleneck's middle has a quarter of its {w} channels: no whole number");
+            bail!(argument, "a bottleneck's middle has a quarter of its {w} channels: no whole number");
         }
         Ok(())
     }

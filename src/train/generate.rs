@@ -48,7 +48,11 @@ pub fn generate(
         while tokens.len() < most && !stop.load(Relaxed) {
             let window: Vec<i64> = memory::try_collect(tokens[tokens.len().saturating_sub(context)..].iter().map(|&t| i64::from(t)))?;
             let x = Tensor::from_slice(&window, [1, window.len()])?;
-            let last = logits(&x)?.select(1, -1)?.to_f64_vec()?;
+            let all = logits(&x)?;
+            if all.rank() != 3 || all.shape()[0] != 1 || all.shape()[1] != window.len() {
+                bail!(shape, "logits must have shape [1, {}, vocabulary] for tokens [1, {0}], found {}", window.len(), all.shape());
+            }
+            let last = all.select(1, -1)?.to_f64_vec()?;
             let next = sampler.next(&last, &tokens)?;
             memory::push(&mut tokens, next)?;
         }

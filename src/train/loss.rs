@@ -112,7 +112,7 @@ impl Loss {
     /// ```
     #[must_use]
     pub fn pass(mut self, pass: Pass) -> Self {
-        self.updates = pass.updates;
+        self.updates = pass.into_updates();
         self
     }
 }

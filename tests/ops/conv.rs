@@ -143,6 +143,15 @@ fn depthwise_kernels_are_derivatives_of_one_form() -> Result<()> {
     Ok(())
 }
 
+/// What no memory holds is refused before tables of its axes are made.
+#[test]
+fn images_beyond_memory_are_refused_at_once() {
+    let x = Tensor::zeros([1, 1, 2, 2], F32).unwrap();
+    for side in [1 << 24, 1 << 30] {
+        assert!(x.interpolate([side, side], &InterpolateOptions::default()).unwrap_err().is_out_of_memory());
+    }
+}
+
 /// Tiles of several images, products that share their work or do not, channels as tasks: the number of threads changes no bit.
 #[test]
 fn threads_change_no_bit() -> Result<()> {

@@ -228,6 +228,9 @@ impl Composite for Interpolate {
             bail!(dtype, "expected floats, found {} {}: cast it, and round what comes back", x.dtype(), x.shape());
         }
         let axes = self.axes(x.shape())?;
+        // Before tables of each axis' length are made.
+        let result: Shape = x.shape().iter().take(2).copied().chain(axes.iter().map(|a| a.to)).collect();
+        crate::memory::ensure(result.checked_numel()?.saturating_mul(x.dtype().size()))?;
         let mut order: SmallVec<[usize; 3]> = (0..axes.len()).filter(|&a| !axes[a].is_identity()).collect();
         let growth = |a: usize| axes[a].to as f64 / axes[a].from as f64;
         order.sort_by(|&a, &b| growth(a).total_cmp(&growth(b)));
@@ -264,7 +267,8 @@ impl Tensor {
     ///
     /// # Numerics
     /// PyTorch's modes, also over three axes where PyTorch has two. Weights are computed in f64 and rounded once; half types are rounded
-    /// once, at the end. The nearest element is found exactly, as PyTorch does in float64; in float32 it rounds positions, and may take a
+    /// once, at the end. The nearest element is found exactly, as PyTorch does in float64 (but for two axes to the same or twice the extents
+    /// by a factor, where it leaves the factor out); in float32 it rounds positions, and may take a
     /// neighbour (from 26 elements to 22). An element of weight 0 takes no part, also an infinite one: PyTorch gives NaN there.
     ///
     /// # Errors

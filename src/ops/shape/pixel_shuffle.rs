@@ -62,7 +62,7 @@ impl<const BACK: bool> Describe for PixelShuffle<BACK> {
 impl<const BACK: bool> Composite for PixelShuffle<BACK> {
     fn compose(&self, x: &[&Tensor]) -> Result<Outputs> {
         let (x, r) = (x[0], self.factor);
-        let Some(r2) = r.checked_mul(r).filter(|_| r > 0) else { bail!(argument, "factor must be at least 1, found {r}") };
+        let Some(r2) = r.checked_mul(r).filter(|_| r > 0) else { bail!(argument, "factor must be from 1 to 2^32 - 1, found {r}") };
         let &[ref lead @ .., c, h, w] = x.shape().dims() else {
             bail!(shape, "expected x [.., channels, height, width], found {}", x.shape())
         };
