@@ -624,6 +624,21 @@ fn saving_needs_no_second_copy() {
     assert_eq!(across.narrow(0, 0, 64).unwrap().to_f64_vec().unwrap().iter().sum::<f64>(), 1.0);
 }
 
+/// Tables by whose lengths the library of tokenizers would cut: a merge longer than every token, a prefix longer than a token.
+#[cfg(feature = "tokenizers")]
+#[test]
+fn tokenizers_whose_tables_do_not_fit_are_refused() {
+    let folder = Folder::new("tables");
+    for model in [
+        r#"{"type":"BPE","vocab":{"a":0,"b":1},"merges":[["a","b"]]}"#,
+        r#"{"type":"BPE","continuing_subword_prefix":"____","vocab":{"a":0,"b":1,"ab":2},"merges":[["a","b"]]}"#,
+    ] {
+        std::fs::write(folder.join("tokenizer.json"), format!(r#"{{"version":"1.0","added_tokens":[],"model":{model}}}"#)).unwrap();
+        let e = cotangent::train::TokenizerFile::open(folder.join("tokenizer.json")).map(drop).unwrap_err();
+        assert!(e.is_corrupt_file() && e.to_string().contains("do not fit each other"), "{e}");
+    }
+}
+
 /// The entries of the fuzzer take seeds (as of scripts/fuzz_seeds), parts of them and changed bytes, and hold what they assert.
 #[test]
 fn entries_of_the_fuzzer_hold_on_damaged_files() {

@@ -181,7 +181,14 @@ mod file {
             let unigrams = text.windows(9).any(|w| w == b"\"Unigram\"");
             let per_byte = if unigrams { PER_UNIGRAM_BYTE } else { 3 };
             memory::ensure(text.len().saturating_mul(per_byte).saturating_add(Parts::of(text).texts.saturating_mul(PER_TEXT)))?;
-            Ok(tokenizers::Tokenizer::from_bytes(text))
+            Ok(Self::built(text))
+        }
+
+        /// The library cuts by lengths that a damaged file's tables do not have, as of a merge whose result is longer than every token: what
+        /// ends in a panic there is an error here.
+        fn built(text: &[u8]) -> tokenizers::Result<tokenizers::Tokenizer> {
+            std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(text))
+                .unwrap_or_else(|_| Err("its vocabulary and its merges do not fit each other".into()))
         }
 
         fn of(inner: tokenizers::Tokenizer) -> Self {
@@ -229,7 +236,7 @@ mod file {
                 "llama" => gguf_tokenizer::sentence_piece(tables).map_err(|e| e.in_op("tokenizer", at))?,
                 _ => return Ok(None),
             };
-            let inner = tokenizers::Tokenizer::from_bytes(json.to_string())
+            let inner = Self::built(json.to_string().as_bytes())
                 .map_err(|e| Error::corrupt_file(format!("the tables make no tokenizer: {e}")).in_op("tokenizer", at))?;
             Ok(Some(Self::of(inner)))
         }
