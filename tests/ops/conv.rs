@@ -147,7 +147,9 @@ fn depthwise_kernels_are_derivatives_of_one_form() -> Result<()> {
 #[test]
 fn images_beyond_memory_are_refused_at_once() {
     let x = Tensor::zeros([1, 1, 2, 2], F32).unwrap();
+    let map = Tensor::zeros([1, 2, 3], F32).unwrap();
     for side in [1 << 24, 1 << 30] {
+        assert!(map.affine_grid([side, side], false).unwrap_err().is_out_of_memory());
         assert!(x.interpolate([side, side], &InterpolateOptions::default()).unwrap_err().is_out_of_memory());
     }
 }

@@ -86,6 +86,8 @@ impl Composite for AffineGrid {
         let Some(positions) = self.output.iter().try_fold(1usize, |n, &e| n.checked_mul(e)) else {
             return Err(Error::shape(format!("output {}: more positions than memory can address", self.output)));
         };
+        // Before the positions are made, which are as many.
+        crate::memory::ensure(positions.saturating_mul(theta.shape()[0].max(1)).saturating_mul((d + 1) * wide.dtype().size()))?;
         let grid: SmallVec<[usize; 3]> = self.output.iter().copied().collect();
         // Rows (s, 1): positions along the last axis first.
         let mut columns = SmallVec::<[Tensor; 4]>::new();
