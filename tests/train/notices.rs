@@ -1,8 +1,8 @@
 //! What is said on stderr about a program that runs and does nothing: seen from outside, in a process of its own.
 
-use cotangent::nn::{Attend, TransformerConfig, TransformerEncoderLayer};
+use cotangent::nn::{Attend, BatchNorm1d, Pass, TransformerConfig, TransformerEncoderLayer};
 use cotangent::optim::Sgd;
-use cotangent::train::{Options, Trainer};
+use cotangent::train::{Loss, Options, Trainer};
 use cotangent::{F32, Key, Result, Tensor};
 
 const CHILD: &str = "COTANGENT_NOTICES";
@@ -37,6 +37,18 @@ fn programs(which: &str) -> Result<()> {
             }
             Ok(())
         }
+        "statistics" | "written" => {
+            let mut t = Trainer::new(BatchNorm1d::new(3, F32)?, Sgd::new(0.1));
+            t.options = Options { steps: 3, ..Options::default() };
+            let written = which == "written";
+            let data = |i: u64| Tensor::randn([4, 3], F32, Key::new(i));
+            t.run(&data, |norm, x, _| {
+                let mut pass = Pass::train();
+                let loss = Loss::new(norm.forward_in(x, &mut pass)?.powi(3)?.mean(..)?);
+                Ok(if written { loss.pass(pass) } else { loss })
+            })
+            .map(drop)
+        }
         _ => trainer(2).run(&full, loss).map(drop),
     }
 }
@@ -51,6 +63,8 @@ fn programs_that_do_nothing_are_told_so_once() {
         ("empty", Some("step 0: the loss is 0, and so is every gradient: either there is nothing left to learn, or the batch has no rows")),
         ("again", Some("no steps are left: 2 are done")),
         ("inverted", Some("key_padding hides every key of 1 of 2 rows (row 0 is the first)")),
+        ("statistics", Some("a pass of training was let go with running statistics that no model got")),
+        ("written", None),
         ("quiet", None),
         ("usual", None),
     ] {
